@@ -1,0 +1,253 @@
+"""Scans as arrays: read a picture, crop to its content, letterbox it to a square, and bring masks back. No JAX.
+
+The same functions prepare a scan for training and for serving, so the two cannot drift apart. Coordinates follow the
+half-pixel convention of OpenCV and of `jax.image`: pixel i covers [i, i + 1), its centre lies at i + 0.5.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+# OpenCV reads this once, when it is imported: a file that claims more pixels is refused before it is decoded.
+MAX_PIXELS = 1 << 26
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+MAX_BYTES = 1 << 28
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""What a folder of scans is searched for (case does not matter). A file named outright is tried whatever its name."""
+
+
+class ScanError(ValueError):
+    """A file that is no readable scan; the message says what came, what is allowed and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A picture as read.
+
+    Attributes:
+      image: uint8 (H, W, 3), RGB; grey pictures have three equal channels.
+      notes: what was changed in reading, in words ("16 bits scaled to 8"), so that it can be said.
+    """
+
+    image: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a scan was laid into a square; `fit_mask` and `unfit` obey it.
+
+    Attributes:
+      shape: (H, W) of the scan, pixels.
+      box: (x, y, width, height) of the content kept, in pixels of the scan.
+      inner: (x, y, width, height) where that content lies in the square, in pixels of the square.
+      size: side S of the square.
+    """
+
+    shape: tuple[int, int]
+    box: tuple[int, int, int, int]
+    inner: tuple[int, int, int, int]
+    size: int
+
+
+def count_frames(path: str | os.PathLike) -> int:
+    """Number of pictures in a file: pages of a TIFF, otherwise 1 (also for a file that cannot be read)."""
+    if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    try:
+        return max(1, cv2.imcount(str(path), cv2.IMREAD_UNCHANGED))
+    except cv2.error:
+        return 1
+
+
+def read(path: str | os.PathLike, frame: int = 0) -> Scan:
+    """Read a PNG, JPEG, TIFF or BMP of 8 or 16 bits, or a float TIFF; grey, RGB, RGBA or palette.
+
+    Args:
+      path: a file.
+      frame: which page of a multi-page TIFF, from 0.
+
+    Returns:
+      The Scan: uint8 RGB of the file's own size. EXIF orientation is not applied, so that pixels of findings are
+      pixels of the file. Alpha is laid over black. More than 8 bits are scaled linearly from the picture's minimum
+      and maximum to [0, 255].
+
+    Raises:
+      ScanError: the file is missing, empty, larger than MAX_BYTES or MAX_PIXELS, not a picture, or has NaN.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ScanError(f"{path}: {'a folder, not a picture' if path.is_dir() else 'no such file'}")
+    size = path.stat().st_size
+    if size == 0:
+        raise ScanError(f"{path}: empty file; a picture is needed ({', '.join(SUFFIXES)})")
+    if size > MAX_BYTES:
+        raise ScanError(f"{path}: {size >> 20} MiB; at most {MAX_BYTES >> 20} MiB are read")
+    return decode(path.read_bytes(), name=str(path), frame=frame)
+
+
+def decode(data: bytes, name: str = "picture", frame: int = 0) -> Scan:
+    """`read` for bytes already in memory; `name` is what error messages call them."""
+    return _normalise(_decode_array(data, name, frame), name)
+
+
+def _decode_array(data: bytes, name: str, frame: int) -> np.ndarray:
+    buffer = np.frombuffer(data, np.uint8)
+    try:
+        if frame == 0:
+            array = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        else:
+            done, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(frame, frame + 1))
+            array = pages[0] if done and pages else None
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise ScanError(f"{name}: more pixels than the {MAX_PIXELS} that are read; make it smaller") from None
+        raise ScanError(f"{name}: cannot be decoded ({error.err or 'damaged'})") from None
+    if array is None or array.size == 0:
+        raise ScanError(f"{name}: not a readable picture; PNG, JPEG, TIFF and BMP are read")
+    return array
+
+
+def _normalise(array: np.ndarray, name: str) -> Scan:
+    notes = []
+    if array.dtype != np.uint8:
+        values = array.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ScanError(f"{name}: has NaN or infinite pixels; mend the file")
+        opaque = values[..., :3] if values.ndim == 3 else values
+        low, high = float(opaque.min()), float(opaque.max())
+        notes.append(f"{array.dtype.name} scaled from [{low:g}, {high:g}] to 8 bits")
+        scaled = np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
+        if array.ndim == 3 and array.shape[2] == 4:  # alpha has a scale of its own
+            full = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1.0
+            scaled[..., 3] = np.clip(np.rint(values[..., 3] * (255.0 / full)), 0, 255).astype(np.uint8)
+        array = scaled
+    if array.ndim == 2:
+        array = array[..., None]
+    channels = array.shape[2]
+    if channels == 2 or channels == 4:
+        alpha = array[..., -1:].astype(np.float32) / 255.0
+        if alpha.min() < 1.0:
+            notes.append("alpha laid over black")
+        array = np.rint(array[..., :-1] * alpha).astype(np.uint8)
+    elif channels not in (1, 3):
+        raise ScanError(f"{name}: {channels} channels; grey, RGB and RGBA are read")
+    image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., ::-1]
+    return Scan(np.ascontiguousarray(image), tuple(notes))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of uint8 (H, W), (H, W, 1) or RGB (H, W, 3)."""
+    done, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 and image.shape[2] == 3 else image)
+    if not done:
+        raise ValueError(f"cannot write an array of shape {image.shape} and type {image.dtype} as PNG")
+    return data.tobytes()
+
+
+def fingerprint(image: np.ndarray) -> str:
+    """Content fingerprint of a scan: 16 hex digits of SHA-256 over shape and pixels, uint8 (H, W, 3).
+
+    Independent of file name and file format, so that a scan is known again wherever it turns up.
+    """
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
+
+
+def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Bounding box (x, y, width, height) of what stands out from the background, for uint8 (H, W, 3).
+
+    The brain crop in common use (blur, threshold, erode, dilate, contours, bounding box), with two differences: the
+    background is the median of the frame's outermost pixels instead of black, so that white pages and grey UI borders
+    count as background too; and every contour of at least 1 % of the picture is kept instead of the largest alone,
+    because an ultrasound falls into several. The box is never less than half the scan along either axis, so that a
+    small slice is magnified at most twice. A picture without content keeps its whole frame.
+    """
+    height, width = image.shape[:2]
+    whole = (0, 0, width, height)
+    if min(height, width) < 16:
+        return whole
+    grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (5, 5), 0)
+    ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    difference = cv2.absdiff(grey, np.full_like(grey, int(np.median(ring))))
+    mask = cv2.threshold(difference, 20, 255, cv2.THRESH_BINARY)[1]
+    mask = cv2.dilate(cv2.erode(mask, None, iterations=2), None, iterations=2)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    boxes = [cv2.boundingRect(c) for c in contours]
+    boxes = [b for b in boxes if b[2] * b[3] >= 0.01 * height * width]
+    if not boxes:
+        return whole
+    left, top = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    right, bottom = max(b[0] + b[2] for b in boxes), max(b[1] + b[3] for b in boxes)
+    left, right = _at_least_half(left, right, width)
+    top, bottom = _at_least_half(top, bottom, height)
+    return left, top, right - left, bottom - top
+
+
+def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
+    short = (length + 1) // 2 - (high - low)
+    if short <= 0:
+        return low, high
+    low = min(max(0, low - short // 2), length - (length + 1) // 2)
+    return low, low + (length + 1) // 2
+
+
+def fit(image: np.ndarray, size: int, crop: bool = True) -> tuple[np.ndarray, Fit]:
+    """Crop a scan to its content and letterbox it into a black square.
+
+    Args:
+      image: uint8 (H, W, 3).
+      size: side S of the square, pixels.
+      crop: False keeps the whole frame.
+
+    Returns:
+      uint8 (S, S, 3) and the Fit that maps masks there and back.
+    """
+    height, width = image.shape[:2]
+    x, y, w, h = content_box(image) if crop else (0, 0, width, height)
+    scale = size / max(w, h)
+    inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
+    inner = ((size - inner_w) // 2, (size - inner_h) // 2, inner_w, inner_h)
+    geometry = Fit((height, width), (x, y, w, h), inner, size)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return _lay(image, geometry, interpolation), geometry
+
+
+def fit_mask(mask: np.ndarray, geometry: Fit) -> np.ndarray:
+    """Lay a mask into the square as its scan was laid: uint8 {0,1} (H, W, 1) -> uint8 {0,1} (S, S, 1)."""
+    if mask.shape[:2] != geometry.shape:
+        raise ValueError(f"mask is {mask.shape[:2]}, its scan {geometry.shape} (height, width); they must be equal")
+    # Area or linear average of the mask, cut at one half: no bias in position, none in area.
+    interpolation = cv2.INTER_AREA if geometry.inner[2] < geometry.box[2] else cv2.INTER_LINEAR
+    share = _lay(mask.reshape(*geometry.shape, 1).astype(np.float32), geometry, interpolation)
+    return (share >= 0.5).astype(np.uint8)
+
+
+def _lay(array: np.ndarray, geometry: Fit, interpolation: int) -> np.ndarray:
+    x, y, w, h = geometry.box
+    ix, iy, iw, ih = geometry.inner
+    content = array[y : y + h, x : x + w]
+    if (w, h) != (iw, ih):
+        content = cv2.resize(content, (iw, ih), interpolation=interpolation)
+    square = np.zeros((geometry.size, geometry.size, array.shape[2]), array.dtype)
+    square[iy : iy + ih, ix : ix + iw] = content.reshape(ih, iw, array.shape[2])
+    return square
+
+
+def unfit(square: np.ndarray, geometry: Fit) -> np.ndarray:
+    """Bring a map on the square back to the scan's own grid: float (S, S) -> float32 (H, W), 0 outside the crop.
+
+    A probability map is interpolated linearly: threshold after, not before.
+    """
+    x, y, w, h = geometry.box
+    ix, iy, iw, ih = geometry.inner
+    content = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
+    if (w, h) != (iw, ih):
+        content = cv2.resize(content, (w, h), interpolation=cv2.INTER_AREA if w < iw else cv2.INTER_LINEAR)
+    full = np.zeros(geometry.shape, np.float32)
+    full[y : y + h, x : x + w] = content
+    return full
