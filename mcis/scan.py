@@ -9,15 +9,14 @@ import hashlib
 import os
 import pathlib
 
-# OpenCV reads this once, when it is imported: a file that claims more pixels is refused before it is decoded.
-MAX_PIXELS = 1 << 26
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+import cv2
+import numpy as np
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+from mcis import MAX_PIXELS
 
 MAX_BYTES = 1 << 28
+CANVAS = 256
+"""Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """What a folder of scans is searched for (case does not matter). A file named outright is tried whatever its name."""
 
@@ -196,7 +195,7 @@ def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
     return low, low + (length + 1) // 2
 
 
-def fit(image: np.ndarray, size: int, crop: bool = True) -> tuple[np.ndarray, Fit]:
+def fit(image: np.ndarray, size: int = CANVAS, crop: bool = True) -> tuple[np.ndarray, Fit]:
     """Crop a scan to its content and letterbox it into a black square.
 
     Args:

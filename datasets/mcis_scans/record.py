@@ -1,0 +1,184 @@
+"""One scan as a source hands it over, or the reason why it does not; and how both are read from files. No TFDS."""
+
+import csv
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from mcis import scan
+from mcis.organs import UNKNOWN, organ_named
+
+LOSSY = (".jpg", ".jpeg")
+MAX_DEPTH = 3
+"""How many folders below the one given a source's own folder is looked for."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """One scan with what is known of it.
+
+    Attributes:
+      scan_id: unique in its source: the path below the source's folder, without suffix.
+      image: uint8 (H, W, 3), RGB, at scan size.
+      mask: uint8 {0,1} (H, W, 1), 1 = lesion; all zero where `has_mask` is False.
+      has_mask: whether the mask is ground truth. An empty mask that is ground truth says "no lesion here".
+      organ: a name of `mcis.organs.ORGANS`.
+      label: index into the organ's classes, or UNKNOWN.
+      patient: who was scanned, or None where the source does not say.
+    """
+
+    scan_id: str
+    image: np.ndarray
+    mask: np.ndarray
+    has_mask: bool
+    organ: str
+    label: int
+    patient: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+    """A file that gives no record, and why; it is listed in the audit."""
+
+    scan_id: str
+    reason: str
+
+
+Item = Record | Rejection
+MakeMask = Callable[[tuple[int, int]], np.ndarray]
+"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1); ScanError where there is none to be had."""
+
+
+def load(
+    scan_id: str,
+    image: pathlib.Path,
+    make_mask: MakeMask | None,
+    *,
+    organ: str,
+    label: int,
+    patient: str | None,
+) -> Item:
+    """Read a scan and make its mask; whatever is wrong with either becomes a Rejection.
+
+    Args:
+      scan_id: see Record.
+      image: the picture file.
+      make_mask: `union_of(...)`, `empty`, an outline; None where no mask is known.
+      organ: see Record.
+      label: see Record.
+      patient: see Record.
+
+    Returns:
+      A Record; or a Rejection where a file cannot be read, where the mask has another size, or where mask and label
+      contradict each other.
+    """
+    try:
+        picture = scan.read(image).image
+        size = picture.shape[:2]
+        mask = empty(size) if make_mask is None else make_mask(size)
+    except scan.ScanError as error:
+        return Rejection(scan_id, str(error).replace(f"{image}", image.name))
+    if label != UNKNOWN and make_mask is not None:
+        name, lesion = organ_named(organ).classes[label], organ_named(organ).is_lesion(label)
+        if lesion and not mask.any():
+            return Rejection(scan_id, f"labelled {name}, yet its mask is empty; leave the mask out if none is known")
+        if not lesion and mask.any():
+            return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; mend one of the two")
+    return Record(scan_id, picture, mask, make_mask is not None, organ, label, patient)
+
+
+def empty(size: tuple[int, int]) -> np.ndarray:
+    """The mask of a scan without lesion: uint8 zeros (H, W, 1)."""
+    return np.zeros((*size, 1), np.uint8)
+
+
+def union_of(paths: Sequence[pathlib.Path]) -> MakeMask:
+    """The union of mask files; ScanError names one that is missing, unreadable or of another size than the scan."""
+
+    def make(size: tuple[int, int]) -> np.ndarray:
+        if not paths:
+            raise scan.ScanError("has no mask file")
+        union = empty(size)
+        for path in paths:
+            mask = read_mask(path)
+            if mask.shape[:2] != size:
+                (height, width), (mask_height, mask_width) = size, mask.shape[:2]
+                raise scan.ScanError(
+                    f"mask {path.name} is {mask_width} x {mask_height} pixels, its scan {width} x {height}; "
+                    "they must be equal"
+                )
+            union |= mask
+        return union
+
+    return make
+
+
+def read_mask(path: pathlib.Path) -> np.ndarray:
+    """Read a mask picture of any kind that `scan.read` reads.
+
+    Values of 128 and more are lesion. A lossless mask that never exceeds 31 is taken for a map of class numbers:
+    everything but 0 is lesion. Colour counts by its brightest channel; alpha is laid over black.
+
+    Returns:
+      uint8 {0,1} (H, W, 1).
+
+    Raises:
+      ScanError: unreadable, or neither of the two kinds.
+    """
+    if not path.is_file():
+        raise scan.ScanError(f"mask {path.name} does not exist")
+    try:
+        values = scan.read(path).image.max(axis=2, keepdims=True)
+    except scan.ScanError as error:
+        raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
+    top = int(values.max())
+    if 0 < top < 32 and path.suffix.lower() not in LOSSY:
+        return (values > 0).astype(np.uint8)
+    if 32 <= top < 128:
+        raise scan.ScanError(f"mask {path.name} has no value above {top}; 0 and 255, or 0 and class numbers, are read")
+    return (values >= 128).astype(np.uint8)
+
+
+def pictures(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Picture files below a folder (by suffix), sorted by path; none where there is no such folder."""
+    if folder.is_dir():
+        yield from sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in scan.SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+
+
+def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file, values stripped; ValueError where it is unreadable or lacks one of `columns`."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise ValueError(f"{path}: has no column {', '.join(missing)}; it has: {', '.join(names) or 'none'}")
+    return rows
+
+
+def find_base(root: pathlib.Path, requires: Sequence[str]) -> pathlib.Path | None:
+    """The shallowest folder, `root` or up to MAX_DEPTH below it, where each pattern of `requires` finds something.
+
+    So a source is found whether one gives its own folder, the one it was unpacked into, or one that holds several.
+    """
+    level = [root]
+    for _ in range(MAX_DEPTH + 1):
+        for folder in level:
+            if all(next(folder.glob(pattern), None) for pattern in requires):
+                return folder
+        # Sorted, so that the choice does not depend on the file system.
+        below = itertools.chain.from_iterable(sorted(folder.iterdir()) for folder in level)
+        level = [path for path in below if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+    return None

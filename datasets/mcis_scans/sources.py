@@ -1,0 +1,237 @@
+"""The sources of `mcis_scans`: for each one function from its folder to records, and one row of SOURCES. No TFDS.
+
+To add a source: write such a function, add a row, add a few synthetic files of its layout under `dummy_data/`.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+
+from mcis import phantom
+from mcis.organs import ORGANS, UNKNOWN, organ_named
+
+from . import via
+from .record import MAX_DEPTH, Item, MakeMask, Record, Rejection, empty, load, pictures, read_table, union_of
+
+BRAIN, BREAST = organ_named("brain"), organ_named("breast")
+
+
+def busi(folder: pathlib.Path) -> Iterator[Item]:
+    """BUSI: the class is the folder; `x.png` goes with the union of `x_mask.png`, `x_mask_1.png` ...; no patients."""
+    for label, name in enumerate(BREAST.classes):
+        masks: dict[str, list[pathlib.Path]] = {}
+        images = []
+        for path in pictures(folder / name):
+            found = re.fullmatch(r"(.*)_mask(_\d+)?", path.stem)
+            if found:
+                masks.setdefault(found[1], []).append(path)
+            else:
+                images.append(path)
+        for path in images:
+            make_mask = union_of(masks.pop(path.stem, ()))
+            yield load(f"{name}/{path.stem}", path, make_mask, organ="breast", label=label, patient=None)
+        yield from _orphans(masks, name)
+
+
+def busbra(folder: pathlib.Path) -> Iterator[Item]:
+    """BUS-BRA: `bus_data.csv` names images (`Images/bus_x.png`, mask `Masks/mask_x.png`), Case (patient), Pathology."""
+    images = {path.stem: path for path in pictures(folder / "Images")}
+    masks = {path.stem: [path] for path in pictures(folder / "Masks")}
+    for row in read_table(folder / "bus_data.csv", ("ID", "Case", "Pathology")):
+        scan_id, label = row["ID"], row["Pathology"].lower()
+        image = images.pop(scan_id, folder / "Images" / f"{scan_id}.png")
+        mask = masks.pop(scan_id.replace("bus_", "mask_", 1), ())
+        if label not in BREAST.classes:
+            reason = f"bus_data.csv gives Pathology {label!r}; there are: {', '.join(BREAST.classes)}"
+            yield Rejection(scan_id, reason)
+        elif not row["Case"]:
+            yield Rejection(scan_id, "bus_data.csv gives no Case; without it a patient could fall into two splits")
+        else:
+            index = BREAST.classes.index(label)
+            yield load(scan_id, image, union_of(mask), organ="breast", label=index, patient=row["Case"])
+    yield from (Rejection(scan_id, "has no row in bus_data.csv") for scan_id in images)
+    yield from _orphans(masks, "Masks")
+
+
+def lgg(folder: pathlib.Path) -> Iterator[Item]:
+    """LGG: a folder a patient; slice `x.tif` with `x_mask.tif`; "tumor" where the slice's mask is not empty.
+
+    All three sequences (pre-contrast, FLAIR, post-contrast) stay, as red, green and blue.
+    """
+    for place in sorted(folder.glob("TCGA_*")):
+        patient = "_".join(place.name.split("_")[:3])  # the rest of the folder's name is a date
+        files = {path.stem: path for path in pictures(place)}
+        masks = {stem.removesuffix("_mask"): [files.pop(stem)] for stem in list(files) if stem.endswith("_mask")}
+        for stem, path in files.items():
+            make_mask = union_of(masks.pop(stem, ()))
+            item = load(f"{place.name}/{stem}", path, make_mask, organ="brain", label=UNKNOWN, patient=patient)
+            if isinstance(item, Record):
+                item = dataclasses.replace(item, label=BRAIN.classes.index("tumor" if item.mask.any() else "no_tumor"))
+            yield item
+        yield from _orphans(masks, place.name)
+
+
+def br35h(folder: pathlib.Path) -> Iterator[Item]:
+    """Br35H: `yes/` and `no/`; outlines (VIA) of some of `yes/` in Br35H-Mask-RCNN, beside another copy of the picture.
+
+    The outlined copy stands for the picture of that name in `yes/`: the outline is drawn on its pixels. A picture of
+    `yes/` without outline has no mask; one of `no/` has an empty one. No patients.
+    """
+    tumors: dict[str, tuple[pathlib.Path, MakeMask | None]] = {
+        path.stem.lower(): (path, None) for path in pictures(folder / "yes")
+    }
+    for place in ("TRAIN", "VAL", "TEST"):
+        here = folder / "Br35H-Mask-RCNN" / place
+        outlines = {}
+        for table in sorted(here.glob("*.json")):
+            outlines.update(via.read_outlines(table))
+        drawn = {name.lower(): shapes for name, shapes in outlines.items()}
+        for path in pictures(here):
+            shapes, key = drawn.pop(path.name.lower(), ()), path.stem.lower()
+            if not shapes:
+                tumors.setdefault(key, (path, None))
+            elif tumors.get(key, (path, None))[1] is not None:
+                yield Rejection(f"{place}/{path.stem}", "is outlined in another folder too; the first is used")
+            else:
+                tumors[key] = (path, _outlined(shapes))
+        yield from (Rejection(f"{place}/{name}", "an outline without its picture") for name in drawn)
+    for key, (path, make_mask) in sorted(tumors.items()):
+        yield load(f"yes/{key}", path, make_mask, organ="brain", label=BRAIN.classes.index("tumor"), patient=None)
+    for path in pictures(folder / "no"):
+        label = BRAIN.classes.index("no_tumor")
+        yield load(f"no/{path.stem.lower()}", path, empty, organ="brain", label=label, patient=None)
+
+
+def folder(folder: pathlib.Path) -> Iterator[Item]:
+    """A folder of one's own: `images/`, `masks/` (as far as there are any), `labels.csv` (scan, label, patient).
+
+    A label may be empty (unknown; then a column `organ` must say which); a patient may be empty (then near-duplicates
+    are kept together). A mask has its image's path. A scan whose class has no lesion needs no mask: it is empty.
+    """
+    images = {_key(path, folder / "images"): path for path in pictures(folder / "images")}
+    masks = {_key(path, folder / "masks"): [path] for path in pictures(folder / "masks")}
+    organ_of = {name: organ.name for organ in ORGANS for name in organ.classes}
+    seen = set()
+    for number, row in enumerate(read_table(folder / "labels.csv", ("scan", "label", "patient")), start=2):
+        scan_id, label = row["scan"], row["label"].lower()
+        if scan_id not in images and pathlib.PurePath(scan_id).with_suffix("").as_posix() in images:
+            scan_id = pathlib.PurePath(scan_id).with_suffix("").as_posix()
+        organ = row.get("organ", "").lower() or organ_of.get(label, "")
+        if scan_id not in images:
+            reason = "was named before" if scan_id in seen else "is not under images/"
+            yield Rejection(row["scan"], f"labels.csv line {number}: {reason}")
+            continue
+        seen.add(scan_id)
+        image, mask = images.pop(scan_id), masks.pop(scan_id, None)
+        if label and label not in organ_of:
+            yield Rejection(scan_id, f"labels.csv line {number}: label {label!r}; there are: {', '.join(organ_of)}")
+        elif organ not in {row.name for row in ORGANS} or (label and organ_of[label] != organ):
+            allowed = "; ".join(f"{row.name} ({', '.join(row.classes)})" for row in ORGANS)
+            came = f"organ {organ!r} with label {label!r}"
+            yield Rejection(scan_id, f"labels.csv line {number}: {came}; allowed: {allowed}")
+        else:
+            index = organ_named(organ).classes.index(label) if label else UNKNOWN
+            healthy = label and not organ_named(organ).is_lesion(index)
+            make_mask = union_of(mask) if mask else empty if healthy else None
+            yield load(scan_id, image, make_mask, organ=organ, label=index, patient=row["patient"] or None)
+    yield from (Rejection(scan_id, "has no row in labels.csv; add one (its label may be empty)") for scan_id in images)
+    yield from _orphans(masks, "masks")
+
+
+def phantoms(_folder: pathlib.Path | None = None, per_class: int = 40) -> Iterator[Record]:
+    """Synthetic scans with exact masks, `per_class` of every class of every organ; each its own patient."""
+    counts: dict[str, int] = {}
+    for made in phantom.make_phantoms(per_class):
+        name = f"{made.organ}-{organ_named(made.organ).classes[made.label]}"
+        counts[name] = counts.get(name, 0) + 1
+        scan_id = f"{name}-{counts[name] - 1:04d}"
+        yield Record(scan_id, made.image, made.mask, True, made.organ, made.label, scan_id)
+
+
+def _orphans(masks: dict[str, list[pathlib.Path]], place: str) -> Iterator[Rejection]:
+    for paths in masks.values():
+        for path in paths:
+            yield Rejection(f"{place}/{path.stem}", "a mask without its image")
+
+
+def _key(path: pathlib.Path, root: pathlib.Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _outlined(shapes: list[dict]) -> MakeMask:
+    return lambda size: via.rasterise(shapes, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A row of SOURCES.
+
+    Attributes:
+      title: one line for people.
+      read: from the source's own folder to its items.
+      requires: patterns that each find something in that folder: this is how it is recognised. Empty = needs no folder.
+      layout: the folder as a person sees it.
+      origin: where it comes from, and its licence.
+    """
+
+    title: str
+    read: Callable[[pathlib.Path], Iterator[Item]]
+    requires: tuple[str, ...]
+    layout: str
+    origin: str
+
+
+SOURCES: dict[str, Source] = {
+    "busi": Source(
+        title="BUSI: breast ultrasound; normal, benign, malignant; lesion masks; no patient identities",
+        read=busi,
+        requires=("benign/*_mask.*", "malignant/*_mask.*", "normal"),
+        layout="Dataset_BUSI_with_GT/{benign,malignant,normal}/: `benign (1).png`, `benign (1)_mask.png` ...",
+        origin="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset (CC0 1.0 or CC BY 4.0: sources disagree)",
+    ),
+    "busbra": Source(
+        title="BUS-BRA: breast ultrasound; benign, malignant; lesion masks; by patient",
+        read=busbra,
+        requires=("Images", "Masks", "bus_data.csv"),
+        layout="BUSBRA/: Images/bus_0001-l.png, Masks/mask_0001-l.png, bus_data.csv",
+        origin="https://zenodo.org/records/8231412 (permissive, citation required)",
+    ),
+    "lgg": Source(
+        title="LGG: brain MRI slices of lower-grade glioma patients; tumor masks; by patient",
+        read=lgg,
+        requires=("TCGA_*/*_mask.tif",),
+        layout="kaggle_3m/: TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_1.tif, ..._1_mask.tif",
+        origin="https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation (CC BY-NC-SA 4.0)",
+    ),
+    "br35h": Source(
+        title="Br35H: brain MRI; tumor, no_tumor; outlines of part of the tumors; no patient identities",
+        read=br35h,
+        requires=("yes", "no", "Br35H-Mask-RCNN"),
+        layout="Br35H/: yes/y0.jpg, no/no0.jpg, Br35H-Mask-RCNN/{TRAIN,VAL,TEST}/: pictures and a VIA .json each",
+        origin="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection (no licence stated: research only)",
+    ),
+    "phantom": Source(
+        title="synthetic brain MRI and breast ultrasound with exact masks; made here, needs no files",
+        read=phantoms,
+        requires=(),
+        layout="(none)",
+        origin="generated by mcis.phantom (Apache-2.0)",
+    ),
+    "folder": Source(
+        title="your own scans",
+        read=folder,
+        requires=("images", "labels.csv"),
+        layout="labels.csv (columns scan, label, patient; optional organ), images/, masks/ (optional; named as images)",
+        origin="your own",
+    ),
+}
+
+
+def expected(name: str) -> str:
+    """What a person has to give for source `name`: its layout, and where to get it."""
+    source = SOURCES[name]
+    return (
+        f"The source {name!r} is expected in a folder or zip (it may lie up to {MAX_DEPTH} folders down) as\n"
+        f"    {source.layout}\n  from {source.origin}"
+    )

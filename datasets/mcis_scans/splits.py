@@ -1,0 +1,217 @@
+"""Which scans belong together, and which split they go to; once given, a split lasts.
+
+A group (a patient; a cluster of near-duplicates where no patient is known) lies in one split. A new group's split is
+read off a hash: of the patient's name, so that a copy of the scans in another size or format is split alike; else of
+the pixels. What was given is kept in `splits.json` and obeyed.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from mcis.organs import UNKNOWN, organ_named
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS = (TRAIN, VALIDATION, TEST)
+SHARES = {TRAIN: 0.70, VALIDATION: 0.15, TEST: 0.15}
+FILE = "splits.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """What the splits need to know of a scan; see Record. `cluster` is None where near-duplicates were not sought."""
+
+    scan_id: str
+    fingerprint: str
+    organ: str
+    label: int
+    patient: str | None
+    cluster: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What was decided so far. Scans that are gone are remembered, for they may come back.
+
+    Attributes:
+      fingerprints: split by content fingerprint.
+      groups: split by name of a group or patient.
+      moved: every group that had to leave its split for train, in the order it happened.
+    """
+
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    moved: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `assign` decided.
+
+    Attributes:
+      groups: name of each member's group, in the order of the members.
+      splits: of each member.
+      labels: of each member; UNKNOWN where near-duplicates contradict each other.
+      contradictions: an entry for each set of near-duplicates with more than one label.
+      moved: the groups that had to leave their split in this build.
+      history: for the next build.
+    """
+
+    groups: tuple[str, ...]
+    splits: tuple[str, ...]
+    labels: tuple[int, ...]
+    contradictions: tuple[dict[str, Any], ...]
+    moved: tuple[dict[str, Any], ...]
+    history: History
+
+
+def assign(members: Sequence[Member], history: History) -> Plan:
+    """Group scans and give each group its split.
+
+    Scans belong together that have the same patient, or the same pixels, or lie in a cluster of near-duplicates with
+    a scan of unknown patient. (Among known patients, likeness alone joins nothing.) A group keeps the split its scans
+    or patients had. It goes to train, and is listed, when they had several, or when near-duplicates in it contradict
+    each other; these lose their label.
+
+    Args:
+      members: the scans.
+      history: of earlier builds.
+    """
+    kin = _kin(members)
+    groups = _groups(members, kin)
+    contradictions = _contradictions(members, kin, groups)
+    doubtful = {scan_id for entry in contradictions for scan_id in entry["scans"]}
+    contradicted = {entry["group"] for entry in contradictions}
+
+    own: dict[str, list[Member]] = collections.defaultdict(list)
+    for member, group in zip(members, groups, strict=True):
+        own[group].append(member)
+    split_of, moved = {}, []
+    for group in sorted(own):
+        before = _before(own[group], history)
+        split = TRAIN if group in contradicted or len(before) > 1 else next(iter(before), _split_of_new(own[group]))
+        if before - {split}:
+            why = "contradicting labels" if group in contradicted else "its scans joined groups of several splits"
+            scans = sorted(member.scan_id for member in own[group])
+            moved.append({"group": group, "from": sorted(before), "to": split, "why": why, "scans": scans})
+        split_of[group] = split
+
+    fingerprints, names = dict(history.fingerprints), {**history.groups, **split_of}
+    for member, group in zip(members, groups, strict=True):
+        fingerprints[member.fingerprint] = split_of[group]
+        if member.patient is not None:
+            names[member.patient] = split_of[group]
+    return Plan(
+        groups=tuple(groups),
+        splits=tuple(split_of[group] for group in groups),
+        labels=tuple(UNKNOWN if member.scan_id in doubtful else member.label for member in members),
+        contradictions=tuple(contradictions),
+        moved=tuple(moved),
+        history=History(fingerprints, names, (*history.moved, *moved)),
+    )
+
+
+def class_name(organ: str, label: int) -> str:
+    """Name of a label; "unknown" for UNKNOWN."""
+    return "unknown" if label == UNKNOWN else organ_named(organ).classes[label]
+
+
+def position(classes: Sequence[str], content: str) -> float:
+    """Where a new group falls in [0, 1): a hash of its class names and its content (see the top of this file)."""
+    digest = hashlib.sha256(f"{','.join(sorted(set(classes)))}\n{content}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _split_of_new(own: Sequence[Member]) -> str:
+    patients = sorted({m.patient for m in own if m.patient is not None})
+    content = " + ".join(patients) or min(m.fingerprint for m in own)
+    u = position([class_name(m.organ, m.label) for m in own], content)
+    return TRAIN if u < SHARES[TRAIN] else VALIDATION if u < SHARES[TRAIN] + SHARES[VALIDATION] else TEST
+
+
+def _before(own: Sequence[Member], history: History) -> set[str]:
+    """The splits that a group's scans and patients had."""
+    found = {history.fingerprints.get(member.fingerprint) for member in own}
+    found |= {history.groups.get(member.patient) for member in own if member.patient is not None}
+    return {split for split in found if split is not None}
+
+
+def _kin(members: Sequence[Member]) -> list[Hashable]:
+    """What each scan is the same picture as: a cluster where that counts (see `assign`), else equal pixels."""
+    counting = {member.cluster for member in members if member.patient is None and member.cluster is not None}
+    return [member.cluster if member.cluster in counting else member.fingerprint for member in members]
+
+
+def _groups(members: Sequence[Member], kin: Sequence[Hashable]) -> list[str]:
+    """Each scan's group: joined by kin and by patient, named by its patients, else by its smallest fingerprint."""
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(key: Hashable) -> Hashable:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for member, key in zip(members, kin, strict=True):
+        if member.patient is not None:
+            parent[root(("patient", member.patient))] = root(("kin", key))
+    patients, smallest = collections.defaultdict(set), {}
+    roots = [root(("kin", key)) for key in kin]
+    for member, top in zip(members, roots, strict=True):
+        smallest[top] = min(smallest.get(top, member.fingerprint), member.fingerprint)
+        if member.patient is not None:
+            patients[top].add(member.patient)
+    return [" + ".join(sorted(patients[top])) or f"cluster-{smallest[top]}" for top in roots]
+
+
+def _contradictions(
+    members: Sequence[Member], kin: Sequence[Hashable], groups: Sequence[str]
+) -> list[dict[str, Any]]:
+    same: dict[Hashable, list[int]] = collections.defaultdict(list)
+    for index, key in enumerate(kin):
+        same[key].append(index)
+    found = []
+    for indices in same.values():
+        own = [members[i] for i in indices]
+        labels = {class_name(m.organ, m.label) for m in own if m.label != UNKNOWN}
+        if len(labels) > 1 or len({m.organ for m in own}) > 1:
+            scans = sorted(m.scan_id for m in own)
+            found.append({"group": groups[indices[0]], "labels": sorted(labels), "scans": scans})
+    return sorted(found, key=lambda entry: (entry["group"], entry["scans"]))
+
+
+def read(path: pathlib.Path) -> History:
+    """The history kept in a `splits.json`; an empty one where there is no such file.
+
+    Raises:
+      ValueError: the file is damaged. It is not passed over: scans would change their splits.
+    """
+    if not path.exists():
+        return History()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        history = History(content["fingerprints"], content["groups"], tuple(content["moved"]))
+        strange = {*history.fingerprints.values(), *history.groups.values()} - set(SPLITS)
+        if strange:
+            raise ValueError(f"splits {', '.join(sorted(strange))}; there are: {', '.join(SPLITS)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). It says which scans may be trained on: put a copy "
+            "back; or delete it, and trust no earlier test result"
+        ) from error
+    return history
+
+
+def write(path: pathlib.Path, history: History) -> None:
+    """Write a history; the file is the old one or the new one, never half of it."""
+    content = {"about": "Which split each scan and group was given. Rebuilding obeys this file; keep it."}
+    content |= {key: dict(sorted(getattr(history, key).items())) for key in ("fingerprints", "groups")}
+    content |= {"moved": list(history.moved)}
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,162 @@
+"""`mcis build`: prepare a data set with the TFDS builder. The only room, with launch.py, that knows the builder.
+
+mcis build busi --from ~/Downloads/archive.zip
+mcis build phantom --data_dir=/tmp/scans
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import tyro
+from mcis_datasets.mcis_scans.sources import SOURCES, expected
+
+DATASET = "mcis_scans"
+
+
+def build(
+    source: str,
+    from_: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    per_class: int | None = None,
+    progress: bool | None = None,
+) -> pathlib.Path:
+    """Prepare one source, unless it is prepared already, and print its audit. Needs no TensorFlow.
+
+    The set is made in a folder of its own and moved to its place when it is complete: what looks finished is. Builds
+    of one source wait for each other.
+
+    Args:
+      source: a key of SOURCES.
+      from_: folder or zip with the source's files; not for "phantom".
+      data_dir: where prepared sets are kept; None = $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      overwrite: build anew what is there; scans keep the splits that `splits.json` gives them.
+      per_class: phantoms of each class, for "phantom" only; None = 40.
+      progress: whether to show bars; None = when standard error is a terminal.
+
+    Returns:
+      The folder of the prepared version: `<data_dir>/mcis_scans/<source>/<version>`.
+
+    Raises:
+      ValueError: no such source; its files are not what is expected; an option that does not go with it.
+      FileNotFoundError: no such folder or zip, or the source's files are not in it.
+    """
+    _check(source, from_, per_class)
+    import tensorflow_datasets as tfds
+    from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
+
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    home = root / DATASET / source
+    target = home / str(Builder.VERSION)
+    with _locked(home):
+        _tidy(home, target)
+        if (target / "dataset_info.json").is_file() and not overwrite:
+            print(f"{source} is prepared already, in {target}; --overwrite builds it anew")
+            return target
+        (tfds.enable_progress_bar if _shows(progress) else tfds.disable_progress_bar)()
+        stage = home / ".building"
+        try:
+            made = _make(Builder, source, from_, stage, home / "splits.json", per_class)
+            if target.exists():
+                target.rename(home / ".replaced")
+            made.rename(target)
+            (made.parent / "splits.json").replace(home / "splits.json")
+        finally:
+            _tidy(home, target)
+    print(f"{source} is prepared in {target}")
+    return target
+
+
+def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) -> None:
+    if source not in SOURCES:
+        raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
+    needs_files = bool(SOURCES[source].requires)
+    if needs_files and from_ is None:
+        raise ValueError(f"--from is missing: it names the folder or zip to read. {expected(source)}")
+    if needs_files and per_class is not None:
+        raise ValueError(f"--per_class goes with the source 'phantom' only, not with {source!r}")
+    if not needs_files and from_ is not None:
+        raise ValueError(f"the source {source!r} is made here, not read; leave --from away")
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"--per_class is {per_class}; it must be 1 or more")
+
+
+def _make(builder_class, source, from_, stage, history, per_class) -> pathlib.Path:
+    """Build below `stage`, obeying the splits in the file `history`; gives the finished version's folder."""
+    import tensorflow_datasets as tfds
+    from mcis_datasets.mcis_scans import archive
+
+    (stage / DATASET / source).mkdir(parents=True)
+    if history.exists():
+        shutil.copyfile(history, stage / DATASET / source / "splits.json")
+    builder = builder_class(config=source, data_dir=stage, per_class=per_class)
+    with contextlib.nullcontext(stage) if from_ is None else archive.opened(pathlib.Path(from_).expanduser()) as folder:
+        if not any(folder.iterdir()):
+            raise FileNotFoundError(f"{from_} is empty. {expected(source)}")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    return pathlib.Path(builder.data_path)
+
+
+@contextlib.contextmanager
+def _locked(home: pathlib.Path) -> Iterator[None]:
+    """Hold the source's lock; the system frees it when a process dies."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"another build of {home.name} is running; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _tidy(home: pathlib.Path, target: pathlib.Path) -> None:
+    """Clear away what a build left, or one that was killed; a set that was just being replaced is put back."""
+    replaced = home / ".replaced"
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for path in (home / ".building", replaced):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def _shows(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Prepare a data set for training: read scans, group and split them, audit them, store them."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(SOURCES))]
+    """What to build."""
+    from_: Annotated[pathlib.Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    """Folder or zip with the source's files (all but phantom)."""
+    data_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where prepared sets are kept. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Build anew what is prepared already; scans keep their splits."""
+    per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Phantoms of each class (phantom only). Default: 40."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 when the set is there, 1 with a message on standard error when it cannot be built."""
+    arguments = tyro.cli(Arguments, prog="mcis build", args=argv, use_underscores=True)
+    try:
+        build(**vars(arguments))
+    except (ValueError, OSError) as error:
+        print(f"mcis build: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""A set of weights: one weights folder a task, as `mcis bundle` makes it and the cascade takes it."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mcis import checkpoint
+from mcis.scan import CANVAS
+from mcis.tasks import TASKS, Task, task_from_json
+
+SHIPPED = pathlib.Path(__file__).parent / "weights"
+"""The weights that come with the package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """One task's network, ready to run.
+
+    Attributes:
+      task: what it was trained for and how; makes its network.
+      variables: nested dicts of float32 NumPy arrays.
+      manifest: what the weights folder says of itself: classes, validation figures, fingerprints of training scans.
+    """
+
+    task: Task
+    variables: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def weights_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The weights folder that `path` means: itself, or the best one of a run."""
+    path = pathlib.Path(path)
+    return path / "best" if (path / "best" / checkpoint.MANIFEST).is_file() else path
+
+
+def load_weights(path: str | os.PathLike) -> Weights:
+    """Read a run or a weights folder.
+
+    Raises:
+      CheckpointError: it is none, is damaged, or its arrays are not those of its network.
+    """
+    folder = weights_folder(path)
+    variables, manifest = checkpoint.load(folder)
+    try:
+        task = task_from_json(manifest["task"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{folder}: its manifest describes no task of this version ({error})") from None
+    image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, 3), "float32")
+    expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
+    network = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+    checkpoint.check_shapes(network, expected, folder)
+    return Weights(task, variables, manifest)
+
+
+def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
+    """Read a set of weights: task name -> Weights.
+
+    Raises:
+      CheckpointError: the folder holds none, or one of them is damaged.
+    """
+    path = pathlib.Path(path)
+    found = {name: load_weights(path / name) for name in TASKS if (path / name).is_dir()}
+    if not found:
+        raise checkpoint.CheckpointError(
+            f"{path} holds no weights: it needs folders named {', '.join(TASKS)}, as `mcis bundle RUN... --out DIR` makes"
+        )
+    return found
+
+
+def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half: bool = True) -> dict[str, int]:
+    """Gather the best weights of some runs into a set; at least one, one for each task.
+
+    Args:
+      runs: run or weights folders.
+      out: folder to make; what stands there under a task's name is replaced.
+      half: store parameters as float16.
+
+    Returns:
+      task name -> bytes on disk.
+
+    Raises:
+      CheckpointError: a run has no usable weights.
+      ValueError: two runs are of the same task.
+    """
+    out = pathlib.Path(out)
+    loaded: dict[str, Weights] = {}
+    for run in runs:
+        weights = load_weights(run)
+        if weights.task.name in loaded:
+            raise ValueError(f"{run}: a second run of {weights.task.name}; a set has one a task")
+        loaded[weights.task.name] = weights
+    sizes = {}
+    for name, weights in loaded.items():
+        shutil.rmtree(out / name, ignore_errors=True)
+        checkpoint.save(out / name, weights.variables, weights.manifest, half=half)
+        sizes[name] = sum(p.stat().st_size for p in (out / name).rglob("*") if p.is_file())
+    return sizes
+
+
+def main(argv: Sequence[str]) -> int:
+    """`mcis bundle RUN... --out DIR`."""
+    import tyro
+
+    from mcis.command import parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Bundle:
+        """Gather the best weights of some runs into a set for `mcis predict --weights DIR`.
+
+        Attributes:
+          runs: run folders, one a task.
+          out: folder to make.
+          full: keep float32; the default halves the parameters to float16.
+        """
+
+        runs: tyro.conf.Positional[tuple[str, ...]]
+        out: str
+        full: bool = False
+
+    options = parse_dataclass(Bundle, argv, "mcis bundle")
+    sizes = make_bundle(options.runs, options.out, half=not options.full)
+    for name, size in sizes.items():
+        print(f"{name:16s} {size / 1e6:6.2f} MB")
+    print(f"{options.out}: {sum(sizes.values()) / 1e6:.2f} MB")
+    missing = [name for name in TASKS if name not in sizes]
+    if missing:
+        print(f"not in the set: {', '.join(missing)}")
+    return 0

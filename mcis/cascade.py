@@ -1,0 +1,245 @@
+"""The cascade: route a scan, classify it, outline its lesion; one jitted function of variables and a batch.
+
+A batch is routed whole; then its scans are sorted by organ, cut into chunks of one organ, and each chunk runs its
+organ's expert under `lax.switch`: at most one extra chunk an organ, no work for an organ that is absent. This happens
+twice, organ -> classifier, then lesion -> segmenter, so that only what is called a lesion is segmented. Nothing here
+knows of training: variables are arguments.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mcis.models import Outputs
+from mcis.ops.novelty import distance
+from mcis.organs import ORGANS, UNKNOWN
+from mcis.tasks import Task, make_expert
+
+UNSUPPORTED = len(ORGANS)
+"""Organ index of a scan that is none of ORGANS."""
+
+CLASSES = max(len(organ.classes) for organ in ORGANS)
+"""Width of `Prediction.label_probs`."""
+
+CHUNK = 4
+"""Scans an expert takes at once."""
+
+LESION = np.array(
+    [[organ.is_lesion(k) if k < len(organ.classes) else False for k in range(CLASSES)] for organ in ORGANS]
+)
+
+Experts = Mapping[str, Task]
+"""Task name -> the task whose network serves it."""
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What the cascade says of B scans.
+
+    Attributes:
+      organ: int32 (B,), index into ORGANS or UNSUPPORTED.
+      organ_prob: float32 (B,), the router's probability of its first choice; 1 where the organ was given.
+      label: int32 (B,), index into the organ's classes, -1 where unsupported or not asked.
+      label_probs: float32 (B, CLASSES), zero past the organ's classes and where there is no label.
+      segmented: bool (B,), whether the scan was given to a segmenter.
+      mask: float32 (B, S, S, 1), lesion probability on the canvas; 0 where not segmented.
+    """
+
+    organ: jax.Array
+    organ_prob: jax.Array
+    label: jax.Array
+    label_probs: jax.Array
+    segmented: jax.Array
+    mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the cascade is run; a change compiles it anew.
+
+    Attributes:
+      organ: index of the organ of every scan; None asks the router.
+      threshold: the router's smallest probability; below it a scan is unsupported.
+      novelty: whether a scan outside the router's training distribution is unsupported.
+    """
+
+    organ: int | None = None
+    threshold: float = 0.9
+    novelty: bool = True
+
+
+def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Cut scans into chunks of one expert each.
+
+    Args:
+      expert: int32 (B,) in [0, experts]; `experts` itself means none.
+      experts: number of experts.
+      chunk: scans a chunk.
+
+    Returns:
+      which (N,): each chunk's expert, `experts` for those left over; rows (N, chunk): its scans, B where there is none.
+      N = ceil(B / chunk) + experts, the most that can be needed.
+    """
+    batch = expert.shape[0]
+    chunks = -(-batch // chunk) + experts
+    order = jnp.argsort(expert, stable=True)  # one expert's scans side by side
+    count = jnp.bincount(expert, length=experts + 1)[:experts]
+    chunks_of = -(-count // chunk)
+    end = jnp.cumsum(chunks_of)
+    which = jnp.searchsorted(end, jnp.arange(chunks), side="right").astype(jnp.int32)
+    mine = jnp.minimum(which, experts - 1)
+    first_scan, first_chunk = jnp.cumsum(count) - count, end - chunks_of
+    within = (jnp.arange(chunks) - first_chunk[mine])[:, None] * chunk + jnp.arange(chunk)
+    valid = (within < count[mine][:, None]) & (which < experts)[:, None]
+    rows = jnp.where(valid, order[jnp.clip(first_scan[mine][:, None] + within, 0, batch - 1)], batch)
+    return which, rows
+
+
+def dispatch(expert: jax.Array, experts: Sequence[Callable[[jax.Array], Any]], scans: jax.Array) -> Any:
+    """Give each scan to its expert: (B, ...) scans -> a pytree of (B, ...), zero for scans that have none.
+
+    Args:
+      expert: int32 (B,), index into `experts`, or len(experts) for none.
+      experts: functions of (C, ...) to pytrees of (C, ...), all of the same shapes and types.
+      scans: (B, ...).
+    """
+    batch = scans.shape[0]
+    chunk = min(CHUNK, batch)
+    which, rows = chunk_table(expert, len(experts), chunk)
+    shape = jax.eval_shape(experts[0], jax.ShapeDtypeStruct((chunk, *scans.shape[1:]), scans.dtype))
+
+    def nothing(_):
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+
+    def one(item):
+        index, row = item
+        return lax.switch(index, [*experts, nothing], scans[jnp.minimum(row, batch - 1)])
+
+    out = lax.map(one, (which, rows))
+
+    def scatter(leaf):
+        flat = leaf.reshape(-1, *leaf.shape[2:])
+        return jnp.zeros((batch, *flat.shape[1:]), flat.dtype).at[rows.reshape(-1)].set(flat, mode="drop")
+
+    return jax.tree.map(scatter, out)
+
+
+def check_experts(experts: Experts, settings: Settings) -> None:
+    """ValueError unless the tasks at hand can answer."""
+    if settings.organ is None and "route" not in experts:
+        raise ValueError("these weights have no router; name the organ: --organ=" + "|".join(o.name for o in ORGANS))
+    if not set(experts) - {"route"}:
+        raise ValueError("these weights have a router and nothing else: bundle a classifier or a segmenter with it")
+
+
+def label_experts(experts: Experts) -> dict[int, str]:
+    """Organ index -> the task whose label head classifies it: its classifier, else a joint segmentation network."""
+    found = {}
+    for index, organ in enumerate(ORGANS):
+        for name in (f"classify_{organ.name}", f"segment_{organ.name}"):
+            if name in experts and experts[name].make_model().classes:
+                found.setdefault(index, name)
+    return found
+
+
+def mask_experts(experts: Experts) -> dict[int, str]:
+    """Organ index -> the task that segments it."""
+    names = {index: f"segment_{organ.name}" for index, organ in enumerate(ORGANS)}
+    return {index: name for index, name in names.items() if name in experts}
+
+
+def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, Any], jax.Array], Prediction]:
+    """The cascade as one function, to be jitted: (variables by task name, uint8 (B, S, S, 3)) -> Prediction.
+
+    An organ without a classifier has label UNKNOWN and every scan of it is segmented; one without a segmenter has no
+    masks.
+
+    Raises:
+      ValueError: the experts cannot answer with these settings.
+    """
+    check_experts(experts, settings)
+    run = {name: make_expert(task) for name, task in experts.items()}
+    classifiers, segmenters = label_experts(experts), mask_experts(experts)
+
+    def route(variables, image):
+        batch = image.shape[0]
+        if settings.organ is not None:
+            return jnp.full(batch, settings.organ, jnp.int32), jnp.ones(batch, jnp.float32)
+        network = {k: v for k, v in variables["route"].items() if k != "novelty"}
+        outputs: Outputs = run["route"](network, image)
+        organ, prob = outputs.label.argmax(-1).astype(jnp.int32), outputs.label.max(-1)
+        known = prob >= settings.threshold
+        if settings.novelty and "novelty" in variables["route"]:
+            novelty = variables["route"]["novelty"]
+            known &= distance(novelty, outputs.features) <= novelty["limit"]
+        return jnp.where(known, organ, UNSUPPORTED), prob
+
+    def classify(variables, image, organ):
+        if not classifiers:
+            return jnp.zeros((image.shape[0], CLASSES), jnp.float32)
+
+        def expert(name):
+            def probs(scans):
+                label = run[name](variables[name], scans).label
+                return jnp.pad(label, ((0, 0), (0, CLASSES - label.shape[1])))
+
+            return probs
+
+        return dispatch(_slot(organ, classifiers), [expert(name) for name in classifiers.values()], image)
+
+    def segment(variables, image, organ, wanted):
+        if not segmenters:
+            return jnp.zeros(image.shape[0], bool), jnp.zeros((*image.shape[:3], 1), jnp.float32)
+        slot = jnp.where(wanted, _slot(organ, segmenters), len(segmenters))
+        masks = [lambda scans, name=name: run[name](variables[name], scans).mask for name in segmenters.values()]
+        return slot < len(segmenters), dispatch(slot, masks, image)
+
+    def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
+        organ, organ_prob = route(variables, image)
+        probs = classify(variables, image, organ)
+        classified = probs.sum(-1) > 0
+        label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
+        lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED - 1), jnp.maximum(label, 0)]
+        segmented, mask = segment(variables, image, organ, (organ < UNSUPPORTED) & (lesion | ~classified))
+        return Prediction(organ, organ_prob, label, probs, segmented, mask)
+
+    return predict
+
+
+def _slot(organ: jax.Array, of_organ: Mapping[int, str]) -> jax.Array:
+    """Organ index (B,) -> position of its expert in `of_organ`, len(of_organ) where it has none."""
+    table = np.full(UNSUPPORTED + 1, len(of_organ), np.int32)
+    table[list(of_organ)] = np.arange(len(of_organ))
+    return jnp.asarray(table)[organ]
+
+
+def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]:
+    """One task's network alone on every scan, in the cascade's form: what the task does not say is left unasked.
+
+    The organ is the task's and was not asked of a router: its probability is NaN.
+    """
+    expert = make_expert(task)
+
+    def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
+        network = {k: v for k, v in variables[task.name].items() if k != "novelty"}
+        outputs = expert(network, image)
+        batch = image.shape[0]
+        unknown, zeros = jnp.full(batch, UNKNOWN, jnp.int32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
+        blank, no = jnp.zeros((batch, CLASSES), jnp.float32), jnp.zeros(batch, bool)
+        if task.organ is None:
+            organ = outputs.label.argmax(-1).astype(jnp.int32)
+            return Prediction(organ, outputs.label.max(-1), unknown, blank, no, zeros)
+        index = [organ.name for organ in ORGANS].index(task.organ)
+        organ, not_asked = jnp.full(batch, index, jnp.int32), jnp.full(batch, jnp.nan, jnp.float32)
+        if task.segments:
+            return Prediction(organ, not_asked, unknown, blank, ~no, outputs.mask)
+        probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
+        return Prediction(organ, not_asked, probs.argmax(-1).astype(jnp.int32), probs, no, zeros)
+
+    return predict

@@ -1,0 +1,167 @@
+"""Variables on disk: an Orbax checkpoint beside a manifest with the sha256 of every file and the shape of every array.
+
+A weights folder holds `manifest.json` and `variables/`. Orbax restores array data with a flipped bit without an error,
+so every file is hashed before anything is restored. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import mcis
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+VARIABLES = "variables"
+
+
+class CheckpointError(ValueError):
+    """A weights folder that cannot be used; the message names the file and what is wrong with it."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines a result."""
+    import flax
+
+    return {
+        "mcis": mcis.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "orbax": ocp.__version__,
+    }
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> one dict of "a/b/c" keys, sorted."""
+    flat: dict[str, Any] = {}
+    for key in sorted(tree):
+        path = f"{prefix}{key}"
+        flat |= flatten(tree[key], f"{path}/") if isinstance(tree[key], dict) else {path: tree[key]}
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`, except that empty dicts are gone."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str, Any], half: bool = False) -> None:
+    """Write a weights folder; it appears whole or not at all, and replaces an older one.
+
+    Args:
+      path: the folder.
+      variables: nested dicts of arrays, collection names on top ("params", "batch_stats", ...).
+      manifest: JSON values to keep beside them; "format", "versions", "arrays" and "files" are added.
+      half: store parameters as float16; other collections keep their precision.
+    """
+    path = pathlib.Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    flat = {key: np.asarray(value) for key, value in flatten(variables).items()}
+    if half:
+        flat = {
+            key: value.astype(np.float16) if key.startswith("params/") and value.dtype == np.float32 else value
+            for key, value in flat.items()
+        }
+        if not all(np.isfinite(value).all() for value in flat.values() if value.dtype == np.float16):
+            raise CheckpointError(f"{path}: a parameter exceeds float16's range; save in full precision")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(temporary / VARIABLES, unflatten(flat))
+    manifest = manifest | {
+        "format": FORMAT,
+        "versions": versions(),
+        "arrays": {key: [value.dtype.name, list(value.shape)] for key, value in flat.items()},
+        "files": _hashes(temporary),
+    }
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of a weights folder, checked against the files beside it.
+
+    Raises:
+      CheckpointError: no manifest, one of another format, or a file that is missing, changed or left over.
+    """
+    path = pathlib.Path(path)
+    file = path / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(f"{path} is no weights folder: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(file.read_text())
+        files, found_format = manifest["files"], manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({type(error).__name__}: {error}); restore it from its source"
+        ) from None
+    if found_format != FORMAT:
+        raise CheckpointError(f"{file} has format {found_format}; this version reads {FORMAT}")
+    found = _hashes(path)
+    for name in sorted(files.keys() | found.keys()):
+        if name not in found:
+            raise CheckpointError(f"{path / name} is missing; restore the folder from its source")
+        if name not in files:
+            raise CheckpointError(f"{path / name} does not belong there: {MANIFEST} does not list it")
+        if files[name] != found[name]:
+            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in {MANIFEST}")
+    return manifest
+
+
+def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables and manifest of a weights folder; float16 comes back as float32, NumPy arrays.
+
+    Raises:
+      CheckpointError: as `read_manifest`.
+    """
+    path = pathlib.Path(path).absolute()
+    manifest = read_manifest(path)
+    device = jax.local_devices()[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    abstract = {
+        key: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
+        for key, (dtype, shape) in manifest["arrays"].items()
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(path / VARIABLES, unflatten(abstract))
+    flat = {key: np.asarray(value) for key, value in flatten(restored).items()}
+    flat = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in flat.items()}
+    return unflatten(flat), manifest
+
+
+def check_shapes(variables: dict[str, Any], expected: Any, path: str | os.PathLike) -> None:
+    """CheckpointError unless `variables` has the arrays of `expected` (arrays or shapes), naming what differs."""
+    found = {key: tuple(value.shape) for key, value in flatten(variables).items()}
+    wanted = {key: tuple(value.shape) for key, value in flatten(expected).items()}
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"{path}: array {key} is {found.get(key, 'missing')}, the network has {wanted.get(key, 'none')}; "
+                "these weights are of another network"
+            )

@@ -1,0 +1,44 @@
+"""The console command `mcis`. Only what a command needs is imported, when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import mcis
+
+COMMANDS = {
+    "train": ("mcis.launch", "train one task (the same as python -m mcis.launch)"),
+    "build": ("mcis.build", "prepare a data set from its download"),
+    "bundle": ("mcis.bundle", "gather runs into a set of weights"),
+    "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
+    "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
+    "info": ("mcis.info", "versions, devices, tasks, data and weights"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    rows = "\n".join(f"  {name:10s} {summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        f"usage: mcis COMMAND [options]\n\n{mcis.__doc__}\n\n{rows}\n\n"
+        "  --version  the version\n\n`mcis COMMAND --help` lists a command's options.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"mcis {mcis.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"mcis: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

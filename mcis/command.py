@@ -1,0 +1,51 @@
+"""What the commands share: options of every command, parsing, places in the user's folders. No JAX until asked."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of every command that reads prepared data.
+
+    Attributes:
+      data_dir: where prepared data sets are; by default TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+    """
+
+    data_dir: str | None = None
+
+
+def parse_dataclass(
+    cls: Any, argv: Sequence[str], prog: str, default: Any = None, description: str | None = None
+) -> Any:
+    """An instance of a dataclass from typed command-line options; exits 2 and lists the options where one is unknown."""
+    import tyro
+
+    keywords = {} if default is None else {"default": default}
+    try:
+        return tyro.cli(cls, args=list(argv), prog=prog, description=description, **keywords)
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            parser = tyro.extras.get_parser(cls, prog=prog, **keywords)
+            names = [n for action in parser._actions for n in action.option_strings if n.startswith("--")]
+            print(f"options of {prog}: {' '.join(dict.fromkeys(names))}", file=sys.stderr)
+        raise
+
+
+def cache_dir() -> pathlib.Path:
+    """The user's cache folder for mcis: $XDG_CACHE_HOME/mcis or ~/.cache/mcis."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mcis"
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR already says where."""
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

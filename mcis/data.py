@@ -1,0 +1,227 @@
+"""Prepared data sets: TFDS's files -> scans in memory -> batches, through grain. No JAX here.
+
+The contract with the builder is the feature schema alone; the builder is never imported, nor is TensorFlow.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcis import scan
+from mcis.organs import UNKNOWN
+
+DATASET = "mcis_scans"
+SPLITS = ("train", "validation", "test")
+
+
+class MissingData(ValueError):
+    """A source that is not prepared; the message says which command prepares it."""
+
+
+class Batch(NamedTuple):
+    """What a step takes: uint8 image (B, S, S, 3), uint8 {0,1} mask (B, S, S, 1), int32 label (B,), bool the rest.
+
+    `label` is the task's own target, -1 where unknown; `has_mask` says that the mask is known; rows that are not
+    `valid` only fill the batch up and count for nothing.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    label: np.ndarray
+    has_mask: np.ndarray
+    valid: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Scans:
+    """Scans of one split in memory, N of them, laid into the canvas (`mcis.scan.fit`).
+
+    image uint8 (N, S, S, 3); mask uint8 {0,1} (N, S, S, 1); the rest (N,): has_mask bool, organ str, label int32
+    (index into the organ's classes, -1 unknown), group str ("<source>/<patient>"), source str, scan_id str,
+    fingerprint str.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    has_mask: np.ndarray
+    organ: np.ndarray
+    label: np.ndarray
+    group: np.ndarray
+    source: np.ndarray
+    scan_id: np.ndarray
+    fingerprint: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of scans."""
+        return len(self.label)
+
+    def take(self, rows: np.ndarray) -> "Scans":
+        """The scans of the given rows: an int index or a bool mask (N,)."""
+        return Scans(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+    @staticmethod
+    def join(parts: Sequence["Scans"]) -> "Scans":
+        """One after the other."""
+        return Scans(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Scans)))
+
+
+def default_data_dir() -> pathlib.Path:
+    """Where TFDS keeps prepared data: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """The folder of the newest prepared version of a source.
+
+    Raises:
+      MissingData: there is none; the message gives the command that builds it.
+    """
+    root = pathlib.Path(data_dir or default_data_dir()).expanduser() / DATASET / source
+    versions = [info.parent for info in root.glob("*/dataset_info.json")]
+    if not versions:
+        where = "" if data_dir is None else f" --data_dir={data_dir}"
+        raise MissingData(
+            f"source {source!r} is not prepared in {root}. Build it with\n"
+            f"    mcis build {source} --from <its folder or zip>{where}\n"
+            "or use --sources=phantom, which needs no data and is built at first use"
+        )
+    return max(versions, key=lambda v: tuple(int(n) for n in v.name.split(".") if n.isdigit()))
+
+
+def sources_in(data_dir: str | os.PathLike) -> list[pathlib.Path]:
+    """Folders of the prepared sources below a data folder."""
+    root = pathlib.Path(data_dir).expanduser() / DATASET
+    return sorted({info.parent.parent for info in root.glob("*/*/dataset_info.json")})
+
+
+def records(source: str, split: str, data_dir: str | os.PathLike | None = None) -> Sequence[dict[str, Any]]:
+    """Random access to the records of a split, image and mask as the PNG bytes they are stored as.
+
+    Raises:
+      MissingData: the source is not prepared.
+      ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
+    builder = tfds.builder_from_directory(prepared(source, data_dir))
+    if split not in builder.info.splits or builder.info.splits[split].num_examples == 0:
+        return []
+    skip = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+    return builder.as_data_source(split, decoders=skip)
+
+
+def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
+    image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    mask = cv2.imdecode(np.frombuffer(record["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
+    return np.ascontiguousarray(image), (mask > 0).astype(np.uint8)[..., None]
+
+
+def text(value: Any) -> str:
+    """A Text feature as str; TFDS gives bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _lay(record: dict[str, Any]) -> dict[str, Any]:
+    image, mask = decode(record)
+    square, geometry = scan.fit(image)
+    return {
+        "image": square,
+        "mask": scan.fit_mask(mask, geometry),
+        "has_mask": np.bool_(record["has_mask"]),
+        "organ": text(record["organ"]),
+        "label": np.int32(record["label"]),
+        "group": f"{text(record['source'])}/{text(record['group'])}",
+        "source": text(record["source"]),
+        "scan_id": text(record["scan_id"]),
+        "fingerprint": text(record["fingerprint"]),
+    }
+
+
+def load(sources: Sequence[str], split: str, data_dir: str | os.PathLike | None = None) -> Scans:
+    """Read a split of some sources into memory, decoded once, in stored order.
+
+    Raises:
+      MissingData: a source is not prepared.
+      ValueError: no source has a scan in this split.
+    """
+    parts = []
+    for source in sources:
+        found = records(source, split, data_dir)
+        if not len(found):
+            continue
+        rows = list(grain.MapDataset.source(found).map(_lay).to_iter_dataset(grain.ReadOptions(num_threads=4)))
+        parts.append(Scans(*(np.stack([row[f.name] for row in rows]) for f in dataclasses.fields(Scans))))
+    if not parts:
+        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no scans")
+    return Scans.join(parts)
+
+
+def training_batches(
+    scans: Scans, label: np.ndarray, cell: np.ndarray, weights: dict[int, float], batch_size: int, seed: int
+) -> grain.MapDataset:
+    """An endless random-access data set of batches: `batches[step]` depends on the seed and the step alone.
+
+    Args:
+      scans: to draw from.
+      label: int32 (N,) the task's targets.
+      cell: int (N,) what is balanced: each cell is shuffled and gone through by itself.
+      weights: share of the batches for each cell; scans of other cells are never drawn.
+      batch_size: B.
+      seed: of the order.
+    """
+    cells = [c for c in weights if (cell == c).any() and weights[c] > 0]
+    if not cells:
+        raise ValueError("no scan to learn from: every label or mask that the task needs is unknown")
+    streams = [
+        grain.MapDataset.source(np.flatnonzero(cell == c)).seed(seed * 1009 + c).shuffle().repeat() for c in cells
+    ]
+    mixed = grain.MapDataset.mix(streams, weights=[weights[c] for c in cells]) if len(cells) > 1 else streams[0]
+
+    def gather(rows: np.ndarray) -> Batch:
+        return make_batch(scans, label, rows, len(rows))
+
+    return mixed.batch(batch_size).map(gather)
+
+
+def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
+    """The Batch of some rows, filled up to `batch_size` with its last row, marked not valid."""
+    valid = np.arange(batch_size) < len(rows)
+    rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])]).astype(np.int64)
+    return Batch(scans.image[rows], scans.mask[rows], label[rows].astype(np.int32), scans.has_mask[rows], valid)
+
+
+def evaluation_batches(scans: Scans, label: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every scan once, in order: (rows (M,), Batch of `batch_size` whose first M rows are valid)."""
+    for start in range(0, len(scans), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(scans)))
+        yield rows, make_batch(scans, label, rows, batch_size)
+
+
+def targets(scans: Scans, task: Any) -> np.ndarray:
+    """int32 (N,): each scan's target for a task's label head (`Task.label_of`), -1 where it has none."""
+    pairs = zip(scans.organ.tolist(), scans.label.tolist(), strict=True)
+    return np.array([task.label_of(organ, label) for organ, label in pairs], np.int32)
+
+
+def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
+    """What a task's batches balance: (cell (N,), weight of each cell) for `training_batches`.
+
+    A segmentation task draws lesion scans with `task.lesion_share`; other tasks draw their classes evenly. Scans that
+    the task can learn nothing from are in cell UNKNOWN.
+    """
+    if task.segments:
+        lesion = scans.mask.any((1, 2, 3))
+        return np.where(scans.has_mask, lesion, UNKNOWN).astype(int), {
+            0: 1.0 - task.lesion_share,
+            1: task.lesion_share,
+        }
+    label = targets(scans, task)
+    return label.astype(int), {int(c): 1.0 for c in np.unique(label) if c != UNKNOWN}

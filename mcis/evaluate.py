@@ -1,0 +1,223 @@
+"""`mcis evaluate RUN --split=test`: one task's metrics on the scans' own grid, with intervals by patient.
+
+Scoring is a separate act from training, which sees validation only. A test score of scans that the weights were
+trained on, or chosen by, is refused.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mcis import data, scan
+from mcis.ops.metrics import bootstrap_interval, label_scores, mask_counts, mask_scores
+from mcis.tasks import Names, Task
+
+BATCH = 16
+
+
+class LeakError(ValueError):
+    """Scans to be scored as a test were seen in training."""
+
+
+def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
+    """LeakError if any scan to be tested was trained on or chose the epoch, by content fingerprint."""
+    for use in ("train", "validation"):
+        seen = set(manifest["fingerprints"][use]) & set(fingerprints)
+        if seen:
+            raise LeakError(
+                f"{len(seen)} of the {len(set(fingerprints))} scans were used for {use} of these weights "
+                f"(fingerprint {min(seen)}, ...): this is no test. Score another split, or retrain without them"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Per-scan results, N of them, on the scans' own grid.
+
+    source, group, scan_id: str (N,); label int (N,) the task's target, -1 unknown; probs float (N, K) or None;
+    has_mask bool (N,); both, predicted, true: int (N,) pixel counts, or None.
+    """
+
+    source: np.ndarray
+    group: np.ndarray
+    scan_id: np.ndarray
+    label: np.ndarray
+    has_mask: np.ndarray
+    probs: np.ndarray | None
+    both: np.ndarray | None
+    predicted: np.ndarray | None
+    true: np.ndarray | None
+
+    def take(self, rows: np.ndarray) -> "Rows":
+        """The given rows."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Rows(**{name: None if value is None else value[rows] for name, value in values.items()})
+
+
+def _prepared(record: dict[str, Any]):
+    image, mask = data.decode(record)
+    square, geometry = scan.fit(image)
+    return record, mask, square, geometry
+
+
+def _batches(records: Sequence[dict[str, Any]]) -> Iterator[list]:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(records), BATCH):
+            chosen = [records[i] for i in range(start, min(start + BATCH, len(records)))]
+            yield list(pool.map(_prepared, chosen))
+
+
+def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequence[dict[str, Any]]) -> Rows:
+    """Run a task's expert over records.
+
+    Args:
+      task: whose targets are scored.
+      expert: uint8 (BATCH, S, S, 3) -> `Outputs` of probabilities on the canvas.
+      records: of `data.records`.
+    """
+    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Rows)}
+    for batch in _batches(records):
+        squares = np.zeros((BATCH, scan.CANVAS, scan.CANVAS, 3), np.uint8)
+        for i, (_, _, square, _) in enumerate(batch):
+            squares[i] = square
+        outputs = expert(squares)
+        masks = None if outputs.mask is None else np.asarray(outputs.mask)
+        for i, (record, mask, _, geometry) in enumerate(batch):
+            source = data.text(record["source"])
+            columns["source"].append(source)
+            columns["group"].append(f"{source}/{data.text(record['group'])}")
+            columns["scan_id"].append(data.text(record["scan_id"]))
+            columns["label"].append(task.label_of(data.text(record["organ"]), int(record["label"])))
+            columns["has_mask"].append(bool(record["has_mask"]))
+            if masks is not None:
+                found = scan.unfit(masks[i, ..., 0], geometry) > 0.5
+                for name, count in mask_counts(found[None, ..., None], mask[None]).items():
+                    columns[name].append(int(count[0]))
+        if outputs.label is not None:
+            columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
+    return Rows(**{name: np.array(values) if values else None for name, values in columns.items()})
+
+
+def metrics(task: Task, rows: Rows) -> dict[str, float]:
+    """The task's metrics over rows; {} where nothing is known of them."""
+    found: dict[str, float] = {}
+    known = rows.label >= 0
+    if not task.segments and rows.probs is not None and known.any():
+        found |= label_scores(rows.probs[known], rows.label[known])
+        predicted = rows.probs.argmax(1)
+        for index, name in enumerate(task.classes):
+            mine = known & (rows.label == index)
+            if mine.any():
+                found[f"sensitivity_{name}"] = float((predicted[mine] == index).mean())
+    if task.segments and rows.both is not None and rows.has_mask.any():
+        has = rows.has_mask
+        found |= mask_scores(rows.both[has], rows.predicted[has], rows.true[has], rows.group[has])
+    return found
+
+
+def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float]]:
+    """Metric -> value and the ends of its 95 % bootstrap interval by group."""
+    point = metrics(task, rows)
+    intervals = bootstrap_interval(lambda index: metrics(task, rows.take(index)), rows.group, draws)
+    return {name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]} for name, value in point.items()}
+
+
+def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
+    """Metrics of every source and, where there are several, of all together."""
+    parts = {source: rows.take(rows.source == source) for source in np.unique(rows.source).tolist()}
+    if len(parts) > 1:
+        parts["all"] = rows
+    return {
+        "task": task.name,
+        "split": split,
+        "sources": {
+            name: {"scans": len(part.label), "groups": len(np.unique(part.group)), "metrics": with_intervals(task, part)}
+            for name, part in parts.items()
+        },
+    }
+
+
+def print_report(found: dict[str, Any]) -> None:
+    """The report as a table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found['task']}, {found['split']} split: value [95 % interval by group]")
+    sources = found["sources"]
+    table.add_column("metric")
+    for name, part in sources.items():
+        table.add_column(f"{name}\n{part['scans']} scans\n{part['groups']} groups", justify="right")
+    names = dict.fromkeys(name for part in sources.values() for name in part["metrics"])
+    for name in names:
+        cells = [part["metrics"].get(name) for part in sources.values()]
+        table.add_row(name, *("" if c is None else f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: exit status 0, or 2 when nothing was scored."""
+    import tyro
+
+    from mcis.command import Options, parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Evaluate(Options):
+        """Score a run's best weights on a split, per source and together, with 95 % bootstrap intervals by group.
+
+        Attributes:
+          run: a run's folder, or a weights folder.
+          split: train, validation or test. Look at test once, at the end.
+          sources: prepared data sets to score; by default those the task was trained on.
+          out: JSON file to write; by default evaluation_<split>.json beside the weights of a run.
+        """
+
+        run: tyro.conf.Positional[str]
+        split: str = "test"
+        sources: Names = ()
+        out: str | None = None
+
+    options = parse_dataclass(Evaluate, argv, "mcis evaluate", default=Evaluate(run=tyro.MISSING))
+    try:
+        found = evaluate(options.run, options.split, options.sources, options.data_dir)
+    except ValueError as error:
+        print(f"mcis evaluate: {error}", file=sys.stderr)
+        return 2
+    print_report(found)
+    target = pathlib.Path(options.out or pathlib.Path(options.run) / f"evaluation_{options.split}.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{target} holds the same figures")
+    return 0
+
+
+def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | None = None) -> dict[str, Any]:
+    """Score a run's best weights on a split of some sources.
+
+    Raises:
+      CheckpointError, MissingData, ValueError: no such weights, data or split.
+      LeakError: `split` is test and the weights have seen some of it.
+    """
+    import jax
+
+    from mcis.bundle import load_weights
+    from mcis.command import enable_compilation_cache
+    from mcis.tasks import make_expert
+
+    enable_compilation_cache()
+    weights = load_weights(run)
+    task = weights.task
+    parts = [data.records(source, split, data_dir) for source in sources or task.sources]
+    records = [part[i] for part in parts for i in range(len(part))]
+    if not records:
+        raise ValueError(f"split {split!r} of {', '.join(sources or task.sources)} holds no scans")
+    if split == "test":
+        check_unseen([data.text(record["fingerprint"]) for record in records], weights.manifest)
+    expert = jax.jit(make_expert(task))
+    network = {name: tree for name, tree in weights.variables.items() if name != "novelty"}
+    return report(task, score_scans(task, lambda batch: expert(network, batch), records), split)

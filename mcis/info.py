@@ -1,0 +1,50 @@
+"""`mcis info`: versions, devices, tasks, networks, prepared data and weights, as this installation sees them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from mcis.command import Options, parse_dataclass
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Info(Options):
+        """Versions, devices, tasks, networks, prepared data and weights.
+
+        Attributes:
+          weights: a set of weights to describe; by default those that come with mcis.
+        """
+
+        weights: str | None = None
+
+    options = parse_dataclass(Info, argv, "mcis info")
+    import jax
+
+    import mcis
+    from mcis import bundle, checkpoint, data
+    from mcis.models import MODELS
+    from mcis.tasks import TASKS
+
+    print(mcis.NOTICE)
+    print("versions:", ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()))
+    print("devices:", ", ".join(str(device) for device in jax.devices()))
+    print("networks:", ", ".join(MODELS))
+    print("tasks:")
+    for task in TASKS.values():
+        print(f"  {task.name:16s} {task.model} {task.features} at {task.size} px on {', '.join(task.sources)}")
+    root = data.default_data_dir() if options.data_dir is None else options.data_dir
+    print(f"prepared data in {root}:")
+    for source in sorted(path.name for path in data.sources_in(root)):
+        print(f"  {source:16s} {data.prepared(source, root)}")
+    print(f"weights in {options.weights or bundle.SHIPPED}:")
+    try:
+        weights = bundle.load_bundle(options.weights or bundle.SHIPPED)
+    except checkpoint.CheckpointError as error:
+        print(f"  {error}")
+        return 0
+    for name, one in weights.items():
+        figures = ", ".join(f"{k} {v:.3f}" for k, v in one.manifest["validation"].items())
+        print(f"  {name:16s} epoch {one.manifest['epoch']}, validation: {figures}")
+    return 0

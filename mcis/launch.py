@@ -1,0 +1,117 @@
+"""Train one task: `python -m mcis.launch --task=segment_brain`, or `mcis train --task=segment_brain`.
+
+Every field of the task can be overridden: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`.
+Unknown names fail and list what there is.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options, task = parse(argv)
+
+    from mcis.command import enable_compilation_cache
+
+    enable_compilation_cache()
+    from mcis import data
+    from mcis.train import loop
+
+    run_dir = pathlib.Path(options.runs_dir) / (options.run or task.name)
+    if options.fresh and run_dir.exists():
+        print(f"{run_dir} moved to {_set_aside(run_dir)}")
+    ensure_phantom(task.sources, options.data_dir)
+    scans = [data.load(task.sources, split, options.data_dir) for split in ("train", "validation")]
+    print(
+        f"{task.name}: {task.model} on {', '.join(task.sources)}: {len(scans[0])} scans to train, {len(scans[1])} to validate"
+    )
+    best = loop.train(task, *scans, run_dir, options.seed)
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
+    print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
+    print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
+    print(f"score it once on held-out scans: mcis evaluate {run_dir} --split=test")
+    return 0
+
+
+def parse(argv: Sequence[str]):
+    """Options and Task of a command line; exits with a message where it is wrong."""
+    import tyro
+
+    from mcis.command import Options, parse_dataclass
+    from mcis.tasks import TASKS, Task, task_named
+
+    @dataclasses.dataclass(frozen=True)
+    class Run(Options):
+        """Where a run lives and how it starts.
+
+        Attributes:
+          runs_dir: folder of the runs.
+          run: name of the run, a folder in runs_dir; by default the task's name.
+          seed: of the initialisation, the data order and the augmentation.
+          fresh: start over; an older run of that name is moved aside, not overwritten.
+        """
+
+        runs_dir: str = "runs"
+        run: str = ""
+        seed: int = 0
+        fresh: bool = False
+
+    name, rest = _take_task(argv)
+    if name is None:
+        if {"-h", "--help"} & set(argv):
+            print(f"usage: mcis train --task=NAME [options]\n\n{__doc__}\ntasks: {', '.join(TASKS)}")
+            print("`mcis train --task=NAME --help` lists that task's options and defaults")
+            raise SystemExit(0)
+        raise SystemExit(f"--task=NAME is needed; there are: {', '.join(TASKS)}")
+    try:
+        task = task_named(name)
+        flat = tyro.conf.arg(name="")
+        fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
+        both = dataclasses.make_dataclass("Train", fields, frozen=True)
+        parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))
+        return parsed.run, parsed.task.check()
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of --task and the other arguments."""
+    rest, name, words = [], None, iter(argv)
+    for word in words:
+        if word == "--task":
+            name = next(words, None)
+        elif word.startswith("--task="):
+            name = word.removeprefix("--task=")
+        else:
+            rest.append(word)
+    return name, rest
+
+
+def _set_aside(run_dir: pathlib.Path) -> pathlib.Path:
+    number = 1
+    while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    return run_dir.rename(target)
+
+
+def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
+    """Build the phantom data set if it is asked for and not there."""
+    from mcis import data
+
+    if "phantom" not in sources:
+        return
+    try:
+        data.prepared("phantom", data_dir)
+    except data.MissingData:
+        from mcis.build import build
+
+        build("phantom", data_dir=data_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""A light segmentation network made for CPUs: depthwise and 1x1 convolutions only, on a space-to-depth stem.
+
+What costs on a CPU is few channels at full resolution, so that is left out: 4x4 pixels are folded into channels first
+and unfolded last (Shi et al. 2016). Between them a U-shaped encoder and decoder of inverted-bottleneck blocks as in
+ConvNeXt (Liu et al. 2022): depthwise convolution, layer normalisation, 1x1 expansion, GELU, 1x1 projection, residual.
+There is no batch normalisation: a scan's answer never depends on its batch, in training either.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mcis.models.layers import Depthwise, LabelHead, Pointwise, check_size
+from mcis.models.outputs import Outputs
+from mcis.ops import conv
+
+STEM = 4
+WIDTHS = (1, 2, 4, 5)
+"""Channels of the levels, in units of `features`."""
+KERNELS = (5, 5, 3, 3)
+"""Depthwise kernel sizes of the levels: large where pixels are small."""
+DEPTH = 2
+STRIDE = STEM * 2 ** (len(WIDTHS) - 1)
+
+
+class Block(nn.Module):
+    """Depthwise convolution, layer normalisation, expansion by 2, GELU, projection; added to its input."""
+
+    kernel: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        channels = x.shape[-1]
+        y = Depthwise(self.kernel, name="depthwise")(x)
+        y = nn.LayerNorm(name="norm")(y)
+        y = nn.gelu(Pointwise(2 * channels, self.dtype, name="expand")(y))
+        return x + Pointwise(channels, self.dtype, name="project")(y).astype(x.dtype)
+
+
+class Light(nn.Module):
+    """The network. H and W must be divisible by 32.
+
+    Attributes:
+      features: channels of the finest level.
+      classes: width of a label head on the pooled deepest level; 0 = none.
+      dtype: of the 1x1 products; the rest stays float32. bfloat16 products are several times faster on CPUs with AMX.
+      axis_name: taken as every network takes it; not needed here.
+    """
+
+    features: int = 48
+    classes: int = 0
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
+        """Float (B, H, W, C) -> Outputs."""
+        check_size(image, STRIDE, "light")
+        widths = [self.features * width for width in WIDTHS]
+        x = conv.space_to_depth(image.astype(jnp.float32), STEM)
+        skips = []
+        for level, (width, kernel) in enumerate(zip(widths, KERNELS, strict=True)):
+            name = f"encoder{level + 1}"
+            x = Pointwise(width, name=f"{name}_down")(x if level == 0 else conv.space_to_depth(x, 2))
+            for i in range(DEPTH):
+                x = Block(kernel, self.dtype, name=f"{name}_block{i + 1}")(x)
+            skips.append(x)
+        pooled = nn.LayerNorm(name="pooled_norm")(x.mean((1, 2)))
+        for level in reversed(range(len(widths) - 1)):
+            name, width = f"decoder{level + 1}", widths[level]
+            up = conv.depth_to_space(Pointwise(4 * width, self.dtype, name=f"{name}_up")(x), 2)
+            x = jnp.concatenate([up.astype(jnp.float32), skips[level]], -1)
+            x = Pointwise(width, self.dtype, name=f"{name}_fuse")(x).astype(jnp.float32)
+            for i in range(DEPTH):
+                x = Block(KERNELS[level], self.dtype, name=f"{name}_block{i + 1}")(x)
+        x = nn.LayerNorm(name="mask_norm")(x)
+        mask = conv.depth_to_space(Pointwise(STEM**2, name="mask")(x), STEM)
+        label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
+        return Outputs(mask, label, pooled)

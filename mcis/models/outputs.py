@@ -1,0 +1,19 @@
+"""What every network returns."""
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Outputs:
+    """Float32 logits of a batch; None where a network has no such head.
+
+    Attributes:
+      mask: (B, H, W, 1), the sigmoid's argument: positive inside a lesion.
+      label: (B, K), the softmax's argument.
+      features: (B, F), what the label head sees; the cascade compares it with the training scans'.
+    """
+
+    mask: jax.Array | None = None
+    label: jax.Array | None = None
+    features: jax.Array | None = None

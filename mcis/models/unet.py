@@ -1,0 +1,71 @@
+"""U-Net with batch normalisation: Ronneberger et al. 2015, in the form of Buda et al. 2019.
+
+Four levels of two 3x3 convolutions, each followed by batch normalisation and ReLU; 2x2 max pooling down, 2x2 transposed
+convolution up, skip connections at every level. With 32 features, three channels in and one out it has 7,763,041
+parameters, those of the published brain-segmentation network.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mcis.models.layers import Conv3x3, ConvTranspose2x2, LabelHead, Pointwise, check_size
+from mcis.models.outputs import Outputs
+from mcis.ops import conv
+
+LEVELS = 4
+STRIDE = 2**LEVELS
+
+
+class DoubleConv(nn.Module):
+    """Twice (3x3 convolution, batch normalisation, ReLU)."""
+
+    features: int
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, I) -> (B, H, W, features)."""
+        for i in (1, 2):
+            x = Conv3x3(self.features, self.dtype, name=f"conv{i}")(x)
+            norm = nn.BatchNorm(
+                not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name, name=f"norm{i}"
+            )
+            x = nn.relu(norm(x))
+        return x
+
+
+class UNet(nn.Module):
+    """The network. H and W must be divisible by 16.
+
+    Attributes:
+      features: width of the first level; the published network has 32, 16 is the practical one on a CPU.
+      classes: width of a label head on the pooled bottleneck; 0 = none.
+      dtype: of the computation; parameters and outputs stay float32.
+      axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
+    """
+
+    features: int = 32
+    classes: int = 0
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
+        """Float (B, H, W, C) -> Outputs."""
+        check_size(image, STRIDE, "unet")
+        x, skips = image.astype(self.dtype), []
+        for level in range(LEVELS):
+            x = DoubleConv(self.features << level, self.dtype, self.axis_name, name=f"encoder{level + 1}")(x, train)
+            skips.append(x)
+            x = conv.max_pool2x2(x)
+        x = DoubleConv(self.features << LEVELS, self.dtype, self.axis_name, name="bottleneck")(x, train)
+        pooled = x.astype(jnp.float32).mean((1, 2))
+        for level in reversed(range(LEVELS)):
+            x = ConvTranspose2x2(self.features << level, self.dtype, name=f"upconv{level + 1}")(x)
+            x = jnp.concatenate([x, skips[level]], -1)
+            x = DoubleConv(self.features << level, self.dtype, self.axis_name, name=f"decoder{level + 1}")(x, train)
+        mask = Pointwise(1, self.dtype, name="mask")(x).astype(jnp.float32)
+        label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
+        return Outputs(mask, label, pooled)

@@ -1,0 +1,132 @@
+"""Augmentation inside the jit: one affine map for image and mask alike, then intensity changes of the image.
+
+Every example draws from its own key, so that a scan's augmentation does not depend on the batch or device it is in.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mcis.ops.image import resize
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How strongly to augment; zero switches a part off. Draws are uniform unless said otherwise.
+
+    Attributes:
+      flip: probability of mirroring left and right.
+      rotate: largest rotation either way, degrees.
+      scale: largest log2 of the zoom either way.
+      stretch: largest log2 of the ratio of the two axes' zooms, either way.
+      shift: largest translation either way, as a share of the side.
+      brightness: standard deviation of an added constant, of the image's [0, 1] range.
+      contrast: largest log2 of the contrast factor either way.
+      gamma: largest log2 of the exponent either way.
+      bias: log2 amplitude of a smooth multiplicative field (MRI coil bias, ultrasound gain).
+      noise: largest standard deviation of added Gaussian noise.
+      blur: probability of a 3x3 binomial blur, applied twice.
+      grey: probability that a colour image loses its colour.
+    """
+
+    flip: float = 0.5
+    rotate: float = 15.0
+    scale: float = 0.35
+    stretch: float = 0.2
+    shift: float = 0.08
+    brightness: float = 0.05
+    contrast: float = 0.4
+    gamma: float = 0.4
+    bias: float = 0.4
+    noise: float = 0.06
+    blur: float = 0.2
+    grey: float = 0.2
+
+
+def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
+    """Augment a batch.
+
+    Args:
+      key: random key.
+      image: float32 (B, S, S, C) in [0, 1].
+      mask: {0,1} of any type, (B, S, S, 1).
+      settings: the strengths.
+
+    Returns:
+      float32 image in [0, 1] and float32 {0,1} mask, of the shapes given.
+    """
+    keys = jax.random.split(key, image.shape[0])
+
+    def one(key, image, mask):
+        geometry, intensity = jax.random.split(key)
+        both = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings)
+        changed = _intensity(intensity, both[..., :-1], settings)
+        return changed, (both[..., -1:] >= 0.5).astype(jnp.float32)
+
+    return jax.vmap(one)(keys, image, mask)
+
+
+def _uniform(key, bound):
+    return jax.random.uniform(key, (), minval=-bound, maxval=bound)
+
+
+def _affine(key, x, s: Augmentation):
+    """Sample x (S, S, C) where the affine map sends each output pixel; zero outside."""
+    side = x.shape[0]
+    flip, rotate, scale, stretch, shift = jax.random.split(key, 5)
+    angle = jnp.deg2rad(_uniform(rotate, s.rotate))
+    zoom, ratio = -_uniform(scale, s.scale), _uniform(stretch, s.stretch) / 2
+    zoom_y, zoom_x = jnp.exp2(zoom + ratio), jnp.exp2(zoom - ratio)
+    mirror = jnp.where(jax.random.bernoulli(flip, s.flip), -1.0, 1.0)
+    move = jax.random.uniform(shift, (2,), minval=-s.shift, maxval=s.shift) * side
+    centre = (side - 1) / 2
+    grid = jnp.arange(side, dtype=jnp.float32) - centre
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    y = (cos * grid[:, None] - sin * grid[None, :] * mirror) * zoom_y + centre + move[0]
+    x_ = (sin * grid[:, None] + cos * grid[None, :] * mirror) * zoom_x + centre + move[1]
+    return bilinear(x, y, x_)
+
+
+def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Values of `image` (H, W, C) at pixel coordinates y, x (any shape), linearly interpolated, 0 outside."""
+    height, width, channels = image.shape
+    # a frame of zeros one pixel wide holds whatever lies outside
+    padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+    y = jnp.clip(y + 1.0, 0.0, height + 1.0)
+    x = jnp.clip(x + 1.0, 0.0, width + 1.0)
+    top = jnp.minimum(jnp.floor(y), height).astype(jnp.int32)
+    left = jnp.minimum(jnp.floor(x), width).astype(jnp.int32)
+    fy, fx = (y - top)[..., None], (x - left)[..., None]
+    rows = padded.reshape(-1, channels)
+    at = top * (width + 2) + left
+    upper = rows[at] * (1 - fx) + rows[at + 1] * fx
+    lower = rows[at + width + 2] * (1 - fx) + rows[at + width + 3] * fx
+    return upper * (1 - fy) + lower * fy
+
+
+def _intensity(key, image, s: Augmentation):
+    """Change grey values of (S, S, C) in [0, 1]; what was black padding stays near black."""
+    grey, gamma, contrast, brightness, bias, noise, level, blur = jax.random.split(key, 8)
+    mean = jnp.broadcast_to(image.mean(-1, keepdims=True), image.shape)
+    image = jnp.where(jax.random.bernoulli(grey, s.grey), mean, image)
+    image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(_uniform(gamma, s.gamma)))
+    field = jax.random.uniform(bias, (1, 4, 4, 1), minval=-s.bias, maxval=s.bias)
+    image = image * jnp.exp2(resize(field, image.shape[:2])[0])
+    centre = image.mean()
+    image = (image - centre) * jnp.exp2(_uniform(contrast, s.contrast)) + centre
+    image = image + s.brightness * jax.random.normal(brightness)
+    blurred = _binomial(_binomial(image))
+    image = jnp.where(jax.random.bernoulli(blur, s.blur), blurred, image)
+    deviation = jax.random.uniform(level, (), maxval=s.noise)
+    # one noise for all channels: grey scans stay grey
+    image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def _binomial(image):
+    for axis in (0, 1):
+        before = jnp.roll(image, 1, axis)
+        after = jnp.roll(image, -1, axis)
+        image = 0.25 * before + 0.5 * image + 0.25 * after
+    return image

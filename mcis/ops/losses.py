@@ -1,0 +1,38 @@
+"""Losses: logits and targets in, one float32 number per example out; only the training step reduces."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy in nats: (B, K) logits, (B,) int labels in [0, K) -> (B,).
+
+    Args:
+      logits: unnormalised log-probabilities.
+      label: a label outside [0, K) gives a finite, meaningless number: weight it with 0.
+      smoothing: share of the target spread evenly over the classes (Szegedy et al. 2016, section 7).
+    """
+    classes = logits.shape[-1]
+    log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
+    target = jax.nn.one_hot(label, classes) * (1.0 - smoothing) + smoothing / classes
+    return -jnp.sum(target * log_prob, -1)
+
+
+def binary_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Sigmoid cross-entropy averaged over pixels: (B, H, W, 1) logits, {0,1} mask of that shape -> (B,)."""
+    logits, mask = logits.astype(jnp.float32), mask.astype(jnp.float32)
+    # log(1 + exp(-|x|)) + max(x, 0) - x m: no overflow at either end
+    pixel = jnp.maximum(logits, 0.0) - logits * mask + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return pixel.mean((1, 2, 3))
+
+
+def soft_dice(logits: jax.Array, mask: jax.Array, smooth: float = 1.0) -> jax.Array:
+    """1 - (2 sum(p m) + s) / (sum(p) + sum(m) + s): (B, H, W, 1) logits, {0,1} mask -> (B,), in [0, 1].
+
+    Per example (Milletari et al. 2016 with p unsquared), never over the batch: a batch Dice would depend on how many
+    devices share it. With `smooth` pixels added to both sides an empty mask met by an empty answer costs 0.
+    """
+    prob, mask = jax.nn.sigmoid(logits.astype(jnp.float32)), mask.astype(jnp.float32)
+    axes = (1, 2, 3)
+    overlap = (prob * mask).sum(axes)
+    return 1.0 - (2.0 * overlap + smooth) / (prob.sum(axes) + mask.sum(axes) + smooth)

@@ -1,0 +1,101 @@
+"""Metrics from per-scan counts. The counts are made on the device; what they add up to is computed in NumPy.
+
+Empty masks have one policy everywhere: both empty = Dice 1, one empty = Dice 0.
+"""
+
+import numpy as np
+
+
+def mask_counts(predicted, mask):
+    """Pixels of a scan: {0,1} (B, H, W, 1) twice -> dict of (B,): both (intersection), predicted, true.
+
+    Takes NumPy and JAX arrays alike.
+    """
+    predicted, mask = predicted.astype("int32"), mask.astype("int32")
+    axes = (1, 2, 3)
+    return {"both": (predicted * mask).sum(axes), "predicted": predicted.sum(axes), "true": mask.sum(axes)}
+
+
+def dice(both, predicted, true) -> np.ndarray:
+    """2|A and B| / (|A| + |B|) from counts, elementwise; 1 where both are empty."""
+    total = np.asarray(predicted, np.float64) + np.asarray(true)
+    return np.where(total == 0, 1.0, 2.0 * np.asarray(both) / np.maximum(total, 1))
+
+
+def iou(both, predicted, true) -> np.ndarray:
+    """|A and B| / |A or B| from counts, elementwise; 1 where both are empty."""
+    union = np.asarray(predicted, np.float64) + np.asarray(true) - np.asarray(both)
+    return np.where(union == 0, 1.0, np.asarray(both) / np.maximum(union, 1))
+
+
+def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
+    """Share of equal entries of two int (N,)."""
+    return float(np.mean(predicted == label))
+
+
+def balanced_accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
+    """Mean over the classes present in `label` of the share found; int (N,) twice."""
+    return float(np.mean([np.mean(predicted[label == c] == c) for c in np.unique(label)]))
+
+
+def label_scores(probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Accuracy, balanced accuracy and negative log-likelihood of float (N, K) probabilities for int (N,) labels >= 0."""
+    predicted = probs.argmax(1)
+    true_prob = probs[np.arange(len(label)), label]
+    return {
+        "accuracy": accuracy(predicted, label),
+        "balanced_accuracy": balanced_accuracy(predicted, label),
+        "nll": float(-np.log(np.maximum(true_prob, 1e-7)).mean()),
+    }
+
+
+def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group: np.ndarray) -> dict[str, float]:
+    """Dice over scans and patients from int (N,) counts; `group` (N,) names each scan's patient.
+
+    Returns:
+      dice_lesion, iou_lesion: mean over scans whose mask is not empty; false_masks: share of empty scans that were
+      given a mask; dice: mean over all scans; dice_patient, dice_patient_median: over patients with a lesion, counts
+      of a patient's scans pooled. What does not occur is left out.
+    """
+    scores: dict[str, float] = {}
+    lesion = true > 0
+    if lesion.any():
+        scores["dice_lesion"] = float(dice(both, predicted, true)[lesion].mean())
+        scores["iou_lesion"] = float(iou(both, predicted, true)[lesion].mean())
+    if (~lesion).any():
+        scores["false_masks"] = float((predicted[~lesion] > 0).mean())
+    scores["dice"] = float(dice(both, predicted, true).mean())
+    _, index = np.unique(group, return_inverse=True)
+    pooled = [np.bincount(index, counts) for counts in (both, predicted, true)]
+    patients = dice(*pooled)[pooled[2] > 0]
+    if len(patients):
+        scores["dice_patient"] = float(patients.mean())
+        scores["dice_patient_median"] = float(np.median(patients))
+    return scores
+
+
+def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of scores under resampling of whole groups (patients) with replacement.
+
+    Args:
+      score: function of an int (M,) array of row indices -> dict of floats; a name that is missing from a draw is
+        left out of that draw.
+      group: (N,) group of each row.
+      draws: number of resamplings.
+      seed: of the resampling.
+
+    Returns:
+      name -> (low, high), the 2.5 and 97.5 percentiles; (nan, nan) when there are fewer than two groups.
+    """
+    _, index = np.unique(group, return_inverse=True)
+    members = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
+    if len(members) < 2:
+        return {name: (float("nan"), float("nan")) for name in score(np.arange(len(group)))}
+    rng = np.random.default_rng(seed)
+    values: dict[str, list[float]] = {}
+    for _ in range(draws):
+        chosen = rng.integers(0, len(members), len(members))
+        for name, value in score(np.concatenate([members[g] for g in chosen])).items():
+            values.setdefault(name, []).append(value)
+    ends = {name: np.percentile(found, [2.5, 97.5]) for name, found in values.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}

@@ -1,0 +1,237 @@
+"""`mcis predict PATH... --out DIR`: the cascade over files, folders and globs, in bounded memory.
+
+A broken scan becomes a finding with an error; the others go on.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import glob
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mcis import scan
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+from mcis.report import Finding, ReportWriter
+
+BATCH = 8
+"""Scans the cascade takes at once when there is more than one."""
+
+MASK_THRESHOLD = 0.5
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """The files that some paths mean: files as given, pictures below folders, matches of globs; in order, sorted within.
+
+    A path that does not exist stays in the list, so that it gets its error line.
+
+    Raises:
+      ValueError: nothing is left.
+    """
+    found: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            below = (p for p in pathlib.Path(path).rglob("*") if p.suffix.lower() in scan.SUFFIXES and p.is_file())
+            found += [str(p) for p in sorted(below)]
+        elif not os.path.lexists(path) and glob.has_magic(path):
+            found += [str(p) for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)]
+        else:
+            found.append(path)
+    if not found:
+        raise ValueError(f"no pictures in {', '.join(paths)}; files named {', '.join(scan.SUFFIXES)} are looked for")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A scan on its way: what was read and laid into the canvas, or why not."""
+
+    path: str
+    frame: int | None
+    image: np.ndarray | None = None
+    square: np.ndarray | None = None
+    geometry: scan.Fit | None = None
+    error: str | None = None
+
+
+def load(path: str, frame: int | None) -> Loaded:
+    """Read one scan and lay it into the canvas; an error becomes text."""
+    try:
+        image = scan.read(path, frame or 0).image
+        square, geometry = scan.fit(image)
+        return Loaded(path, frame, image, square, geometry)
+    except (scan.ScanError, OSError, MemoryError) as error:
+        return Loaded(path, frame, error=str(error) or type(error).__name__)
+
+
+def frames(paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """(path, frame) of every picture: frame is None for a file that holds one, else counted from 0."""
+    for path in paths:
+        count = scan.count_frames(path)
+        yield from ((path, None if count == 1 else frame) for frame in range(count))
+
+
+def load_all(paths: Iterable[str], ahead: int = 2 * BATCH) -> Iterator[Loaded]:
+    """Read scans in order, a few ahead in threads (OpenCV decodes outside Python's lock)."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting: collections.deque = collections.deque()
+        for path, frame in frames(paths):
+            waiting.append(pool.submit(load, path, frame))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, np.ndarray | None]:
+    """A scan's finding and its mask, uint8 {0,1} (H, W) on the scan's own grid, None where not segmented.
+
+    `row` holds the fields of a `cascade.Prediction` for this one scan.
+    """
+    asked = not math.isnan(float(row["organ_prob"]))
+    probability = float(row["organ_prob"]) if asked else None
+    index = int(row["organ"])
+    if index >= len(ORGANS):
+        return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability), None
+    organ, label = ORGANS[index], int(row["label"])
+    finding = Finding(loaded.path, loaded.frame, organ.name, probability)
+    if label != UNKNOWN:
+        probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
+        finding = dataclasses.replace(finding, label=organ.classes[label], label_probs=probs)
+    if not row["segmented"]:
+        return finding, None
+    return finding, (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+
+
+def run(
+    paths: Iterable[str], predict: Callable[[np.ndarray], Any], batch_size: int
+) -> Iterator[tuple[Loaded, Finding, np.ndarray | None]]:
+    """Findings of scans, in order.
+
+    Args:
+      paths: files.
+      predict: uint8 (batch_size, S, S, 3) -> a `cascade.Prediction` of arrays.
+      batch_size: scans at once; the last batch is filled up with black squares.
+
+    Yields:
+      the scan as loaded, its finding, and its mask on its own grid or None.
+    """
+
+    def flush(group: list[Loaded]):
+        good = [loaded for loaded in group if loaded.error is None]
+        if good:
+            batch = np.zeros((batch_size, scan.CANVAS, scan.CANVAS, 3), np.uint8)
+            for i, loaded in enumerate(good):
+                batch[i] = loaded.square
+            prediction = predict(batch)
+            fields = {f.name: np.asarray(getattr(prediction, f.name)) for f in dataclasses.fields(prediction)}
+        rows = iter(range(len(good)))
+        for loaded in group:
+            if loaded.error is not None:
+                yield loaded, Finding(loaded.path, loaded.frame, error=loaded.error), None
+            else:
+                at = next(rows)
+                yield loaded, *finding_of(loaded, {name: value[at] for name, value in fields.items()})
+
+    group: list[Loaded] = []
+    for loaded in load_all(paths):
+        group.append(loaded)
+        if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
+            yield from flush(group)
+            group = []
+    yield from flush(group)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: exit status 0, 1 when a scan could not be read, 2 when nothing was done."""
+    import tyro
+
+    from mcis.command import parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Predict:
+        """Findings for scans: findings.jsonl, masks, overlays and a page. Research use, not a medical device.
+
+        Attributes:
+          paths: pictures, folders of pictures, or globs.
+          out: folder for the findings; it must not hold a report already.
+          weights: folder of a set of weights; by default those that come with mcis.
+          organ: every scan is of this organ; the router is not asked.
+          task: run this task's network alone on every scan.
+          threshold: the router's smallest probability; below it a scan is unsupported.
+          overwrite: replace the report that is in the folder.
+        """
+
+        paths: tyro.conf.Positional[tuple[str, ...]]
+        out: str
+        weights: str | None = None
+        organ: str | None = None
+        task: str | None = None
+        threshold: float = 0.9
+        overwrite: bool = False
+
+    options = parse_dataclass(Predict, argv, "mcis predict")
+    try:
+        return _main(options)
+    except ValueError as error:
+        print(f"mcis predict: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(options: Any) -> int:
+    if options.organ is not None:
+        organ_named(options.organ)
+    if options.organ and options.task:
+        raise ValueError("--organ and --task exclude each other: --task names one network, whatever the organ")
+    if not 0.0 <= options.threshold <= 1.0:
+        raise ValueError(f"--threshold={options.threshold}: a probability in [0, 1] is needed")
+    paths = expand(options.paths)
+
+    from mcis.command import enable_compilation_cache
+
+    enable_compilation_cache()
+    import jax
+    from rich.progress import track
+
+    from mcis import cascade
+    from mcis.bundle import SHIPPED, load_bundle
+    from mcis.checkpoint import versions
+    from mcis.tasks import task_named
+
+    weights = load_bundle(options.weights or SHIPPED)
+    experts = {name: one.task for name, one in weights.items()}
+    if options.task:
+        task_named(options.task)
+        if options.task not in experts:
+            raise ValueError(f"these weights have no {options.task}; they have: {', '.join(experts)}")
+        function = cascade.make_single(experts[options.task])
+    else:
+        organ = None if options.organ is None else ORGAN_NAMES.index(options.organ)
+        function = cascade.make_predict(experts, cascade.Settings(organ, options.threshold))
+    variables = jax.device_put({name: one.variables for name, one in weights.items()})
+    compiled = jax.jit(function)
+    batch_size = 1 if len(paths) == 1 and scan.count_frames(paths[0]) == 1 else BATCH
+    described = {name: {k: one.manifest[k] for k in ("epoch", "validation", "versions")} for name, one in weights.items()}
+
+    errors = 0
+    with ReportWriter(
+        options.out,
+        dataclasses.asdict(options),
+        versions=versions(),
+        weights={"folder": str(options.weights or "shipped"), "tasks": described},
+        overwrite=options.overwrite,
+    ) as report:
+        results = run(paths, lambda batch: jax.device_get(compiled(variables, batch)), batch_size)
+        for loaded, finding, mask in track(results, "scans", total=len(paths), disable=not sys.stderr.isatty()):
+            errors += finding.error is not None
+            report.add(finding, loaded.image, mask)
+    print(f"{options.out}/index.html shows the findings; {options.out}/findings.jsonl holds them, one line a scan")
+    if errors:
+        print(f"{errors} scans could not be read: each has a line with `error`", file=sys.stderr)
+    return 1 if errors else 0

@@ -1,0 +1,234 @@
+"""The TASKS table: what is learned from which scans, by which network, at which size, and how.
+
+A task is a frozen dataclass; the command line overrides its fields, typed: `--model=unet --size=128 --epochs=3`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import tyro
+
+from mcis.models import Outputs, model_named
+from mcis.ops.augment import Augmentation
+from mcis.ops.image import resize, standardise, to_float
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
+
+Names = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="A,B,...",
+        instance_from_str=lambda words: tuple(name for name in words[0].split(",") if name),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value)],
+    ),
+]
+"""Names on a command line, separated by commas."""
+
+BRAIN_SOURCES = ("lgg", "br35h")
+BREAST_SOURCES = ("busi", "busbra")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One thing to learn.
+
+    Attributes:
+      name: "route", "classify_<organ>" or "segment_<organ>".
+      sources: prepared data sets to learn from.
+      model: a name in MODELS.
+      features: the network's width, channels of its first level.
+      size: side S of the square the network sees, pixels; divisible by the network's stride.
+      label_loss: weight of the label head's cross-entropy; a segmentation task with 0 has no label head.
+      label_smoothing: share of the target spread over all classes.
+      mask_loss: weight of Dice + cross-entropy on the mask; ignored by networks without a mask.
+      lesion_share: share of lesion scans in a segmentation task's batches; other tasks draw classes evenly.
+      epochs: length of training; one epoch draws as many scans as the training split has.
+      batch_size: scans a step, over all devices.
+      learning_rate: peak of the cosine schedule.
+      weight_decay: of AdamW, on kernels only.
+      warmup: share of training in which the learning rate rises linearly.
+      ema: decay a step of the averaged variables, which are the ones evaluated and kept.
+      clip: largest global norm of a gradient.
+      select: the validation metric whose best epoch is kept; larger is better.
+      augmentation: strengths of the augmentation.
+
+    """
+
+    name: tyro.conf.Suppress[str]
+    sources: Names
+    model: str
+    features: int
+    size: int
+    select: str
+    label_loss: float = 1.0
+    label_smoothing: float = 0.0
+    mask_loss: float = 1.0
+    lesion_share: float = 0.7
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    ema: float = 0.995
+    clip: float = 1.0
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def organ(self) -> str | None:
+        """The organ whose scans it learns from; None for the router, which sees every organ."""
+        return None if self.name == "route" else self.name.split("_", 1)[1]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the label head's classes."""
+        return ORGAN_NAMES if self.organ is None else organ_named(self.organ).classes
+
+    @property
+    def segments(self) -> bool:
+        """Whether the mask is what the task is for."""
+        return self.name.startswith("segment_")
+
+    def label_of(self, organ: str, label: int) -> int:
+        """The label head's target for a scan: its organ's index for the router, else its class; UNKNOWN stays."""
+        if self.organ is None:
+            return ORGAN_NAMES.index(organ)
+        return label if organ == self.organ else UNKNOWN
+
+    def make_model(self, axis_name: str | None = None) -> nn.Module:
+        """The task's network."""
+        classes = len(self.classes) if self.label_loss or not self.segments else 0
+        return model_named(self.model).clone(features=self.features, classes=classes, axis_name=axis_name)
+
+    def check(self) -> "Task":
+        """Itself, or a ValueError that names the field at fault."""
+        model_named(self.model)
+        if self.segments and self.model == "cnn":
+            raise ValueError(f"{self.name} needs a network with a mask; cnn has none: choose light or unet")
+        if not self.sources:
+            raise ValueError(f"{self.name} has no sources; name at least one, e.g. --sources=phantom")
+        for field in ("features", "size", "epochs", "batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        return self
+
+
+ROUTE = Task(
+    name="route",
+    sources=BRAIN_SOURCES + BREAST_SOURCES,
+    model="cnn",
+    features=12,
+    size=128,
+    select="balanced_accuracy",
+    epochs=4,
+    batch_size=32,
+    learning_rate=2e-3,
+    ema=0.98,
+)
+
+CLASSIFY_BRAIN = Task(
+    name="classify_brain",
+    sources=BRAIN_SOURCES,
+    model="cnn",
+    features=20,
+    size=192,
+    select="balanced_accuracy",
+    label_smoothing=0.05,
+    epochs=16,
+    batch_size=32,
+    learning_rate=2e-3,
+)
+
+CLASSIFY_BREAST = Task(
+    name="classify_breast",
+    sources=BREAST_SOURCES,
+    model="cnn",
+    features=20,
+    size=192,
+    select="balanced_accuracy",
+    label_smoothing=0.1,
+    epochs=40,
+    batch_size=32,
+    learning_rate=2e-3,
+)
+
+SEGMENT_BRAIN = Task(
+    name="segment_brain",
+    sources=BRAIN_SOURCES,
+    model="light",
+    features=40,
+    size=192,
+    select="dice_lesion",
+    label_loss=0.2,
+    epochs=20,
+)
+
+SEGMENT_BREAST = Task(
+    name="segment_breast",
+    sources=BREAST_SOURCES,
+    model="light",
+    features=40,
+    size=224,
+    select="dice_lesion",
+    label_loss=0.2,
+    label_smoothing=0.1,
+    epochs=35,
+)
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (ROUTE, CLASSIFY_BRAIN, CLASSIFY_BREAST, SEGMENT_BRAIN, SEGMENT_BREAST)
+}
+
+# Two tasks an organ and the router: nothing in the table is missing or left over.
+assert set(TASKS) == {"route"} | {f"{verb}_{organ.name}" for verb in ("classify", "segment") for organ in ORGANS}
+
+
+def task_named(name: str) -> Task:
+    """The row of TASKS called `name`; ValueError lists the names there are."""
+    if name not in TASKS:
+        raise ValueError(f"no task {name!r}; there are: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def task_to_json(task: Task) -> dict[str, Any]:
+    """A Task as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(task)))
+
+
+def task_from_json(values: dict[str, Any]) -> Task:
+    """The Task that `task_to_json` wrote; ValueError names a field that is unknown or missing."""
+    names = {field.name for field in dataclasses.fields(Task)}
+    if set(values) != names:
+        raise ValueError(
+            f"task fields differ: unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}"
+        )
+    augmentation = Augmentation(**values["augmentation"])
+    return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
+
+
+def prepare(image: jax.Array, size: int) -> jax.Array:
+    """Scans as networks take them, before standardising: uint8 (B, H, W, 3) -> float32 (B, size, size, 3), [0, 1]."""
+    return resize(to_float(image), (size, size))
+
+
+def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
+    """The task's network from canvas to canvas, as evaluation and cascade use it.
+
+    Returns:
+      function of (variables, uint8 (B, H, W, 3)) -> Outputs: mask probabilities float32 (B, H, W, 1), label
+      probabilities (B, K), features (B, F); None where the network has no such head.
+
+    """
+    model = task.make_model()
+
+    def expert(variables, image):
+        outputs = model.apply(variables, standardise(prepare(image, task.size)), train=False)
+        mask = None if outputs.mask is None else resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3])
+        label = None if outputs.label is None else jax.nn.softmax(outputs.label)
+        return Outputs(mask, label, outputs.features)
+
+    return expert

@@ -1,0 +1,196 @@
+"""A training run: steps, a log, validation each epoch, the best variables kept, resumed where it stopped."""
+
+import contextlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mcis import checkpoint
+from mcis.data import Scans, balance, evaluation_batches, targets, training_batches
+from mcis.ops.metrics import label_scores, mask_scores
+from mcis.ops.novelty import fit_novelty
+from mcis.tasks import Task, task_to_json
+from mcis.train.parallel import (
+    check_batch,
+    make_mesh,
+    parallel_evaluation_step,
+    parallel_train_step,
+    put,
+)
+from mcis.train.step import TrainState, create_state, make_evaluation_step, make_optimizer, make_train_step
+
+BEST = "best"
+CHECKPOINTS = "checkpoints"
+LOG = "log.jsonl"
+TASK = "task.json"
+
+
+def collect(step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+    """Per-scan results of a jitted evaluation step over all scans, each (N, ...); filling rows are dropped."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for rows, batch in evaluation_batches(scans, label, batch_size):
+        for name, value in step(variables, batch).items():
+            parts.setdefault(name, []).append(np.asarray(value)[: len(rows)])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def scores(task: Task, results: dict[str, np.ndarray], scans: Scans, label: np.ndarray) -> dict[str, float]:
+    """The task's metrics on the canvas from `collect`'s results: those of its labels, of its masks, or of both."""
+    found: dict[str, float] = {}
+    known = label >= 0
+    if "probs" in results and known.any():
+        found |= label_scores(results["probs"][known], label[known])
+    masked = scans.has_mask
+    if task.segments and masked.any():
+        counts = [results[name][masked] for name in ("both", "predicted", "true")]
+        found |= mask_scores(*counts, scans.group[masked])
+    return found
+
+
+def _mean(metrics: list[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Sums over sums of the steps' (sum, count) pairs."""
+    metrics = jax.device_get(metrics)
+    names = metrics[0]
+    totals = {name: [sum(float(m[name][i]) for m in metrics) for i in (0, 1)] for name in names}
+    return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int, done: int) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}")) as bar:
+        row = bar.add_task(title, total=total, completed=done, status="")
+        yield lambda **fields: bar.update(row, **fields)
+
+
+def _same_task(run_dir: pathlib.Path, task: Task, seed: int) -> None:
+    """Write task.json, or refuse a run folder that holds another task."""
+    file, now = run_dir / TASK, {"seed": seed} | task_to_json(task)
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [
+            f"{k}: {before.get(k)!r} -> {now.get(k)!r}"
+            for k in now.keys() | before.keys()
+            if before.get(k) != now.get(k)
+        ]
+        if changed:
+            raise ValueError(
+                f"{run_dir} holds a run with other settings ({'; '.join(sorted(changed))}). Repeat them to resume it, "
+                "name another run with --run=NAME, or start over with --fresh"
+            )
+    else:
+        file.write_text(json.dumps(now, indent=1) + "\n")
+
+
+def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: pathlib.Path, seed: int = 0) -> dict:
+    """Train, or go on training, until the task's last epoch.
+
+    The run folder gets task.json, log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume from) and
+    best/ (a weights folder: the averaged variables of the epoch with the best `task.select`).
+
+    Returns:
+      The log line of the best epoch.
+
+    Raises:
+      ValueError: the folder holds another task's run, or the batch does not divide among the devices.
+      FloatingPointError: the loss is not finite; the last good checkpoint stays.
+    """
+    mesh = make_mesh()
+    check_batch(task.batch_size, mesh)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _same_task(run_dir, task, seed)
+    per_epoch = math.ceil(len(train_scans) / task.batch_size)
+    total = per_epoch * task.epochs
+
+    label, validation_label = targets(train_scans, task), targets(validation_scans, task)
+    batches = training_batches(train_scans, label, *balance(train_scans, task), task.batch_size, seed)
+    optimizer = make_optimizer(task, total)
+    model = task.make_model()
+    state = put(create_state(task, model, optimizer, seed), mesh)
+    step = parallel_train_step(make_train_step(task, model, optimizer), mesh)
+    evaluate = parallel_evaluation_step(make_evaluation_step(task), mesh)
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(run_dir.absolute() / CHECKPOINTS, options=options) as manager:
+        state, history = _restore(manager, state)
+        _write_log(run_dir, history)
+        with _progress(task.name, total, int(state.step)) as report:
+            for epoch in range(int(state.step) // per_epoch, task.epochs):
+                started, metrics = time.time(), []
+                for index in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+                    state, measured = step(state, batches[index])
+                    metrics.append(measured)
+                    report(completed=index + 1)
+                averages = _mean(metrics)
+                if not all(math.isfinite(value) for value in averages.values()):
+                    raise FloatingPointError(
+                        f"{task.name}: not finite in epoch {epoch + 1}: {averages}. The last good checkpoint in "
+                        f"{run_dir / CHECKPOINTS} stays; lower --learning_rate"
+                    )
+                trained = time.time()
+                results = collect(evaluate, state.ema, validation_scans, validation_label, task.batch_size)
+                line = {
+                    "epoch": epoch + 1,
+                    "step": int(state.step),
+                    "train": averages,
+                    "validation": scores(task, results, validation_scans, validation_label),
+                    "train_seconds": round(trained - started, 2),
+                    "validation_seconds": round(time.time() - trained, 2),
+                }
+                best = max((past["validation"][task.select] for past in history), default=-math.inf)
+                history.append(line)
+                if line["validation"][task.select] > best:
+                    variables = dict(state.ema)
+                    if task.organ is None:
+                        seen = collect(evaluate, state.ema, train_scans, label, task.batch_size)["features"]
+                        variables["novelty"] = fit_novelty(seen, label, results["features"])
+                    _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans)
+                saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
+                manager.save(int(state.step), args=saved)
+                _write_log(run_dir, history)
+                report(status=_status(task, history))
+    return max(history, key=lambda past: past["validation"][task.select])
+
+
+def _restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, list[dict]]:
+    if manager.latest_step() is None:
+        return state, []
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.JsonRestore())
+    restored = manager.restore(manager.latest_step(), args=args)
+    return restored.state, restored.history
+
+
+def _write_log(run_dir: pathlib.Path, history: list[dict]) -> None:
+    """The log follows the checkpoint: epochs that a crash took back are not in it twice."""
+    temporary = run_dir / f".{LOG}.tmp"
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
+    temporary.replace(run_dir / LOG)
+
+
+def _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans) -> None:
+    manifest = {
+        "task": task_to_json(task),
+        "classes": list(task.classes),
+        "seed": seed,
+        "epoch": line["epoch"],
+        "validation": line["validation"],
+        "fingerprints": {
+            "train": sorted(set(train_scans.fingerprint.tolist())),
+            "validation": sorted(set(validation_scans.fingerprint.tolist())),
+        },
+    }
+    checkpoint.save(run_dir / BEST, jax.device_get(variables), manifest)
+
+
+def _status(task: Task, history: list[dict]) -> str:
+    values = [line["validation"][task.select] for line in history]
+    return f"epoch {len(values)}: {task.select} {values[-1]:.3f}, best {max(values):.3f}"

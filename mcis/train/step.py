@@ -1,0 +1,145 @@
+"""The training step and the evaluation step: pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mcis.data import Batch
+from mcis.ops import losses
+from mcis.ops.augment import augment
+from mcis.ops.image import resize, standardise
+from mcis.ops.metrics import mask_counts
+from mcis.scan import CANVAS
+from mcis.tasks import Task, make_expert, prepare
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+"""Name -> (sum, count), float32 scalars: sums over examples, so that padding and devices never bias a mean."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training carries from step to step.
+
+    Attributes:
+      step: int32, optimiser steps taken.
+      params: the network's parameters, float32.
+      batch_stats: running statistics of batch normalisation; {} where there is none.
+      opt_state: optax's.
+      ema: {"params", "batch_stats"} averaged over steps: the variables that are evaluated and kept.
+      key: random key of the run; a step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: dict[str, Any]
+    key: jax.Array
+
+
+def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) with global-norm clipping, linear warm-up and cosine decay over `steps`."""
+    warmup = max(1, round(steps * task.warmup))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, task.learning_rate, warmup, max(steps, warmup + 1))
+
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(task.clip),
+        optax.adamw(schedule, weight_decay=task.weight_decay, mask=kernels),
+    )
+
+
+def create_state(task: Task, model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh TrainState; the same seed gives the same state."""
+
+    @jax.jit
+    def create(key):
+        init_key, run_key = jax.random.split(key)
+        variables = model.init(init_key, jnp.zeros((1, task.size, task.size, 3)), train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        # a copy, because donated buffers must not be shared between two leaves
+        ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+        return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, jax.random.key_data(run_key))
+
+    return create(jax.random.key(seed))
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """sum(values * weights) / sum(weights), 0 where all weights are 0; (B,), (B,) -> ()."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def make_train_step(
+    task: Task, model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step: augment, forward, Dice + cross-entropy per example, AdamW, EMA. Pure: jit it or spread it."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        image = prepare(batch.image, task.size)
+        mask = resize(batch.mask.astype(jnp.float32), (task.size, task.size))
+        image, mask = augment(augment_key, image, mask, task.augmentation)
+        valid = batch.valid.astype(jnp.float32)
+        with_mask = valid * batch.has_mask
+        with_label = valid * (batch.label >= 0)
+
+        def loss_of(params):
+            outputs, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                standardise(image),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            total, metrics = jnp.float32(0.0), {}
+            if outputs.mask is not None and task.mask_loss:
+                each = losses.soft_dice(outputs.mask, mask) + losses.binary_cross_entropy(outputs.mask, mask)
+                total += task.mask_loss * weighted_mean(each, with_mask)
+                metrics["mask_loss"] = (jnp.sum(each * with_mask), jnp.sum(with_mask))
+            if outputs.label is not None and task.label_loss:
+                each = losses.cross_entropy(outputs.label, batch.label, task.label_smoothing)
+                total += task.label_loss * weighted_mean(each, with_label)
+                correct = (outputs.label.argmax(-1) == batch.label) * with_label
+                metrics["label_loss"] = (jnp.sum(each * with_label), jnp.sum(with_label))
+                metrics["accuracy"] = (jnp.sum(correct), jnp.sum(with_label))
+            metrics["loss"] = (total, jnp.float32(1.0))
+            return total, (updated.get("batch_stats", {}), metrics)
+
+        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # the average starts short, so that it does not remember the initialisation
+        decay = jnp.minimum(task.ema, (1.0 + state.step) / (10.0 + state.step))
+        fresh = {"params": params, "batch_stats": batch_stats}
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, fresh)
+        metrics["gradient_norm"] = (optax.global_norm(grads), jnp.float32(1.0))
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key), metrics
+
+    return step
+
+
+def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Array]]:
+    """Per-scan results on the canvas, (B, ...) each: probs (B, K), features (B, F), and the mask counts of `metrics`.
+
+    Rows that are not valid are computed like the rest; the caller drops them.
+    """
+    expert = make_expert(task)
+
+    def evaluate(variables: dict, batch: Batch) -> dict[str, jax.Array]:
+        outputs = expert(variables, batch.image.reshape(-1, CANVAS, CANVAS, 3))
+        result = {}
+        if outputs.label is not None:
+            result["probs"], result["features"] = outputs.label, outputs.features
+        if outputs.mask is not None:
+            result |= mask_counts(outputs.mask > 0.5, batch.mask)
+        return result
+
+    return evaluate

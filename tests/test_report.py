@@ -1,0 +1,291 @@
+"""The report: what is written, in which form, and that nothing is lost or overwritten."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+import mcis
+from mcis import report
+from mcis.report import Finding, ReportError, ReportWriter
+
+HOSTILE = "a/</script><img src=x onerror=alert(1)>__DATA__`${x}'\"\u2028\u202e.png"
+NOT_UTF8 = os.fsdecode(b"b/\xff\xe9.png")
+
+
+def disc(height=60, width=80, at=(30, 40), radius=12):
+    y, x = np.mgrid[:height, :width]
+    return ((y - at[0]) ** 2 + (x - at[1]) ** 2 <= radius**2).astype(np.uint8)
+
+
+def picture(height=60, width=80):
+    return np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "findings.jsonl").read_bytes().splitlines()]
+
+
+def head_of(out):
+    page = (out / "index.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def rows_of(out):
+    """The page's rows as the browser gets them: (chunk number, rows) of each script file."""
+    for path in sorted((out / "page").glob("rows_*.js")):
+        number, rows = re.fullmatch(r"mcisRows\((\d+),(\[.*\])\)\n", path.read_text(encoding="ascii"), re.S).groups()
+        assert path.name == f"rows_{int(number):04}.js"
+        yield int(number), json.loads(rows)
+
+
+def test_keys_of_a_line_and_their_order():
+    keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
+    line = Finding("a.png").to_json()
+    assert list(json.loads(line)) == [*keys, "lesion_area_px", "error"]
+    assert set(json.loads(line).values()) == {"a.png", None}
+
+
+def test_numbers_in_a_line():
+    finding = Finding(
+        "a", np.int64(3), "brain", np.float32(1 / 3), "tumor", {"tumor": np.float32(0.1), "no_tumor": float("nan")}
+    )
+    values = json.loads(finding.to_json())
+    assert values["frame"] == 3
+    assert values["organ_prob"] == 0.333333
+    assert values["label_probs"] == {"tumor": 0.1, "no_tumor": None}
+
+
+def test_an_error_stands_alone():
+    with pytest.raises(ValueError, match="has nothing else"):
+        Finding("a.png", organ="brain", error="broken")
+
+
+def test_boxes_are_8_connected_largest_first_then_by_position():
+    mask = np.array(
+        [
+            [1, 0, 0, 0, 0, 0, 1],
+            [0, 1, 0, 0, 0, 0, 0],  # touches the one above by its corner alone: one lesion
+            [0, 0, 0, 1, 1, 1, 0],
+            [0, 0, 0, 1, 0, 0, 0],
+            [1, 0, 0, 0, 0, 0, 1],
+        ],
+        np.uint8,
+    )
+    assert report.boxes_of(mask) == [[3, 2, 3, 2], [0, 0, 2, 2], [6, 0, 1, 1], [0, 4, 1, 1], [6, 4, 1, 1]]
+    assert report.boxes_of(np.zeros((4, 5), np.uint8)) == []
+    assert report.boxes_of(np.ones((4, 5), np.uint8)) == [[0, 0, 5, 4]]
+
+
+@pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 214, 10), (40, 200, 60)])
+def test_the_outline_shows_on_any_ground(ground):
+    mask, image = disc(), np.full((60, 80, 3), ground, np.uint8)
+    drawn = report.overlay(image, mask)
+    luma = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)
+    edge = luma[(cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0) & (mask == 0)]
+    assert int(edge.max()) - int(edge.min()) > 100
+    assert (drawn[:10] == image[:10]).all()  # away from the lesion nothing changes
+    centre = drawn[30, 40].astype(int) - image[30, 40]
+    assert np.abs(centre).max() <= 0.11 * 255  # the fill is faint
+
+
+def test_an_empty_mask_draws_nothing_and_the_scan_is_never_written_to():
+    image = picture()
+    kept = image.copy()
+    drawn = report.overlay(image, np.zeros((60, 80), np.uint8))
+    assert (drawn == image).all()
+    assert not np.shares_memory(drawn, image)
+    report.overlay(image, disc())
+    assert (image == kept).all()
+
+
+def test_files_of_a_run(tmp_path):
+    mask = disc() | disc(at=(5, 5), radius=2)
+    with ReportWriter(tmp_path / "a" / "b", {"threshold": 0.5, "place": pathlib.Path("x")}) as writer:
+        probs = {"no_tumor": 0.01, "tumor": 0.99}
+        first = writer.add(Finding("s/benign (1).png", 0, "brain", 0.9, "tumor", probs), picture(), mask)
+        writer.add(Finding("s/none.png", None, "brain", 0.9, "tumor", probs), picture(), np.zeros((60, 80), np.uint8))
+        writer.add(Finding("s/not asked.png", None, "breast", 0.9, "normal", {"normal": 1.0}), picture())
+        writer.add(Finding("s/cat.jpg", None, "unsupported", 0.4), picture())
+        writer.add(Finding("s/broken.png", error="not a readable picture"))
+    out = tmp_path / "a" / "b"
+    found, none, unasked, cat, broken = lines_of(out)
+
+    assert found == json.loads(first.to_json())
+    assert found["mask"] == "masks/000000_benign_1.png"
+    assert found["boxes"] == [[28, 18, 25, 25], [3, 3, 5, 5]]
+    assert found["lesion_area_px"] == mask.sum()
+    assert (none["boxes"], none["lesion_area_px"]) == ([], 0)
+    for line in (unasked, cat, broken):
+        assert line["mask"] is line["boxes"] is line["lesion_area_px"] is None
+    assert (cat["organ"], cat["label"]) == ("unsupported", None)
+    assert [key for key, value in broken.items() if value is not None] == ["scan", "error"]
+
+    stored = cv2.imread(str(out / found["mask"]), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint8
+    assert (stored == 255 * mask).all()  # one channel, the scan's size
+    assert not cv2.imread(str(out / none["mask"]), cv2.IMREAD_UNCHANGED).any()
+    overlays = sorted(path.name for path in (out / "overlays").iterdir())
+    assert overlays == ["000000_benign_1.jpg", "000001_none.jpg", "000002_not_asked.jpg", "000003_cat.jpg"]
+    assert cv2.imread(str(out / "overlays" / overlays[0])).shape == (60, 80, 3)
+
+    run = json.loads((out / "run.json").read_text())
+    assert (run["status"], run["notice"], run["options"]["place"]) == ("complete", mcis.NOTICE, "x")
+    assert {"mcis", "python", "numpy", "opencv"} <= set(run["versions"])
+    assert run["started"] <= run["finished"]
+    assert run["counts"] == writer.counts
+    assert {key: run["counts"][key] for key in ("scans", "errors", "lesions")} == {
+        "scans": 5,
+        "errors": 1,
+        "lesions": 2,
+    }
+    assert run["counts"]["organs"] == {"brain": 2, "breast": 1, "unsupported": 1}
+    assert run["counts"]["labels"] == {"no_tumor": 0, "tumor": 2, "normal": 1, "benign": 0, "malignant": 0}
+
+
+def test_the_page_holds_every_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "CHUNK", 4)
+    names = [HOSTILE, NOT_UTF8, *(f"{i}.png" for i in range(9))]
+    with ReportWriter(tmp_path, {}) as writer:
+        for i, name in enumerate(names):
+            writer.add(Finding(name, error="<b>x</b>") if i % 5 == 4 else Finding(name, organ="brain", organ_prob=0.5))
+    head, rows = head_of(tmp_path), []
+    for number, chunk in rows_of(tmp_path):
+        assert len(rows) == number * head["chunk"]
+        rows += chunk
+    page = [dict(zip(head["keys"], row, strict=True)) for row in rows]
+    assert [{key: row[key] for key in report.KEYS} for row in page] == lines_of(tmp_path)
+    assert head["run"] == json.loads((tmp_path / "run.json").read_text())
+
+
+def test_hostile_names_stay_data(tmp_path):
+    with ReportWriter(tmp_path, {"paths": [HOSTILE, NOT_UTF8]}) as writer:
+        for name in (HOSTILE, NOT_UTF8, "../../etc/passwd", "x/" + "long" * 200 + ".png", "日本.png", ".png", "..", ""):
+            writer.add(Finding(name), picture(), disc())
+    assert [line["scan"] for line in lines_of(tmp_path)][:2] == [HOSTILE, NOT_UTF8]
+    assert os.fsencode(lines_of(tmp_path)[1]["scan"]) == b"b/\xff\xe9.png"
+    for line in lines_of(tmp_path):
+        assert re.fullmatch(r"masks/\d{6}_[A-Za-z0-9][A-Za-z0-9._-]{0,59}\.png", line["mask"])
+        assert (tmp_path / line["mask"]).is_file()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("</script>") == 2  # the page's own two
+    assert "<img" not in page
+    assert head_of(tmp_path)["run"]["options"]["paths"] == [HOSTILE, NOT_UTF8]
+    assert not [path for path in (tmp_path / "page").iterdir() if b"<" in path.read_bytes()]
+
+
+def test_the_page_says_what_it_is_not_and_asks_for_nothing_outside(tmp_path):
+    with ReportWriter(tmp_path, {}) as writer:
+        pass
+    assert writer.counts["scans"] == 0
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert mcis.NOTICE in page.split("<script")[0]  # without JavaScript too
+    assert not re.findall(r"https?:|//[a-z]+\.|@import|url\(", page)
+
+
+def test_large_scans_have_small_overlays_and_full_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "OVERLAY_SIDE", 40)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[31, 41] = 1  # less than a pixel of the overlay
+    with ReportWriter(tmp_path, {}) as writer:
+        finding = writer.add(Finding("a.png"), np.zeros((60, 80, 3), np.uint8), mask)
+    drawn = cv2.imread(str(tmp_path / "overlays/000000_a.jpg"))
+    assert drawn.shape == (30, 40, 3)
+    assert drawn.max() > 100  # still outlined
+    assert (finding.boxes, finding.lesion_area_px) == ([[41, 31, 1, 1]], 1)
+    assert cv2.imread(str(tmp_path / finding.mask), cv2.IMREAD_UNCHANGED).shape == (60, 80)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    with ReportWriter(tmp_path, {}) as writer, pytest.raises(ValueError, match="height, width"):
+        writer.add(Finding("a.png"), picture(), disc(50, 80))
+
+
+def test_a_report_is_not_overwritten_unasked(tmp_path):
+    with ReportWriter(tmp_path, {}) as writer:
+        writer.add(Finding("a.png", organ="brain"), picture(), disc())
+    before = (tmp_path / "findings.jsonl").read_bytes()
+    with pytest.raises(ReportError, match="has a report already"):
+        ReportWriter(tmp_path, {})
+    assert (tmp_path / "findings.jsonl").read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ReportError, match="needs a folder"):
+        ReportWriter(tmp_path / "file", {})
+
+
+def test_overwriting_removes_what_a_report_wrote_and_nothing_else(tmp_path):
+    with ReportWriter(tmp_path, {}) as writer:
+        for name in ("a.png", "b.png"):
+            writer.add(Finding(name, organ="brain"), picture(), disc())
+    own = [tmp_path / "notes.txt", tmp_path / "masks" / "000000_mine.png", tmp_path / "page" / "keep.js"]
+    for path in own:
+        path.write_text("mine")
+    with ReportWriter(tmp_path, {}, overwrite=True) as writer:
+        writer.add(Finding("c.png", error="broken"))
+    assert [line["scan"] for line in lines_of(tmp_path)] == ["c.png"]
+    assert all(path.read_text() == "mine" for path in own)
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["000000_mine.png"]
+    assert not list((tmp_path / "overlays").iterdir())
+
+
+def test_overwriting_refuses_a_file_that_is_no_report(tmp_path):
+    (tmp_path / "findings.jsonl").write_text('{"scan": "a.png"}\n{"name": 1}\n')
+    with pytest.raises(ReportError, match="line 2 is no finding"):
+        ReportWriter(tmp_path, {}, overwrite=True)
+    assert (tmp_path / "findings.jsonl").exists()
+
+
+def test_an_exception_leaves_lines_page_and_its_name(tmp_path):
+    def run_until_stopped(writer):
+        with writer:
+            writer.add(Finding("a.png", organ="brain"))
+            raise KeyboardInterrupt
+
+    writer = ReportWriter(tmp_path, {})
+    with pytest.raises(KeyboardInterrupt):
+        run_until_stopped(writer)
+    assert len(lines_of(tmp_path)) == len(next(rows_of(tmp_path))[1]) == 1
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["error"]) == ("stopped", "KeyboardInterrupt()")
+    writer.close()  # again: nothing
+    assert json.loads((tmp_path / "run.json").read_text()) == run
+
+
+def test_a_killed_run_keeps_every_line(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from mcis.report import Finding, ReportWriter\n"
+        "writer = ReportWriter(sys.argv[1], {})\n"
+        "for i in range(7): writer.add(Finding(f'{i}.png', organ='brain'))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert [line["scan"] for line in lines_of(tmp_path)] == [f"{i}.png" for i in range(7)]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+    with (tmp_path / "findings.jsonl").open("ab") as file:
+        file.write(b'{"scan": "cut sho')  # as a full disk would leave it
+    assert len(list(report.read_findings(tmp_path / "findings.jsonl"))) == 7
+
+
+def test_the_page_follows_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "REFRESH_SECONDS", 0.0)
+    writer = ReportWriter(tmp_path, {})
+    for count in (1, 2):
+        writer.add(Finding("a.png", organ="brain"))
+        assert head_of(tmp_path)["run"]["counts"]["scans"] == len(next(rows_of(tmp_path))[1]) == count
+        assert head_of(tmp_path)["run"]["status"] == "running"
+    writer.close()
+    assert head_of(tmp_path)["run"]["status"] == "complete"
+
+
+def test_report_imports_no_jax():
+    script = "import sys, mcis.report; assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
