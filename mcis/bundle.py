@@ -49,7 +49,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
     try:
         task = task_from_json(manifest["task"])
     except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{folder}: its manifest describes no task of this version ({error})") from None
+        raise checkpoint.CheckpointError(f"{folder}: its manifest describes no task of this version: {error}") from None
     image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, 3), "float32")
     expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
     network = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
@@ -67,7 +67,7 @@ def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
     found = {name: load_weights(path / name) for name in TASKS if (path / name).is_dir()}
     if not found:
         raise checkpoint.CheckpointError(
-            f"{path} holds no weights: it needs folders named {', '.join(TASKS)}, as `mcis bundle RUN... --out DIR` makes"
+            f"{path} holds no weights: `mcis bundle RUN... --out DIR` makes a set, with folders {', '.join(TASKS)}"
         )
     return found
 

@@ -19,15 +19,13 @@ class Options:
     data_dir: str | None = None
 
 
-def parse_dataclass(
-    cls: Any, argv: Sequence[str], prog: str, default: Any = None, description: str | None = None
-) -> Any:
-    """An instance of a dataclass from typed command-line options; exits 2 and lists the options where one is unknown."""
+def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
+    """An instance of a dataclass from command-line options; exits 2 and lists the options where one is unknown."""
     import tyro
 
     keywords = {} if default is None else {"default": default}
     try:
-        return tyro.cli(cls, args=list(argv), prog=prog, description=description, **keywords)
+        return tyro.cli(cls, args=list(argv), prog=prog, **keywords)
     except SystemExit as stop:
         if stop.code not in (0, None):
             parser = tyro.extras.get_parser(cls, prog=prog, **keywords)

@@ -125,7 +125,9 @@ def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[
     """Metric -> value and the ends of its 95 % bootstrap interval by group."""
     point = metrics(task, rows)
     intervals = bootstrap_interval(lambda index: metrics(task, rows.take(index)), rows.group, draws)
-    return {name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]} for name, value in point.items()}
+    return {
+        name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]} for name, value in point.items()
+    }
 
 
 def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
@@ -137,7 +139,11 @@ def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
         "task": task.name,
         "split": split,
         "sources": {
-            name: {"scans": len(part.label), "groups": len(np.unique(part.group)), "metrics": with_intervals(task, part)}
+            name: {
+                "scans": len(part.label),
+                "groups": len(np.unique(part.group)),
+                "metrics": with_intervals(task, part),
+            }
             for name, part in parts.items()
         },
     }
@@ -156,7 +162,7 @@ def print_report(found: dict[str, Any]) -> None:
     names = dict.fromkeys(name for part in sources.values() for name in part["metrics"])
     for name in names:
         cells = [part["metrics"].get(name) for part in sources.values()]
-        table.add_row(name, *("" if c is None else f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells))
+        table.add_row(name, *(c and f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

@@ -27,7 +27,7 @@ MASK_THRESHOLD = 0.5
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """The files that some paths mean: files as given, pictures below folders, matches of globs; in order, sorted within.
+    """The files that some paths mean: files as given, pictures below folders, matches of globs; sorted within each.
 
     A path that does not exist stays in the list, so that it gets its error line.
 
@@ -67,7 +67,8 @@ def load(path: str, frame: int | None) -> Loaded:
         square, geometry = scan.fit(image)
         return Loaded(path, frame, image, square, geometry)
     except (scan.ScanError, OSError, MemoryError) as error:
-        return Loaded(path, frame, error=str(error) or type(error).__name__)
+        message = str(error) or type(error).__name__
+        return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}")
 
 
 def frames(paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
@@ -217,7 +218,8 @@ def _main(options: Any) -> int:
     variables = jax.device_put({name: one.variables for name, one in weights.items()})
     compiled = jax.jit(function)
     batch_size = 1 if len(paths) == 1 and scan.count_frames(paths[0]) == 1 else BATCH
-    described = {name: {k: one.manifest[k] for k in ("epoch", "validation", "versions")} for name, one in weights.items()}
+    facts = ("epoch", "validation", "versions")
+    described = {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()}
 
     errors = 0
     with ReportWriter(

@@ -39,7 +39,7 @@ def balanced_accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
 
 
 def label_scores(probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy and negative log-likelihood of float (N, K) probabilities for int (N,) labels >= 0."""
+    """Accuracy, balanced accuracy and mean negative log-likelihood of float (N, K) probs for int (N,) labels >= 0."""
     predicted = probs.argmax(1)
     true_prob = probs[np.arange(len(label)), label]
     return {
