@@ -17,6 +17,8 @@ from typing import Annotated
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
+from mcis.command import parse_dataclass
+
 DATASET = "mcis_scans"
 
 
@@ -149,7 +151,7 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when the set is there, 1 with a message on standard error when it cannot be built."""
-    arguments = tyro.cli(Arguments, prog="mcis build", args=argv, use_underscores=True)
+    arguments = parse_dataclass(Arguments, sys.argv[1:] if argv is None else argv, prog="mcis build")
     try:
         build(**vars(arguments))
     except (ValueError, OSError) as error:

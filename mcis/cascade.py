@@ -140,7 +140,7 @@ def check_experts(experts: Experts, settings: Settings) -> None:
 
 def label_experts(experts: Experts) -> dict[int, str]:
     """Organ index -> the task whose label head classifies it: its classifier, else a joint segmentation network."""
-    found = {}
+    found: dict[int, str] = {}
     for index, organ in enumerate(ORGANS):
         for name in (f"classify_{organ.name}", f"segment_{organ.name}"):
             if name in experts and experts[name].make_model().classes:
@@ -233,12 +233,15 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
         unknown, zeros = jnp.full(batch, UNKNOWN, jnp.int32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
         blank, no = jnp.zeros((batch, CLASSES), jnp.float32), jnp.zeros(batch, bool)
         if task.organ is None:
+            assert outputs.label is not None
             organ = outputs.label.argmax(-1).astype(jnp.int32)
             return Prediction(organ, outputs.label.max(-1), unknown, blank, no, zeros)
         index = [organ.name for organ in ORGANS].index(task.organ)
         organ, not_asked = jnp.full(batch, index, jnp.int32), jnp.full(batch, jnp.nan, jnp.float32)
         if task.segments:
+            assert outputs.mask is not None
             return Prediction(organ, not_asked, unknown, blank, ~no, outputs.mask)
+        assert outputs.label is not None
         probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
         return Prediction(organ, not_asked, probs.argmax(-1).astype(jnp.int32), probs, no, zeros)
 

@@ -9,13 +9,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mcis import scan
 from mcis.organs import UNKNOWN
+
+Array = Any
+"""A NumPy array on the host, a JAX array inside the jit."""
 
 DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
@@ -32,11 +34,11 @@ class Batch(NamedTuple):
     `valid` only fill the batch up and count for nothing.
     """
 
-    image: np.ndarray
-    mask: np.ndarray
-    label: np.ndarray
-    has_mask: np.ndarray
-    valid: np.ndarray
+    image: Array
+    mask: Array
+    label: Array
+    has_mask: Array
+    valid: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +121,8 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
 
 def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
-    image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    mask = cv2.imdecode(np.frombuffer(record["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
-    return np.ascontiguousarray(image), (mask > 0).astype(np.uint8)[..., None]
+    image, mask = (scan.decode(record[name], name).image for name in ("image", "mask"))
+    return image, (mask[..., :1] > 0).astype(np.uint8)
 
 
 def text(value: Any) -> str:

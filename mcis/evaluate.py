@@ -4,6 +4,7 @@ Scoring is a separate act from training, which sees validation only. A test scor
 trained on, or chosen by, is refused.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -36,28 +37,15 @@ def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Per-scan results, N of them, on the scans' own grid.
+Rows = dict[str, np.ndarray]
+"""Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask
+bool (N,); and, where the network has the head, probs float (N, K) or the pixel counts both, predicted, true int (N,)
+on the scans' own grid."""
 
-    source, group, scan_id: str (N,); label int (N,) the task's target, -1 unknown; probs float (N, K) or None;
-    has_mask bool (N,); both, predicted, true: int (N,) pixel counts, or None.
-    """
 
-    source: np.ndarray
-    group: np.ndarray
-    scan_id: np.ndarray
-    label: np.ndarray
-    has_mask: np.ndarray
-    probs: np.ndarray | None
-    both: np.ndarray | None
-    predicted: np.ndarray | None
-    true: np.ndarray | None
-
-    def take(self, rows: np.ndarray) -> "Rows":
-        """The given rows."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Rows(**{name: None if value is None else value[rows] for name, value in values.items()})
+def take(rows: Rows, index: np.ndarray) -> Rows:
+    """Some of the rows: an int index or a bool mask."""
+    return {name: value[index] for name, value in rows.items()}
 
 
 def _prepared(record: dict[str, Any]):
@@ -81,7 +69,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
       expert: uint8 (BATCH, S, S, 3) -> `Outputs` of probabilities on the canvas.
       records: of `data.records`.
     """
-    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(Rows)}
+    columns: dict[str, list] = collections.defaultdict(list)
     for batch in _batches(records):
         squares = np.zeros((BATCH, scan.CANVAS, scan.CANVAS, 3), np.uint8)
         for i, (_, _, square, _) in enumerate(batch):
@@ -101,30 +89,29 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
                     columns[name].append(int(count[0]))
         if outputs.label is not None:
             columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
-    return Rows(**{name: np.array(values) if values else None for name, values in columns.items()})
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def metrics(task: Task, rows: Rows) -> dict[str, float]:
     """The task's metrics over rows; {} where nothing is known of them."""
     found: dict[str, float] = {}
-    known = rows.label >= 0
-    if not task.segments and rows.probs is not None and known.any():
-        found |= label_scores(rows.probs[known], rows.label[known])
-        predicted = rows.probs.argmax(1)
+    known = rows["label"] >= 0
+    if not task.segments and known.any():
+        label, probs = rows["label"][known], rows["probs"][known]
+        found |= label_scores(probs, label)
         for index, name in enumerate(task.classes):
-            mine = known & (rows.label == index)
-            if mine.any():
-                found[f"sensitivity_{name}"] = float((predicted[mine] == index).mean())
-    if task.segments and rows.both is not None and rows.has_mask.any():
-        has = rows.has_mask
-        found |= mask_scores(rows.both[has], rows.predicted[has], rows.true[has], rows.group[has])
+            if (label == index).any():
+                found[f"sensitivity_{name}"] = float((probs[label == index].argmax(1) == index).mean())
+    has = rows["has_mask"]
+    if task.segments and has.any():
+        found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
     return found
 
 
 def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float]]:
     """Metric -> value and the ends of its 95 % bootstrap interval by group."""
     point = metrics(task, rows)
-    intervals = bootstrap_interval(lambda index: metrics(task, rows.take(index)), rows.group, draws)
+    intervals = bootstrap_interval(lambda index: metrics(task, take(rows, index)), rows["group"], draws)
     return {
         name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]} for name, value in point.items()
     }
@@ -132,7 +119,7 @@ def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[
 
 def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
     """Metrics of every source and, where there are several, of all together."""
-    parts = {source: rows.take(rows.source == source) for source in np.unique(rows.source).tolist()}
+    parts = {source: take(rows, rows["source"] == source) for source in np.unique(rows["source"]).tolist()}
     if len(parts) > 1:
         parts["all"] = rows
     return {
@@ -140,8 +127,8 @@ def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
         "split": split,
         "sources": {
             name: {
-                "scans": len(part.label),
-                "groups": len(np.unique(part.group)),
+                "scans": len(part["label"]),
+                "groups": len(np.unique(part["group"])),
                 "metrics": with_intervals(task, part),
             }
             for name, part in parts.items()
@@ -183,12 +170,12 @@ def main(argv: Sequence[str]) -> int:
           out: JSON file to write; by default evaluation_<split>.json beside the weights of a run.
         """
 
-        run: tyro.conf.Positional[str]
+        run: tyro.conf.Positional[str] = tyro.MISSING
         split: str = "test"
         sources: Names = ()
         out: str | None = None
 
-    options = parse_dataclass(Evaluate, argv, "mcis evaluate", default=Evaluate(run=tyro.MISSING))
+    options = parse_dataclass(Evaluate, argv, "mcis evaluate")
     try:
         found = evaluate(options.run, options.split, options.sources, options.data_dir)
     except ValueError as error:

@@ -26,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     ensure_phantom(task.sources, options.data_dir)
-    scans = [data.load(task.sources, split, options.data_dir) for split in ("train", "validation")]
-    counts = f"{len(scans[0])} scans to train, {len(scans[1])} to validate"
+    to_train, to_validate = (data.load(task.sources, split, options.data_dir) for split in ("train", "validation"))
+    counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}")
-    best = loop.train(task, *scans, run_dir, options.seed)
+    best = loop.train(task, to_train, to_validate, run_dir, options.seed)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")

@@ -105,7 +105,7 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         finding = dataclasses.replace(finding, label=organ.classes[label], label_probs=probs)
-    if not row["segmented"]:
+    if not row["segmented"] or loaded.geometry is None:
         return finding, None
     return finding, (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
 
@@ -129,7 +129,7 @@ def run(
         if good:
             batch = np.zeros((batch_size, scan.CANVAS, scan.CANVAS, 3), np.uint8)
             for i, loaded in enumerate(good):
-                batch[i] = loaded.square
+                batch[i] = loaded.square  # type: ignore[assignment]  # a scan without an error has a square
             prediction = predict(batch)
             fields = {f.name: np.asarray(getattr(prediction, f.name)) for f in dataclasses.fields(prediction)}
         rows = iter(range(len(good)))

@@ -174,7 +174,8 @@ def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
     ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     difference = cv2.absdiff(grey, np.full_like(grey, int(np.median(ring))))
     mask = cv2.threshold(difference, 20, 255, cv2.THRESH_BINARY)[1]
-    mask = cv2.dilate(cv2.erode(mask, None, iterations=2), None, iterations=2)
+    square = np.ones((3, 3), np.uint8)
+    mask = cv2.dilate(cv2.erode(mask, square, iterations=2), square, iterations=2)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     boxes = [cv2.boundingRect(c) for c in contours]
     boxes = [b for b in boxes if b[2] * b[3] >= 0.01 * height * width]
@@ -244,7 +245,7 @@ def unfit(square: np.ndarray, geometry: Fit) -> np.ndarray:
     """
     x, y, w, h = geometry.box
     ix, iy, iw, ih = geometry.inner
-    content = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
+    content: np.ndarray = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
     if (w, h) != (iw, ih):
         content = cv2.resize(content, (w, h), interpolation=cv2.INTER_AREA if w < iw else cv2.INTER_LINEAR)
     full = np.zeros(geometry.shape, np.float32)

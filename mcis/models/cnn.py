@@ -4,6 +4,8 @@ Four levels of two residual blocks (He et al. 2016, basic form) behind a space-t
 full-resolution layers; global average pooling and a linear head.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,12 +30,12 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        norm = {"use_running_average": not train, "momentum": 0.9, "dtype": self.dtype, "axis_name": self.axis_name}
+        norm = functools.partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name)
         y = Conv3x3(x.shape[-1], self.dtype, name="conv1")(x)
-        y = nn.relu(nn.BatchNorm(**norm, name="norm1")(y))
+        y = nn.relu(norm(name="norm1")(y))
         y = Conv3x3(x.shape[-1], self.dtype, name="conv2")(y)
         # The last scale starts at a half: blocks begin near the identity, yet every parameter has a gradient.
-        y = nn.BatchNorm(**norm, scale_init=nn.initializers.constant(0.5), name="norm2")(y)
+        y = norm(scale_init=nn.initializers.constant(0.5), name="norm2")(y)
         return nn.relu(x + y)
 
 

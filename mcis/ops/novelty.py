@@ -32,7 +32,7 @@ def fit_novelty(features: np.ndarray, label: np.ndarray, held_out: np.ndarray, s
     return novelty | {"limit": np.float32(np.quantile(np.asarray(distance(novelty, held_out)), share))}
 
 
-def distance(novelty: dict, features: jax.Array) -> jax.Array:
+def distance(novelty: dict, features: jax.Array | np.ndarray) -> jax.Array:
     """Mahalanobis distance to the nearest class mean: (B, F) -> (B,), at least 0."""
     offset = features[:, None, :] - novelty["mean"]
     return jnp.sqrt(jnp.square(offset @ novelty["whiten"]).sum(-1)).min(1)

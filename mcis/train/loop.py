@@ -50,8 +50,8 @@ def scores(task: Task, results: dict[str, np.ndarray], scans: Scans, label: np.n
         found |= label_scores(results["probs"][known], label[known])
     masked = scans.has_mask
     if task.segments and masked.any():
-        counts = [results[name][masked] for name in ("both", "predicted", "true")]
-        found |= mask_scores(*counts, scans.group[masked])
+        both, predicted, true = (results[name][masked] for name in ("both", "predicted", "true"))
+        found |= mask_scores(both, predicted, true, scans.group[masked])
     return found
 
 
@@ -137,7 +137,7 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
                     )
                 trained = time.time()
                 results = collect(evaluate, state.ema, validation_scans, validation_label, task.batch_size)
-                line = {
+                line: dict[str, Any] = {
                     "epoch": epoch + 1,
                     "step": int(state.step),
                     "train": averages,

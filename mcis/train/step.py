@@ -135,8 +135,8 @@ def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Ar
 
     def evaluate(variables: dict, batch: Batch) -> dict[str, jax.Array]:
         outputs = expert(variables, batch.image.reshape(-1, CANVAS, CANVAS, 3))
-        result = {}
-        if outputs.label is not None:
+        result: dict[str, jax.Array] = {}
+        if outputs.label is not None and outputs.features is not None:
             result["probs"], result["features"] = outputs.label, outputs.features
         if outputs.mask is not None:
             result |= mask_counts(outputs.mask > 0.5, batch.mask)

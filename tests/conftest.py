@@ -1,0 +1,48 @@
+"""What every test runs under: two fake CPU devices, our own warnings as errors, no silent rank promotion.
+
+JAX is told by environment variables, before anything imports it, so that child processes of tests are told as well and
+tests that need no JAX never pay for it.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import sys
+
+import pytest
+
+DEVICES = 2
+
+if "jax" in sys.modules:
+    raise RuntimeError("something imported jax before tests/conftest.py could set its environment")
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+
+
+def _environment() -> str:
+    """Twelve hex digits that change with whatever compiled code depends on: versions, flags, instruction set."""
+    parts = [platform.python_version(), platform.machine(), os.environ["XLA_FLAGS"]]
+    parts += [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        parts += sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "model name"))})
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Later lines win: other people's warnings are theirs, ours are errors.
+    for line in ("ignore", r"error:::mcis(\.|$)", r"error:::mcis_datasets(\.|$)", r"error:::tests(\.|$)"):
+        config.addinivalue_line("filterwarnings", line)
+    cache = getattr(config, "cache", None)
+    if cache is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        try:
+            folder = cache.mkdir(f"jax-{_environment()}")
+        except OSError:  # a read-only checkout: compile anew
+            return
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
