@@ -65,9 +65,11 @@ def build(
         (tfds.enable_progress_bar if _shows(progress) else tfds.disable_progress_bar)()
         stage = home / ".building"
         try:
-            made = _make(Builder, source, from_, stage, home / "splits.json", per_class)
+            made = _make(source, from_, stage, home / "splits.json", per_class)
             if target.exists():
-                target.rename(home / ".replaced")
+                # One folder down, so that nobody takes it for a version.
+                (home / ".replaced").mkdir()
+                target.rename(home / ".replaced" / target.name)
             made.rename(target)
             (made.parent / "splits.json").replace(home / "splits.json")
         finally:
@@ -90,18 +92,23 @@ def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) 
         raise ValueError(f"--per_class is {per_class}; it must be 1 or more")
 
 
-def _make(builder_class, source, from_, stage, history, per_class) -> pathlib.Path:
+def _make(
+    source: str, from_: str | os.PathLike | None, stage: pathlib.Path, history: pathlib.Path, per_class: int | None
+) -> pathlib.Path:
     """Build below `stage`, obeying the splits in the file `history`; gives the finished version's folder."""
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans import archive
+    from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
+    from mcis_datasets.mcis_scans.record import find_base
 
     (stage / DATASET / source).mkdir(parents=True)
     if history.exists():
         shutil.copyfile(history, stage / DATASET / source / "splits.json")
-    builder = builder_class(config=source, data_dir=stage, per_class=per_class)
+    builder = Builder(config=source, data_dir=stage, per_class=per_class)
     with contextlib.nullcontext(stage) if from_ is None else archive.opened(pathlib.Path(from_).expanduser()) as folder:
-        if not any(folder.iterdir()):
-            raise FileNotFoundError(f"{from_} is empty. {expected(source)}")
+        requires = SOURCES[source].requires
+        if requires and find_base(folder, requires) is None and not (folder / f"{source}.zip").is_file():
+            raise FileNotFoundError(f"{from_} does not hold the files of {source!r}. {expected(source)}")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     return pathlib.Path(builder.data_path)
 
@@ -121,10 +128,10 @@ def _locked(home: pathlib.Path) -> Iterator[None]:
 
 def _tidy(home: pathlib.Path, target: pathlib.Path) -> None:
     """Clear away what a build left, or one that was killed; a set that was just being replaced is put back."""
-    replaced = home / ".replaced"
+    replaced = home / ".replaced" / target.name
     if replaced.exists() and not target.exists():
         replaced.rename(target)
-    for path in (home / ".building", replaced):
+    for path in (home / ".building", replaced.parent):
         if path.exists():
             shutil.rmtree(path)
 

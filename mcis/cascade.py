@@ -95,7 +95,7 @@ def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array,
     which = jnp.searchsorted(end, jnp.arange(chunks), side="right").astype(jnp.int32)
     mine = jnp.minimum(which, experts - 1)
     first_scan, first_chunk = jnp.cumsum(count) - count, end - chunks_of
-    within = (jnp.arange(chunks) - first_chunk[mine])[:, None] * chunk + jnp.arange(chunk)
+    within = (jnp.arange(chunks) - first_chunk[mine])[:, None] * chunk + jnp.arange(chunk)[None]
     valid = (within < count[mine][:, None]) & (which < experts)[:, None]
     rows = jnp.where(valid, order[jnp.clip(first_scan[mine][:, None] + within, 0, batch - 1)], batch)
     return which, rows

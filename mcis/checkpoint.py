@@ -76,18 +76,22 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
       half: store parameters as float16; other collections keep their precision.
     """
     path = pathlib.Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     flat = {key: np.asarray(value) for key, value in flatten(variables).items()}
     if half:
-        flat = {
-            key: value.astype(np.float16) if key.startswith("params/") and value.dtype == np.float32 else value
-            for key, value in flat.items()
-        }
-        if not all(np.isfinite(value).all() for value in flat.values() if value.dtype == np.float16):
-            raise CheckpointError(f"{path}: a parameter exceeds float16's range; save in full precision")
+        with np.errstate(over="ignore"):
+            flat = {
+                key: value.astype(np.float16) if key.startswith("params/") and value.dtype == np.float32 else value
+                for key, value in flat.items()
+            }
+        for key, value in flat.items():
+            if value.dtype == np.float16 and not np.isfinite(value).all():
+                raise CheckpointError(f"{path}: array {key} exceeds float16's range; save in full precision")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = path.with_name(f".{path.name}.tmp"), _old(path)
+    if path.exists():  # else the older one may be all there is
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(temporary / VARIABLES, unflatten(flat))
     manifest = manifest | {
@@ -97,11 +101,24 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
         "files": _hashes(temporary),
     }
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _present(path: pathlib.Path) -> pathlib.Path:
+    """`path`, or what it was before a `save` that was killed between its two renames."""
+    return path if path.exists() or not _old(path).exists() else _old(path)
+
+
+def _damaged(file: pathlib.Path, error: Exception) -> CheckpointError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return CheckpointError(f"{file} is damaged ({reason}); restore it from its source")
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
@@ -110,17 +127,15 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       CheckpointError: no manifest, one of another format, or a file that is missing, changed or left over.
     """
-    path = pathlib.Path(path)
+    path = _present(pathlib.Path(path))
     file = path / MANIFEST
     if not file.is_file():
         raise CheckpointError(f"{path} is no weights folder: it has no {MANIFEST}")
     try:
         manifest = json.loads(file.read_text())
-        files, found_format = manifest["files"], manifest["format"]
+        files, found_format = dict(manifest["files"]), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged ({type(error).__name__}: {error}); restore it from its source"
-        ) from None
+        raise _damaged(file, error) from None
     if found_format != FORMAT:
         raise CheckpointError(f"{file} has format {found_format}; this version reads {FORMAT}")
     found = _hashes(path)
@@ -140,16 +155,19 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       CheckpointError: as `read_manifest`.
     """
-    path = pathlib.Path(path).absolute()
+    path = _present(pathlib.Path(path).absolute())
     manifest = read_manifest(path)
     device = jax.local_devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    abstract = {
-        key: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=sharding)
-        for key, (dtype, shape) in manifest["arrays"].items()
-    }
-    with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(path / VARIABLES, unflatten(abstract))
+    try:
+        abstract = {
+            key: jax.ShapeDtypeStruct(tuple(int(length) for length in shape), np.dtype(dtype), sharding=sharding)
+            for key, (dtype, shape) in dict(manifest["arrays"]).items()
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(path / VARIABLES, unflatten(abstract))
+    except (ValueError, KeyError, TypeError) as error:  # the files are whole, so it is what the manifest says of them
+        raise _damaged(path / MANIFEST, error) from None
     flat = {key: np.asarray(value) for key, value in flatten(restored).items()}
     flat = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in flat.items()}
     return unflatten(flat), manifest

@@ -8,14 +8,22 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    options, task = parse(argv)
+    """The command: exit status 0 when training is complete, 1 when it broke off, 2 when it could not start."""
+    options, task = parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        run(options, task)
+    except (ValueError, FloatingPointError) as error:
+        print(f"mcis train: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    return 0
 
+
+def run(options: Any, task: Any) -> None:
+    """Load the scans, train, and say where the result is."""
     from mcis.command import enable_compilation_cache
 
     enable_compilation_cache()
@@ -28,13 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     ensure_phantom(task.sources, options.data_dir)
     to_train, to_validate = (data.load(task.sources, split, options.data_dir) for split in ("train", "validation"))
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
-    print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}")
+    print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     best = loop.train(task, to_train, to_validate, run_dir, options.seed)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
     print(f"score it once on held-out scans: mcis evaluate {run_dir} --split=test")
-    return 0
 
 
 def parse(argv: Sequence[str]):

@@ -124,7 +124,7 @@ ROUTE = Task(
     features=12,
     size=128,
     select="balanced_accuracy",
-    epochs=4,
+    epochs=3,
     batch_size=32,
     learning_rate=2e-3,
     ema=0.98,
@@ -138,7 +138,7 @@ CLASSIFY_BRAIN = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.05,
-    epochs=16,
+    epochs=10,
     batch_size=32,
     learning_rate=2e-3,
 )
@@ -151,7 +151,7 @@ CLASSIFY_BREAST = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.1,
-    epochs=40,
+    epochs=30,
     batch_size=32,
     learning_rate=2e-3,
 )
@@ -164,7 +164,7 @@ SEGMENT_BRAIN = Task(
     size=192,
     select="dice_lesion",
     label_loss=0.2,
-    epochs=20,
+    epochs=12,
 )
 
 SEGMENT_BREAST = Task(
@@ -172,11 +172,11 @@ SEGMENT_BREAST = Task(
     sources=BREAST_SOURCES,
     model="light",
     features=40,
-    size=224,
+    size=192,
     select="dice_lesion",
     label_loss=0.2,
     label_smoothing=0.1,
-    epochs=35,
+    epochs=28,
 )
 
 TASKS: dict[str, Task] = {

@@ -46,3 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A data folder with the phantom source prepared in it, ten scans a class, by the real builder."""
+    from mcis.build import build
+
+    folder = tmp_path_factory.mktemp("data")
+    build("phantom", data_dir=folder, per_class=10, progress=False)
+    return folder

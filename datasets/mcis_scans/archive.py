@@ -112,4 +112,4 @@ def _write(path: pathlib.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo,
                 break
             file.write(chunk)
     if written != entry.file_size:
-        raise ArchiveError(f"{path}: {entry.filename!r} declares {entry.file_size} bytes and holds others; not unpacked")
+        raise ArchiveError(f"{path}: {entry.filename!r} does not hold the {entry.file_size} bytes that it declares")

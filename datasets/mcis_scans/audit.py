@@ -1,7 +1,7 @@
 """What a build prints and stores about itself: counts, groups, contradictions, rejections, proof of disjoint splits."""
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from mcis.organs import ORGANS, UNKNOWN
@@ -21,11 +21,12 @@ def make_audit(
     Raises:
       AssertionError: a group, patient, picture or counting cluster lies in two splits (a bug: nothing is written).
     """
-    counts = {split: collections.Counter() for split in SPLITS}
+    counts: dict[str, collections.Counter[str]] = {split: collections.Counter() for split in SPLITS}
     for member, label, split in zip(members, plan.labels, plan.splits, strict=True):
         counts[split][class_name(member.organ, label)] += 1
     names = [name for organ in ORGANS for name in organ.classes] + ["unknown"]
     present = [name for name in names if any(counts[split][name] for split in SPLITS)]
+    masked = collections.Counter(split for known, split in zip(has_mask, plan.splits, strict=True) if known)
     sizes = collections.Counter(plan.groups)
     split_of = dict(zip(plan.groups, plan.splits, strict=True))
     shares = {split: plan.splits.count(split) / len(members) for split in SPLITS}
@@ -33,17 +34,17 @@ def make_audit(
         "source": source,
         "scans": len(members),
         "counts": {split: {name: counts[split][name] for name in present} for split in SPLITS},
-        "with_mask": {split: _count(h and s == split for h, s in zip(has_mask, plan.splits, strict=True)) for split in SPLITS},
+        "with_mask": {split: masked[split] for split in SPLITS},
         "shares": {split: round(shares[split], 4) for split in SPLITS},
         "deviation": {split: round(shares[split] - SHARES[split], 4) for split in SPLITS},
         "groups": {
             "all": len(sizes),
             **{split: list(split_of.values()).count(split) for split in SPLITS},
             "by_patient": len({g for g, m in zip(plan.groups, members, strict=True) if m.patient is not None}),
-            "of_several_scans": _count(size > 1 for size in sizes.values()),
+            "of_several_scans": sum(size > 1 for size in sizes.values()),
             "scans_in_these": sum(size for size in sizes.values() if size > 1),
         },
-        "unknown_labels": _count(label == UNKNOWN for label in plan.labels),
+        "unknown_labels": plan.labels.count(UNKNOWN),
         "contradictions": list(plan.contradictions),
         "moved": list(plan.history.moved),
         "moved_now": len(plan.moved),
@@ -53,21 +54,23 @@ def make_audit(
 
 
 def prove(members: Sequence[Member], plan: Plan) -> dict[str, dict[str, int]]:
-    """Count, for groups, patients, pictures (by pixels) and clusters, how many there are and how many lie in two splits.
+    """Count groups, patients, pictures (by pixels) and clusters, and how many of each lie in two splits: none.
+
+    Clusters of known patients alone do not bind (see `splits.assign`) and are left out.
 
     Raises:
-      AssertionError: one does. Clusters of known patients alone do not bind (see `splits.assign`); they are left out.
+      AssertionError: one does.
     """
     binding = {m.cluster for m in members if m.patient is None and m.cluster is not None}
-    keys = {
+    keys: Mapping[str, Sequence[Hashable]] = {
         "groups": plan.groups,
         "patients": [m.patient for m in members],
         "pictures": [m.fingerprint for m in members],
         "clusters": [m.cluster if m.cluster in binding else None for m in members],
     }
-    proof = {}
+    proof: dict[str, dict[str, int]] = {}
     for name, values in keys.items():
-        splits = collections.defaultdict(set)
+        splits: dict[Hashable, set[str]] = collections.defaultdict(set)
         for value, split in zip(values, plan.splits, strict=True):
             if value is not None:
                 splits[value].add(split)
@@ -117,7 +120,3 @@ def _listed(title: str, entries: Sequence[str]) -> list[str]:
         return []
     rest = [f"    ... and {len(entries) - _SHOWN} more in {FILE}"] if len(entries) > _SHOWN else []
     return [f"  {title}: {len(entries)}", *(f"    {entry}" for entry in entries[:_SHOWN]), *rest]
-
-
-def _count(values: Iterable[bool]) -> int:
-    return sum(map(bool, values))

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +34,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, file_format: str | None = None, per_class: int | None = None, **kwargs: Any):
         """As TFDS's, but array_record unless told otherwise; `per_class` is how many phantoms of each class."""
-        self._per_class = per_class
+        self._options = {} if per_class is None else {"per_class": per_class}
         super().__init__(file_format=file_format or "array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -63,8 +62,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             with _base(name, pathlib.Path(dl_manager.manual_dir)) as base:
                 scans, rejections = collect(name, source.read(base))
         else:
-            read = functools.partial(source.read, per_class=self._per_class) if self._per_class else source.read
-            scans, rejections = collect(name, read(pathlib.Path()))
+            scans, rejections = collect(name, source.read(**self._options))
         members = find_members(scans)
         # Inside `download_and_prepare` TFDS points data_path at a temporary folder beside the final one.
         here = pathlib.Path(self.data_path)
@@ -72,7 +70,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
-        examples = collections.defaultdict(list)
+        examples: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
         for row, group, split, label in zip(scans, plan.groups, plan.splits, plan.labels, strict=True):
             features = {key: value for key, value in vars(row).items() if key != "patient"}
             examples[split].append(features | {"group": group, "source": name, "label": label})
@@ -128,7 +126,7 @@ def collect(name: str, items: Iterable[Item]) -> tuple[list[Packed], list[Reject
         if isinstance(item, Rejection):
             rejections.append(item)
         elif item.scan_id in scans:
-            rejections.append(Rejection(item.scan_id, "a second scan of this name (only the suffix differs)"))
+            rejections.append(Rejection(item.scan_id, "a second scan of this name; give it another"))
         else:
             scans[item.scan_id] = Packed(
                 image=scan.encode_png(item.image),
@@ -149,7 +147,7 @@ def find_members(scans: Sequence[Packed]) -> list[splits.Member]:
     """What the splits need to know of each scan; near-duplicates are sought where a patient is unknown."""
     clusters: Sequence[int | None] = [None] * len(scans)
     if any(row.patient is None for row in scans):
-        print(f"Searching {len(scans)} scans for near-duplicates ...", flush=True)
+        print(f"Searching {len(scans)} scans for near-duplicates; thousands take minutes ...", flush=True)
         clusters = duplicates.find_clusters(_Images(scans))
     return [
         splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster)
@@ -166,7 +164,7 @@ class _Images(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._scans)
 
-    def __getitem__(self, index):  # find_clusters takes single ones only
+    def __getitem__(self, index: Any) -> Any:  # single ones only; find_clusters asks for no slices
         return scan.decode(self._scans[index].image).image
 
 

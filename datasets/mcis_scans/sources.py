@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from mcis import phantom
-from mcis.organs import ORGANS, UNKNOWN, organ_named
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 
 from . import via
 from .record import MAX_DEPTH, Item, MakeMask, Record, Rejection, empty, load, pictures, read_table, union_of
@@ -100,25 +100,25 @@ def br35h(folder: pathlib.Path) -> Iterator[Item]:
         yield load(f"yes/{key}", path, make_mask, organ="brain", label=BRAIN.classes.index("tumor"), patient=None)
     for path in pictures(folder / "no"):
         label = BRAIN.classes.index("no_tumor")
-        yield load(f"no/{path.stem.lower()}", path, empty, organ="brain", label=label, patient=None)
+        yield load(f"no/{path.stem}", path, empty, organ="brain", label=label, patient=None)
 
 
-def folder(folder: pathlib.Path) -> Iterator[Item]:
+def folder(root: pathlib.Path) -> Iterator[Item]:
     """A folder of one's own: `images/`, `masks/` (as far as there are any), `labels.csv` (scan, label, patient).
 
     A label may be empty (unknown; then a column `organ` must say which); a patient may be empty (then near-duplicates
     are kept together). A mask has its image's path. A scan whose class has no lesion needs no mask: it is empty.
     """
-    images = {_key(path, folder / "images"): path for path in pictures(folder / "images")}
-    masks = {_key(path, folder / "masks"): [path] for path in pictures(folder / "masks")}
+    images = {_key(path, root / "images"): path for path in pictures(root / "images")}
+    masks = {_key(path, root / "masks"): [path] for path in pictures(root / "masks")}
     organ_of = {name: organ.name for organ in ORGANS for name in organ.classes}
-    seen = set()
-    for number, row in enumerate(read_table(folder / "labels.csv", ("scan", "label", "patient")), start=2):
+    names, seen = set(images), set()
+    for number, row in enumerate(read_table(root / "labels.csv", ("scan", "label", "patient")), start=2):
         scan_id, label = row["scan"], row["label"].lower()
-        if scan_id not in images and pathlib.PurePath(scan_id).with_suffix("").as_posix() in images:
-            scan_id = pathlib.PurePath(scan_id).with_suffix("").as_posix()
+        if scan_id not in names:
+            scan_id = pathlib.PurePath(scan_id).with_suffix("").as_posix() if scan_id else ""
         organ = row.get("organ", "").lower() or organ_of.get(label, "")
-        if scan_id not in images:
+        if scan_id not in names or scan_id in seen:
             reason = "was named before" if scan_id in seen else "is not under images/"
             yield Rejection(row["scan"], f"labels.csv line {number}: {reason}")
             continue
@@ -126,8 +126,8 @@ def folder(folder: pathlib.Path) -> Iterator[Item]:
         image, mask = images.pop(scan_id), masks.pop(scan_id, None)
         if label and label not in organ_of:
             yield Rejection(scan_id, f"labels.csv line {number}: label {label!r}; there are: {', '.join(organ_of)}")
-        elif organ not in {row.name for row in ORGANS} or (label and organ_of[label] != organ):
-            allowed = "; ".join(f"{row.name} ({', '.join(row.classes)})" for row in ORGANS)
+        elif organ not in ORGAN_NAMES or (label and organ_of[label] != organ):
+            allowed = "; ".join(f"{o.name} ({', '.join(o.classes)})" for o in ORGANS)
             came = f"organ {organ!r} with label {label!r}"
             yield Rejection(scan_id, f"labels.csv line {number}: {came}; allowed: {allowed}")
         else:
@@ -139,7 +139,7 @@ def folder(folder: pathlib.Path) -> Iterator[Item]:
     yield from _orphans(masks, "masks")
 
 
-def phantoms(_folder: pathlib.Path | None = None, per_class: int = 40) -> Iterator[Record]:
+def phantoms(per_class: int = 40) -> Iterator[Record]:
     """Synthetic scans with exact masks, `per_class` of every class of every organ; each its own patient."""
     counts: dict[str, int] = {}
     for made in phantom.make_phantoms(per_class):
@@ -169,14 +169,14 @@ class Source:
 
     Attributes:
       title: one line for people.
-      read: from the source's own folder to its items.
+      read: from the source's own folder to its items (phantoms: from `per_class`).
       requires: patterns that each find something in that folder: this is how it is recognised. Empty = needs no folder.
       layout: the folder as a person sees it.
       origin: where it comes from, and its licence.
     """
 
     title: str
-    read: Callable[[pathlib.Path], Iterator[Item]]
+    read: Callable[..., Iterator[Item]]
     requires: tuple[str, ...]
     layout: str
     origin: str

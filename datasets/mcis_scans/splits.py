@@ -160,7 +160,8 @@ def _groups(members: Sequence[Member], kin: Sequence[Hashable]) -> list[str]:
     for member, key in zip(members, kin, strict=True):
         if member.patient is not None:
             parent[root(("patient", member.patient))] = root(("kin", key))
-    patients, smallest = collections.defaultdict(set), {}
+    patients: dict[Hashable, set[str]] = collections.defaultdict(set)
+    smallest: dict[Hashable, str] = {}
     roots = [root(("kin", key)) for key in kin]
     for member, top in zip(members, roots, strict=True):
         smallest[top] = min(smallest.get(top, member.fingerprint), member.fingerprint)
@@ -169,9 +170,7 @@ def _groups(members: Sequence[Member], kin: Sequence[Hashable]) -> list[str]:
     return [" + ".join(sorted(patients[top])) or f"cluster-{smallest[top]}" for top in roots]
 
 
-def _contradictions(
-    members: Sequence[Member], kin: Sequence[Hashable], groups: Sequence[str]
-) -> list[dict[str, Any]]:
+def _contradictions(members: Sequence[Member], kin: Sequence[Hashable], groups: Sequence[str]) -> list[dict[str, Any]]:
     same: dict[Hashable, list[int]] = collections.defaultdict(list)
     for index, key in enumerate(kin):
         same[key].append(index)
@@ -209,9 +208,12 @@ def read(path: pathlib.Path) -> History:
 
 def write(path: pathlib.Path, history: History) -> None:
     """Write a history; the file is the old one or the new one, never half of it."""
-    content = {"about": "Which split each scan and group was given. Rebuilding obeys this file; keep it."}
-    content |= {key: dict(sorted(getattr(history, key).items())) for key in ("fingerprints", "groups")}
-    content |= {"moved": list(history.moved)}
+    content = {
+        "about": "Which split each scan and group was given. Rebuilding obeys this file; keep it.",
+        "fingerprints": dict(sorted(history.fingerprints.items())),
+        "groups": dict(sorted(history.groups.items())),
+        "moved": list(history.moved),
+    }
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -33,7 +33,8 @@ class Pointwise(nn.Module):
         """Multiply every pixel's channels by the kernel."""
         kernel = self.param("kernel", he_normal, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return conv.pointwise(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        y = conv.pointwise(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
 
 
 class Depthwise(nn.Module):
@@ -61,7 +62,8 @@ class ConvTranspose2x2(nn.Module):
         """Upsample."""
         kernel = self.param("kernel", he_normal, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return conv.conv_transpose2x2(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        y = conv.conv_transpose2x2(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
 
 
 class LabelHead(nn.Module):

@@ -51,7 +51,7 @@ def _shifted_sum(x, kernel):
     total = jnp.zeros_like(x)
     for i in range(size):
         for j in range(size):
-            total = total + padded[:, i : i + height, j : j + width] * kernel[i, j]
+            total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, None, None, None]
     return total
 
 

@@ -21,9 +21,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array, smoothing: float = 0.0) -
 def binary_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Sigmoid cross-entropy averaged over pixels: (B, H, W, 1) logits, {0,1} mask of that shape -> (B,)."""
     logits, mask = logits.astype(jnp.float32), mask.astype(jnp.float32)
-    # log(1 + exp(-|x|)) + max(x, 0) - x m: no overflow at either end
-    pixel = jnp.maximum(logits, 0.0) - logits * mask + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return pixel.mean((1, 2, 3))
+    # log(1 + exp(-x)) inside the mask, log(1 + exp(x)) outside, without overflow and with its gradient at 0
+    return jax.nn.softplus((1.0 - 2.0 * mask) * logits).mean((1, 2, 3))
 
 
 def soft_dice(logits: jax.Array, mask: jax.Array, smooth: float = 1.0) -> jax.Array:

@@ -34,5 +34,5 @@ def fit_novelty(features: np.ndarray, label: np.ndarray, held_out: np.ndarray, s
 
 def distance(novelty: dict, features: jax.Array | np.ndarray) -> jax.Array:
     """Mahalanobis distance to the nearest class mean: (B, F) -> (B,), at least 0."""
-    offset = features[:, None, :] - novelty["mean"]
+    offset = features[:, None, :] - novelty["mean"][None]
     return jnp.sqrt(jnp.square(offset @ novelty["whiten"]).sum(-1)).min(1)

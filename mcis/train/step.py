@@ -60,15 +60,15 @@ def create_state(task: Task, model: nn.Module, optimizer: optax.GradientTransfor
     """A fresh TrainState; the same seed gives the same state."""
 
     @jax.jit
-    def create(key):
-        init_key, run_key = jax.random.split(key)
+    def create(init_key, run_key):
         variables = model.init(init_key, jnp.zeros((1, task.size, task.size, 3)), train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         # a copy, because donated buffers must not be shared between two leaves
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
         return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, jax.random.key_data(run_key))
 
-    return create(jax.random.key(seed))
+    # rbg: the initialisation compiles several times faster than with the default generator
+    return create(jax.random.key(seed, impl="rbg"), jax.random.key(seed))
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

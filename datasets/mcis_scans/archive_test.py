@@ -1,0 +1,107 @@
+import stat
+import struct
+import zipfile
+
+import pytest
+from mcis_datasets.mcis_scans import archive
+
+
+def make_zip(path, entries, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as made:
+        for name, content in entries:
+            made.writestr(name, content)
+    return path
+
+
+def refused(path, tmp_path, words):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(archive.ArchiveError, match=words):
+        archive.extract(path, folder)
+    return [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_a_zip_is_unpacked_and_gone_afterwards(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("x/a (1).txt", "one"), ("__MACOSX/x/._a", "clutter"), ("y/", "")])
+    with archive.opened(path) as folder:
+        assert (folder / "x" / "a (1).txt").read_text() == "one"
+        assert sorted(p.name for p in folder.iterdir()) == ["x", "y"]
+    assert not folder.exists()
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path):
+    with archive.opened(tmp_path) as folder:
+        assert folder == tmp_path
+    assert tmp_path.exists()
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "a\\..\\..\\x", "C:\\x", "c:/x"])
+def test_paths_outside_are_refused_before_anything_is_written(tmp_path, name):
+    path = make_zip(tmp_path / "a.zip", [("good.txt", "good"), (name, "bad")])
+    assert refused(path, tmp_path, "outside the folder") == []
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("kind", "words"), [(stat.S_IFLNK, "symbolic link"), (stat.S_IFIFO, "no plain file")])
+def test_links_and_devices_are_refused(tmp_path, kind, words):
+    entry = zipfile.ZipInfo("link")
+    entry.external_attr = (kind | 0o777) << 16
+    assert refused(make_zip(tmp_path / "a.zip", [("good.txt", "good"), (entry, "/etc")]), tmp_path, words) == []
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        path = make_zip(tmp_path / "a.zip", [("a.txt", "one"), ("a.txt", "two")])
+    assert refused(path, tmp_path, "twice") == []
+
+
+def test_a_bomb_is_refused_by_its_ratio(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("zeros", bytes(archive.RATIO_FLOOR + 1))])
+    assert refused(path, tmp_path, "bomb") == []
+
+
+def test_a_bomb_in_small_pieces_is_refused_too(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [(f"zeros{k}", bytes(1 << 20)) for k in range(17)])
+    assert refused(path, tmp_path, "all together") == []
+
+
+def test_masks_that_pack_well_are_no_bomb(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [(f"mask{k}.tif", bytes(1 << 16)) for k in range(20)])
+    with archive.opened(path) as folder:
+        assert len(list(folder.iterdir())) == 20
+
+
+def test_limits_on_size_and_number(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "a.zip", [("a", "12345"), ("b", "12345")])
+    monkeypatch.setattr(archive, "MAX_BYTES", 9)
+    assert refused(path, tmp_path, "would unpack to") == []
+    monkeypatch.setattr(archive, "MAX_FILES", 1)
+    with pytest.raises(archive.ArchiveError, match="2 entries; at most 1"):
+        archive.extract(path, tmp_path)
+
+
+@pytest.mark.parametrize("declared", [10, 3000])
+def test_a_declared_size_that_is_a_lie_is_refused(tmp_path, declared):
+    path = make_zip(tmp_path / "a.zip", [("a", bytes(2000))])
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # the central directory, which is what declares
+    struct.pack_into("<I", data, entry + 24, declared)
+    path.write_bytes(data)
+    with pytest.raises(archive.ArchiveError), archive.opened(path):
+        pytest.fail("was unpacked")
+
+
+def test_what_is_no_zip_says_what_is_allowed(tmp_path):
+    (tmp_path / "a.rar").write_bytes(b"Rar!")
+    with pytest.raises(archive.ArchiveError, match="neither a folder nor a zip"), archive.opened(tmp_path / "a.rar"):
+        pass
+    with pytest.raises(FileNotFoundError, match="no such"), archive.opened(tmp_path / "none.zip"):
+        pass
+
+
+def test_a_cut_zip_is_refused(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("a", bytes(range(256)) * 9)], zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    refused(path, tmp_path, "fetch it again")

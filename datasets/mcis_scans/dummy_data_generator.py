@@ -1,0 +1,121 @@
+"""Writes `dummy_data/`: a few synthetic files in each source's real layout, for the tests. None shows a patient.
+
+Run it from anywhere: `python dummy_data_generator.py`. Masks are asymmetric, so that a flipped or transposed one is
+noticed.
+"""
+
+import json
+import pathlib
+
+import cv2
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent / "dummy_data"
+HEIGHT, WIDTH = 20, 28
+
+
+def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Smooth noise, uint8 (H, W)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 7), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def marker(x: int, y: int, width: int, height: int) -> np.ndarray:
+    """A mask with one rectangle: uint8 {0, 255} (H, W)."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[y : y + height, x : x + width] = 255
+    return mask
+
+
+def write(path: str, array: np.ndarray) -> None:
+    """Write a picture below `dummy_data/`."""
+    target = HERE / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(target), array):
+        raise OSError(f"{target}: could not be written")
+
+
+def text(path: str, content: str) -> None:
+    """Write a text file below `dummy_data/`."""
+    (HERE / path).parent.mkdir(parents=True, exist_ok=True)
+    (HERE / path).write_text(content, encoding="utf-8")
+
+
+def busi() -> None:
+    """Two masks to join; an RGBA mask; an RGB picture; a normal scan with an empty mask."""
+    top = "busi/Dataset_BUSI_with_GT"
+    write(f"{top}/benign/benign (1).png", picture(1))
+    write(f"{top}/benign/benign (1)_mask.png", marker(2, 3, 5, 4))
+    write(f"{top}/benign/benign (1)_mask_1.png", marker(20, 12, 6, 3))
+    write(f"{top}/benign/benign (2).png", cv2.cvtColor(picture(2), cv2.COLOR_GRAY2BGR))
+    write(f"{top}/benign/benign (2)_mask.png", cv2.cvtColor(marker(1, 2, 4, 9), cv2.COLOR_GRAY2BGRA))
+    write(f"{top}/malignant/malignant (1).png", picture(3))
+    write(f"{top}/malignant/malignant (1)_mask.png", marker(9, 1, 12, 6))
+    write(f"{top}/normal/normal (1).png", picture(4))
+    write(f"{top}/normal/normal (1)_mask.png", marker(0, 0, 0, 0))
+
+
+def busbra() -> None:
+    """Two patients, one with two images."""
+    rows = (("0001-l", 1, "malignant"), ("0001-r", 1, "malignant"), ("0002-l", 2, "benign"))
+    for k, (name, _, _) in enumerate(rows):
+        write(f"busbra/BUSBRA/Images/bus_{name}.png", picture(10 + k))
+        write(f"busbra/BUSBRA/Masks/mask_{name}.png", marker(3 + k, 2, 6, 5))
+    lines = [f'bus_{name},{case},,{kind},4,device,28,20,left,"[3,2,6,5]"' for name, case, kind in rows]
+    header = "ID,Case,Histology,Pathology,BIRADS,Device,Width,Height,Side,BBOX"
+    text("busbra/BUSBRA/bus_data.csv", "\n".join([header, *lines]) + "\n")
+
+
+def lgg() -> None:
+    """Two patients; a slice with tumor and one without each; three sequences in three channels."""
+    for k, patient in enumerate(("TCGA_CS_0001_19990101", "TCGA_DU_0002_19990202")):
+        for number in (1, 2):
+            stem = f"lgg/kaggle_3m/{patient}/{patient}_{number}"
+            write(f"{stem}.tif", np.dstack([picture(20 + 10 * k + 3 * number + c) for c in range(3)]))
+            write(f"{stem}_mask.tif", marker(5, 4 + k, 7, 3) if number == 1 else marker(0, 0, 0, 0))
+    text("lgg/kaggle_3m/data.csv", "Patient,gender\nTCGA_CS_0001,1\nTCGA_DU_0002,2\n")
+
+
+def br35h() -> None:
+    """Four pictures in yes/, three of them outlined in another size; two in no/, named differently."""
+    top = "br35h/Br35H"
+    for k, name in enumerate(("yes/y0", "yes/y1", "yes/y2", "yes/y3", "no/no0", "no/No12")):
+        write(f"{top}/{name}.jpg", picture(40 + k, 10, 14))
+    shapes: dict[str, dict[str, list[dict]]] = {
+        "TRAIN": {"y0.jpg": [{"name": "polygon", "all_points_x": [2, 10, 10, 2], "all_points_y": [3, 3, 8, 8]}]},
+        "VAL": {
+            "y1.jpg": [
+                {"name": "ellipse", "cx": 12, "cy": 9, "rx": 8, "ry": 3, "theta": 0.5},
+                {"name": "rect", "x": 20, "y": 14, "width": 6, "height": 4},
+            ]
+        },
+        "TEST": {"y2.jpg": [{"name": "circle", "cx": 20, "cy": 6, "r": 4.5}]},
+    }
+    for place, drawn in shapes.items():
+        entries = {}
+        for name, own in drawn.items():
+            write(f"{top}/Br35H-Mask-RCNN/{place}/{name}", picture(40 + int(name[1])))
+            regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in own]
+            entries[f"{name}999"] = {"filename": name, "size": 999, "regions": regions, "file_attributes": {}}
+        text(f"{top}/Br35H-Mask-RCNN/{place}/annotations_{place.lower()}.json", json.dumps(entries, indent=1) + "\n")
+
+
+def folder() -> None:
+    """Both organs; with and without mask, label, patient; a mask of class numbers in another format."""
+    for k, name in enumerate(("a.png", "b.jpg", "deep/c.png", "d.bmp")):
+        write(f"folder/images/{name}", picture(60 + k))
+    write("folder/masks/a.png", marker(3, 4, 5, 6))
+    write("folder/masks/deep/c.tif", marker(8, 2, 3, 9) // 255 * 2)
+    rows = (
+        "scan,label,patient,organ",
+        "a.png,malignant,p1,",
+        "b,benign,p1,breast",
+        "deep/c.png,tumor,p2,",
+        "d,,,brain",
+    )
+    text("folder/labels.csv", "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    for source in (busi, busbra, lgg, br35h, folder):
+        source()

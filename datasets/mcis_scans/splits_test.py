@@ -1,0 +1,207 @@
+import dataclasses
+import json
+import random
+
+import pytest
+from mcis_datasets.mcis_scans import audit, splits
+from mcis_datasets.mcis_scans.record import Rejection
+from mcis_datasets.mcis_scans.splits import History, Member, assign
+
+
+def member(number, cluster=None, label=1, patient=None, organ="breast"):
+    return Member(f"s{number}", f"{number:016x}", organ, label, patient, number if cluster is None else cluster)
+
+
+def split_of(plan, members):
+    return {m.fingerprint: split for m, split in zip(members, plan.splits, strict=True)}
+
+
+def new_group_in(split, start=0):
+    """A scan of its own that a fresh build puts into `split`."""
+    for number in range(start, start + 1000):
+        if assign([member(number)], History()).splits == (split,):
+            return member(number)
+    raise AssertionError(split)
+
+
+def test_shares_are_those_aimed_at():
+    plan = assign([member(k) for k in range(4000)], History())
+    for split, share in splits.SHARES.items():
+        assert plan.splits.count(split) / 4000 == pytest.approx(share, abs=0.02)
+
+
+def test_a_known_group_has_a_known_split():
+    # Golden: prepared sets in use depend on this.
+    assert splits.position(["benign"], "0123456789abcdef") == pytest.approx(0.8564, abs=1e-4)
+    plan = assign([member(1, patient="TCGA_CS_4941"), member(2, patient="7", label=2)], History())
+    assert plan.splits == ("train", "test")
+
+
+def test_order_and_other_scans_do_not_matter():
+    members = [member(k, cluster=k // 3) for k in range(300)]
+    plan = split_of(assign(members, History()), members)
+    shuffled = random.Random(0).sample(members, 200)
+    # Whole clusters only: a smaller group may have another smallest fingerprint.
+    whole = [m for m in shuffled if sum(o.cluster == m.cluster for o in shuffled) == 3]
+    assert whole
+    assert split_of(assign(whole, History()), whole).items() <= plan.items()
+
+
+def test_patients_are_split_by_name_so_that_another_copy_of_the_scans_is_split_alike():
+    ours = [member(k, patient=f"p{k % 40}") for k in range(120)]
+    resized = [dataclasses.replace(m, fingerprint=f"f{m.fingerprint[1:]}") for m in ours]
+    assert assign(ours, History()).splits == assign(resized, History()).splits
+
+
+def test_splits_last_when_scans_come_and_go():
+    rng = random.Random(1)
+    known: dict[str, str] = {}
+    history = History()
+    for _ in range(12):
+        # Clusters are given anew in every build, by whatever numbers; scans of a cluster: same number // 4.
+        numbers = rng.sample(range(200), rng.randint(20, 150))
+        clusters = {number // 4: k for k, number in enumerate(numbers)}
+        members = [member(number, cluster=clusters[number // 4]) for number in numbers]
+        plan = assign(members, history)
+        moved = {scan_id for entry in plan.moved for scan_id in entry["scans"]}
+        for m, split in zip(members, plan.splits, strict=True):
+            assert split == ("train" if m.scan_id in moved else known.get(m.scan_id, split))
+            known[m.scan_id] = split
+        assert audit.prove(members, plan)
+        history = plan.history
+    assert len(known) == 200
+
+
+def test_history_is_obeyed_against_the_hash(tmp_path):
+    scan = new_group_in("train")
+    splits.write(tmp_path / splits.FILE, History({scan.fingerprint: "test"}, {}, ()))
+    history = splits.read(tmp_path / splits.FILE)
+    assert assign([scan], history).splits == ("test",)
+    friend = dataclasses.replace(member(5000), cluster=scan.cluster)
+    assert assign([friend, scan], history).splits == ("test", "test")
+    patient = History({}, {"p1": "validation"}, ())
+    assert assign([member(7, patient="p1")], patient).splits == ("validation",)
+
+
+def test_a_bridge_between_splits_goes_to_train_and_is_listed():
+    left, right = new_group_in("test"), new_group_in("validation")
+    first = assign([left, right], History())
+    bridge = member(9000, cluster=1)
+    joined = [dataclasses.replace(m, cluster=1) for m in (left, right)] + [bridge]
+    plan = assign(joined, first.history)
+    assert plan.splits == ("train",) * 3
+    (moved,) = plan.moved
+    assert moved["from"] == ["test", "validation"]
+    assert moved["to"] == "train"
+    assert moved["scans"] == sorted(m.scan_id for m in joined)
+    # It stays so, and stays listed, when the bridge is gone again.
+    later = assign([left, right], plan.history)
+    assert later.splits == ("train", "train")
+    assert later.moved == ()
+    assert later.history.moved == plan.moved
+
+
+def test_a_bridge_within_one_split_moves_nothing():
+    left = new_group_in("test")
+    right = new_group_in("test", start=int(left.scan_id[1:]) + 1)
+    first = assign([left, right], History())
+    plan = assign([dataclasses.replace(m, cluster=1) for m in (left, right, member(9000))], first.history)
+    assert plan.splits == ("test",) * 3
+    assert plan.moved == ()
+
+
+def test_contradicting_near_duplicates_go_to_train_without_label():
+    scan = new_group_in("test")
+    twin = dataclasses.replace(member(9000, label=2), cluster=scan.cluster)
+    other = member(9001)
+    plan = assign([scan, twin, other], History())
+    assert plan.splits[:2] == ("train", "train")
+    assert plan.labels == (-1, -1, 1)
+    (entry,) = plan.contradictions
+    assert entry["labels"] == ["benign", "malignant"]
+    assert entry["scans"] == sorted([scan.scan_id, "s9000"])
+    # Also where it was in test before; that is a move.
+    plan = assign([scan, twin], assign([scan], History()).history)
+    assert plan.splits == ("train", "train")
+    assert plan.moved[0]["why"] == "contradicting labels"
+
+
+def test_an_unknown_label_contradicts_nothing():
+    scan = new_group_in("test")
+    twin = dataclasses.replace(member(9000, label=-1), cluster=scan.cluster)
+    plan = assign([scan, twin], History())
+    assert plan.contradictions == ()
+    assert plan.labels == (1, -1)
+    assert len(set(plan.splits)) == 1
+
+
+def test_a_patient_with_several_classes_is_no_contradiction():
+    plan = assign([member(1, patient="p", label=1), member(2, patient="p", label=2)], History())
+    assert plan.contradictions == ()
+    assert plan.groups == ("p", "p")
+
+
+def test_likeness_joins_only_where_a_patient_is_unknown():
+    known = [member(1, cluster=0, patient="a"), member(2, cluster=0, patient="b")]
+    assert assign(known, History()).groups == ("a", "b")
+    plan = assign([*known, member(3, cluster=0)], History())
+    assert set(plan.groups) == {"a + b"}
+
+
+def test_equal_pixels_join_patients():
+    twins = [member(1, patient="a"), dataclasses.replace(member(1, patient="b"), scan_id="copy")]
+    plan = assign([*twins, member(2, patient="b")], History())
+    assert set(plan.groups) == {"a + b"}
+    assert len(set(plan.splits)) == 1
+
+
+def test_groups_are_named_by_content():
+    members = [member(5, cluster=3), member(4, cluster=3)]
+    assert assign(members, History()).groups == (f"cluster-{4:016x}",) * 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"fingerprints": {"a": "tset"}, "groups": {}, "moved": []}', '{"fingerprints": [1]}']
+)
+def test_a_damaged_history_stops_the_build(tmp_path, content):
+    (tmp_path / splits.FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"splits\.json is damaged"):
+        splits.read(tmp_path / splits.FILE)
+
+
+def test_history_survives_the_file(tmp_path):
+    history = assign([member(k) for k in range(9)], History()).history
+    splits.write(tmp_path / splits.FILE, history)
+    assert splits.read(tmp_path / splits.FILE) == dataclasses.replace(history, moved=())
+    assert [p.name for p in tmp_path.iterdir()] == [splits.FILE]
+
+
+def test_audit_counts_proves_and_prints():
+    members = [member(k, cluster=k // 2, label=k % 4 // 2) for k in range(40)]
+    members += [member(100, cluster=50, label=1), member(101, cluster=50, label=2)]
+    plan = assign(members, History())
+    found = audit.make_audit("busi", members, [True] * 42, plan, [Rejection("x", "unreadable")])
+    assert json.loads(json.dumps(found)) == found
+    assert sum(sum(row.values()) for row in found["counts"].values()) == 42
+    assert found["counts"]["train"]["unknown"] == 2
+    assert found["groups"]["of_several_scans"] == 21
+    assert found["groups"]["scans_in_these"] == 42
+    assert found["proof"]["groups"] == {"checked": 21, "in_two_splits": 0}
+    assert found["proof"]["pictures"] == {"checked": 42, "in_two_splits": 0}
+    assert found["deviation"]["train"] == pytest.approx(found["shares"]["train"] - 0.7, abs=1e-3)
+    text = audit.summary(found)
+    for words in ("42 scans", "x: unreadable", "benign, malignant: s100, s101", "none lies in two splits"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", ["groups", "patients", "pictures", "clusters"])
+def test_the_proof_notices_a_straddler(name):
+    members = [member(1, cluster=1), member(2, cluster=2, patient="p"), member(3, cluster=3, patient="q")]
+    plan = assign(members, History())
+    if name == "groups":
+        plan = dataclasses.replace(plan, groups=("g", "g", "h"))
+    else:
+        field = {"patients": "patient", "pictures": "fingerprint", "clusters": "cluster"}[name]
+        members = [dataclasses.replace(m, **{field: 1}) for m in members]
+    with pytest.raises(AssertionError, match=f"{name} in more than one split"):
+        audit.prove(members, dataclasses.replace(plan, splits=("train", "test", "train")))

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The whole path on phantoms, small: data set, five trainings, a set of weights, findings, a page. All below ./demo.
+#
+#   make demo                                        sets up .venv first
+#   launch/demo.sh [FOLDER]                          where mcis is installed already
+set -euo pipefail
+
+demo=${1:-demo}
+data=$demo/data
+started=$SECONDS
+
+heading() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
+
+# A second demo trains anew: only the data set stays. --fresh of a training keeps the older run; here nobody wants it.
+rm -rf "$demo/runs" "$demo/weights" "$demo/scans" "$demo/findings"
+
+heading "phantoms, a data set of synthetic scans"
+mcis build phantom --data_dir "$data" --per_class 40
+
+train() {
+  heading "training $1"
+  python -m mcis.launch --task="$1" --sources=phantom --data_dir="$data" --runs_dir="$demo/runs" --size=128 "${@:2}"
+}
+train segment_brain --features=16 --epochs=8 --batch_size=8 --learning_rate=3e-3 --ema=0.9
+train segment_breast --features=16 --epochs=8 --batch_size=8 --learning_rate=3e-3 --ema=0.9
+train classify_brain --features=12 --epochs=8 --batch_size=8 --ema=0.9
+train classify_breast --features=12 --epochs=8 --batch_size=8 --ema=0.9
+train route --features=8 --epochs=2 --batch_size=8 --ema=0.9
+
+heading "a set of weights"
+mcis bundle "$demo"/runs/* --out "$demo/weights"
+
+heading "findings"
+python -c 'import sys; from mcis import phantom; phantom.write_examples(sys.argv[1], per_class=4, seed=1)' "$demo/scans"
+mcis predict "$demo/scans" --weights "$demo/weights" --out "$demo/findings"
+
+heading "done"
+python -c 'import mcis; print(mcis.NOTICE)'
+echo "The page: $PWD/$demo/findings/index.html"

@@ -1,0 +1,201 @@
+"""Augmentation, part by part. The strengths are traced here, so that one compilation serves them all."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mcis.ops.augment import Augmentation, augment, bilinear
+
+SIDE, BATCH = 32, 8
+# A strength for every part, far enough to see. A part that is missing here fails the test below.
+GEOMETRY = {"flip": 1.0, "rotate": 30.0, "scale": 0.5, "stretch": 0.5, "shift": 0.2}
+INTENSITY = {"brightness": 0.2, "contrast": 1.0, "gamma": 1.0, "bias": 1.0, "noise": 0.2, "blur": 1.0, "grey": 1.0}
+ZERO = {field.name: 0.0 for field in dataclasses.fields(Augmentation)}
+FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5}
+
+
+@jax.jit
+def compiled(key, image, mask, strengths):
+    return augment(key, image, mask, Augmentation(**strengths))
+
+
+def run(image, mask, seed=0, **strengths):
+    """NumPy results with the given parts on and all others off."""
+    return [np.asarray(a) for a in compiled(jax.random.key(seed), image, mask, ZERO | strengths)]
+
+
+def batch(seed=0):
+    """Coloured noise in [0.1, 0.9], and an off-centre rectangle as mask."""
+    image = np.random.default_rng(seed).uniform(0.1, 0.9, (BATCH, SIDE, SIDE, 3)).astype(np.float32)
+    mask = np.zeros((BATCH, SIDE, SIDE, 1), np.float32)
+    mask[:, 9:17, 6:20] = 1
+    return image, mask
+
+
+def marked(mask):
+    """The mask as an image of three equal channels."""
+    return np.repeat(mask, 3, -1)
+
+
+def blob(x, y, radius=5):
+    """BATCH masks of one disc round (x, y), in edge coordinates."""
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
+    disc = ((columns - x) ** 2 + (rows - y) ** 2 <= radius**2).astype(np.float32)
+    return np.broadcast_to(disc[None, ..., None], (BATCH, SIDE, SIDE, 1))
+
+
+def centroids(weights):
+    """(B, 2) of (x, y) in edge coordinates from (B, S, S, 1)."""
+    weights = weights[..., 0].astype(np.float64)
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
+    return np.stack([(weights * columns).sum((1, 2)), (weights * rows).sum((1, 2))], 1) / weights.sum((1, 2))[:, None]
+
+
+def test_every_part_is_tested_here():
+    assert GEOMETRY.keys() | INTENSITY.keys() == ZERO.keys()
+
+
+def test_all_strengths_zero_change_nothing():
+    image, mask = batch()
+    same, same_mask = run(image, mask)
+    np.testing.assert_allclose(same, image, atol=1e-5)
+    np.testing.assert_array_equal(same_mask, mask)
+    black, _ = run(image * 0, mask)
+    np.testing.assert_allclose(black, 0, atol=2e-4)
+
+
+@pytest.mark.parametrize("part", ZERO)
+def test_each_part_changes_scans_keeps_ranges_and_obeys_its_key(part):
+    image, mask = batch()
+    changed, changed_mask = run(image, mask, **{part: FULL[part]})
+    assert changed.shape == image.shape
+    assert changed_mask.shape == mask.shape
+    assert changed.dtype == changed_mask.dtype == np.float32
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert set(np.unique(changed_mask)) == {0, 1}
+    assert (np.abs(changed - image).max((1, 2, 3)) > 1e-3).sum() >= BATCH // 4
+    again, other = (run(image, mask, seed=seed, **{part: FULL[part]})[0] for seed in (0, 1))
+    np.testing.assert_array_equal(again, changed)
+    if part not in ("flip", "blur", "grey"):
+        assert np.abs(other - changed).max() > 1e-3
+        assert len({scan.tobytes() for scan in run(image[:1].repeat(BATCH, 0), mask, **{part: FULL[part]})[0]}) == BATCH
+
+
+@pytest.mark.parametrize("part", GEOMETRY)
+def test_geometry_moves_image_and_mask_alike(part):
+    _, mask = batch()
+    image, moved = run(marked(mask), mask, **{part: GEOMETRY[part]})
+    assert np.abs(moved - mask).max() == 1
+    np.testing.assert_array_equal(image[..., :1] >= 0.5, moved == 1)
+
+
+def test_all_geometry_at_once_moves_image_and_mask_alike():
+    _, mask = batch()
+    image, moved = run(marked(mask), mask, **GEOMETRY)
+    np.testing.assert_array_equal(image[..., :1] >= 0.5, moved == 1)
+
+
+@pytest.mark.parametrize("part", INTENSITY)
+def test_intensity_leaves_the_mask_alone(part):
+    image, mask = batch()
+    np.testing.assert_array_equal(run(image, mask, **{part: INTENSITY[part]})[1], mask)
+
+
+def test_flip_mirrors_left_and_right():
+    image, mask = batch()
+    mirrored, mirrored_mask = run(image, mask, flip=1.0)
+    np.testing.assert_allclose(mirrored, image[:, :, ::-1], atol=1e-5)
+    np.testing.assert_array_equal(mirrored_mask, mask[:, :, ::-1])
+    half, _ = run(image, mask, flip=0.5)
+    flipped = np.abs(half - image).max((1, 2, 3)) > 1e-3
+    np.testing.assert_allclose(half[flipped], image[flipped, :, ::-1], atol=1e-5)
+    assert 0 < flipped.sum() < BATCH
+
+
+def test_shift_stays_within_its_share_of_the_side():
+    mask = blob(16, 16)
+    moves = np.concatenate([centroids(run(marked(mask), mask, seed, shift=0.2)[0][..., :1]) for seed in range(8)]) - 16
+    assert np.abs(moves).max() <= 0.2 * SIDE + 0.01
+    assert (moves.max(0) > 0.1 * SIDE).all()  # both axes, either way
+    assert (moves.min(0) < -0.1 * SIDE).all()
+
+
+def test_rotate_turns_about_the_centre_within_its_angle():
+    mask = blob(24, 16)
+    moved = np.concatenate([centroids(run(marked(mask), mask, seed, rotate=30.0)[0][..., :1]) for seed in range(8)]) - 16
+    angle = np.rad2deg(np.arctan2(moved[:, 1], moved[:, 0]))
+    np.testing.assert_allclose(np.hypot(*moved.T), 8, atol=0.1)
+    assert np.abs(angle).max() < 30.5
+    assert angle.max() > 15
+    assert angle.min() < -15
+
+
+def test_scale_zooms_both_axes_alike_and_stretch_one_against_the_other():
+    mask = blob(16, 16, 6)
+    area = mask[0].sum()
+
+    def widths(**strength):
+        images = np.concatenate([run(marked(mask), mask, seed, **strength)[0] for seed in range(8)])[..., 0]
+        return np.log2(images.sum((1, 2)) / area), np.log2(images[:, 15:17].sum((1, 2)) / images[:, :, 15:17].sum((1, 2)))
+
+    zoom, ratio = widths(scale=0.5)
+    assert np.abs(zoom).max() < 2 * 0.5 + 0.05
+    assert zoom.max() > 0.4
+    assert zoom.min() < -0.4
+    np.testing.assert_allclose(ratio, 0, atol=0.05)
+    zoom, ratio = widths(stretch=0.5)
+    np.testing.assert_allclose(zoom, 0, atol=0.05)
+    assert np.abs(ratio).max() < 0.6
+    assert ratio.max() > 0.2
+    assert ratio.min() < -0.2
+
+
+def test_an_example_does_not_depend_on_its_neighbours():
+    image, mask = batch()
+    whole = run(image, mask, **FULL)
+    other_image, other_mask = batch(1)
+    mixed_image, mixed_mask = other_image.copy(), other_mask.copy()
+    mixed_image[3], mixed_mask[3] = image[3], mask[3]
+    for found, wanted in zip(run(mixed_image, mixed_mask, **FULL), whole, strict=True):
+        np.testing.assert_array_equal(found[3], wanted[3])
+    for found, wanted in zip(run(image[:5], mask[:5], **FULL), whole, strict=True):  # nor on how many there are
+        np.testing.assert_allclose(found, wanted[:5], atol=1e-6)
+
+
+def test_grey_stays_grey_and_colour_loses_its_colour_when_asked():
+    image, mask = batch()
+    grey = image[..., :1].repeat(3, -1)
+    changed, _ = run(grey, mask, **FULL)
+    np.testing.assert_allclose(changed, changed[..., :1].repeat(3, -1), atol=1e-5)
+    greyed, _ = run(image, mask, grey=1.0)
+    np.testing.assert_allclose(greyed, image.mean(-1, keepdims=True).repeat(3, -1), atol=1e-5)
+
+
+def test_black_padding_stays_near_black_under_gamma_and_bias():
+    image, mask = batch()
+    image[:, :8] = 0
+    assert run(image, mask, gamma=1.0, bias=1.0)[0][:, :8].max() < 0.02
+
+
+def test_compiled_is_eager():
+    image, mask = (a[:2] for a in batch())
+    settings = Augmentation()
+    key = jax.random.key(5)
+    eager = augment(key, image, mask, settings)
+    jitted = compiled(key, image, mask, dataclasses.asdict(settings))
+    np.testing.assert_allclose(jitted[0], eager[0], atol=2e-5)
+    assert np.mean(jitted[1] != eager[1]) <= 1e-3
+
+
+def test_bilinear_by_hand():
+    image = np.float32([[0, 1], [2, 3]])[..., None]
+    y = np.float32([0, 0.5, 0.5, 1, -0.5, -1, 5, 1.25])
+    x = np.float32([0, 0.5, 0, 0.25, 0, 0, 5, 1])
+    found = jax.jit(bilinear)(image, y, x)
+    # inside: averages; half a pixel past the edge: half of it; further out: nothing
+    np.testing.assert_allclose(found[:, 0], [0, 1.5, 1, 2.25, 0, 0, 0, 0.75 * 3], atol=1e-6)
+    half_out = jax.jit(bilinear)(image, np.float32([1, 1.5, 1]), np.float32([1.5, 0, -0.5]))
+    np.testing.assert_allclose(half_out[:, 0], [1.5, 1, 1], atol=1e-6)

@@ -1,0 +1,65 @@
+"""The command line: help without heavy imports, errors that list what there is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mcis import cli
+from mcis.tasks import TASKS
+
+HEAVY = ("jax", "flax", "cv2", "tensorflow_datasets", "orbax", "numpy")
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True)
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    program = "import sys; from mcis import cli; status = cli.main(['--help']); "
+    program += f"sys.exit(status or any(m in sys.modules for m in {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for command in cli.COMMANDS:
+        assert command in done.stdout
+    assert "not a medical device" in done.stdout
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command):
+    done = run("mcis", command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c != "train"])
+def test_unknown_options_list_those_there_are(command):
+    done = run("mcis", command, "--no_such_option=1")
+    assert done.returncode == 2
+    assert "options of mcis" in done.stderr
+
+
+def test_unknown_names_list_those_there_are():
+    done = run("mcis", "trane")
+    assert done.returncode == 2 and "train" in done.stderr
+    done = run("mcis.launch", "--task=segment_liver")
+    assert done.returncode != 0
+    for task in TASKS:
+        assert task in done.stderr
+    done = run("mcis.launch", "--task=route", "--modle=cnn")
+    assert done.returncode == 2 and "--model" in done.stderr and "--learning-rate" in done.stderr
+    done = run("mcis.launch", "--task=route", "--model=resnet")
+    assert done.returncode != 0 and "cnn, light, unet" in done.stderr
+
+
+def test_underscores_and_hyphens_both_work(tmp_path):
+    for option in ("--data_dir", "--data-dir"):
+        done = run("mcis.launch", "--task=route", f"{option}={tmp_path}", "--batch_size=4")
+        assert done.returncode != 0
+        assert "mcis build lgg" in done.stderr and "--sources=phantom" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_version():
+    done = run("mcis", "--version")
+    assert done.stdout.startswith("mcis ") and done.returncode == 0

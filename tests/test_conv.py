@@ -1,0 +1,118 @@
+"""Each convolution against the plain one of `lax` and `flax`: the same values and the same gradients."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mcis.ops import conv
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def plain_conv3x3(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def plain_depthwise(x, kernel):
+    channels = x.shape[-1]
+    return lax.conv_general_dilated(
+        x, kernel[:, :, None, :], (1, 1), "SAME", dimension_numbers=LAYOUT, feature_group_count=channels
+    )
+
+
+def plain_pointwise(x, kernel):
+    return jnp.matmul(x, kernel)
+
+
+def plain_conv_transpose2x2(x, kernel):
+    # lax correlates the dilated input, so that its kernel is ours turned round
+    return lax.conv_transpose(x, jnp.flip(kernel, (0, 1)), (2, 2), "SAME", dimension_numbers=LAYOUT)
+
+
+CASES = {  # name: (ours, plain, shape of x, shape of kernel)
+    "conv3x3": (conv.conv3x3, plain_conv3x3, (2, 7, 5, 3), (3, 3, 3, 4)),
+    "conv3x3 one channel": (conv.conv3x3, plain_conv3x3, (3, 6, 9, 1), (3, 3, 1, 2)),
+    "conv3x3 one pixel": (conv.conv3x3, plain_conv3x3, (2, 1, 1, 5), (3, 3, 5, 3)),
+    "conv3x3 one row": (conv.conv3x3, plain_conv3x3, (1, 1, 8, 2), (3, 3, 2, 2)),
+    "depthwise 3": (conv.depthwise, plain_depthwise, (2, 7, 5, 3), (3, 3, 3)),
+    "depthwise 5": (conv.depthwise, plain_depthwise, (2, 9, 11, 4), (5, 5, 4)),
+    "depthwise 7 on less": (conv.depthwise, plain_depthwise, (1, 3, 5, 2), (7, 7, 2)),
+    "pointwise": (conv.pointwise, plain_pointwise, (2, 5, 3, 4), (4, 6)),
+    "pointwise rows": (conv.pointwise, plain_pointwise, (7, 3), (3, 5)),
+    "transposed": (conv.conv_transpose2x2, plain_conv_transpose2x2, (2, 3, 5, 4), (2, 2, 4, 3)),
+    "transposed one pixel": (conv.conv_transpose2x2, plain_conv_transpose2x2, (1, 1, 1, 2), (2, 2, 2, 5)),
+}
+
+
+def arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def value_and_gradients(op, *inputs):
+    """op(*inputs) and the pullback of one fixed cotangent, compiled as one."""
+
+    @jax.jit
+    def run(cotangent, *inputs):
+        value, pull = jax.vjp(op, *inputs)
+        return value, *pull(cotangent)
+
+    shape = jax.eval_shape(op, *inputs)
+    return run(arrays(shape.shape)[0].astype(shape.dtype), *inputs)
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+    assert found.shape == wanted.shape
+    assert found.dtype == wanted.dtype
+    scale = np.abs(np.asarray(wanted, np.float64)).max()
+    np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(wanted, np.float64), atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients_are_those_of_the_plain_convolution(case):
+    ours, plain, x_shape, kernel_shape = CASES[case]
+    x, kernel = arrays(x_shape, kernel_shape)
+    pairs = zip(value_and_gradients(ours, x, kernel), value_and_gradients(plain, x, kernel), strict=True)
+    for found, wanted in pairs:
+        assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("case", ["conv3x3", "depthwise 5", "pointwise", "transposed"])
+def test_bfloat16_in_bfloat16_out_forward_and_back(case):
+    ours, _, x_shape, kernel_shape = CASES[case]
+    x, kernel = arrays(x_shape, kernel_shape)
+    half = value_and_gradients(ours, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    for found, wanted in zip(half, value_and_gradients(ours, x, kernel), strict=True):
+        assert found.dtype == jnp.bfloat16
+        assert_close(found.astype(np.float32), wanted, 0.04)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 2, 2, 1), (3, 10, 14, 2)])
+def test_max_pool_is_flax_max_pool_with_its_gradient(shape):
+    (x,) = arrays(shape)
+    value, gradient = value_and_gradients(conv.max_pool2x2, x)
+    wanted, wanted_gradient = value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    np.testing.assert_array_equal(value, wanted)
+    assert_close(gradient, wanted_gradient)
+
+
+def test_space_to_depth_by_hand():
+    x = np.arange(2 * 4 * 2).reshape(1, 2, 4, 2)  # rows, columns, channels
+    folded = conv.space_to_depth(x, 2)
+    assert folded.shape == (1, 1, 2, 8)
+    # one window after the other; in it row by row, each pixel's channels side by side
+    np.testing.assert_array_equal(folded[0, 0, 0], [0, 1, 2, 3, 8, 9, 10, 11])
+    np.testing.assert_array_equal(folded[0, 0, 1], [4, 5, 6, 7, 12, 13, 14, 15])
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_depth_to_space_is_the_inverse_of_space_to_depth(block):
+    (x,) = arrays((2, 8, 12, 3))
+    folded = conv.space_to_depth(x, block)
+    assert folded.shape == (2, 8 // block, 12 // block, 3 * block**2)
+    np.testing.assert_array_equal(conv.depth_to_space(folded, block), x)
+    (y,) = arrays((2, 3, 5, 2 * block**2))
+    np.testing.assert_array_equal(conv.space_to_depth(conv.depth_to_space(y, block), block), y)

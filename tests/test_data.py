@@ -1,0 +1,118 @@
+"""Prepared data -> scans -> batches."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mcis import data, scan
+from mcis.organs import ORGANS, UNKNOWN
+from mcis.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def scans(phantom_dir):
+    return data.load(("phantom",), "train", phantom_dir)
+
+
+def test_missing_data_names_the_command_and_the_way_without(tmp_path):
+    with pytest.raises(data.MissingData, match=r"mcis build busi --from") as error:
+        data.load(("busi",), "train", tmp_path)
+    assert "--sources=phantom" in str(error.value)
+    assert f"--data_dir={tmp_path}" in str(error.value)
+
+
+def test_unknown_split_lists_the_splits(phantom_dir):
+    with pytest.raises(ValueError, match="train, validation, test"):
+        data.records("phantom", "dev", phantom_dir)
+
+
+def test_newest_version_is_taken_by_number_not_by_text(tmp_path):
+    for version in ("1.9.0", "1.10.0"):
+        folder = tmp_path / data.DATASET / "phantom" / version
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").touch()
+    assert data.prepared("phantom", tmp_path).name == "1.10.0"
+    assert [p.name for p in data.sources_in(tmp_path)] == ["phantom"]
+
+
+def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
+    record = data.records("phantom", "train", phantom_dir)[3]
+    image, mask = data.decode(record)
+    square, geometry = scan.fit(image)
+    np.testing.assert_array_equal(scans.image[3], square)
+    np.testing.assert_array_equal(scans.mask[3], scan.fit_mask(mask, geometry))
+    assert scans.fingerprint[3] == scan.fingerprint(image)
+    assert scans.group[3].startswith("phantom/")
+    assert scans.image.shape == (len(scans), scan.CANVAS, scan.CANVAS, 3)
+    assert scans.image.dtype == scans.mask.dtype == np.uint8
+
+
+def test_splits_share_no_group(phantom_dir):
+    groups = [set(data.load(("phantom",), split, phantom_dir).group) for split in data.SPLITS]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+
+
+def stream(scans, task, seed=0):
+    label = data.targets(scans, task)
+    return data.training_batches(scans, label, *data.balance(scans, task), 8, seed)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_batch_depends_on_seed_and_step_alone(scans, task):
+    batches = stream(scans, task)
+    late = batches[1000]
+    again = stream(scans, task)[1000]
+    for mine, other in zip(late, again, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert any((a != b).any() for a, b in zip(late, stream(scans, task, seed=1)[1000], strict=True))
+    assert late.image.shape == (8, scan.CANVAS, scan.CANVAS, 3)
+    assert late.valid.all()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_batches_are_balanced(scans, task):
+    batches = stream(scans, task)
+    drawn = [batches[i] for i in range(60)]
+    if task.segments:
+        share = np.mean([batch.mask.any((1, 2, 3)).mean() for batch in drawn])
+        assert share == pytest.approx(task.lesion_share, abs=0.03)
+    else:
+        label = np.concatenate([batch.label for batch in drawn])
+        counts = np.bincount(label, minlength=len(task.classes))
+        np.testing.assert_allclose(counts / counts.sum(), 1 / len(task.classes), atol=0.03)
+
+
+def test_an_epoch_shows_every_scan_of_a_cell_once_before_any_twice(scans):
+    one = scans.take(scans.label == 0)
+    cell = np.zeros(len(one), int)
+    batches = data.training_batches(one, np.arange(len(one), dtype=np.int32), cell, {0: 1.0}, len(one), 0)
+    for step in range(3):
+        assert sorted(batches[step].label) == list(range(len(one)))
+    assert (batches[0].label != batches[1].label).any()
+
+
+def test_scans_of_unknown_label_teach_no_classifier_and_a_mask_that_is_missing_no_segmenter(scans):
+    unknown = dataclasses.replace(scans, label=np.full(len(scans), UNKNOWN, np.int32))
+    with pytest.raises(ValueError, match="no scan to learn from"):
+        stream(unknown, TASKS["classify_breast"])
+    maskless = dataclasses.replace(scans, has_mask=np.zeros(len(scans), bool))
+    with pytest.raises(ValueError, match="no scan to learn from"):
+        stream(maskless, TASKS["segment_brain"])
+
+
+def test_targets_follow_the_task(scans):
+    route = data.targets(scans, TASKS["route"])
+    assert [ORGANS[i].name for i in route] == scans.organ.tolist()
+    breast = data.targets(scans, TASKS["classify_breast"])
+    np.testing.assert_array_equal(breast == UNKNOWN, scans.organ != "breast")
+    np.testing.assert_array_equal(breast[scans.organ == "breast"], scans.label[scans.organ == "breast"])
+
+
+def test_evaluation_sees_every_scan_once_and_marks_what_fills_up(scans):
+    seen = []
+    for rows, batch in data.evaluation_batches(scans, scans.label, 7):
+        assert len(batch.valid) == 7 and batch.valid.sum() == len(rows)
+        np.testing.assert_array_equal(batch.image[: len(rows)], scans.image[rows])
+        seen += rows.tolist()
+    assert seen == list(range(len(scans)))

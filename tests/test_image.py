@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcis.ops.image import resize, resize_matrix, standardise, to_float
+
+SIZES = [  # from, to: up, down, either way along one axis, odd ratios, to and from one pixel
+    ((8, 6), (16, 12)),
+    ((16, 12), (8, 6)),
+    ((7, 13), (20, 9)),
+    ((64, 64), (48, 40)),
+    ((5, 5), (17, 3)),
+    ((9, 4), (1, 1)),
+    ((1, 3), (5, 5)),
+]
+
+
+def random(*shape):
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+def test_to_float_by_hand():
+    found = to_float(jnp.array([0, 51, 255], jnp.uint8))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, [0.0, 0.2, 1.0], rtol=1e-7)
+
+
+@pytest.mark.parametrize(("size", "target"), SIZES)
+def test_resize_is_that_of_jax_image(size, target):
+    x = random(2, *size, 3)
+    found, wanted = jax.jit(lambda x: (resize(x, target), jax.image.resize(x, (2, *target, 3), "linear")))(x)
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize(("length", "target"), [(4, 8), (8, 4), (5, 7), (256, 192), (192, 256), (1, 9), (9, 1)])
+def test_resize_matrix_keeps_constants_and_straight_lines_inside(length, target):
+    matrix = resize_matrix(length, target)
+    assert matrix.shape == (target, length)
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
+    # a ramp stays the same ramp in the coordinates of half-pixel centres, away from the edges
+    ramp = matrix @ (np.arange(length) + 0.5) * target / length
+    reach = int(np.ceil(max(target / length, 1)))
+    np.testing.assert_allclose(ramp[reach:-reach], (np.arange(target) + 0.5)[reach:-reach], atol=0.03)
+    np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-6)  # no side is preferred
+
+
+def test_resize_by_hand():
+    x = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(resize(x, (1, 4)).ravel(), [0, 0.25, 0.75, 1], atol=1e-7)
+    y = jnp.array([0.0, 1.0, 2.0, 3.0]).reshape(1, 1, 4, 1)  # triangles of half-width 2 at 1 and 3, held at the edges
+    np.testing.assert_allclose(resize(y, (1, 2)).ravel(), [5 / 7, 16 / 7], atol=1e-6)
+
+
+def test_resize_to_the_same_size_does_nothing():
+    x = jnp.ones((1, 4, 6, 2))
+    assert resize(x, (4, 6)) is x
+
+
+def test_standardise_gives_zero_mean_and_unit_variance_per_scan():
+    x = random(3, 8, 9, 3) * np.float32([1.0, 0.1, 5.0]).reshape(3, 1, 1, 1)
+    found = np.asarray(jax.jit(standardise)(x))
+    np.testing.assert_allclose(found.mean((1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std((1, 2, 3)), 1, rtol=1e-4)
+    for i in range(3):  # each scan by itself
+        np.testing.assert_allclose(found[i], jax.jit(standardise)(x[i : i + 1])[0], atol=1e-5)
+
+
+def test_standardise_takes_gain_and_offset_out():
+    x = random(2, 8, 8, 3)
+    np.testing.assert_allclose(jax.jit(standardise)(0.4 * x + 0.3), jax.jit(standardise)(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_a_constant_scan_becomes_zeros(value):
+    np.testing.assert_allclose(jax.jit(standardise)(np.full((1, 8, 8, 3), value, np.float32)), 0, atol=1e-3)

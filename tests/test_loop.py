@@ -1,0 +1,138 @@
+"""Whole training runs, small: resumed, refused, recorded."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mcis import bundle, checkpoint, data, evaluate
+from mcis.tasks import TASKS, task_from_json
+from mcis.train import loop
+
+SMALL = dataclasses.replace(
+    TASKS["route"], sources=("phantom",), features=4, size=32, epochs=3, batch_size=16, ema=0.5, learning_rate=1e-2
+)
+
+
+@pytest.fixture(scope="module")
+def scans(phantom_dir):
+    return tuple(data.load(("phantom",), split, phantom_dir) for split in ("train", "validation"))
+
+
+@pytest.fixture(scope="module")
+def finished(scans, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "route"
+    return run_dir, loop.train(SMALL, *scans, run_dir)
+
+
+def test_a_run_leaves_its_task_log_checkpoint_and_best_weights(finished, scans):
+    run_dir, best = finished
+    lines = [json.loads(line) for line in (run_dir / loop.LOG).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert best in lines
+    assert best["validation"]["balanced_accuracy"] == max(line["validation"]["balanced_accuracy"] for line in lines)
+    weights = bundle.load_weights(run_dir)
+    assert weights.task == SMALL
+    assert weights.manifest["epoch"] == best["epoch"]
+    assert weights.manifest["fingerprints"]["train"] == sorted(set(scans[0].fingerprint.tolist()))
+    assert weights.manifest["fingerprints"]["validation"] == sorted(set(scans[1].fingerprint.tolist()))
+    assert set(weights.variables["novelty"]) == {"mean", "whiten", "limit"}
+
+
+def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
+    run_dir, best = finished
+    found = evaluate.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
+    measured = found["sources"]["phantom"]["metrics"]
+    assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
+    assert measured["accuracy"]["low"] <= measured["accuracy"]["value"] <= measured["accuracy"]["high"]
+
+
+def test_a_finished_run_is_not_trained_again(finished, scans):
+    run_dir, best = finished
+    before = (run_dir / loop.LOG).read_text()
+    assert loop.train(SMALL, *scans, run_dir) == best
+    assert (run_dir / loop.LOG).read_text() == before
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, scans, tmp_path, monkeypatch):
+    run_dir, _ = finished
+
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    def stop_in_epoch_two(*arguments):
+        seen.append(arguments)
+        if len(seen) == 2:
+            raise Stop
+        return original(*arguments)
+
+    original = loop.scores
+    monkeypatch.setattr(loop, "scores", stop_in_epoch_two)
+    with pytest.raises(Stop):
+        loop.train(SMALL, *scans, tmp_path / "route")
+    monkeypatch.setattr(loop, "scores", original)
+    loop.train(SMALL, *scans, tmp_path / "route")
+    one, other = (checkpoint.load(d / loop.BEST)[0] for d in (run_dir, tmp_path / "route"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_another_task_in_the_same_folder_is_refused_and_the_difference_named(finished, scans):
+    run_dir, _ = finished
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.01 -> 0\.5.*--fresh"):
+        loop.train(dataclasses.replace(SMALL, learning_rate=0.5), *scans, run_dir)
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        loop.train(SMALL, *scans, run_dir, seed=1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_no_best(scans, tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1"):
+        loop.train(dataclasses.replace(SMALL, learning_rate=float("inf")), *scans, tmp_path / "route")
+    assert not (tmp_path / "route" / loop.BEST).exists()
+
+
+def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir):
+    run_dir, _ = finished
+    manifest = bundle.load_weights(run_dir).manifest
+    test = [data.text(record["fingerprint"]) for record in data.records("phantom", "test", phantom_dir)]
+    evaluate.check_unseen(test, manifest)
+    for use in ("train", "validation"):
+        with pytest.raises(evaluate.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
+            evaluate.check_unseen([*test, manifest["fingerprints"][use][0]], manifest)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_trains_and_is_scored_on_its_own_metric(name, scans, tmp_path):
+    task = dataclasses.replace(TASKS[name], sources=("phantom",), features=4, size=32, epochs=1, batch_size=8)
+    mine = [s.take(np.isin(s.organ, [task.organ] if task.organ else s.organ)) for s in scans]
+    best = loop.train(task, *mine, tmp_path / name)
+    assert np.isfinite(best["validation"][task.select])
+    assert task_from_json(bundle.load_weights(tmp_path / name).manifest["task"]) == task
+
+
+def test_a_killed_process_resumes(phantom_dir, tmp_path):
+    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
+    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=40"]
+    log = tmp_path / "route" / loop.LOG
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    done = len(log.read_text().splitlines())
+    assert done < 40
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "best of 40 epochs" in again.stdout
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 41))

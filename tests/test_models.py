@@ -1,0 +1,337 @@
+"""Every row of MODELS goes through every test here; a new row needs an entry in COUNTS, STRIDES and SKIPS."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcis.checkpoint import flatten, unflatten
+from mcis.models import MODELS, model_named
+from mcis.ops.losses import binary_cross_entropy, cross_entropy, soft_dice
+
+COUNTS = {"cnn": 2_244_482, "light": 0, "unet": 7_763_041}
+"""Parameters of each row as it stands in MODELS, for three channels."""
+
+STRIDES = {"cnn": 32, "light": 32, "unet": 16}
+
+SKIPS = {  # kernels that read a skip connection, finest first, and the axis of their input channels. Of these the first
+    # half comes from below, the second is the skip
+    "light": ([f"params/decoder{level}_fuse/kernel" for level in (1, 2, 3)], 0),
+    "unet": ([f"params/decoder{level}/conv1/kernel" for level in (1, 2, 3, 4)], 2),
+}
+
+EVERY = pytest.mark.parametrize("name", MODELS)
+SEGMENTING = pytest.mark.parametrize("name", SKIPS)
+BATCH, SIDE, CLASSES = 3, 32, 3
+
+
+def tiny(name, **fields):
+    return MODELS[name].clone(**{"features": 4, "classes": CLASSES} | fields)
+
+
+@functools.cache
+def variables_of(name):
+    """Tiny variables in which nothing is zero or one: every bias and every running statistic counts."""
+    shapes = flatten(shapes_of(tiny(name)))
+    real = flatten(jax.jit(tiny(name).init)(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32)))
+    assert real.keys() == shapes.keys()
+    rng = np.random.default_rng(0)
+    for path, value in real.items():
+        if path.endswith("var"):
+            real[path] = np.asarray(value) * rng.uniform(0.5, 2, value.shape).astype(np.float32)
+        elif not path.endswith("kernel"):
+            real[path] = np.asarray(value) + 0.2 * rng.normal(size=value.shape).astype(np.float32)
+    return unflatten(real)
+
+
+def shapes_of(model, *shape):
+    image = jax.ShapeDtypeStruct(shape or (1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(tiny(name).apply)
+
+
+@functools.cache
+def images(side=SIDE, seed=0):
+    return np.random.default_rng(seed).normal(size=(BATCH, side, side, 3)).astype(np.float32)
+
+
+@functools.cache
+def answers(name):
+    """Outputs of the tiny network for `images()`, compiled, in evaluation mode."""
+    return jax.device_get(compiled(name)(variables_of(name), images()))
+
+
+def parts(outputs):
+    """The heads that there are, by name."""
+    heads = {"mask": outputs.mask, "label": outputs.label, "features": outputs.features}
+    return {head: np.asarray(value) for head, value in heads.items() if value is not None}
+
+
+def replace(variables, path, change):
+    """Variables with one array put through `change`."""
+    flat = flatten(variables)
+    return unflatten(flat | {path: change(np.array(flat[path]))})
+
+
+# Tables
+
+
+def test_the_tables_here_have_every_row():
+    assert COUNTS.keys() == STRIDES.keys() == MODELS.keys()
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    outputs = {name: jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0] for name, model in MODELS.items()}
+    assert SKIPS.keys() == {name for name, found in outputs.items() if found.mask is not None}
+
+
+def test_model_named_knows_its_rows_and_lists_them():
+    for name, model in MODELS.items():
+        assert model_named(name) is model
+    with pytest.raises(ValueError, match=f"resnet.*{', '.join(MODELS)}"):
+        model_named("resnet")
+
+
+@EVERY
+def test_parameter_count(name):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(MODELS[name])["params"])) == COUNTS[name]
+
+
+def test_the_unet_has_the_parameters_of_the_published_one():
+    published = MODELS["unet"].clone(features=32, classes=0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(published, 1, 256, 256, 3)["params"])) == 7_763_041
+
+
+@EVERY
+def test_every_submodule_has_a_name_of_its_own(name):
+    for path in flatten(shapes_of(tiny(name))):
+        for part in path.split("/"):
+            assert re.fullmatch(r"[a-z][a-z0-9_]*", part), f"{path}: Linen named {part}, or it is no snake_case"
+
+
+@EVERY
+def test_parameters_are_float32_whatever_computes(name):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for path, leaf in flatten(shapes_of(tiny(name, dtype=dtype))).items():
+            assert leaf.dtype == jnp.float32, path
+
+
+# Shapes
+
+
+@EVERY
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_shapes_of_outputs_for_any_channels_and_oblong_scans(name, channels):
+    stride = STRIDES[name]
+    image = jax.ShapeDtypeStruct((2, stride, 3 * stride, channels), jnp.float32)
+    for classes in (2, 5):
+        model = tiny(name, classes=classes)
+        outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+        assert outputs.label.shape == (2, classes)
+        assert outputs.features.ndim == 2
+        assert outputs.features.shape[0] == 2
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
+        if name in SKIPS:
+            assert outputs.mask.shape == (2, stride, 3 * stride, 1)
+        else:
+            assert outputs.mask is None
+        again = jax.eval_shape(model.apply, variables, image)
+        assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, outputs)
+
+
+@SEGMENTING
+def test_without_classes_there_is_no_label_head_and_nothing_of_it(name):
+    image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    outputs, variables = jax.eval_shape(tiny(name, classes=0).init_with_output, jax.random.key(0), image)
+    assert outputs.label is None
+    assert not [path for path in flatten(variables) if "label" in path]
+
+
+@EVERY
+def test_a_size_that_does_not_divide_says_stride_and_shape(name):
+    stride = STRIDES[name]
+    for shape in ((1, stride + 1, stride, 3), (1, stride, 2 * stride - 4, 3), (stride, stride, 3)):
+        with pytest.raises(ValueError, match=rf"{name}.*\b{stride}\b.*{re.escape(str(shape))}"):
+            shapes_of(tiny(name), *shape)
+
+
+# Numbers
+
+
+@EVERY
+def test_compiled_is_eager(name):
+    eager = parts(tiny(name).apply(variables_of(name), images()))
+    for head, found in parts(answers(name)).items():
+        np.testing.assert_allclose(found, eager[head], atol=2e-5 * np.abs(eager[head]).max())
+
+
+@EVERY
+def test_a_scan_in_a_batch_is_the_scan_alone(name):
+    for i in range(BATCH):
+        alone = parts(compiled(name)(variables_of(name), images()[i : i + 1]))
+        for head, found in parts(answers(name)).items():
+            np.testing.assert_allclose(found[i], alone[head][0], atol=2e-5 * np.abs(found).max())
+        if i == 0:  # and scans do differ
+            assert all(np.abs(found[0] - found[1]).max() > 1e-3 for found in parts(answers(name)).values())
+
+
+@EVERY
+def test_outputs_stay_finite_on_odd_scans(name):
+    for scan in (0 * images(), 0 * images() + 1, 100 * images()):
+        for found in parts(compiled(name)(variables_of(name), scan)).values():
+            assert np.isfinite(found).all()
+
+
+@EVERY
+def test_bfloat16_is_close_to_float32(name):
+    half = parts(jax.jit(tiny(name, dtype=jnp.bfloat16).apply)(variables_of(name), images()))
+    for head, exact in parts(answers(name)).items():
+        assert half[head].dtype == np.float32
+        error = np.abs(half[head] - exact).mean() / exact.std()
+        assert 1e-5 < error < 0.05, (head, error)
+
+
+@functools.cache
+def trained(name, classes):
+    """One training-mode pass at 64 pixels: gradients of the losses, outputs, new batch statistics."""
+    model, side = tiny(name, classes=classes), 64
+    rng = np.random.default_rng(1)
+    mask = (rng.random((BATCH, side, side, 1)) < 0.3).astype(np.float32)
+    variables = variables_of(name)
+    if not classes:
+        kept = flatten(shapes_of(model)).keys()
+        variables = unflatten({path: value for path, value in flatten(variables).items() if path in kept})
+
+    def loss(params, rest, image):
+        rngs = {"dropout": jax.random.key(7)}
+        outputs, updated = model.apply(
+            {"params": params} | rest, image, train=True, mutable=["batch_stats"], rngs=rngs
+        )
+        total = jnp.float32(0)
+        if outputs.mask is not None:
+            total += (soft_dice(outputs.mask, mask) + binary_cross_entropy(outputs.mask, mask)).sum()
+        if outputs.label is not None:
+            total += cross_entropy(outputs.label, jnp.arange(BATCH) % classes).sum()
+        return total, (outputs, updated)
+
+    rest = {"batch_stats": variables["batch_stats"]} if "batch_stats" in variables else {}
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (outputs, updated)), gradients = run(variables["params"], rest, images(side))
+    return jax.device_get((value, outputs, updated, gradients))
+
+
+@pytest.mark.parametrize(("name", "classes"), [(n, CLASSES) for n in MODELS] + [(n, 0) for n in SKIPS])
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name, classes):
+    value, _, _, gradients = trained(name, classes)
+    assert np.isfinite(value)
+    flat = flatten(gradients)
+    largest = max(np.abs(gradient).max() for gradient in flat.values())
+    for path, gradient in flat.items():
+        assert np.isfinite(gradient).all(), path
+        # more than rounding: a bias that batch normalisation takes out again would be about 1e-8
+        assert np.abs(gradient).max() > 1e-6 * largest, path
+
+
+@EVERY
+def test_training_updates_every_running_statistic(name):
+    _, _, updated, _ = trained(name, CLASSES)
+    before = flatten({"batch_stats": variables_of(name).get("batch_stats", {})})
+    after = flatten({"batch_stats": updated.get("batch_stats", {})})
+    assert before.keys() == after.keys()
+    for path, value in after.items():
+        assert np.isfinite(value).all()
+        assert (value != before[path]).all(), path
+
+
+@EVERY
+def test_axis_name_makes_shards_normalise_as_one_batch(name):
+    """Two shards of two scans under a named axis have the statistics, and so the outputs, of the four together."""
+    image = np.concatenate([images(64), images(64, 1)[:1]])
+    variables = variables_of(name)
+
+    def run(model, image):
+        rngs = {"dropout": jax.random.key(0)}
+        outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs)
+        return (outputs.mask, outputs.features), updated
+
+    whole, whole_stats = jax.jit(functools.partial(run, tiny(name)))(image)
+    split = jax.vmap(functools.partial(run, tiny(name, axis_name="data")), axis_name="data")
+    shards, stats = jax.jit(split)(image.reshape(2, 2, *image.shape[1:]))
+    for found, wanted in zip(jax.tree.leaves(shards), jax.tree.leaves(whole), strict=True):
+        wanted = np.asarray(wanted)
+        np.testing.assert_allclose(np.asarray(found).reshape(wanted.shape), wanted, atol=1e-4 * np.abs(wanted).max())
+    for found, wanted in zip(jax.tree.leaves(stats), jax.tree.leaves(whole_stats), strict=True):
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[1], wanted, rtol=1e-4, atol=1e-5)
+
+
+# Skip connections
+
+
+def without(variables, path, axis, half):
+    """Variables in which a kernel no longer reads one half of its input channels: 0 from below, 1 the skip."""
+
+    def cut(kernel):
+        middle = kernel.shape[axis] // 2
+        rows = [slice(None)] * kernel.ndim
+        rows[axis] = slice(middle, None) if half else slice(0, middle)
+        assert np.abs(kernel[tuple(rows)]).min() > 0
+        kernel[tuple(rows)] = 0
+        return kernel
+
+    return replace(variables, path, cut)
+
+
+def only_skip(name, level):
+    """Variables in which an image reaches the mask through one skip connection and no other way."""
+    kernels, axis = SKIPS[name]
+    variables = without(variables_of(name), kernels[level], axis, 0)
+    for other, kernel in enumerate(kernels):
+        if other != level:
+            variables = without(variables, kernel, axis, 1)
+    return variables
+
+
+@SEGMENTING
+def test_cutting_any_skip_changes_the_mask_and_nothing_else(name):
+    kernels, axis = SKIPS[name]
+    whole = answers(name)
+    for kernel in kernels:
+        cut = compiled(name)(without(variables_of(name), kernel, axis, 1), images())
+        assert np.abs(np.asarray(cut.mask) - whole.mask).mean() > 0.01 * whole.mask.std(), kernel
+        np.testing.assert_array_equal(cut.label, whole.label)
+        np.testing.assert_array_equal(cut.features, whole.features)
+
+
+@SEGMENTING
+def test_every_skip_alone_carries_the_image(name):
+    for level, kernel in enumerate(SKIPS[name][0]):
+        alone = np.asarray(compiled(name)(only_skip(name, level), images()).mask)
+        assert alone.std() > 0
+        assert np.abs(alone[0] - alone[1]).mean() > 0.01 * alone.std(), kernel
+
+
+@SEGMENTING
+def test_without_its_skips_the_mask_comes_from_below_alone(name):
+    kernels, axis = SKIPS[name]
+    variables = without(variables_of(name), kernels[0], axis, 0)
+    for kernel in kernels:
+        variables = without(variables, kernel, axis, 1)
+    alone = np.asarray(compiled(name)(variables, images()).mask)  # nothing of the image is left
+    np.testing.assert_allclose(alone, alone[:1].repeat(BATCH, 0), atol=1e-6)
+
+
+def test_the_finest_skip_of_the_unet_has_full_resolution():
+    variables = only_skip("unet", 0)
+    changed = images().copy()
+    changed[:, 10, 20] += 1
+    difference = np.asarray(compiled("unet")(variables, changed).mask - compiled("unet")(variables, images()).mask)
+    rows, columns = np.nonzero(np.abs(difference[..., 0]).max(0) > 1e-6)
+    # two 3x3 convolutions before the skip and two after it reach four pixels, not one further
+    assert (rows.min(), rows.max()) == (6, 14)
+    assert (columns.min(), columns.max()) == (16, 24)

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcis.ops.novelty import distance, fit_novelty
+
+
+def scans(count, seed, features=5):
+    """Features of two classes with a covariance that is neither diagonal nor equal along the axes."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(99).normal(size=(features, features)) * np.array([1, 2, 1, 3, 1])[:features]
+    label = rng.integers(0, 2, count)
+    centre = np.zeros((2, features))
+    centre[1] = 30
+    return (rng.normal(size=(count, features)) @ mix + centre[label]).astype(np.float32), label
+
+
+def test_distance_is_mahalanobis_by_definition():
+    features, label = scans(4000, 0)
+    novelty = fit_novelty(features, label, features)
+    assert {name: np.asarray(value).dtype for name, value in novelty.items()} == dict.fromkeys(novelty, np.float32)
+    means = np.stack([features[label == c].mean(0) for c in (0, 1)]).astype(np.float64)
+    centred = features - means[label]
+    inverse = np.linalg.inv(centred.T @ centred / len(features))
+    some = scans(20, 1)[0]
+    offsets = some[:, None] - means
+    wanted = np.sqrt(np.einsum("bkf,fg,bkg->bk", offsets, inverse, offsets)).min(1)
+    np.testing.assert_allclose(distance(novelty, some), wanted, rtol=0.05)  # a little is on the diagonal
+
+
+def test_distance_by_hand():
+    novelty = {
+        "mean": np.float32([[0, 0], [10, 0]]),
+        "whiten": np.float32([[0.5, 0], [0, 2]]),
+        "limit": np.float32(1),
+    }
+    features = jnp.array([[0.0, 0.0], [4.0, 0.0], [8.0, 1.0]])
+    np.testing.assert_allclose(distance(novelty, features), [0, 2, np.sqrt(1 + 4)], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(distance)(novelty, features), [0, 2, np.sqrt(5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_the_limit_holds_its_share_of_known_scans_and_not_far_ones(share):
+    features, label = scans(1000, 0)
+    held_out, _ = scans(1000, 1)
+    novelty = fit_novelty(features, label, held_out, share)
+    inside = np.asarray(distance(novelty, held_out)) <= novelty["limit"]
+    assert inside.mean() == pytest.approx(share, abs=0.002)
+    fresh = np.asarray(distance(novelty, scans(1000, 2)[0])) <= novelty["limit"]
+    assert abs(fresh.mean() - share) < 0.03
+    for foreign in (np.full((1, 5), 15.0), np.full((1, 5), -40.0), np.full((1, 5), 1e6)):
+        assert distance(novelty, foreign.astype(np.float32)) > novelty["limit"]
+
+
+def test_dead_features_and_labels_with_gaps():
+    features, label = scans(200, 0)
+    features[:, 2] = 0
+    novelty = fit_novelty(features, label * 3, features)
+    assert novelty["mean"].shape == (2, 5)
+    assert all(np.isfinite(value).all() for value in novelty.values())
+    found = np.asarray(distance(novelty, features))
+    assert np.isfinite(found).all()
+    alive = features.copy()
+    alive[:, 2] = 100  # a feature that was never alive in training is something new
+    assert (np.asarray(distance(novelty, alive)) > novelty["limit"]).all()
+    assert all(np.isfinite(v).all() for v in fit_novelty(features * 0, label, features * 0).values())

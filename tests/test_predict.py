@@ -1,0 +1,153 @@
+"""`mcis predict` from files to findings, with small random weights."""
+
+import dataclasses
+import json
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcis import checkpoint, phantom, predict, scan
+from mcis.organs import ORGANS
+from mcis.tasks import TASKS, task_to_json
+
+NO_FINGERPRINTS = {"train": [], "validation": []}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    for seed, (name, task) in enumerate(TASKS.items()):
+        task = dataclasses.replace(task, features=4, size=32)
+        tree = jax.jit(task.make_model().init)(jax.random.key(seed, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+        tree["params"]["label"]["dense"]["kernel"] *= 4.0
+        manifest = {"task": task_to_json(task), "classes": list(task.classes), "fingerprints": NO_FINGERPRINTS}
+        checkpoint.save(folder / name, tree, manifest | {"epoch": 0, "validation": {}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    paths = phantom.write_examples(folder, per_class=2)
+    (folder / "broken.png").write_bytes(b"no picture at all")
+    pages = [phantom.make_phantom("brain", 1, seed, size=(90, 120)).image for seed in (5, 6)]
+    assert cv2.imwritemulti(str(folder / "pages.tif"), pages)
+    return folder, paths
+
+
+def findings(out):
+    return [json.loads(line) for line in (out / "findings.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def report(weights, pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "report"
+    arguments = [str(pictures[0]), str(pictures[0] / "missing.png"), "--out", str(out), "--weights", str(weights)]
+    status = predict.main([*arguments, "--threshold", "0"])
+    return status, out, findings(out)
+
+
+def test_a_broken_scan_has_its_line_and_the_others_go_on(report, pictures):
+    status, _, found = report
+    assert status == 1
+    assert len(found) == len(pictures[1]) + 1 + 2 + 1  # broken, two pages, missing
+    broken = [line for line in found if line["error"] is not None]
+    assert [line["scan"].rsplit("/", 1)[1] for line in broken] == ["broken.png", "missing.png"]
+    for line in broken:
+        assert all(value is None for key, value in line.items() if key not in ("scan", "error"))
+    names = [line["scan"] for line in found[:-1]]
+    assert names == sorted(names), "findings stand in input order"
+
+
+def test_pages_of_a_tiff_are_frames(report):
+    pages = [line for line in report[2] if line["scan"].endswith("pages.tif")]
+    assert [line["frame"] for line in pages] == [0, 1]
+    assert all(line["frame"] is None for line in report[2] if not line["scan"].endswith("pages.tif"))
+
+
+def test_findings_agree_with_their_masks(report):
+    _, out, found = report
+    organs, labels = {organ.name: organ for organ in ORGANS}, set()
+    for index, line in enumerate(found):
+        if line["error"] or line["organ"] == "unsupported":
+            continue
+        organ = organs[line["organ"]]
+        assert list(line["label_probs"]) == list(organ.classes)
+        assert sum(line["label_probs"].values()) == pytest.approx(1, abs=1e-4)
+        assert line["label"] == max(line["label_probs"], key=line["label_probs"].get)
+        labels.add(line["label"])
+        if line["label"] not in organ.lesions:
+            assert line["mask"] is None and line["boxes"] is None and line["lesion_area_px"] is None
+            continue
+        assert line["mask"].startswith(f"masks/{index:06d}_")
+        mask = cv2.imread(str(out / line["mask"]), cv2.IMREAD_UNCHANGED)
+        image = scan.read(line["scan"], line["frame"] or 0).image
+        assert mask.shape == image.shape[:2]
+        assert set(np.unique(mask)) <= {0, 255}
+        assert line["lesion_area_px"] == int((mask > 0).sum())
+        assert len(line["boxes"]) == cv2.connectedComponents(mask, connectivity=8)[0] - 1
+    assert len(labels) > 1, "random weights must call more than one class for this test to mean something"
+
+
+def test_a_scan_alone_gives_the_same_finding(report, weights, tmp_path):
+    _, out, found = report
+    for line in [one for one in found if one["error"] is None and one["frame"] is None][:4]:
+        alone_out = tmp_path / str(len(list(tmp_path.iterdir())))
+        arguments = ["--out", str(alone_out), "--weights", str(weights), "--threshold", "0"]
+        assert predict.main([line["scan"], *arguments]) == 0
+        (alone,) = findings(alone_out)
+        assert (alone["organ"], alone["label"]) == (line["organ"], line["label"])
+        for name, value in (line["label_probs"] or {}).items():
+            assert alone["label_probs"][name] == pytest.approx(value, abs=1e-5)
+        if line["mask"]:
+            one, other = (cv2.imread(str(d / m["mask"]), 0) for d, m in ((out, line), (alone_out, alone)))
+            assert (one != other).mean() <= 1e-4
+
+
+def test_the_page_and_the_run_are_there_with_the_notice(report):
+    _, out, _ = report
+    run = json.loads((out / "run.json").read_text())
+    assert "not a medical device" in run["notice"].lower()
+    assert set(run["weights"]["tasks"]) == set(TASKS)
+    assert run["versions"]["jax"] == jax.__version__
+    assert "not a medical device" in (out / "index.html").read_text().lower()
+
+
+def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
+    path = str(pictures[1][0])
+    common = ["--weights", str(weights)]
+    assert predict.main([path, "--organ=breast", "--out", str(tmp_path / "a"), *common]) == 0
+    (forced,) = findings(tmp_path / "a")
+    assert forced["organ"] == "breast" and forced["organ_prob"] == 1.0
+    assert predict.main([path, "--task=segment_brain", "--out", str(tmp_path / "b"), *common]) == 0
+    (alone,) = findings(tmp_path / "b")
+    assert alone["organ"] == "brain" and alone["organ_prob"] is None and alone["label"] is None
+    assert alone["mask"] is not None and alone["lesion_area_px"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--organ=liver"], "brain, breast"),
+        (["--task=segment_liver"], "segment_brain"),
+        (["--organ=brain", "--task=route"], "exclude each other"),
+        (["--threshold=7"], r"[0, 1]"),
+        (["--weights=/nowhere"], "holds no weights"),
+    ],
+)
+def test_wrong_options_say_what_there_is(options, says, pictures, tmp_path, capsys):
+    assert predict.main([str(pictures[1][0]), "--out", str(tmp_path / "out"), *options]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_may_be_files_folders_and_globs(pictures, tmp_path):
+    folder, paths = pictures
+    assert len(predict.expand([str(folder)])) == len(paths) + 2
+    assert predict.expand([str(folder / "broken*")]) == [str(folder / "broken.png")]
+    assert predict.expand(["missing.png"]) == ["missing.png"]
+    with pytest.raises(ValueError, match="no pictures"):
+        predict.expand([str(tmp_path)])

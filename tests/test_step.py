@@ -1,0 +1,156 @@
+"""The training step: pure, equal on one device and on several, blind to filling rows."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcis.data import Batch
+from mcis.ops.augment import Augmentation
+from mcis.scan import CANVAS
+from mcis.tasks import TASKS
+from mcis.train import parallel, step
+
+STILL = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})
+
+
+def tiny(name, **changes):
+    fields = {"features": 8, "size": 32, "batch_size": 4, "learning_rate": 1e-2, "augmentation": STILL}
+    return dataclasses.replace(TASKS[name], **fields | changes)
+
+
+def make_batch(task, rows=4, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (rows, CANVAS, CANVAS, 3), dtype=np.uint8)
+    mask = np.zeros((rows, CANVAS, CANVAS, 1), np.uint8)
+    mask[::2, 64:160, 80:200] = 1
+    image[::2, 64:160, 80:200] //= 4
+    label = (np.arange(rows) % len(task.classes)).astype(np.int32)
+    return Batch(image, mask, label, np.ones(rows, bool), np.ones(rows, bool))
+
+
+def build(task, steps=20):
+    model = task.make_model()
+    optimizer = step.make_optimizer(task, steps)
+    return step.make_train_step(task, model, optimizer), step.create_state(task, model, optimizer, seed=0)
+
+
+def close(tree, other, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), tree, other)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_few_steps_lower_the_loss(name):
+    task = tiny(name)
+    train_step, state = build(task, steps=30)
+    train_step = jax.jit(train_step)
+    batch, losses = make_batch(task), []
+    for _ in range(30):
+        state, metrics = train_step(state, batch)
+        total, count = metrics["loss"]
+        losses.append(float(total / count))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(state.step) == 30
+
+
+def test_the_step_is_pure():
+    task = tiny("segment_brain", augmentation=Augmentation())
+    train_step, state = build(task)
+    train_step, batch = jax.jit(train_step), make_batch(tiny("segment_brain"))
+    close(train_step(state, batch)[0], train_step(state, batch)[0], 0.0)
+
+
+@pytest.mark.parametrize(("name", "model"), [("segment_breast", "light"), ("segment_breast", "unet"), ("route", "cnn")])
+def test_sharded_equals_one_device(name, model):
+    assert len(jax.devices()) == 2
+    task = tiny(name, model=model, augmentation=Augmentation())
+    train_step, state = build(task)
+    # SGD-like comparison: the gradient norm and the statistics, and one AdamW step whose size a tiny gradient's sign
+    # alone decides, are compared; the tolerance is that of float32 sums in another order.
+    batch = make_batch(task)
+    one, one_metrics = jax.jit(train_step)(state, batch)
+    mesh = parallel.make_mesh()
+    both_step = parallel.parallel_train_step(train_step, mesh)
+    two, two_metrics = both_step(parallel.put(state, mesh), batch)
+    close(two.batch_stats, one.batch_stats, 1e-4)
+    for name_, (total, count) in one_metrics.items():
+        assert float(two_metrics[name_][0]) == pytest.approx(float(total), rel=2e-4), name_
+        assert float(two_metrics[name_][1]) == float(count)
+    moments = [jax.tree.leaves(s.opt_state) for s in (one, two)]
+    close(moments[1], moments[0], 1e-3)
+
+
+def test_filling_rows_change_nothing():
+    task = tiny("segment_breast", model="light")
+    train_step, state = build(task)
+    batch = make_batch(task)
+    filled = Batch(*(np.concatenate([x, x[-1:], x[:1]]) for x in batch))
+    filled = filled._replace(valid=np.array([True] * 4 + [False] * 2), label=filled.label)
+    noise = np.random.default_rng(1).integers(0, 256, filled.image[4:].shape, dtype=np.uint8)
+    filled.image[4:] = noise
+
+    def gradient(batch):
+        state_after, metrics = jax.jit(train_step)(state, batch)
+        return jax.tree.leaves(state_after.opt_state), metrics
+
+    # dropout draws by position in the batch, so it is compared without: the label head is off
+    task = dataclasses.replace(task, label_loss=0.0)
+    train_step, state = build(task)
+    (plain, plain_metrics), (full, full_metrics) = gradient(batch), gradient(filled)
+    close(full, plain, 1e-5)
+    assert float(full_metrics["mask_loss"][1]) == float(plain_metrics["mask_loss"][1]) == 4.0
+
+
+def test_a_missing_mask_and_an_unknown_label_give_no_gradient():
+    task = tiny("segment_breast", model="light")
+    train_step, state = build(task)
+    batch = make_batch(task)._replace(has_mask=np.zeros(4, bool), label=np.full(4, -1, np.int32))
+    _, metrics = jax.jit(train_step)(state, batch)
+    assert float(metrics["gradient_norm"][0]) == 0.0
+    assert float(metrics["loss"][0]) == 0.0
+
+
+def test_the_average_follows_the_parameters():
+    task = tiny("route", ema=0.5)
+    train_step, state = build(task)
+    batch = make_batch(task)
+    after, _ = jax.jit(train_step)(state, batch)
+    # at step 0 the decay is min(0.5, 1/10)
+    expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params, after.params)
+    close(after.ema["params"], expected, 1e-6)
+
+
+def test_weight_decay_touches_kernels_only():
+    task = tiny("route", weight_decay=0.5, learning_rate=1.0, warmup=0.0)
+    optimizer = step.make_optimizer(task, 10)
+    params = {"dense": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
+    state = optimizer.init(params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):  # the first step of the warm-up has learning rate 0
+        updates, state = optimizer.update(zero, state, params)
+    assert (updates["dense"]["kernel"] < 0).all()
+    assert (updates["dense"]["bias"] == 0).all() and (updates["norm"]["scale"] == 0).all()
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="choose a multiple of 2"):
+        parallel.check_batch(7, parallel.make_mesh())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_evaluation_step_gives_one_result_a_scan(name):
+    task = tiny(name)
+    _, state = build(task)
+    batch = make_batch(task)
+    evaluate = jax.jit(step.make_evaluation_step(task))
+    results = evaluate(state.ema, batch)
+    assert {len(value) for value in results.values()} == {4}
+    alone = evaluate(state.ema, Batch(*(x[:1] for x in batch)))
+    for key, value in alone.items():
+        np.testing.assert_allclose(value[0], results[key][0], rtol=1e-4, atol=1e-4, err_msg=key)
+    if task.segments:
+        np.testing.assert_array_equal(results["true"], batch.mask.sum((1, 2, 3)))
+    np.testing.assert_allclose(results["probs"].sum(-1), 1.0, rtol=1e-5)
