@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +124,11 @@ def main(argv: Sequence[str]) -> int:
         full: bool = False
 
     options = parse_dataclass(Bundle, argv, "mcis bundle")
-    sizes = make_bundle(options.runs, options.out, half=not options.full)
+    try:
+        sizes = make_bundle(options.runs, options.out, half=not options.full)
+    except ValueError as error:
+        print(f"mcis bundle: {error}", file=sys.stderr)
+        return 2
     for name, size in sizes.items():
         print(f"{name:16s} {size / 1e6:6.2f} MB")
     print(f"{options.out}: {sum(sizes.values()) / 1e6:.2f} MB")

@@ -1,8 +1,11 @@
 """What the commands share: options of every command, parsing, places in the user's folders. No JAX until asked."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +31,12 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
         return tyro.cli(cls, args=list(argv), prog=prog, **keywords)
     except SystemExit as stop:
         if stop.code not in (0, None):
-            parser = tyro.extras.get_parser(cls, prog=prog, **keywords)
-            names = [n for action in parser._actions for n in action.option_strings if n.startswith("--")]
-            print(f"options of {prog}: {' '.join(dict.fromkeys(names))}", file=sys.stderr)
+            # the help text is the one public list of a dataclass's options
+            text = io.StringIO()
+            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+                tyro.cli(cls, args=["--help"], prog=prog, **keywords)
+            names = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue()))
+            print(f"options of {prog}: {' '.join(names)}", file=sys.stderr)
         raise
 
 

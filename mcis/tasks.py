@@ -138,7 +138,7 @@ CLASSIFY_BRAIN = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.05,
-    epochs=10,
+    epochs=6,
     batch_size=32,
     learning_rate=2e-3,
 )
@@ -151,7 +151,7 @@ CLASSIFY_BREAST = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.1,
-    epochs=30,
+    epochs=24,
     batch_size=32,
     learning_rate=2e-3,
 )
@@ -164,7 +164,7 @@ SEGMENT_BRAIN = Task(
     size=192,
     select="dice_lesion",
     label_loss=0.2,
-    epochs=12,
+    epochs=8,
 )
 
 SEGMENT_BREAST = Task(
@@ -176,7 +176,7 @@ SEGMENT_BREAST = Task(
     select="dice_lesion",
     label_loss=0.2,
     label_smoothing=0.1,
-    epochs=28,
+    epochs=24,
 )
 
 TASKS: dict[str, Task] = {
@@ -201,11 +201,12 @@ def task_to_json(task: Task) -> dict[str, Any]:
 
 def task_from_json(values: dict[str, Any]) -> Task:
     """The Task that `task_to_json` wrote; ValueError names a field that is unknown or missing."""
-    names = {field.name for field in dataclasses.fields(Task)}
-    if set(values) != names:
-        raise ValueError(
-            f"task fields differ: unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}"
-        )
+    for what, row, found in (("task", Task, values), ("augmentation", Augmentation, values.get("augmentation", {}))):
+        names = {field.name for field in dataclasses.fields(row)}
+        if set(found) != names:
+            raise ValueError(
+                f"{what} fields differ: unknown {sorted(set(found) - names)}, missing {sorted(names - set(found))}"
+            )
     augmentation = Augmentation(**values["augmentation"])
     return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
 

@@ -23,7 +23,6 @@ def contents(place):
     return {row["scan_id"].decode(): split for split in found.info.splits for row in found.as_data_source(split)}
 
 
-@pytest.mark.filterwarnings("ignore:get_parser")  # mcis.command lists the options with it
 def test_help_and_unknown_names(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -20,14 +20,15 @@ SIDE = 256
 POINTS = 150
 """Keypoints a picture, the strongest; they prove a match."""
 
-VOTERS = 80
+VOTERS = 64
 """Keypoints a picture, the strongest, that vote for candidates: the cost of all pairs grows with their square."""
 
 VOTER_DIMENSIONS = 32
 """Principal components of a voter: nearly nine tenths of the variance at an eighth of the multiplications."""
 
-NEAR = 0.85
-"""Cosine from which two descriptors may show the same spot."""
+VOTE_COSINE, MATCH_COSINE = 0.92, 0.85
+"""Cosine from which two descriptors may show the same spot: strict to rank candidates, since all brains have much in
+common; lenient to prove them, where geometry sorts out chance."""
 
 CANDIDATES = 4
 """Candidates tried for a picture in a round: nearly every true pair ranks among the first four."""
@@ -45,8 +46,8 @@ MAX_SCALE = 2.5
 MAX_STRETCH = 1.6
 """How much one axis may be scaled more than the other: scans are resized to squares."""
 
-MIN_OVERLAP = 0.2
-"""Share of the smaller picture that must lie on the other."""
+MIN_OVERLAP = 0.4
+"""Share of the smaller picture that must lie on the other: in a strip, a line of text would decide."""
 
 SAME_PICTURE = 0.65
 """Correlation that proves a pair. In public breast and brain sets copies lie above 0.8, two brains below 0.61."""
@@ -167,8 +168,8 @@ def _votes(features: list[_Features]) -> np.ndarray:
         voters[i, : len(projected)] = projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-6)
     votes = np.zeros((len(features), len(features)), np.int32)
     for i in range(len(features) - 1):
-        cosines = voters[i] @ voters[i + 1 :].reshape(-1, VOTER_DIMENSIONS).T
-        votes[i, i + 1 :] = (cosines.reshape(VOTERS, -1, VOTERS).max(2) > NEAR).sum(0)
+        cosines = voters[i + 1 :].reshape(-1, VOTER_DIMENSIONS) @ voters[i].T
+        votes[i, i + 1 :] = (cosines.reshape(-1, VOTERS, VOTERS).max(1) > VOTE_COSINE).sum(1)
     return votes + votes.T
 
 
@@ -190,7 +191,7 @@ def _match(a: _Features, b: _Features, correlation: float) -> bool:
     distances, there = cv2.batchDistance(
         a.descriptors, b.descriptors, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=1, crosscheck=True
     )
-    mutual = (there[:, 0] >= 0) & (distances[:, 0] < 2 - 2 * NEAR) & a.descriptors.any(1)
+    mutual = (there[:, 0] >= 0) & (distances[:, 0] < 2 - 2 * MATCH_COSINE) & a.descriptors.any(1)
     if mutual.sum() < MIN_INLIERS:
         return False
     source, target = b.points[there[mutual, 0]], a.points[mutual]

@@ -148,7 +148,9 @@ def find_members(scans: Sequence[Packed]) -> list[splits.Member]:
     clusters: Sequence[int | None] = [None] * len(scans)
     if any(row.patient is None for row in scans):
         print(f"Searching {len(scans)} scans for near-duplicates; thousands take minutes ...", flush=True)
-        clusters = duplicates.find_clusters(_Images(scans))
+        only_breast = all(row.organ == "breast" for row in scans)
+        enough = duplicates.SAME_SWEEP if only_breast else duplicates.SAME_PICTURE
+        clusters = duplicates.find_clusters(_Images(scans), enough)
     return [
         splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster)
         for row, cluster in zip(scans, clusters, strict=True)

@@ -67,7 +67,9 @@ class Light(nn.Module):
             for i in range(DEPTH):
                 x = Block(kernel, self.dtype, name=f"{name}_block{i + 1}")(x)
             skips.append(x)
-        pooled = nn.LayerNorm(name="pooled_norm")(x.mean((1, 2)))
+        pooled = x.mean((1, 2))
+        if self.classes:  # without a label head nothing would train it
+            pooled = nn.LayerNorm(name="pooled_norm")(pooled)
         for level in reversed(range(len(widths) - 1)):
             name, width = f"decoder{level + 1}", widths[level]
             up = conv.depth_to_space(Pointwise(4 * width, self.dtype, name=f"{name}_up")(x), 2)

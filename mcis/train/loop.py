@@ -68,7 +68,13 @@ def _progress(title: str, total: int, done: int) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}")) as bar:
         row = bar.add_task(title, total=total, completed=done, status="")
-        yield lambda **fields: bar.update(row, **fields)
+
+        def report(**fields: Any) -> None:
+            bar.update(row, **fields)
+            if "status" in fields and not bar.console.is_terminal:  # a log file gets a line an epoch
+                print(f"{title}: {fields['status']}", flush=True)
+
+        yield report
 
 
 def _same_task(run_dir: pathlib.Path, task: Task, seed: int) -> None:

@@ -1,0 +1,62 @@
+# Each target sets up what it needs, in a virtual environment below this folder. `make help` lists them.
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+
+# JAX comes with CUDA where the NVIDIA driver answers. Each lock serves Python 3.11 to 3.13.
+EXTRA := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),cuda12,test)
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+TFDS_INSTALLED := .venv-tfds/.installed-tf
+IN_VENV := source $(VENV)/bin/activate &&
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint tfds lock clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# $(1): a virtual environment to make, $(2): the lock to fill it from. Every file that pip fetches for it has a hash.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mcis needs Python 3.11 or newer, and $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+endef
+
+$(INSTALLED): pyproject.toml requirements/$(EXTRA).lock
+	$(call make_venv,$(VENV),requirements/$(EXTRA).lock)
+
+$(TFDS_INSTALLED): pyproject.toml requirements/tf.lock
+	$(call make_venv,.venv-tfds,requirements/tf.lock)
+
+install: $(INSTALLED)  ## mcis and the tools of its tests in .venv, nothing else
+
+demo: $(INSTALLED)  ## the whole path on phantoms, below ./demo: data, five trainings, findings, a page
+	@$(IN_VENV) launch/demo.sh
+
+test: $(INSTALLED)  ## every test
+	@$(IN_VENV) python -m pytest
+
+lint: $(INSTALLED)  ## style, types, and which module may import which
+	@$(IN_VENV) ruff check --output-format=concise
+	@$(IN_VENV) ruff format --check
+	@$(IN_VENV) mypy
+	@$(IN_VENV) lint-imports
+
+tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, in .venv-tfds
+	@source .venv-tfds/bin/activate && launch/tfds.sh
+
+lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	for extra in test cuda12 tf; do \
+	  .venv-lock/bin/uv pip compile pyproject.toml --extra test --extra $$extra --python-version 3.11 --universal \
+	    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) \
+	    --output-file requirements/$$extra.lock || exit 1; \
+	done
+
+clean:  ## remove the environments, the demo and what tools keep
+	rm -rf .venv .venv-tfds .venv-lock demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,114 @@
+import cv2
+import numpy as np
+import pytest
+from mcis_datasets.mcis_scans import duplicates
+
+
+def texture(seed, height=200, width=240):
+    """A picture like no other: noise at several scales, uint8 (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    layers = [cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), s) * s for s in (2, 4, 8, 16)]
+    grey = cv2.normalize(sum(layers), None, 10, 220, cv2.NORM_MINMAX)
+    return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def write(image, text):
+    image = image.copy()
+    cv2.putText(image, text, (20, 180), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2)
+    cv2.line(image, (60, 60), (150, 110), (255, 255, 0), 1)
+    return image
+
+
+def shift(image):
+    return np.roll(image, (14, -11), axis=(0, 1))
+
+
+def frame(image):
+    return cv2.copyMakeBorder(image, 20, 30, 40, 10, cv2.BORDER_CONSTANT)
+
+
+def turn(image):
+    matrix = cv2.getRotationMatrix2D((120, 100), 20, 0.9)
+    return cv2.warpAffine(image, matrix, (240, 200))
+
+
+def encode(image):
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], cv2.IMREAD_COLOR)
+
+
+def resize(width, height):
+    return lambda image: cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+CHANGES = {
+    "copy": np.copy,
+    "shifted": shift,
+    "cropped": lambda image: np.ascontiguousarray(image[30:170, 20:190]),
+    "framed": frame,
+    "smaller": resize(144, 120),
+    "larger": resize(480, 400),
+    "squared": resize(200, 200),
+    "turned": turn,
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "upside down": lambda image: np.ascontiguousarray(image[::-1]),
+    "brighter": lambda image: np.clip(image * 1.3 + 20, 0, 255).astype(np.uint8),
+    "encoded": encode,
+    "marked": lambda image: write(image, "LEFT 12:30"),
+}
+
+
+@pytest.fixture(scope="module")
+def scans():
+    """Three pictures, the first in all its forms, and the picture that each scan shows."""
+    first = texture(0)
+    images = [texture(1), first, *(change(first) for change in CHANGES.values()), shift(texture(1)), texture(2)]
+    return images, [0, 1, *(1 for _ in CHANGES), 0, 2]
+
+
+def test_copies_cluster_and_others_do_not(scans):
+    images, shown = scans
+    assert duplicates.find_clusters(images) == shown
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_each_change_alone(change):
+    assert duplicates.find_clusters([texture(0), texture(1), change(texture(0))]) == [0, 1, 0]
+
+
+def test_partition_does_not_depend_on_order(scans):
+    images, shown = scans
+    order = np.random.default_rng(0).permutation(len(images))
+    seen = {}
+    expected = [seen.setdefault(shown[i], len(seen)) for i in order]
+    assert duplicates.find_clusters([images[i] for i in order]) == expected
+
+
+def test_common_text_and_frame_join_nothing():
+    images = [frame(write(texture(seed), "RIGHT BREAST")) for seed in range(6)]
+    assert duplicates.find_clusters(images) == list(range(6))
+    assert duplicates.find_clusters(images, duplicates.SAME_SWEEP) == list(range(6))
+
+
+def test_pictures_without_content():
+    black, grey = np.zeros((60, 80, 3), np.uint8), np.full((60, 80, 3), 90, np.uint8)
+    tiny = np.zeros((3, 5, 3), np.uint8)
+    assert duplicates.find_clusters([black, grey, tiny, texture(0), black]) == [0, 1, 2, 3, 0]
+    assert duplicates.find_clusters([]) == []
+    assert duplicates.find_clusters([black]) == [0]
+
+
+def test_each_image_is_asked_for_once():
+    class Lazy:
+        def __init__(self):
+            self.asked = []
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return texture(index)
+
+    lazy = Lazy()
+    assert duplicates.find_clusters(lazy) == [0, 1, 2, 3]
+    assert lazy.asked == [0, 1, 2, 3]

@@ -1,0 +1,82 @@
+"""Sets of weights: gathered from runs, halved, checked, and those that ship."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcis import bundle, checkpoint
+from mcis.tasks import TASKS, make_expert, task_to_json
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs with random weights, as training leaves them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("route", "classify_brain"):
+        task = dataclasses.replace(TASKS[name], features=4, size=32)
+        variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+        manifest = {"task": task_to_json(task), "epoch": 3, "validation": {"accuracy": 0.5}}
+        checkpoint.save(folder / name / "best", variables, manifest | {"fingerprints": {"train": ["a"]}})
+    return folder
+
+
+def test_a_set_holds_each_run_in_half_precision_and_answers_nearly_the_same(runs, tmp_path):
+    sizes = bundle.make_bundle([runs / "route", runs / "classify_brain" / "best"], tmp_path)
+    assert list(sizes) == ["route", "classify_brain"]
+    weights = bundle.load_bundle(tmp_path)
+    assert set(weights) == {"route", "classify_brain"}
+    whole = bundle.load_weights(runs / "route")
+    half = weights["route"]
+    assert half.task == whole.task and half.manifest["fingerprints"] == {"train": ["a"]}
+    arrays = half.manifest["arrays"]
+    assert {dtype for key, (dtype, _) in arrays.items() if key.startswith("params/")} == {"float16"}
+    assert {dtype for key, (dtype, _) in arrays.items() if key.startswith("batch_stats/")} == {"float32"}
+    scans = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    expert = make_expert(whole.task)
+    np.testing.assert_allclose(expert(half.variables, scans).label, expert(whole.variables, scans).label, atol=2e-3)
+
+
+def test_two_runs_of_one_task_are_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="a second run of route"):
+        bundle.make_bundle([runs / "route", runs / "route"], tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="no weights folder"):
+        bundle.make_bundle([tmp_path], tmp_path / "set")
+    with pytest.raises(checkpoint.CheckpointError, match="mcis bundle"):
+        bundle.load_bundle(tmp_path)
+
+
+def test_weights_of_another_width_name_the_array(runs, tmp_path):
+    shutil.copytree(runs / "route" / "best", tmp_path / "route")
+    variables, manifest = checkpoint.load(tmp_path / "route")
+    manifest["task"]["features"] = 8
+    checkpoint.save(tmp_path / "route", variables, manifest)
+    with pytest.raises(checkpoint.CheckpointError, match=r"array batch_stats/level1_block1/norm1/mean is \(4,\)"):
+        bundle.load_weights(tmp_path / "route")
+
+
+def test_the_command(runs, tmp_path, capsys):
+    assert bundle.main([str(runs / "route"), "--out", str(tmp_path / "set")]) == 0
+    printed = capsys.readouterr().out
+    assert "route" in printed and "not in the set: classify_brain" in printed
+    assert bundle.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "set")]) == 2
+    assert "no weights folder" in capsys.readouterr().err
+
+
+def test_the_weights_that_ship_serve_every_task_and_are_small():
+    weights = bundle.load_bundle()
+    assert set(weights) == set(TASKS)
+    files = [path for path in bundle.SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 10e6
+    assert "not a medical device" in (bundle.SHIPPED / "LICENSE").read_text()
+    for name, one in weights.items():
+        assert one.task.name == name
+        assert one.manifest["fingerprints"]["train"] and one.manifest["fingerprints"]["validation"]
+        assert not set(one.manifest["fingerprints"]["train"]) & set(one.manifest["fingerprints"]["validation"])

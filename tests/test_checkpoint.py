@@ -1,0 +1,295 @@
+import ast
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mcis
+from mcis import checkpoint
+from mcis.checkpoint import MANIFEST, CheckpointError, flatten, unflatten
+
+ROOT = pathlib.Path(mcis.__file__).parent
+
+
+def variables(seed=0, width=4):
+    """Arrays of every kind that a network's variables hold, at magnitudes that half precision cannot."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(size=(3, 3, 2, width)).astype(np.float32)
+    kernel[0, 0, 0, :2] = [1e-6, -0.0]
+    return {
+        "params": {
+            "level1": {"conv": {"kernel": kernel}, "norm": {"scale": rng.normal(size=width).astype(np.float32)}},
+            "label": {"bias": rng.normal(size=3).astype(np.float32)},
+        },
+        "batch_stats": {"level1": {"norm": {"mean": np.float32([1e-9, 3.0, 1e20, -1e5])}}},
+        "novelty": {"limit": np.float32(np.inf), "count": np.arange(3, dtype=np.int32), "on": np.array([True, False])},
+        "coarse": {"bf16": np.asarray(jnp.linspace(-3, 3, 5, dtype=jnp.bfloat16)), "key": np.uint32([0, 2**32 - 1])},
+    }
+
+
+def assert_same(found, wanted):
+    found, wanted = flatten(found), flatten(wanted)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key].dtype == value.dtype, key
+        assert found[key].shape == value.shape, key
+        assert found[key].tobytes() == np.asarray(value).tobytes(), key
+
+
+@pytest.fixture
+def saved(tmp_path):
+    checkpoint.save(tmp_path / "weights", variables(), {"task": "a task", "figures": [1, 2.5, None]})
+    return tmp_path / "weights"
+
+
+def test_flatten_and_unflatten():
+    tree = {"b": {"y": 2, "x": {"z": 1}}, "a": 0}
+    assert list(flatten(tree).items()) == [("a", 0), ("b/x/z", 1), ("b/y", 2)]
+    assert unflatten(flatten(tree)) == tree
+    assert flatten({"a": {}, "b": 1}) == {"b": 1}
+
+
+def test_round_trip_is_exact_to_the_bit(saved):
+    found, manifest = checkpoint.load(saved)
+    assert_same(found, variables())
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+    assert manifest["task"] == "a task"
+    assert manifest["figures"] == [1, 2.5, None]
+    assert manifest == checkpoint.read_manifest(saved) == json.loads((saved / MANIFEST).read_text())
+    assert manifest["format"] == checkpoint.FORMAT
+    assert manifest["versions"]["mcis"] == mcis.__version__
+    assert manifest["arrays"]["params/level1/conv/kernel"] == ["float32", [3, 3, 2, 4]]
+
+
+def test_arrays_on_a_device_are_saved_as_well(tmp_path):
+    checkpoint.save(tmp_path / "w", jax.tree.map(jnp.asarray, variables()), {})
+    assert_same(checkpoint.load(tmp_path / "w")[0], variables())
+
+
+def test_a_saved_folder_can_be_moved_and_copied(saved, tmp_path):
+    moved = saved.rename(tmp_path / "elsewhere")
+    assert_same(checkpoint.load(moved)[0], variables())
+    assert_same(checkpoint.load(os.path.relpath(moved))[0], variables())
+
+
+def test_half_precision_rounds_parameters_and_nothing_else(tmp_path):
+    checkpoint.save(tmp_path / "half", variables(), {}, half=True)
+    found, manifest = checkpoint.load(tmp_path / "half")
+    assert manifest["arrays"]["params/label/bias"] == ["float16", [3]]
+    assert manifest["arrays"]["batch_stats/level1/norm/mean"] == ["float32", [4]]
+    wanted = flatten(variables())
+    for key, value in flatten(found).items():
+        if key.startswith("params/"):
+            assert value.dtype == np.float32
+            np.testing.assert_array_equal(value, wanted[key].astype(np.float16).astype(np.float32))
+            np.testing.assert_allclose(value, wanted[key], rtol=2**-11, atol=2**-25)
+            del wanted[key]
+    rest = {key: value for key, value in flatten(found).items() if not key.startswith("params/")}
+    assert_same(unflatten(rest), unflatten(wanted))
+
+
+@pytest.mark.parametrize("value", [1e5, -7e4, np.nan])
+def test_half_precision_refuses_what_it_cannot_hold_and_leaves_nothing(tmp_path, value):
+    too_large = variables()
+    too_large["params"]["label"]["bias"][1] = value
+    with pytest.raises(CheckpointError, match="params/label/bias"):
+        checkpoint.save(tmp_path / "half", too_large, {}, half=True)
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.save(tmp_path / "full", too_large, {})
+    assert_same(checkpoint.load(tmp_path / "full")[0], too_large)
+
+
+# Damage
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, delete])
+def test_damage_to_any_file_is_an_error_that_names_it(saved, damage):
+    files = files_of(saved)
+    assert len(files) > 3
+    for path in files:
+        before = path.read_bytes()
+        damage(path)
+        for read in (checkpoint.load, checkpoint.read_manifest):
+            with pytest.raises(CheckpointError) as caught:
+                read(saved)
+            assert str(path.relative_to(saved)) in str(caught.value)
+        path.write_bytes(before)
+    assert_same(checkpoint.load(saved)[0], variables())
+
+
+@pytest.mark.parametrize("name", ["extra.txt", "variables/extra", ".hidden"])
+def test_a_file_too_many_is_an_error_that_names_it(saved, name):
+    (saved / name).write_text("x")
+    with pytest.raises(CheckpointError, match=rf"{name}.*does not belong"):
+        checkpoint.load(saved)
+
+
+def changed(manifest, **changes):
+    return json.dumps(manifest | changes)
+
+
+def without(manifest, key):
+    return json.dumps({k: v for k, v in manifest.items() if k != key})
+
+
+def arrays(manifest, name, *entry):
+    """The manifest's text with one array's type and shape replaced, or its entry taken out."""
+    entries = {k: v for k, v in manifest["arrays"].items() if k != name} | ({name: list(entry)} if entry else {})
+    return changed(manifest, arrays=entries)
+
+
+DAMAGED = {
+    "cut off": lambda m: json.dumps(m)[:100],
+    "empty": lambda m: "",
+    "not text": lambda m: b"\xff\xfe\x00",
+    "a list": lambda m: "[]",
+    "null": lambda m: "null",
+    "no files": lambda m: without(m, "files"),
+    "files are null": lambda m: changed(m, files=None),
+    "files are a list": lambda m: changed(m, files=[]),
+    "no format": lambda m: without(m, "format"),
+    "another format": lambda m: changed(m, format=checkpoint.FORMAT + 1),
+    "no arrays": lambda m: without(m, "arrays"),
+    "arrays are a list": lambda m: changed(m, arrays=[1]),
+    "an array of no type": lambda m: arrays(m, "params/label/bias", "gloat32", [3]),
+    "an array of no shape": lambda m: arrays(m, "params/label/bias", "float32", 3),
+    "an array of another shape": lambda m: arrays(m, "params/label/bias", "float32", [2]),
+    "an array too few": lambda m: arrays(m, "params/label/bias"),
+    "an array too many": lambda m: arrays(m, "params/label/bios", "float32", [3]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_manifest_is_an_error_that_names_a_file(saved, damage):
+    text = DAMAGED[damage](json.loads((saved / MANIFEST).read_text()))
+    (saved / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(saved)
+    assert str(saved) in str(caught.value)
+    assert MANIFEST in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_weights_folder_says_so(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
+        with pytest.raises(CheckpointError, match=f"{path}.*no weights folder"):
+            checkpoint.load(path)
+
+
+def test_check_shapes_names_the_array_that_differs():
+    found = {"params": variables()["params"]}
+    checkpoint.check_shapes(found, jax.eval_shape(lambda: found), "here")
+    with pytest.raises(CheckpointError, match=r"here: array params/level1/conv/kernel.*\(3, 3, 2, 4\).*\(3, 3, 2, 8\)"):
+        checkpoint.check_shapes(found, {"params": variables(width=8)["params"]}, "here")
+    more = {"params": found["params"] | {"extra": {"bias": np.zeros(2)}}}
+    with pytest.raises(CheckpointError, match="params/extra/bias is missing"):
+        checkpoint.check_shapes(found, more, "here")
+    with pytest.raises(CheckpointError, match="params/extra/bias is .*none"):
+        checkpoint.check_shapes(more, found, "here")
+
+
+# Replacing
+
+
+def test_saving_again_replaces_everything_and_leaves_nothing_beside_it(saved):
+    checkpoint.save(saved, variables(seed=1, width=4), {"task": "another"})
+    found, manifest = checkpoint.load(saved)
+    assert_same(found, variables(seed=1))
+    assert manifest["task"] == "another"
+    assert "figures" not in manifest
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_save_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path):
+    """The child kills itself with SIGKILL before the n-th call that changes a folder's name or removes one."""
+    script = """
+        import os, pathlib, shutil, signal, sys
+        import numpy as np
+        from mcis import checkpoint
+
+        path, left = sys.argv[1], int(sys.argv[2])
+
+        def deadly(function):
+            def call(*args, **kwargs):
+                global left
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return function(*args, **kwargs)
+            return call
+
+        def value(x):
+            return {"params": {"kernel": np.full(4, x, np.float32)}}
+
+        checkpoint.save(path, value(1), {"which": 1})
+        for owner, name in ((pathlib.Path, "rename"), (shutil, "rmtree"), (pathlib.Path, "write_text")):
+            setattr(owner, name, deadly(getattr(owner, name)))
+        checkpoint.save(path, value(2), {"which": 2})
+    """
+    seen, killed = [], True
+    step = 0
+    while killed:
+        path = tmp_path / f"{step}" / "weights"
+        command = [sys.executable, "-c", textwrap.dedent(script), str(path), str(step)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        killed = run.returncode == -signal.SIGKILL
+        assert killed or run.returncode == 0, run.stderr
+        found, manifest = checkpoint.load(path)
+        assert_same(found, {"params": {"kernel": np.full(4, manifest["which"], np.float32)}})
+        seen.append(manifest["which"])
+        # and the next save puts everything right
+        checkpoint.save(path, {"params": {"kernel": np.zeros(4, np.float32)}}, {"which": 3})
+        assert checkpoint.load(path)[1]["which"] == 3
+        assert os.listdir(path.parent) == ["weights"]
+        step += 1
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2}
+    assert len(seen) >= 6  # the manifest, two renames and the removals: there is something to be killed at
+
+
+# Promises
+
+
+def test_nothing_unpickles():
+    """No import of a module that unpickles, no allow_pickle, in any file of the package."""
+    forbidden = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 20
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), f"{file}:{node.value.lineno}"
+                assert node.value.value is False, f"{file}:{node.value.lineno}"
+            assert not {name.split(".")[0] for name in names} & forbidden, f"{file}: {names}"

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+
+
+def test_names_are_plain_and_distinct():
+    assert ORGAN_NAMES == tuple(organ.name for organ in ORGANS)
+    assert len(set(ORGAN_NAMES)) == len(ORGANS)
+    assert UNSUPPORTED not in ORGAN_NAMES
+    for organ in ORGANS:
+        for name in (organ.name, *organ.classes):
+            assert name.isidentifier()
+            assert name == name.lower()
+        assert len(set(organ.classes)) == len(organ.classes) > 1
+        assert organ.name in organ.scan
+
+
+def test_lesions_are_some_of_the_classes_and_not_all():
+    for organ in ORGANS:
+        assert set(organ.lesions) < set(organ.classes)
+        assert organ.lesions
+
+
+def test_is_lesion_by_hand():
+    brain, breast = organ_named("brain"), organ_named("breast")
+    assert [brain.is_lesion(label) for label in (0, 1, UNKNOWN)] == [False, True, False]
+    assert [breast.is_lesion(label) for label in (0, 1, 2, UNKNOWN)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("organ", ORGANS, ids=lambda organ: organ.name)
+def test_organ_named_finds_each_and_is_lesion_follows_the_table(organ):
+    assert organ_named(organ.name) is organ
+    assert [organ.classes[i] for i in range(len(organ.classes)) if organ.is_lesion(i)] == list(organ.lesions)
+    assert not organ.is_lesion(UNKNOWN)
+
+
+@pytest.mark.parametrize("name", ["liver", "", "Brain", UNSUPPORTED])
+def test_an_unknown_organ_lists_those_there_are(name):
+    with pytest.raises(ValueError, match=", ".join(ORGAN_NAMES)) as caught:
+        organ_named(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_organs_need_the_standard_library_alone():
+    script = "import sys, mcis.organs; print([m for m in ('numpy', 'cv2', 'jax', 'tyro') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "[]", run.stderr

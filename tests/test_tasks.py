@@ -1,0 +1,178 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tyro
+
+from mcis.models import MODELS
+from mcis.ops.augment import Augmentation
+from mcis.ops.metrics import label_scores, mask_scores
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
+from mcis.scan import CANVAS
+from mcis.tasks import TASKS, Names, Task, make_expert, prepare, task_from_json, task_named, task_to_json
+
+EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+LABEL_METRICS = set(label_scores(np.array([[0.5, 0.5]]), np.array([0])))
+MASK_METRICS = set(mask_scores(*np.array([[1, 0], [1, 0], [1, 0]]), np.array([0, 1])))
+
+
+def test_there_is_a_router_and_two_tasks_an_organ():
+    assert set(TASKS) == {"route"} | {f"{verb}_{organ}" for verb in ("classify", "segment") for organ in ORGAN_NAMES}
+    assert all(task.name == name for name, task in TASKS.items())
+
+
+@EVERY
+def test_each_task_agrees_with_the_table_of_organs(task):
+    assert task.check() is task
+    if task.name == "route":
+        assert task.organ is None
+        assert task.classes == ORGAN_NAMES
+    else:
+        assert task.classes == organ_named(task.organ).classes
+    assert task.segments == task.name.startswith("segment_")
+    assert set(task.sources) <= set(TASKS["route"].sources)  # the router knows every scan that an expert knows
+    assert task.select in (MASK_METRICS if task.segments else LABEL_METRICS)
+
+
+@EVERY
+def test_each_task_trains_as_it_says(task):
+    assert 0 < task.learning_rate < 1
+    assert 0 <= task.ema < 1
+    assert 0 <= task.warmup < 1
+    assert 0 <= task.label_smoothing < 1
+    assert 0 <= task.lesion_share <= 1
+    assert task.clip > 0
+    assert task.label_loss or (task.segments and task.mask_loss)
+
+
+@EVERY
+def test_each_network_takes_its_size_and_gives_the_heads_that_the_task_needs(task):
+    model = task.make_model()
+    image = jax.ShapeDtypeStruct((1, task.size, task.size, 3), "float32")
+    outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert type(model) is type(MODELS[task.model])
+    assert model.features == task.features
+    if task.segments:
+        assert outputs.mask.shape == (1, task.size, task.size, 1)
+    if task.label_loss:
+        assert outputs.label.shape == (1, len(task.classes))
+    assert task.make_model(axis_name="data").axis_name == "data"
+
+
+def test_a_segmenter_without_label_loss_has_no_label_head_and_a_classifier_always_has_one():
+    segment = dataclasses.replace(TASKS["segment_brain"], label_loss=0.0)
+    assert segment.make_model().classes == 0
+    classify = dataclasses.replace(TASKS["classify_brain"], label_loss=0.0)
+    assert classify.make_model().classes == 2
+
+
+def test_labels_by_hand():
+    route, brain = TASKS["route"], TASKS["classify_brain"]
+    assert [route.label_of(organ, UNKNOWN) for organ in ORGAN_NAMES] == list(range(len(ORGANS)))
+    assert [brain.label_of("brain", label) for label in (0, 1, UNKNOWN)] == [0, 1, UNKNOWN]
+    assert brain.label_of("breast", 1) == UNKNOWN
+    assert TASKS["segment_breast"].label_of("breast", 2) == 2
+
+
+# Names and JSON
+
+
+@EVERY
+def test_json_round_trip(task):
+    text = json.dumps(task_to_json(task))
+    assert task_from_json(json.loads(text)) == task
+    changed = dataclasses.replace(task, sources=("phantom",), augmentation=Augmentation(flip=0.0), epochs=3)
+    again = task_from_json(json.loads(json.dumps(task_to_json(changed))))
+    assert again == changed
+    assert isinstance(again.sources, tuple)
+    assert isinstance(again.augmentation, Augmentation)
+
+
+def test_json_with_fields_of_another_version_names_them():
+    good = task_to_json(TASKS["route"])
+    with pytest.raises(ValueError, match="unknown.*'colour'.*missing.*'size'"):
+        task_from_json({k: v for k, v in good.items() if k != "size"} | {"colour": 1})
+    with pytest.raises(ValueError, match="augmentation.*unknown.*'swirl'.*missing.*'flip'"):
+        augmentation = {k: v for k, v in good["augmentation"].items() if k != "flip"}
+        task_from_json(good | {"augmentation": augmentation | {"swirl": 1.0}})
+    with pytest.raises(ValueError, match="resnet"):
+        task_from_json(good | {"model": "resnet"})
+
+
+def test_task_named_lists_what_there_is():
+    assert task_named("route") is TASKS["route"]
+    with pytest.raises(ValueError, match=f"'segment_liver'.*{', '.join(TASKS)}"):
+        task_named("segment_liver")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "resnet"}, f"'resnet'.*{', '.join(MODELS)}"),
+        ({"model": "cnn"}, "segment_brain.*mask.*light"),
+        ({"sources": ()}, "segment_brain.*--sources"),
+        ({"features": 0}, "features=0"),
+        ({"size": -32}, "size=-32"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_check_names_the_field_at_fault(change, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(TASKS["segment_brain"], **change).check()
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [("busi", ("busi",)), ("busi,busbra", ("busi", "busbra")), ("busi,", ("busi",)), (",", ()), ("a,,b", ("a", "b"))],
+)
+def test_names_on_a_command_line(typed, names):
+    @dataclasses.dataclass
+    class Options:
+        sources: Names = ("lgg", "br35h")
+
+    assert tyro.cli(Options, args=[f"--sources={typed}"]).sources == names
+    assert tyro.cli(Options, args=["--sources", typed]).sources == names
+    assert tyro.cli(Options, args=[]).sources == ("lgg", "br35h")
+
+
+def test_a_task_takes_typed_overrides():
+    default = TASKS["segment_brain"]
+    changed = tyro.cli(
+        Task, default=default, args=["--sources=phantom,lgg", "--size=96", "--augmentation.flip=0.25", "--model=unet"]
+    )
+    augmentation = dataclasses.replace(default.augmentation, flip=0.25)
+    assert changed == dataclasses.replace(
+        default, sources=("phantom", "lgg"), size=96, model="unet", augmentation=augmentation
+    )
+
+
+# The expert
+
+
+def test_prepare_by_hand():
+    image = np.zeros((1, 2, 2, 3), np.uint8)
+    image[0, :, 1] = 255
+    found = np.asarray(jax.jit(prepare, static_argnums=1)(image, 4))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0, 0, :, 0], [0, 0.25, 0.75, 1], atol=1e-6)
+
+
+@EVERY
+def test_an_expert_answers_on_the_canvas_with_probabilities(task):
+    small = dataclasses.replace(task, features=2, size=32)
+    image = np.random.default_rng(0).integers(0, 256, (2, CANVAS // 4, CANVAS // 4, 3), dtype=np.uint8)
+    shapes = jax.eval_shape(small.make_model().init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
+    outputs = jax.jit(make_expert(small))(variables, image)
+    if small.segments:
+        assert outputs.mask.shape == (*image.shape[:3], 1)
+        assert outputs.mask.min() >= 0
+        assert outputs.mask.max() <= 1
+    else:
+        assert outputs.mask is None
+    assert outputs.label.shape == (2, len(task.classes))
+    np.testing.assert_allclose(outputs.label.sum(-1), 1, rtol=1e-5)

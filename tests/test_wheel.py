@@ -1,0 +1,78 @@
+"""The package as it is installed: a wheel, in an environment of its own, away from the checkout."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = {"mcis": "mcis", "datasets": "mcis_datasets"}
+"""Folders of the checkout that are installed, and under which name."""
+
+
+def run(*command, **options):
+    # Nothing of the checkout may help: neither the folder nor PYTHONPATH.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy: a build leaves its files beside the sources, and finds those of earlier ones."""
+    place = tmp_path_factory.mktemp("wheel")
+    copy = place / "copy"
+    for folder in SOURCES:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", place, copy)
+    (built,) = place.glob("mcis-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Folder of the programs of an environment that has the wheel, and everything else from this one."""
+    place = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", "--without-pip", place)
+    programs = place / ("Scripts" if os.name == "nt" else "bin")
+    (packages,) = place.glob("[lL]ib/**/site-packages")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", programs / "python")
+    run(*pip, "install", "--no-deps", "--no-index", wheel)
+    # A path of a .pth file comes after site-packages, and the .pth files below it are not read: so the wheel's mcis
+    # is found, never the editable one of this environment.
+    here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
+    return programs
+
+
+def test_holds_what_is_in_the_checkout(wheel):
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = set()
+    for folder, package in SOURCES.items():
+        root = wheel.parent / "copy" / folder
+        expected |= {f"{package}/{path.relative_to(root).as_posix()}" for path in root.rglob("*") if path.is_file()}
+    assert inside == expected
+    assert {"mcis/page.html", "mcis/py.typed", "mcis_datasets/mcis_scans/TAGS.txt"} < inside
+
+
+def test_works_away_from_the_checkout(installed, tmp_path):
+    assert "predict" in run(installed / "mcis", "--help", cwd=tmp_path)
+    assert "segment_brain" in run(installed / "mcis", "info", f"--data_dir={tmp_path}", cwd=tmp_path)
+    program = (
+        "import json, pathlib, mcis, mcis_datasets, mcis_datasets.mcis_scans.mcis_scans_dataset_builder as builder;"
+        "print(json.dumps([mcis.__file__, mcis_datasets.__file__]));"
+        "assert builder.Builder.builder_configs"
+    )
+    places = json.loads(run(installed / "python", "-c", program, cwd=tmp_path))
+    for place in places:
+        assert pathlib.Path(place).is_relative_to(installed.parent)
