@@ -164,7 +164,7 @@ SEGMENT_BRAIN = Task(
     size=192,
     select="dice_lesion",
     label_loss=0.2,
-    epochs=8,
+    epochs=6,
 )
 
 SEGMENT_BREAST = Task(

@@ -125,7 +125,8 @@ def test_shift_stays_within_its_share_of_the_side():
 
 def test_rotate_turns_about_the_centre_within_its_angle():
     mask = blob(24, 16)
-    moved = np.concatenate([centroids(run(marked(mask), mask, seed, rotate=30.0)[0][..., :1]) for seed in range(8)]) - 16
+    turned = [run(marked(mask), mask, seed, rotate=30.0)[0] for seed in range(8)]
+    moved = np.concatenate([centroids(image[..., :1]) for image in turned]) - 16
     angle = np.rad2deg(np.arctan2(moved[:, 1], moved[:, 0]))
     np.testing.assert_allclose(np.hypot(*moved.T), 8, atol=0.1)
     assert np.abs(angle).max() < 30.5
@@ -139,7 +140,8 @@ def test_scale_zooms_both_axes_alike_and_stretch_one_against_the_other():
 
     def widths(**strength):
         images = np.concatenate([run(marked(mask), mask, seed, **strength)[0] for seed in range(8)])[..., 0]
-        return np.log2(images.sum((1, 2)) / area), np.log2(images[:, 15:17].sum((1, 2)) / images[:, :, 15:17].sum((1, 2)))
+        width, height = images[:, 15:17].sum((1, 2)), images[:, :, 15:17].sum((1, 2))
+        return np.log2(images.sum((1, 2)) / area), np.log2(width / height)
 
     zoom, ratio = widths(scale=0.5)
     assert np.abs(zoom).max() < 2 * 0.5 + 0.05

@@ -119,7 +119,10 @@ def test_below_the_threshold_everything_is_unsupported(variables, scans):
 def test_a_scan_far_from_training_is_unsupported(variables, scans):
     features = make_expert(TINY["route"])(variables["route"], scans).features
     # the limit lies between the nearest and the farthest of these scans
-    novelty = {"mean": np.zeros((1, features.shape[1]), np.float32), "whiten": np.eye(features.shape[1], dtype=np.float32)}
+    novelty = {
+        "mean": np.zeros((1, features.shape[1]), np.float32),
+        "whiten": np.eye(features.shape[1], dtype=np.float32),
+    }
     far = np.linalg.norm(np.asarray(features), axis=1)
     novelty["limit"] = np.float32((np.sort(far)[5] + np.sort(far)[6]) / 2)
     with_limit = variables | {"route": variables["route"] | {"novelty": novelty}}
@@ -150,7 +153,7 @@ def test_without_any_classifier_every_scan_is_segmented_and_has_no_label(variabl
 
 
 def test_experts_that_cannot_answer_are_refused():
-    with pytest.raises(ValueError, match="--organ=brain|breast"):
+    with pytest.raises(ValueError, match=r"--organ=brain\|breast"):
         cascade.make_predict({"classify_brain": TINY["classify_brain"]}, cascade.Settings())
     with pytest.raises(ValueError, match="nothing else"):
         cascade.make_predict({"route": TINY["route"]}, cascade.Settings())
@@ -180,7 +183,9 @@ def test_a_single_task_answers_for_itself_alone(name, variables, scans):
         np.testing.assert_array_equal(out.organ, outputs.label.argmax(-1))
         assert (out.label == UNKNOWN).all()
         return
-    assert np.isnan(out.organ_prob).all() and (np.asarray(out.organ) == [o.name for o in ORGANS].index(task.organ)).all()
+    assert (
+        np.isnan(out.organ_prob).all() and (np.asarray(out.organ) == [o.name for o in ORGANS].index(task.organ)).all()
+    )
     assert (np.asarray(out.segmented) == task.segments).all()
     if task.segments:
         np.testing.assert_allclose(out.mask, outputs.mask, atol=1e-5)

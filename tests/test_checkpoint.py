@@ -2,6 +2,7 @@ import ast
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_check_shapes_names_the_array_that_differs():
     more = {"params": found["params"] | {"extra": {"bias": np.zeros(2)}}}
     with pytest.raises(CheckpointError, match="params/extra/bias is missing"):
         checkpoint.check_shapes(found, more, "here")
-    with pytest.raises(CheckpointError, match="params/extra/bias is .*none"):
+    with pytest.raises(CheckpointError, match=r"params/extra/bias is .*none"):
         checkpoint.check_shapes(more, found, "here")
 
 
@@ -227,51 +228,83 @@ def test_saving_again_replaces_everything_and_leaves_nothing_beside_it(saved):
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_a_save_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path):
-    """The child kills itself with SIGKILL before the n-th call that changes a folder's name or removes one."""
-    script = """
-        import os, pathlib, shutil, signal, sys
-        import numpy as np
-        from mcis import checkpoint
+class Killed(BaseException):
+    pass
 
-        path, left = sys.argv[1], int(sys.argv[2])
 
-        def deadly(function):
-            def call(*args, **kwargs):
-                global left
+def one(value):
+    return {"params": {"kernel": np.full(4, value, np.float32)}}, {"which": value}
+
+
+def assert_old_or_new(path):
+    """The folder is whole, whichever it is; and the next save puts everything right. Returns which it was."""
+    found, manifest = checkpoint.load(path)
+    assert_same(found, one(manifest["which"])[0])
+    checkpoint.save(path, *one(3))
+    assert checkpoint.load(path)[1]["which"] == 3
+    assert os.listdir(path.parent) == [path.name]
+    return manifest["which"]
+
+
+def test_a_save_that_dies_at_any_moment_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    """It dies before the n-th time that it touches the folder, or one beside it, by name; for every n."""
+    checkpoint.save(tmp_path / "origin", *one(1))
+    left = 0
+
+    def deadly(function):
+        def call(target, *args, **kwargs):
+            nonlocal left
+            if pathlib.Path(target).parent == path.parent or pathlib.Path(target).name == MANIFEST:
                 if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    raise Killed
                 left -= 1
-                return function(*args, **kwargs)
-            return call
+            return function(target, *args, **kwargs)
 
-        def value(x):
-            return {"params": {"kernel": np.full(4, x, np.float32)}}
+        return call
 
-        checkpoint.save(path, value(1), {"which": 1})
-        for owner, name in ((pathlib.Path, "rename"), (shutil, "rmtree"), (pathlib.Path, "write_text")):
-            setattr(owner, name, deadly(getattr(owner, name)))
-        checkpoint.save(path, value(2), {"which": 2})
-    """
-    seen, killed = [], True
-    step = 0
-    while killed:
-        path = tmp_path / f"{step}" / "weights"
-        command = [sys.executable, "-c", textwrap.dedent(script), str(path), str(step)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        killed = run.returncode == -signal.SIGKILL
-        assert killed or run.returncode == 0, run.stderr
-        found, manifest = checkpoint.load(path)
-        assert_same(found, {"params": {"kernel": np.full(4, manifest["which"], np.float32)}})
-        seen.append(manifest["which"])
-        # and the next save puts everything right
-        checkpoint.save(path, {"params": {"kernel": np.zeros(4, np.float32)}}, {"which": 3})
-        assert checkpoint.load(path)[1]["which"] == 3
-        assert os.listdir(path.parent) == ["weights"]
+    seen, died, step = [], True, 0
+    while died:
+        path = tmp_path / f"step{step}" / "weights"
+        shutil.copytree(tmp_path / "origin", path)
+        left, died = step, False
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "rename", deadly(pathlib.Path.rename))
+            patch.setattr(pathlib.Path, "write_text", deadly(pathlib.Path.write_text))
+            patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
+            try:
+                checkpoint.save(path, *one(2))
+            except Killed:
+                died = True
+        seen.append(assert_old_or_new(path))
         step += 1
     assert seen == sorted(seen)
     assert set(seen) == {1, 2}
-    assert len(seen) >= 6  # the manifest, two renames and the removals: there is something to be killed at
+    assert len(seen) >= 5  # the manifest, two renames and the removals: there is something to die at
+
+
+def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path):
+    path = tmp_path / "weights"
+    checkpoint.save(path, *one(1))
+    script = """
+        import os, pathlib, signal, sys
+        import numpy as np
+        from mcis import checkpoint
+
+        path, rename = pathlib.Path(sys.argv[1]), pathlib.Path.rename
+
+        def deadly(source, target):
+            if target == path:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(source, target)
+
+        pathlib.Path.rename = deadly
+        checkpoint.save(path, {"params": {"kernel": np.full(4, 2, np.float32)}}, {"which": 2})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert not path.exists()
+    assert assert_old_or_new(path) == 1
 
 
 # Promises

@@ -119,9 +119,9 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     for trial in range(120):
         patient = rng.normal(0, 1, 25)
         values = np.repeat(patient, 4) + rng.normal(0, 0.1, 100)
-        low, high = bootstrap_interval(lambda rows, v=values: {"m": v[rows].mean()}, np.repeat(range(25), 4), 150, trial)[
-            "m"
-        ]
+        low, high = bootstrap_interval(
+            lambda rows, v=values: {"m": v[rows].mean()}, np.repeat(range(25), 4), 150, trial
+        )["m"]
         hits += low <= 0 <= high
     assert 0.85 < hits / 120 <= 1.0
 

@@ -27,6 +27,9 @@ EVERY = pytest.mark.parametrize("name", MODELS)
 SEGMENTING = pytest.mark.parametrize("name", SKIPS)
 BATCH, SIDE, CLASSES = 3, 32, 3
 
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""For what is run once: compiling is what costs here."""
+
 
 def tiny(name, **fields):
     return MODELS[name].clone(**{"features": 4, "classes": CLASSES} | fields)
@@ -37,7 +40,7 @@ def fresh(name):
     """Tiny variables as the network initialises them, except that kernels come from NumPy, which has no compiler."""
     model = tiny(name)
 
-    @jax.jit
+    @quick_jit
     def rest(key):
         flat = flatten(model.init(key, jnp.zeros((1, SIDE, SIDE, 3))))
         return {path: value for path, value in flat.items() if not path.endswith("kernel")}
@@ -103,7 +106,9 @@ def replace(variables, path, change):
 def test_the_tables_here_have_every_row():
     assert COUNTS.keys() == STRIDES.keys() == MODELS.keys()
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    outputs = {name: jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0] for name, model in MODELS.items()}
+    outputs = {
+        name: jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0] for name, model in MODELS.items()
+    }
     assert SKIPS.keys() == {name for name, found in outputs.items() if found.mask is not None}
 
 
@@ -203,7 +208,7 @@ def test_outputs_stay_finite_on_odd_scans(name):
 
 @EVERY
 def test_bfloat16_is_close_to_float32(name):
-    half = parts(jax.jit(tiny(name, dtype=jnp.bfloat16).apply)(variables_of(name), images()))
+    half = parts(quick_jit(tiny(name, dtype=jnp.bfloat16).apply)(variables_of(name), images()))
     for head, exact in parts(answers(name)).items():
         assert half[head].dtype == np.float32
         error = np.abs(half[head] - exact).mean() / exact.std()
@@ -227,8 +232,8 @@ def trained(name):
             total += (soft_dice(outputs.mask, mask) + binary_cross_entropy(outputs.mask, mask)).sum()
         return total, updated
 
-    compiled = jax.jit(jax.grad(loss, has_aux=True))
-    return lambda label_weight: jax.device_get(compiled(variables["params"], images(side), label_weight))
+    gradient = quick_jit(jax.grad(loss, has_aux=True))
+    return lambda label_weight: jax.device_get(gradient(variables["params"], images(side), label_weight))
 
 
 def assert_all_learn(gradients):
@@ -270,9 +275,9 @@ def test_axis_name_makes_shards_normalise_as_one_batch(name):
         outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs)
         return (outputs.mask, outputs.features), updated
 
-    whole, whole_stats = jax.jit(functools.partial(run, tiny(name)))(image)
+    whole, whole_stats = quick_jit(functools.partial(run, tiny(name)))(image)
     split = jax.vmap(functools.partial(run, tiny(name, axis_name="data")), axis_name="data")
-    shards, stats = jax.jit(split)(image.reshape(2, 2, *image.shape[1:]))
+    shards, stats = quick_jit(split)(image.reshape(2, 2, *image.shape[1:]))
     for found, wanted in zip(jax.tree.leaves(shards), jax.tree.leaves(whole), strict=True):
         wanted = np.asarray(wanted)
         np.testing.assert_allclose(np.asarray(found).reshape(wanted.shape), wanted, atol=1e-4 * np.abs(wanted).max())

@@ -213,7 +213,7 @@ def test_a_picture_full_of_content_is_not_cut():
     noise = np.random.default_rng(0).integers(0, 256, (150, 170, 3), dtype=np.uint8)
     noise = cv2.GaussianBlur(noise, (0, 0), 4).astype(np.float32)
     image = np.clip((noise - noise.mean()) * 8 + 120, 0, 255).astype(np.uint8)
-    x, y, w, h = scan.content_box(image)
+    *_, w, h = scan.content_box(image)
     assert w * h > 0.9 * 150 * 170
 
 
@@ -278,8 +278,7 @@ def test_jpeg_orientation_is_not_applied():
 
 def test_a_grey_picture_saved_as_rgb_gives_the_same_scan():
     grey, rgb, rgba = (
-        scan.decode(encoded(".png", a))
-        for a in (GREY, GREY3, np.dstack([GREY3, np.full_like(GREY, 255)]))
+        scan.decode(encoded(".png", a)) for a in (GREY, GREY3, np.dstack([GREY3, np.full_like(GREY, 255)]))
     )
     np.testing.assert_array_equal(grey.image, rgb.image)
     np.testing.assert_array_equal(grey.image, rgba.image)
@@ -348,7 +347,9 @@ def test_pages_of_a_tiff(tmp_path):
             scan.read(path, frame)
 
 
-@pytest.mark.parametrize("name", ["脳 スキャン.png", "a b'\"c.png", "ümlaut\u0308.png", "no_suffix", "wrong.txt", "-x.png"])
+@pytest.mark.parametrize(
+    "name", ["脳 スキャン.png", "a b'\"c.png", "ümlaut\u0308.png", "no_suffix", "wrong.txt", "-x.png"]
+)
 def test_any_name_will_do(tmp_path, name):
     (tmp_path / name).write_bytes(encoded(".png", GREY))
     np.testing.assert_array_equal(scan.read(tmp_path / name).image, GREY3)
@@ -412,7 +413,7 @@ def test_a_broken_file_is_a_scan_error_that_names_it(tmp_path, name):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(scan.ScanError, match="nowhere.png: no such file"):
+    with pytest.raises(scan.ScanError, match=r"nowhere\.png: no such file"):
         scan.read(tmp_path / "nowhere.png")
     with pytest.raises(scan.ScanError, match="a folder"):
         scan.read(tmp_path)
@@ -423,7 +424,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "MAX_BYTES", 100)
     monkeypatch.setattr(pathlib.Path, "read_bytes", lambda _: pytest.fail("was read"))
     (tmp_path / "long.png").write_bytes(b"x" * 101)
-    with pytest.raises(scan.ScanError, match="long.png"):
+    with pytest.raises(scan.ScanError, match=r"long\.png"):
         scan.read(tmp_path / "long.png")
 
 
@@ -458,7 +459,7 @@ def test_pixel_bombs_are_refused_in_bounded_memory(tmp_path):
     """
     paths = [str(tmp_path / name) for name in bombs()]
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *paths], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(script), *paths], capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
     *lines, grown = run.stdout.splitlines()
