@@ -138,7 +138,7 @@ CLASSIFY_BRAIN = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.05,
-    epochs=6,
+    epochs=5,
     batch_size=32,
     learning_rate=2e-3,
 )
@@ -162,7 +162,7 @@ SEGMENT_BRAIN = Task(
     model="light",
     features=40,
     size=192,
-    select="dice_lesion",
+    select="dice_balanced",
     label_loss=0.2,
     epochs=6,
 )
@@ -173,7 +173,7 @@ SEGMENT_BREAST = Task(
     model="light",
     features=40,
     size=192,
-    select="dice_lesion",
+    select="dice_balanced",
     label_loss=0.2,
     label_smoothing=0.1,
     epochs=24,

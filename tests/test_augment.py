@@ -176,6 +176,18 @@ def test_grey_stays_grey_and_colour_loses_its_colour_when_asked():
     np.testing.assert_allclose(greyed, image.mean(-1, keepdims=True).repeat(3, -1), atol=1e-5)
 
 
+def test_blur_is_the_binomial_twice_with_edges_held():
+    point = np.zeros((BATCH, SIDE, SIDE, 3), np.float32)
+    point[:, 10, 20] = 1
+    weights = np.array([1, 4, 6, 4, 1]) / 16
+    blurred, _ = run(point, batch()[1], blur=1.0)
+    wanted = np.zeros((SIDE, SIDE))
+    wanted[8:13, 18:23] = np.outer(weights, weights)
+    np.testing.assert_allclose(blurred, np.broadcast_to(wanted[None, ..., None], blurred.shape), atol=2e-4)
+    flat, _ = run(point * 0 + 0.5, batch()[1], blur=1.0)
+    np.testing.assert_allclose(flat, 0.5, atol=1e-5)
+
+
 def test_black_padding_stays_near_black_under_gamma_and_bias():
     image, mask = batch()
     image[:, :8] = 0
