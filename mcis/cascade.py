@@ -74,6 +74,21 @@ class Settings:
     novelty: bool = True
 
 
+def supported(settings: Settings, router: dict[str, Any], prob: jax.Array, features: jax.Array) -> jax.Array:
+    """Whether scans are of an organ the cascade knows: bool (B,).
+
+    Args:
+      settings: the thresholds.
+      router: the router's variables, with "novelty" where it was trained with one (`ops.novelty`).
+      prob: float (B,), the router's largest probability.
+      features: float (B, F), the router's.
+    """
+    known = prob >= settings.threshold
+    if settings.novelty and "novelty" in router:
+        known &= distance(router["novelty"], features) <= router["novelty"]["limit"]
+    return known
+
+
 def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Cut scans into chunks of one expert each.
 
@@ -174,10 +189,7 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         network = {k: v for k, v in variables["route"].items() if k != "novelty"}
         outputs: Outputs = run["route"](network, image)
         organ, prob = outputs.label.argmax(-1).astype(jnp.int32), outputs.label.max(-1)
-        known = prob >= settings.threshold
-        if settings.novelty and "novelty" in variables["route"]:
-            novelty = variables["route"]["novelty"]
-            known &= distance(novelty, outputs.features) <= novelty["limit"]
+        known = supported(settings, variables["route"], prob, outputs.features)
         return jnp.where(known, organ, UNSUPPORTED), prob
 
     def classify(variables, image, organ):

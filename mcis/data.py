@@ -215,14 +215,23 @@ def targets(scans: Scans, task: Any) -> np.ndarray:
 def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
     """What a task's batches balance: (cell (N,), weight of each cell) for `training_batches`.
 
-    A segmentation task draws lesion scans with `task.lesion_share`; other tasks draw their classes evenly. Scans that
-    the task can learn nothing from are in cell UNKNOWN.
+    A cell is a class, or lesion and no lesion for a segmentation task; with `task.even_sources` it is one of these in
+    one source. A segmentation task draws lesion scans with `task.lesion_share`, other tasks draw their classes evenly.
+    Scans that the task can learn nothing from are in cell UNKNOWN.
     """
     if task.segments:
-        lesion = scans.mask.any((1, 2, 3))
-        return np.where(scans.has_mask, lesion, UNKNOWN).astype(int), {
-            0: 1.0 - task.lesion_share,
-            1: task.lesion_share,
-        }
-    label = targets(scans, task)
-    return label.astype(int), {int(c): 1.0 for c in np.unique(label) if c != UNKNOWN}
+        kind = np.where(scans.has_mask, scans.mask.any((1, 2, 3)), UNKNOWN).astype(int)
+        shares = {0: 1.0 - task.lesion_share, 1: task.lesion_share}
+    else:
+        kind = targets(scans, task).astype(int)
+        shares = dict.fromkeys((int(k) for k in np.unique(kind) if k != UNKNOWN), 1.0)
+    if not task.even_sources:
+        return kind, shares
+    _, source = np.unique(scans.source, return_inverse=True)
+    cell = np.where(kind == UNKNOWN, UNKNOWN, source * len(task.classes) + kind)
+    weights: dict[int, float] = {}
+    for s in range(int(source.max()) + 1):
+        here = [k for k in shares if ((source == s) & (kind == k)).any()]
+        total = sum(shares[k] for k in here)
+        weights |= {s * len(task.classes) + k: shares[k] / total for k in here}
+    return cell, weights

@@ -39,8 +39,8 @@ def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
 
 Rows = dict[str, np.ndarray]
 """Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask
-bool (N,); and, where the network has the head, probs float (N, K) or the pixel counts both, predicted, true int (N,)
-on the scans' own grid."""
+bool (N,); and, where the network has the head, probs float (N, K) and features (N, F), and the pixel counts both,
+predicted, true int (N,) on the scans' own grid. A router's rows have refused bool (N,)."""
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
@@ -89,6 +89,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
                     columns[name].append(int(count[0]))
         if outputs.label is not None:
             columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
+            columns["features"].extend(np.asarray(outputs.features)[: len(batch)])
     return {name: np.array(values) for name, values in columns.items()}
 
 
@@ -102,6 +103,8 @@ def metrics(task: Task, rows: Rows) -> dict[str, float]:
         for index, name in enumerate(task.classes):
             if (label == index).any():
                 found[f"sensitivity_{name}"] = float((probs[label == index].argmax(1) == index).mean())
+    if "refused" in rows:
+        found["refused"] = float(rows["refused"].mean())
     has = rows["has_mask"]
     if task.segments and has.any():
         found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
@@ -199,6 +202,7 @@ def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | 
     import jax
 
     from mcis.bundle import load_weights
+    from mcis.cascade import Settings, supported
     from mcis.command import enable_compilation_cache
     from mcis.tasks import make_expert
 
@@ -213,4 +217,8 @@ def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | 
         check_unseen([data.text(record["fingerprint"]) for record in records], weights.manifest)
     expert = jax.jit(make_expert(task))
     network = {name: tree for name, tree in weights.variables.items() if name != "novelty"}
-    return report(task, score_scans(task, lambda batch: expert(network, batch), records), split)
+    rows = score_scans(task, lambda batch: expert(network, batch), records)
+    if task.organ is None:
+        known = supported(Settings(), weights.variables, rows["probs"].max(1), rows["features"])
+        rows["refused"] = ~np.asarray(known)
+    return report(task, rows, split)

@@ -47,6 +47,8 @@ class Task:
       label_smoothing: share of the target spread over all classes.
       mask_loss: weight of Dice + cross-entropy on the mask; ignored by networks without a mask.
       lesion_share: share of lesion scans in a segmentation task's batches; other tasks draw classes evenly.
+      even_sources: draw the sources evenly, and classes evenly within each: where a class comes from one source
+        only, the look of that source must not stand for the class.
       epochs: length of training; one epoch draws as many scans as the training split has.
       batch_size: scans a step, over all devices.
       learning_rate: peak of the cosine schedule.
@@ -69,6 +71,7 @@ class Task:
     label_smoothing: float = 0.0
     mask_loss: float = 1.0
     lesion_share: float = 0.7
+    even_sources: bool = False
     epochs: int = 30
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -154,6 +157,7 @@ CLASSIFY_BREAST = Task(
     epochs=24,
     batch_size=32,
     learning_rate=2e-3,
+    even_sources=True,
 )
 
 SEGMENT_BRAIN = Task(
@@ -200,13 +204,16 @@ def task_to_json(task: Task) -> dict[str, Any]:
 
 
 def task_from_json(values: dict[str, Any]) -> Task:
-    """The Task that `task_to_json` wrote; ValueError names a field that is unknown or missing."""
+    """The Task that `task_to_json` wrote; ValueError names a field that is unknown or missing.
+
+    A field that has a default may be missing: it is younger than the values.
+    """
     for what, row, found in (("task", Task, values), ("augmentation", Augmentation, values.get("augmentation", {}))):
-        names = {field.name for field in dataclasses.fields(row)}
-        if set(found) != names:
-            raise ValueError(
-                f"{what} fields differ: unknown {sorted(set(found) - names)}, missing {sorted(names - set(found))}"
-            )
+        fields = dataclasses.fields(row)
+        unknown = sorted(set(found) - {field.name for field in fields})
+        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]
+        if unknown or missing:
+            raise ValueError(f"{what} fields differ: unknown {unknown}, missing {missing}")
     augmentation = Augmentation(**values["augmentation"])
     return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
 

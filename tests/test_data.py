@@ -72,6 +72,7 @@ def test_a_batch_depends_on_seed_and_step_alone(scans, task):
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_batches_are_balanced(scans, task):
+    task = dataclasses.replace(task, even_sources=False)
     batches = stream(scans, task)
     drawn = [batches[i] for i in range(60)]
     if task.segments:
@@ -81,6 +82,21 @@ def test_batches_are_balanced(scans, task):
         label = np.concatenate([batch.label for batch in drawn])
         counts = np.bincount(label, minlength=len(task.classes))
         np.testing.assert_allclose(counts / counts.sum(), 1 / len(task.classes), atol=0.03)
+
+
+def test_even_sources_take_the_source_away_from_the_class(scans):
+    breast = scans.take(scans.organ == "breast")
+    half = np.arange(len(breast)) % 2 == 0
+    breast = breast.take(half | (breast.label != 0))  # class 0 from one source alone
+    source = np.where((breast.label == 0) | (np.arange(len(breast)) % 3 == 0), "a", "b")
+    breast = dataclasses.replace(breast, source=source)
+    task = dataclasses.replace(TASKS["classify_breast"], even_sources=True)
+    cell, weights = data.balance(breast, task)
+    assert weights == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 1 / 3, 4: 1 / 2, 5: 1 / 2})
+    for c, label, name in zip(cell, breast.label, source, strict=True):
+        assert c == label + (3 if name == "b" else 0)
+    plain = data.balance(breast, dataclasses.replace(task, even_sources=False))[1]
+    assert plain == {0: 1.0, 1: 1.0, 2: 1.0}
 
 
 def test_an_epoch_shows_every_scan_of_a_cell_once_before_any_twice(scans):
