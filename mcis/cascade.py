@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mcis.models import Outputs
 from mcis.ops.novelty import distance
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks import Task, make_expert
+
+Array = jax.Array | np.ndarray
 
 UNSUPPORTED = len(ORGANS)
 """Organ index of a scan that is none of ORGANS."""
@@ -74,7 +75,7 @@ class Settings:
     novelty: bool = True
 
 
-def supported(settings: Settings, router: dict[str, Any], prob: jax.Array, features: jax.Array) -> jax.Array:
+def supported(settings: Settings, router: dict[str, Any], prob: Array, features: Array) -> jax.Array:
     """Whether scans are of an organ the cascade knows: bool (B,).
 
     Args:
@@ -83,7 +84,7 @@ def supported(settings: Settings, router: dict[str, Any], prob: jax.Array, featu
       prob: float (B,), the router's largest probability.
       features: float (B, F), the router's.
     """
-    known = prob >= settings.threshold
+    known = jnp.asarray(prob >= settings.threshold)
     if settings.novelty and "novelty" in router:
         known &= distance(router["novelty"], features) <= router["novelty"]["limit"]
     return known
@@ -187,7 +188,9 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         if settings.organ is not None:
             return jnp.full(batch, settings.organ, jnp.int32), jnp.ones(batch, jnp.float32)
         network = {k: v for k, v in variables["route"].items() if k != "novelty"}
-        outputs: Outputs = run["route"](network, image)
+        outputs = run["route"](network, image)
+        assert outputs.label is not None
+        assert outputs.features is not None
         organ, prob = outputs.label.argmax(-1).astype(jnp.int32), outputs.label.max(-1)
         known = supported(settings, variables["route"], prob, outputs.features)
         return jnp.where(known, organ, UNSUPPORTED), prob
@@ -199,6 +202,7 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         def expert(name):
             def probs(scans):
                 label = run[name](variables[name], scans).label
+                assert label is not None  # `label_experts` chose it for its label head
                 return jnp.pad(label, ((0, 0), (0, CLASSES - label.shape[1])))
 
             return probs

@@ -6,7 +6,7 @@ A task is a frozen dataclass; the command line overrides its fields, typed: `--m
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import flax.linen as nn
 import jax
@@ -138,10 +138,10 @@ CLASSIFY_BRAIN = Task(
     sources=BRAIN_SOURCES,
     model="cnn",
     features=20,
-    size=192,
+    size=128,
     select="balanced_accuracy",
     label_smoothing=0.05,
-    epochs=5,
+    epochs=12,
     batch_size=32,
     learning_rate=2e-3,
 )
@@ -154,7 +154,7 @@ CLASSIFY_BREAST = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.1,
-    epochs=24,
+    epochs=18,
     batch_size=32,
     learning_rate=2e-3,
     even_sources=True,
@@ -234,7 +234,7 @@ def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
     model = task.make_model()
 
     def expert(variables, image):
-        outputs = model.apply(variables, standardise(prepare(image, task.size)), train=False)
+        outputs = cast(Outputs, model.apply(variables, standardise(prepare(image, task.size)), train=False))
         mask = None if outputs.mask is None else resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3])
         label = None if outputs.label is None else jax.nn.softmax(outputs.label)
         return Outputs(mask, label, outputs.features)

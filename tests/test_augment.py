@@ -1,6 +1,7 @@
 """Augmentation, part by part. The strengths are traced here, so that one compilation serves them all."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ ZERO = {field.name: 0.0 for field in dataclasses.fields(Augmentation)}
 FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5}
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is what costs here
 def compiled(key, image, mask, strengths):
     return augment(key, image, mask, Augmentation(**strengths))
 

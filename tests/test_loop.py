@@ -120,7 +120,7 @@ def test_every_task_trains_and_is_scored_on_its_own_metric(name, scans, tmp_path
 
 def test_a_killed_process_resumes(phantom_dir, tmp_path):
     command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
-    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=40"]
+    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=12"]
     log = tmp_path / "route" / loop.LOG
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -132,7 +132,7 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     process.wait()
     process.stderr.close()
     done = len(log.read_text().splitlines())
-    assert done < 40
+    assert done < 12
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "best of 40 epochs" in again.stdout
-    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 41))
+    assert "best of 12 epochs" in again.stdout
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))

@@ -134,7 +134,7 @@ def _describe(image: np.ndarray) -> _Features:
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     # Keypoints of the levelled picture: brightening and sharpening move fewer of them than of the picture itself.
     levelled = np.clip(np.rint(40 * _level(grey, 0.8, 16, 24, 6) + 128), 0, 255).astype(np.uint8)
-    sift = cv2.SIFT_create(nfeatures=POINTS, contrastThreshold=0.01)
+    sift = cv2.SIFT.create(nfeatures=POINTS, contrastThreshold=0.01)
     keypoints, found = sift.detectAndCompute(levelled, None)
     count = min(len(keypoints), POINTS)
     points, descriptors = np.zeros((POINTS, 2), np.float32), np.zeros((POINTS, 128), np.float32)
@@ -182,7 +182,7 @@ def _either_way(f: _Features) -> np.ndarray:
 def _same(a: _Features, b: _Features, correlation: float) -> bool:
     if _match(a, b, correlation):
         return True
-    points = b.points * np.float32([-1, 1]) + np.float32([b.band.shape[1] - 1, 0])
+    points = b.points * np.array([-1, 1], np.float32) + np.array([b.band.shape[1] - 1, 0], np.float32)
     mirrored = _Features(np.ascontiguousarray(b.band[:, ::-1]), points, b.descriptors[:, MIRROR])
     return _match(a, mirrored, correlation)
 

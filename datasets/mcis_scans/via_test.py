@@ -8,8 +8,8 @@ from mcis_datasets.mcis_scans import via
 from mcis.scan import ScanError
 
 SIZE = (120, 160)
-POLYGON = {"name": "polygon", "all_points_x": [10, 90.5, 70, 15], "all_points_y": [20, 30, 100.5, 60]}
-TRIANGLE = {"name": "polygon", "all_points_x": [9.63, 101.37, 54.91], "all_points_y": [20.31, 24.77, 110.13]}
+POLYGON: dict = {"name": "polygon", "all_points_x": [10, 90.5, 70, 15], "all_points_y": [20, 30, 100.5, 60]}
+TRIANGLE: dict = {"name": "polygon", "all_points_x": [9.63, 101.37, 54.91], "all_points_y": [20.31, 24.77, 110.13]}
 
 
 def shoelace(shape):

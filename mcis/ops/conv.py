@@ -121,7 +121,13 @@ def conv_transpose2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def max_pool2x2(x: jax.Array) -> jax.Array:
     """Maximum over 2x2 windows of stride 2: (B, H, W, C) with even H and W -> (B, H/2, W/2, C)."""
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    # Chosen, not reduced: a reduction's gradient asks which pixels equal the maximum and divides by their number. Where
+    # XLA computes the pixels a second time and rounds otherwise, that is none of them, and the gradient NaN.
+    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
+    x = jnp.where(left >= right, left, right)
+    upper, lower = x[:, :, 0], x[:, :, 1]
+    return jnp.where(upper >= lower, upper, lower)
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
