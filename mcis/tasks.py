@@ -154,10 +154,9 @@ CLASSIFY_BREAST = Task(
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.1,
-    epochs=18,
+    epochs=24,
     batch_size=32,
     learning_rate=2e-3,
-    even_sources=True,
 )
 
 SEGMENT_BRAIN = Task(

@@ -28,7 +28,7 @@ SEGMENTING = pytest.mark.parametrize("name", SKIPS)
 BATCH, SIDE, CLASSES = 3, 32, 3
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For what is run once: compiling is what costs here. A second compiler, less kind to a careless gradient."""
+"""For what is run once: compiling is what costs here. A second compiler is also less kind to a careless gradient."""
 
 
 def tiny(name, **fields):
