@@ -56,3 +56,33 @@ def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data")
     build("phantom", data_dir=folder, per_class=10, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_variables():
+    """Makes a network's variables from a task and a seed: random, yet its label head tells phantoms apart.
+
+    The head's logits are centred and scaled over a few phantoms, so that every class occurs.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mcis import phantom, scan
+    from mcis.ops.image import standardise
+    from mcis.tasks import prepare
+
+    pictures = [scan.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
+
+    def make(task, seed):
+        model = task.make_model()
+        variables = jax.jit(model.init)(jax.random.key(seed, impl="rbg"), jnp.zeros((1, task.size, task.size, 3)))
+        scans = standardise(prepare(jnp.asarray(np.stack(pictures)), task.size))
+        logits = np.asarray(jax.jit(model.apply)(variables, scans).label)
+        head = variables["params"]["label"]["dense"]
+        scale = 1.0 / logits.std(0)
+        head["kernel"] = head["kernel"] * scale[None]
+        head["bias"] = (head["bias"] - logits.mean(0)) * scale
+        return variables
+
+    return make

@@ -5,7 +5,6 @@ import json
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,14 +16,12 @@ NO_FINGERPRINTS = {"train": [], "validation": []}
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(random_variables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for seed, (name, task) in enumerate(TASKS.items()):
         task = dataclasses.replace(task, features=4, size=32)
-        tree = jax.jit(task.make_model().init)(jax.random.key(seed, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
-        tree["params"]["label"]["dense"]["kernel"] *= 4.0
         manifest = {"task": task_to_json(task), "classes": list(task.classes), "fingerprints": NO_FINGERPRINTS}
-        checkpoint.save(folder / name, tree, manifest | {"epoch": 0, "validation": {}})
+        checkpoint.save(folder / name, random_variables(task, seed), manifest | {"epoch": 0, "validation": {}})
     return folder
 
 
