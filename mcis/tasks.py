@@ -138,10 +138,10 @@ CLASSIFY_BRAIN = Task(
     sources=BRAIN_SOURCES,
     model="cnn",
     features=20,
-    size=128,
+    size=192,
     select="balanced_accuracy",
     label_smoothing=0.05,
-    epochs=12,
+    epochs=5,
     batch_size=32,
     learning_rate=2e-3,
 )
