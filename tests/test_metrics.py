@@ -85,6 +85,7 @@ def test_mask_scores_by_hand_with_patients_pooled():
             "iou_lesion": np.mean([10 / 20, 0, 4 / 8]),
             "false_masks": 1 / 2,
             "dice": np.mean([*lesions, 0, 1]),
+            "dice_balanced": (np.mean(lesions) + np.mean([0, 1])) / 2,
             "dice_patient": (patient_a + patient_b) / 2,  # c has no lesion
             "dice_patient_median": (patient_a + patient_b) / 2,
         }
@@ -94,8 +95,11 @@ def test_mask_scores_by_hand_with_patients_pooled():
 def test_mask_scores_leave_out_what_does_not_occur():
     zero, one = np.array([0, 0]), np.array([3, 3])
     group = np.array([1, 2])
-    assert set(mask_scores(zero, zero, zero, group)) == {"false_masks", "dice"}
-    assert "false_masks" not in mask_scores(one, one, one, group)
+    empty = mask_scores(zero, zero, zero, group)
+    assert empty == {"false_masks": 0.0, "dice": 1.0, "dice_balanced": 1.0}
+    lesions = mask_scores(one, one, one + 6, group)
+    assert "false_masks" not in lesions
+    assert lesions["dice_balanced"] == lesions["dice_lesion"] == pytest.approx(0.5)
 
 
 def test_bootstrap_is_deterministic_and_holds_its_estimate():
