@@ -146,12 +146,14 @@ def _lay(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def load(sources: Sequence[str], split: str, data_dir: str | os.PathLike | None = None) -> Scans:
-    """Read a split of some sources into memory, decoded once, in stored order.
+def load(
+    sources: Sequence[str], split: str, data_dir: str | os.PathLike | None = None, organ: str | None = None
+) -> Scans:
+    """Read a split of some sources into memory, decoded once, in stored order; of one organ if `organ` names it.
 
     Raises:
       MissingData: a source is not prepared.
-      ValueError: no source has a scan in this split.
+      ValueError: no source has such a scan in this split.
     """
     parts = []
     for source in sources:
@@ -160,9 +162,12 @@ def load(sources: Sequence[str], split: str, data_dir: str | os.PathLike | None 
             continue
         rows = list(grain.MapDataset.source(found).map(_lay).to_iter_dataset(grain.ReadOptions(num_threads=4)))
         parts.append(Scans(*(np.stack([row[f.name] for row in rows]) for f in dataclasses.fields(Scans))))
-    if not parts:
-        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no scans")
-    return Scans.join(parts)
+    scans = Scans.join(parts) if parts else None
+    if scans is not None and organ is not None:
+        scans = scans.take(scans.organ == organ)
+    if scans is None or not len(scans):
+        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {organ or ''} scans".replace("  ", " "))
+    return scans
 
 
 def training_batches(

@@ -211,6 +211,7 @@ def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | 
     task = weights.task
     parts = [data.records(source, split, data_dir) for source in sources or task.sources]
     records = [part[i] for part in parts for i in range(len(part))]
+    records = [record for record in records if task.organ in (None, data.text(record["organ"]))]
     if not records:
         raise ValueError(f"split {split!r} of {', '.join(sources or task.sources)} holds no scans")
     if split == "test":

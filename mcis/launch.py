@@ -34,7 +34,8 @@ def run(options: Any, task: Any) -> None:
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     ensure_phantom(task.sources, options.data_dir)
-    to_train, to_validate = (data.load(task.sources, split, options.data_dir) for split in ("train", "validation"))
+    splits = ("train", "validation")
+    to_train, to_validate = (data.load(task.sources, split, options.data_dir, task.organ) for split in splits)
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     best = loop.train(task, to_train, to_validate, run_dir, options.seed)

@@ -48,6 +48,14 @@ def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
     assert scans.image.dtype == scans.mask.dtype == np.uint8
 
 
+def test_one_organ_can_be_asked_for(scans, phantom_dir):
+    brain = data.load(("phantom",), "train", phantom_dir, "brain")
+    assert set(brain.organ) == {"brain"}
+    assert brain.scan_id.tolist() == scans.scan_id[scans.organ == "brain"].tolist()
+    with pytest.raises(ValueError, match="holds no liver scans"):
+        data.load(("phantom",), "train", phantom_dir, "liver")
+
+
 def test_splits_share_no_group(phantom_dir):
     groups = [set(data.load(("phantom",), split, phantom_dir).group) for split in data.SPLITS]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
