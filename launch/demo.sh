@@ -21,8 +21,8 @@ train() {
   heading "training $1"
   python -m mcis.launch --task="$1" --sources=phantom --data_dir="$data" --runs_dir="$demo/runs" --size=128 "${@:2}"
 }
-train segment_brain --features=16 --epochs=40 --batch_size=8 --learning_rate=3e-3 --ema=0.9
-train segment_breast --features=16 --epochs=40 --batch_size=8 --learning_rate=3e-3 --ema=0.9
+train segment_brain --features=16 --epochs=30 --select=dice_lesion --batch_size=8 --learning_rate=3e-3 --ema=0.9
+train segment_breast --features=16 --epochs=30 --select=dice_lesion --batch_size=8 --learning_rate=3e-3 --ema=0.9
 train classify_brain --features=12 --epochs=24 --batch_size=8 --ema=0.9
 train classify_breast --features=12 --epochs=24 --batch_size=8 --ema=0.9
 train route --features=8 --epochs=2 --batch_size=8 --ema=0.9

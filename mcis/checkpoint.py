@@ -116,11 +116,6 @@ def _present(path: pathlib.Path) -> pathlib.Path:
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 
-def _damaged(file: pathlib.Path, error: Exception) -> CheckpointError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return CheckpointError(f"{file} is damaged ({reason}); restore it from its source")
-
-
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     """The manifest of a weights folder, checked against the files beside it.
 
@@ -135,7 +130,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
         files, found_format = dict(manifest["files"]), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, error) from None
+        raise CheckpointError(
+            f"{file} is damaged ({type(error).__name__}: {error}); restore it from its source"
+        ) from None
     if found_format != FORMAT:
         raise CheckpointError(f"{file} has format {found_format}; this version reads {FORMAT}")
     found = _hashes(path)
@@ -159,15 +156,15 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = read_manifest(path)
     device = jax.local_devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    try:
-        abstract = {
-            key: jax.ShapeDtypeStruct(tuple(int(length) for length in shape), np.dtype(dtype), sharding=sharding)
-            for key, (dtype, shape) in dict(manifest["arrays"]).items()
-        }
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(path / VARIABLES, unflatten(abstract))
-    except (ValueError, KeyError, TypeError) as error:  # the files are whole, so it is what the manifest says of them
-        raise _damaged(path / MANIFEST, error) from None
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = flatten(checkpointer.metadata(path / VARIABLES).item_metadata.tree)
+        # the other files are whole by now, but nothing vouches for the manifest itself
+        if manifest.get("arrays") != {key: [np.dtype(x.dtype).name, list(x.shape)] for key, x in stored.items()}:
+            raise CheckpointError(
+                f"{path / MANIFEST} is damaged: it lists other arrays than {VARIABLES} has; restore it from its source"
+            )
+        abstract = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for key, x in stored.items()}
+        restored = checkpointer.restore(path / VARIABLES, unflatten(abstract))
     flat = {key: np.asarray(value) for key, value in flatten(restored).items()}
     flat = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in flat.items()}
     return unflatten(flat), manifest

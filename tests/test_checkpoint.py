@@ -178,6 +178,7 @@ DAMAGED = {
     "another format": lambda m: changed(m, format=checkpoint.FORMAT + 1),
     "no arrays": lambda m: without(m, "arrays"),
     "arrays are a list": lambda m: changed(m, arrays=[1]),
+    "an array of another type": lambda m: arrays(m, "params/label/bias", "float16", [3]),
     "an array of no type": lambda m: arrays(m, "params/label/bias", "gloat32", [3]),
     "an array of no shape": lambda m: arrays(m, "params/label/bias", "float32", 3),
     "an array of another shape": lambda m: arrays(m, "params/label/bias", "float32", [2]),
