@@ -110,8 +110,8 @@ class Task:
     def check(self) -> "Task":
         """Itself, or a ValueError that names the field at fault."""
         model_named(self.model)
-        if self.segments and self.model == "cnn":
-            raise ValueError(f"{self.name} needs a network with a mask; cnn has none: choose light or unet")
+        if self.segments and self.model.startswith("cnn"):
+            raise ValueError(f"{self.name} needs a network with a fine mask, light or unet; {self.model} has none")
         if not self.sources:
             raise ValueError(f"{self.name} has no sources; name at least one, e.g. --sources=phantom")
         for field in ("features", "size", "epochs", "batch_size"):
@@ -166,8 +166,9 @@ SEGMENT_BRAIN = Task(
     features=40,
     size=192,
     select="dice_balanced",
-    label_loss=0.2,
-    epochs=6,
+    label_loss=0.5,
+    lesion_share=0.5,
+    epochs=18,
 )
 
 SEGMENT_BREAST = Task(
@@ -177,7 +178,7 @@ SEGMENT_BREAST = Task(
     features=40,
     size=192,
     select="dice_balanced",
-    label_loss=0.2,
+    label_loss=0.5,
     label_smoothing=0.1,
     epochs=24,
 )

@@ -85,7 +85,7 @@ def test_mask_scores_by_hand_with_patients_pooled():
             "iou_lesion": np.mean([10 / 20, 0, 4 / 8]),
             "false_masks": 1 / 2,
             "dice": np.mean([*lesions, 0, 1]),
-            "dice_balanced": (np.mean(lesions) + np.mean([0, 1])) / 2,
+            "dice_balanced": np.sqrt(np.mean(lesions) * np.mean([0, 1])),
             "dice_patient": (patient_a + patient_b) / 2,  # c has no lesion
             "dice_patient_median": (patient_a + patient_b) / 2,
         }
@@ -100,6 +100,14 @@ def test_mask_scores_leave_out_what_does_not_occur():
     lesions = mask_scores(one, one, one + 6, group)
     assert "false_masks" not in lesions
     assert lesions["dice_balanced"] == lesions["dice_lesion"] == pytest.approx(0.5)
+
+
+def test_balanced_dice_gives_nothing_for_one_answer_to_every_scan():
+    true, group = np.array([4, 6, 0, 0]), np.arange(4)
+    nowhere = mask_scores(np.zeros(4, int), np.zeros(4, int), true, group)
+    everywhere = mask_scores(true, np.full(4, 10), true, group)
+    assert nowhere["dice_balanced"] == everywhere["dice_balanced"] == 0
+    assert everywhere["dice_lesion"] > 0.5
 
 
 def test_bootstrap_is_deterministic_and_holds_its_estimate():

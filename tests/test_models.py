@@ -10,18 +10,26 @@ import pytest
 
 from mcis.checkpoint import flatten, unflatten
 from mcis.models import MODELS, model_named
+from mcis.models.cnn import lesion_pooling
+from mcis.ops.image import resize
 from mcis.ops.losses import binary_cross_entropy, cross_entropy, soft_dice
 
-COUNTS = {"cnn": 2_246_178, "light": 1_924_864, "unet": 7_763_041}
+COUNTS = {"cnn": 2_246_178, "cnn_attention": 2_247_333, "light": 1_925_585, "unet": 7_763_041}
 """Parameters of each row as it stands in MODELS, for three channels."""
 
-STRIDES = {"cnn": 32, "light": 32, "unet": 16}
+STRIDES = {"cnn": 32, "cnn_attention": 32, "light": 32, "unet": 16}
 
 SKIPS = {  # kernels that read a skip connection, finest first, and the axis of their input channels. Of these the first
     # half comes from below, the second is the skip
     "light": ([f"params/decoder{level}_fuse/kernel" for level in (1, 2, 3)], 0),
     "unet": ([f"params/decoder{level}/conv1/kernel" for level in (1, 2, 3, 4)], 2),
 }
+
+PAST_SKIPS = {"light": ["params/presence/kernel"], "unet": []}
+"""Kernels that bring an image to the mask past the decoder."""
+
+COARSE = {"cnn_attention"}
+"""Networks whose mask has no decoder, and so no skips."""
 
 EVERY = pytest.mark.parametrize("name", MODELS)
 SEGMENTING = pytest.mark.parametrize("name", SKIPS)
@@ -109,7 +117,8 @@ def test_the_tables_here_have_every_row():
     outputs = {
         name: jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0] for name, model in MODELS.items()
     }
-    assert SKIPS.keys() == {name for name, found in outputs.items() if found.mask is not None}
+    assert SKIPS.keys() | COARSE == {name for name, found in outputs.items() if found.mask is not None}
+    assert SKIPS.keys() == PAST_SKIPS.keys()
 
 
 def test_model_named_knows_its_rows_and_lists_them():
@@ -157,7 +166,7 @@ def test_shapes_of_outputs_for_any_channels_and_oblong_scans(name, channels):
     assert outputs.features.ndim == 2
     assert outputs.features.shape[0] == 2
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
-    if name in SKIPS:
+    if name in SKIPS.keys() | COARSE:
         assert outputs.mask.shape == (2, stride, 3 * stride, 1)
     else:
         assert outputs.mask is None
@@ -303,10 +312,17 @@ def without(variables, path, axis, half):
     return replace(variables, path, cut)
 
 
+def decoder_alone(name):
+    """Variables in which an image reaches the mask through the decoder alone."""
+    return functools.reduce(
+        lambda found, path: replace(found, path, np.zeros_like), PAST_SKIPS[name], variables_of(name)
+    )
+
+
 def only_skip(name, level):
     """Variables in which an image reaches the mask through one skip connection and no other way."""
     kernels, axis = SKIPS[name]
-    variables = without(variables_of(name), kernels[level], axis, 0)
+    variables = without(decoder_alone(name), kernels[level], axis, 0)
     for other, kernel in enumerate(kernels):
         if other != level:
             variables = without(variables, kernel, axis, 1)
@@ -335,7 +351,7 @@ def test_every_skip_alone_carries_the_image(name):
 @SEGMENTING
 def test_without_its_skips_the_mask_comes_from_below_alone(name):
     kernels, axis = SKIPS[name]
-    variables = without(variables_of(name), kernels[0], axis, 0)
+    variables = without(decoder_alone(name), kernels[0], axis, 0)
     for kernel in kernels:
         variables = without(variables, kernel, axis, 1)
     alone = np.asarray(compiled(name)(variables, images()).mask)  # nothing of the image is left
@@ -351,3 +367,38 @@ def test_the_finest_skip_of_the_unet_has_full_resolution():
     # two 3x3 convolutions before the skip and two after it reach four pixels, not one further
     assert (rows.min(), rows.max()) == (6, 14)
     assert (columns.min(), columns.max()) == (16, 24)
+
+
+# Networks with something of their own
+
+
+def test_presence_moves_the_whole_mask_of_a_scan():
+    moved = np.asarray(compiled("light")(decoder_alone("light"), images()).mask) - answers("light").mask
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1, :1], moved.shape), atol=1e-5)
+    assert np.ptp(moved[:, 0, 0, 0]) > 1e-3
+
+
+def test_lesion_pooling_of_values_computed_by_hand():
+    fine = np.zeros((1, 4, 4, 1), np.float32)
+    fine[0, :2, :2] = 8.0
+    coarse = np.array([3.0, 5, 7, 9], np.float32).reshape(1, 2, 2, 1)
+    vote = np.full((1, 4, 4, 1), -30.0, np.float32)
+    vote[0, :2, :2] = 30.0  # the lesion: the first quarter, four fine pixels, one coarse pixel
+    mask, pooled = lesion_pooling([fine, coarse], [vote, np.zeros((1, 2, 2, 1), np.float32)])
+    np.testing.assert_array_equal(mask, vote)
+    weight = np.asarray(resize(jax.nn.sigmoid(vote), (2, 2))).ravel()  # the triangle reaches over its own two pixels
+    np.testing.assert_allclose(
+        pooled, [[4 * 8 / (4 + 1), (weight * [3, 5, 7, 9]).sum() / (weight.sum() + 1)]], rtol=1e-6
+    )
+    _, nothing = lesion_pooling([fine, coarse], [vote - 60, np.zeros((1, 2, 2, 1), np.float32)])
+    np.testing.assert_allclose(nothing, 0, atol=1e-6)
+
+
+def test_every_level_votes_for_the_mask_and_the_label_looks_there():
+    whole = answers("cnn_attention")
+    for level in (2, 3, 4):
+        cut = compiled("cnn_attention")(
+            replace(variables_of("cnn_attention"), f"params/mask{level}/kernel", np.zeros_like), images()
+        )
+        assert np.abs(np.asarray(cut.mask) - whole.mask).mean() > 0.01 * whole.mask.std()
+        assert np.abs(np.asarray(cut.label) - whole.label).max() > 1e-4

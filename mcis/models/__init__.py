@@ -16,6 +16,7 @@ __all__ = ["CNN", "MODELS", "Light", "Outputs", "UNet", "model_named"]
 
 MODELS: dict[str, nn.Module] = {
     "cnn": CNN(),
+    "cnn_attention": CNN(attention=True),
     "light": Light(),
     "unet": UNet(),
 }

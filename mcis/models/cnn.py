@@ -2,6 +2,9 @@
 
 Four levels of two residual blocks (He et al. 2016, basic form) behind a space-to-depth stem, which spares a CPU the
 full-resolution layers; global average pooling and a linear head.
+
+With `attention` a coarse lesion mask, a sum of 1x1 convolutions of the coarser levels, is learned beside the label and
+says where the label head looks: each of these levels is also averaged over the lesion alone.
 """
 
 import functools
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 from mcis.models.layers import Conv3x3, LabelHead, Pointwise, check_size
 from mcis.models.outputs import Outputs
 from mcis.ops import conv
+from mcis.ops.image import resize
 
 STEM = 4
 WIDTHS = (1, 2, 4, 6)
@@ -47,18 +51,20 @@ class CNN(nn.Module):
       classes: width of the label head, at least 1.
       dtype: of the computation; parameters and outputs stay float32.
       axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
+      attention: whether there is a coarse mask and the label head looks where it is.
     """
 
     features: int = 32
     classes: int = 2
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    attention: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs with label logits, no mask."""
-        check_size(image, STRIDE, "cnn")
-        x = conv.space_to_depth(image.astype(self.dtype), STEM)
+        """Float (B, H, W, C) -> Outputs with label logits; a mask only with `attention`."""
+        check_size(image, STRIDE, "cnn_attention" if self.attention else "cnn")
+        x, levels = conv.space_to_depth(image.astype(self.dtype), STEM), []
         for level, width in enumerate(WIDTHS):
             name = f"level{level + 1}"
             if level:
@@ -66,5 +72,32 @@ class CNN(nn.Module):
             x = Pointwise(self.features * width, self.dtype, name=f"{name}_down")(x)
             for i in range(DEPTH):
                 x = ResidualBlock(self.dtype, self.axis_name, name=f"{name}_block{i + 1}")(x, train)
-        pooled = x.astype(jnp.float32).mean((1, 2))
-        return Outputs(label=LabelHead(self.classes, name="label")(pooled, train), features=pooled)
+            levels.append(x.astype(jnp.float32))
+        pooled, mask = levels[-1].mean((1, 2)), None
+        if self.attention:
+            votes = [Pointwise(1, name=f"mask{level}")(x) for level, x in enumerate(levels[1:], 2)]
+            coarse, lesion = lesion_pooling(levels[1:], votes)
+            mask = resize(coarse, (image.shape[1], image.shape[2]))
+            pooled = jnp.concatenate([pooled, lesion], -1)
+        return Outputs(mask, LabelHead(self.classes, name="label")(pooled, train), pooled)
+
+
+def lesion_pooling(levels: list[jax.Array], logits: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Averages of features over the lesion.
+
+    Args:
+      levels: features (B, H, W, C) of some levels, finest first; H and W halve from level to level.
+      logits: each level's vote for the mask, (B, H, W, 1).
+
+    Returns:
+      Mask logits (B, H, W, 1) of the finest level, the sum of the votes; and features (B, sum of the C), each level's
+      mean weighted by the mask. One pixel of zeros is added to each mean: where no lesion is, they fade.
+    """
+    coarse = logits[0]
+    for vote in logits[1:]:
+        coarse = coarse + resize(vote, (coarse.shape[1], coarse.shape[2]))
+    pooled = []
+    for x in levels:
+        weight = resize(jax.nn.sigmoid(coarse), (x.shape[1], x.shape[2]))
+        pooled.append((weight * x).sum((1, 2)) / (weight.sum((1, 2)) + 1.0))
+    return coarse, jnp.concatenate(pooled, -1)

@@ -54,9 +54,10 @@ def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group
 
     Returns:
       dice_lesion, iou_lesion: mean over scans whose mask is not empty; false_masks: share of empty scans that were
-      given a mask; dice: mean over all scans; dice_balanced: mean of the lesion scans' Dice and of the empty scans',
-      so that the rarer kind counts as much; dice_patient, dice_patient_median: over patients with a lesion, counts
-      of a patient's scans pooled. What does not occur is left out.
+      given a mask; dice: mean over all scans; dice_balanced: geometric mean of the lesion scans' Dice and of the empty
+      scans', so that the rarer kind counts as much, and neither no mask at all nor a mask everywhere scores;
+      dice_patient, dice_patient_median: over patients with a lesion, counts of a patient's scans pooled. What does not
+      occur is left out.
     """
     scores: dict[str, float] = {}
     lesion = true > 0
@@ -67,7 +68,7 @@ def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group
         scores["false_masks"] = float((predicted[~lesion] > 0).mean())
     scores["dice"] = float(dice(both, predicted, true).mean())
     kinds = [dice(both, predicted, true)[kind].mean() for kind in (lesion, ~lesion) if kind.any()]
-    scores["dice_balanced"] = float(np.mean(kinds))
+    scores["dice_balanced"] = float(np.prod(kinds) ** (1 / len(kinds)))
     _, index = np.unique(group, return_inverse=True)
     pooled = [np.bincount(index, counts) for counts in (both, predicted, true)]
     patients = dice(*pooled)[pooled[2] > 0]
