@@ -114,7 +114,11 @@ def metrics(task: Task, rows: Rows) -> dict[str, float]:
 def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float]]:
     """Metric -> value and the ends of its 95 % bootstrap interval by group."""
     point = metrics(task, rows)
-    intervals = bootstrap_interval(lambda index: metrics(task, take(rows, index)), rows["group"], draws)
+
+    def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
+        return metrics(task, take(rows, index) | {"group": group})
+
+    intervals = bootstrap_interval(score, rows["group"], draws)
     return {
         name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]} for name, value in point.items()
     }

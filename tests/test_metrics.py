@@ -114,14 +114,14 @@ def test_bootstrap_is_deterministic_and_holds_its_estimate():
     rng = np.random.default_rng(0)
     values, group = rng.normal(5, 1, 60), np.repeat(np.arange(20), 3)
 
-    def score(rows):
+    def score(rows, _group):
         return {"mean": float(values[rows].mean())}
 
     first, again, other = (bootstrap_interval(score, group, 200, seed)["mean"] for seed in (0, 0, 1))
     assert first == again != other
     assert first[0] < values.mean() < first[1]
     shuffled = rng.permutation(60)  # the order of rows does not decide which groups there are
-    low, high = bootstrap_interval(lambda rows: score(shuffled[rows]), group[shuffled], 200)["mean"]
+    low, high = bootstrap_interval(lambda rows, drawn: score(shuffled[rows], drawn), group[shuffled], 200)["mean"]
     assert (low, high) == pytest.approx(first)
 
 
@@ -132,7 +132,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
         patient = rng.normal(0, 1, 25)
         values = np.repeat(patient, 4) + rng.normal(0, 0.1, 100)
         low, high = bootstrap_interval(
-            lambda rows, v=values: {"m": v[rows].mean()}, np.repeat(range(25), 4), 150, trial
+            lambda rows, _, v=values: {"m": v[rows].mean()}, np.repeat(range(25), 4), 150, trial
         )["m"]
         hits += low <= 0 <= high
     assert 0.85 < hits / 120 <= 1.0
@@ -142,7 +142,8 @@ def test_bootstrap_resamples_whole_groups():
     values, group = np.repeat([0.0, 1.0, 2.0, 5.0], 25), np.repeat(["d", "c", "b", "a"], 25)
     seen = []
 
-    def score(rows):
+    def score(rows, drawn):
+        assert all(len(set(group[rows[drawn == d]])) == 1 for d in range(4))
         seen.append(rows)
         return {"mean": float(values[rows].mean())}
 
@@ -151,14 +152,26 @@ def test_bootstrap_resamples_whole_groups():
         count = np.bincount(rows, minlength=100).reshape(4, 25)
         assert (count == count[:, :1]).all()  # all of a patient's scans, equally often
         assert count[:, 0].sum() == 4
-    by_scan = bootstrap_interval(lambda rows: {"mean": values[rows].mean()}, np.arange(100), 300)["mean"]
+    by_scan = bootstrap_interval(lambda rows, _: {"mean": values[rows].mean()}, np.arange(100), 300)["mean"]
     assert by_group[1] - by_group[0] > 2 * (by_scan[1] - by_scan[0])
 
 
+def test_bootstrap_counts_a_patient_drawn_twice_twice():
+    both, four, group = np.array([0, 4, 4]), np.array([4, 4, 4]), np.array(["a", "b", "c"])
+    seen = set()
+
+    def score(rows, drawn):
+        seen.add(round(mask_scores(both[rows], four, four, drawn)["dice_patient"], 3))
+        return {}
+
+    bootstrap_interval(score, group, 50)
+    assert seen == {0.0, 0.333, 0.667, 1.0}  # were two of a draw one patient, a half would be among them
+
+
 def test_bootstrap_of_few_groups_and_of_scores_that_are_sometimes_missing():
-    low, high = bootstrap_interval(lambda rows: {"m": 1.0}, np.array(["a", "a"]))["m"]
+    low, high = bootstrap_interval(lambda rows, _: {"m": 1.0}, np.array(["a", "a"]))["m"]
     assert np.isnan(low)
     assert np.isnan(high)
     lesion = np.array([1, 0, 0, 0])
-    found = bootstrap_interval(lambda r: {"all": 0.5} | ({"rare": 0.7} if lesion[r].any() else {}), np.arange(4), 50)
+    found = bootstrap_interval(lambda r, _: {"all": 0.5} | ({"rare": 0.7} if lesion[r].any() else {}), np.arange(4), 50)
     assert found == {"all": (0.5, 0.5), "rare": (pytest.approx(0.7), pytest.approx(0.7))}

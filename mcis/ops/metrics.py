@@ -82,8 +82,8 @@ def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 
     """95 % percentile intervals of scores under resampling of whole groups (patients) with replacement.
 
     Args:
-      score: function of an int (M,) array of row indices -> dict of floats; a name that is missing from a draw is
-        left out of that draw.
+      score: function of int (M,) row indices and int (M,) groups -> dict of floats; a name that is missing from a draw
+        is left out of that draw. A group drawn twice comes as two groups: a mean over patients counts it twice.
       group: (N,) group of each row.
       draws: number of resamplings.
       seed: of the resampling.
@@ -94,12 +94,13 @@ def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 
     _, index = np.unique(group, return_inverse=True)
     members = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
     if len(members) < 2:
-        return {name: (float("nan"), float("nan")) for name in score(np.arange(len(group)))}
+        return {name: (float("nan"), float("nan")) for name in score(np.arange(len(group)), index)}
     rng = np.random.default_rng(seed)
     values: dict[str, list[float]] = {}
     for _ in range(draws):
-        chosen = rng.integers(0, len(members), len(members))
-        for name, value in score(np.concatenate([members[g] for g in chosen])).items():
+        chosen = [members[g] for g in rng.integers(0, len(members), len(members))]
+        drawn = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
+        for name, value in score(np.concatenate(chosen), drawn).items():
             values.setdefault(name, []).append(value)
     ends = {name: np.percentile(found, [2.5, 97.5]) for name, found in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
