@@ -1,0 +1,127 @@
+"""Scores on the scans' own grid, from records and an expert whose answers are known."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mcis import data, evaluate, scan
+from mcis.evaluate import metrics, report, score_scans
+from mcis.models import Outputs
+from mcis.tasks import TASKS
+
+SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TASKS["route"]
+
+
+def make_record(number, source="busi", group=None, label=1, lesion=True, has_mask=True, size=(150, 330)):
+    """A dark oblong scan with a bright lesion of its own place; the mask is the lesion."""
+    rng = np.random.default_rng(number)
+    image = rng.integers(20, 60, (*size, 3), dtype=np.uint8)
+    mask = np.zeros((*size, 1), np.uint8)
+    if lesion:
+        top, left = 20 + 5 * number % 60, 10 + 40 * number % 120
+        mask[top : top + 41, left : left + 57] = 1
+        image[mask[..., 0] > 0] = 250
+    return {
+        "image": scan.encode_png(image),
+        "mask": scan.encode_png(mask * 255),
+        "has_mask": has_mask,
+        "organ": b"breast",
+        "label": label,
+        "group": (group or f"p{number}").encode(),
+        "source": source.encode(),
+        "scan_id": f"s{number}".encode(),
+        "fingerprint": f"f{number}".encode(),
+    }
+
+
+def bright(squares):
+    """An expert that sees the lesion: what is bright. Its label is malignant where there is something bright."""
+    mask = (squares.mean(-1, keepdims=True) > 150).astype(np.float32)
+    found = mask.any((1, 2, 3))
+    label = np.where(found[:, None], [[0.1, 0.2, 0.7]], [[0.8, 0.1, 0.1]]).astype(np.float32)
+    return Outputs(mask, label, squares.mean((1, 2)))
+
+
+def test_every_record_is_scored_once_in_order_on_its_own_grid():
+    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * evaluate.BATCH + 3)]
+    rows = score_scans(SEGMENT, bright, records)
+    assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
+    assert rows["group"].tolist() == [f"busi/p{i}" for i in range(len(records))]
+    assert rows["true"].tolist() == [41 * 57] * len(records)  # pixels of the scan, not of the canvas
+    assert np.abs(rows["both"] / rows["true"] - 1).max() < 0.05
+    assert metrics(SEGMENT, rows)["dice_lesion"] > 0.96
+    assert metrics(SEGMENT, rows)["dice_patient"] == pytest.approx(metrics(SEGMENT, rows)["dice_lesion"])
+
+
+def test_scans_whose_mask_is_unknown_do_not_count():
+    records = [make_record(0), make_record(1, lesion=False), make_record(2, has_mask=False, lesion=False)]
+    rows = score_scans(SEGMENT, lambda squares: Outputs(np.ones((*squares.shape[:3], 1), np.float32)), records)
+    found = metrics(SEGMENT, rows)
+    assert found["false_masks"] == 1.0
+    assert found["dice"] == pytest.approx(found["dice_lesion"] / 2)
+    only_unknown = evaluate.take(rows, ~rows["has_mask"])
+    assert metrics(SEGMENT, only_unknown) == {}
+
+
+def test_labels_by_hand_and_unknown_ones_do_not_count():
+    records = [
+        make_record(0, label=2),  # called malignant, is
+        make_record(1, label=1),  # called malignant, is benign
+        make_record(2, label=0, lesion=False),  # called normal, is
+        make_record(3, label=-1),
+    ]
+    found = metrics(CLASSIFY, score_scans(CLASSIFY, bright, records))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == pytest.approx(2 / 3)
+    sensitivities = {name: found[f"sensitivity_{name}"] for name in CLASSIFY.classes}
+    assert sensitivities == {"normal": 1, "benign": 0, "malignant": 1}
+    assert found["nll"] == pytest.approx(-np.log([0.7, 0.2, 0.8]).mean(), rel=1e-6)
+    assert "dice" not in found
+
+
+def test_a_router_reports_what_it_refuses():
+    rows = score_scans(ROUTE, bright, [make_record(i, label=-1) for i in range(4)])
+    rows["refused"] = np.array([True, False, False, False])
+    assert metrics(ROUTE, rows)["refused"] == 0.25
+
+
+def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
+    records = [make_record(i, source="busi", group=f"p{i // 2}") for i in range(6)]
+    records += [make_record(i, source="busbra", lesion=bool(i % 2)) for i in range(6, 10)]
+    rows = score_scans(SEGMENT, bright, records)
+    rows["both"][0] = 0
+    found = report(SEGMENT, rows, "test")
+    assert found["task"] == "segment_breast"
+    assert found["split"] == "test"
+    counts = {name: (part["scans"], part["groups"]) for name, part in found["sources"].items()}
+    assert counts == {"busi": (6, 3), "busbra": (4, 4), "all": (10, 7)}
+    for part in found["sources"].values():
+        for name, cell in part["metrics"].items():
+            assert cell["low"] <= cell["value"] <= cell["high"], name
+    busi = found["sources"]["busi"]["metrics"]["dice_lesion"]
+    assert busi["low"] < busi["value"] < busi["high"]
+    assert json.loads(json.dumps(found)) == found
+    assert "all" not in report(SEGMENT, evaluate.take(rows, rows["source"] == "busi"), "test")["sources"]
+
+
+def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
+    assert evaluate.main([str(tmp_path), f"--data_dir={phantom_dir}"]) == 2
+    assert "no weights folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=", ".join(data.SPLITS)):
+        data.records("phantom", "tset", phantom_dir)
+
+
+def test_rows_are_taken_together():
+    rows = score_scans(SEGMENT, bright, [make_record(i) for i in range(3)])
+    chosen = evaluate.take(rows, np.array([2, 2, 0]))
+    assert chosen["scan_id"].tolist() == ["s2", "s2", "s0"]
+    assert {name: len(value) for name, value in chosen.items()} == dict.fromkeys(rows, 3)
+
+
+def test_tasks_say_which_metric_they_report():
+    """What selects a task's best epoch is among what is reported of it."""
+    rows = score_scans(SEGMENT, bright, [make_record(i, lesion=bool(i)) for i in range(3)])
+    for task in (SEGMENT, CLASSIFY, dataclasses.replace(SEGMENT, name="segment_brain")):
+        assert task.select in metrics(task, rows)
