@@ -37,8 +37,8 @@ install: $(INSTALLED)  ## mcis and the tools of its tests in .venv, nothing else
 demo: $(INSTALLED)  ## the whole path on phantoms, below ./demo: data, five trainings, findings, a page
 	@$(IN_VENV) launch/demo.sh
 
-test: $(INSTALLED)  ## every test
-	@$(IN_VENV) python -m pytest
+test: $(INSTALLED)  ## every test, on every core
+	@$(IN_VENV) python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) ruff check --output-format=concise
