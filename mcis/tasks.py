@@ -165,9 +165,9 @@ SEGMENT_BRAIN = Task(
     model="light",
     features=40,
     size=192,
-    select="dice_balanced",
-    label_loss=0.5,
-    lesion_share=0.5,
+    select="dice_patient",
+    label_loss=0.2,
+    lesion_share=0.6,
     epochs=18,
 )
 
@@ -178,7 +178,7 @@ SEGMENT_BREAST = Task(
     features=40,
     size=192,
     select="dice_balanced",
-    label_loss=0.5,
+    label_loss=0.2,
     label_smoothing=0.1,
     epochs=24,
 )

@@ -67,7 +67,9 @@ class Light(nn.Module):
             for i in range(DEPTH):
                 x = Block(kernel, self.dtype, name=f"{name}_block{i + 1}")(x)
             skips.append(x)
-        pooled = nn.LayerNorm(name="pooled_norm")(x.mean((1, 2)))
+        pooled = x.mean((1, 2))
+        if self.classes:  # without a label head nothing would train it
+            pooled = nn.LayerNorm(name="pooled_norm")(pooled)
         for level in reversed(range(len(widths) - 1)):
             name, width = f"decoder{level + 1}", widths[level]
             up = conv.depth_to_space(Pointwise(4 * width, self.dtype, name=f"{name}_up")(x), 2)
@@ -77,7 +79,5 @@ class Light(nn.Module):
                 x = Block(KERNELS[level], self.dtype, name=f"{name}_block{i + 1}")(x)
         x = nn.LayerNorm(name="mask_norm")(x)
         mask = conv.depth_to_space(Pointwise(STEM**2, name="mask")(x), STEM)
-        # one number a scan moves the whole mask: a scan without a lesion is called empty as a whole, not pixel by pixel
-        mask = mask + Pointwise(1, name="presence")(pooled)[:, None, None]
         label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
         return Outputs(mask, label, pooled)
