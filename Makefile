@@ -38,7 +38,7 @@ demo: $(INSTALLED)  ## the whole path on phantoms, below ./demo: data, five trai
 	@$(IN_VENV) launch/demo.sh
 
 test: $(INSTALLED)  ## every test, on every core
-	@$(IN_VENV) python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+	@$(IN_VENV) python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) ruff check --output-format=concise

@@ -228,14 +228,15 @@ def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
 
     Returns:
       function of (variables, uint8 (B, H, W, 3)) -> Outputs: mask probabilities float32 (B, H, W, 1), label
-      probabilities (B, K), features (B, F); None where the network has no such head.
+      probabilities (B, K), features (B, F); None where the network has no such head, and no mask from a classifier.
 
     """
     model = task.make_model()
 
     def expert(variables, image):
         outputs = cast(Outputs, model.apply(variables, standardise(prepare(image, task.size)), train=False))
-        mask = None if outputs.mask is None else resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3])
+        # a classifier's coarse mask only tells it where to look
+        mask = resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3]) if task.segments else None
         label = None if outputs.label is None else jax.nn.softmax(outputs.label)
         return Outputs(mask, label, outputs.features)
 
