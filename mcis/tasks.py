@@ -235,8 +235,9 @@ def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
 
     def expert(variables, image):
         outputs = cast(Outputs, model.apply(variables, standardise(prepare(image, task.size)), train=False))
-        # a classifier's coarse mask only tells it where to look
-        mask = resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3]) if task.segments else None
+        mask = None
+        if task.segments and outputs.mask is not None:  # a classifier's coarse mask only tells it where to look
+            mask = resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3])
         label = None if outputs.label is None else jax.nn.softmax(outputs.label)
         return Outputs(mask, label, outputs.features)
 
