@@ -12,9 +12,18 @@ from mcis.ops.augment import Augmentation, augment, bilinear
 SIDE, BATCH = 32, 8
 # A strength for every part, far enough to see. A part that is missing here fails the test below.
 GEOMETRY = {"flip": 1.0, "rotate": 30.0, "scale": 0.5, "stretch": 0.5, "shift": 0.2}
-INTENSITY = {"brightness": 0.2, "contrast": 1.0, "gamma": 1.0, "bias": 1.0, "noise": 0.2, "blur": 1.0, "grey": 1.0}
+INTENSITY = {
+    "brightness": 0.2,
+    "contrast": 1.0,
+    "gamma": 1.0,
+    "bias": 1.0,
+    "noise": 0.2,
+    "blur": 1.0,
+    "grey": 1.0,
+    "missing": 1.0,
+}
 ZERO = {field.name: 0.0 for field in dataclasses.fields(Augmentation)}
-FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5}
+FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5, "missing": 0.5}
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is what costs here
@@ -80,7 +89,7 @@ def test_each_part_changes_scans_keeps_ranges_and_obeys_its_key(part):
     assert (np.abs(changed - image).max((1, 2, 3)) > 1e-3).sum() >= BATCH // 4
     again, other = (run(image, mask, seed=seed, **{part: FULL[part]})[0] for seed in (0, 1))
     np.testing.assert_array_equal(again, changed)
-    if part not in ("flip", "blur", "grey"):
+    if part not in ("flip", "blur", "grey", "missing"):
         assert np.abs(other - changed).max() > 1e-3
         assert len({scan.tobytes() for scan in run(image[:1].repeat(BATCH, 0), mask, **{part: FULL[part]})[0]}) == BATCH
 
@@ -174,7 +183,26 @@ def test_grey_stays_grey_and_colour_loses_its_colour_when_asked():
     changed, _ = run(grey, mask, **FULL)
     np.testing.assert_allclose(changed, changed[..., :1].repeat(3, -1), atol=1e-5)
     greyed, _ = run(image, mask, grey=1.0)
-    np.testing.assert_allclose(greyed, image.mean(-1, keepdims=True).repeat(3, -1), atol=1e-5)
+    np.testing.assert_allclose(greyed, greyed[..., :1].repeat(3, -1), atol=1e-5)
+    for scan, grey in zip(image, greyed, strict=True):  # each channel's share is in [0, 1], and together they are 1
+        share = np.linalg.lstsq(scan.reshape(-1, 3), grey[..., 0].ravel(), rcond=None)[0]
+        np.testing.assert_allclose(grey[..., 0], scan @ share, atol=1e-4)
+        np.testing.assert_allclose(share.sum(), 1, atol=1e-4)
+        assert share.min() > -1e-4
+    assert np.abs(greyed - image.mean(-1, keepdims=True)).max() > 0.1
+
+
+def test_a_missing_sequence_shows_another():
+    image, mask = batch()
+    pairs = set()
+    drawn = np.concatenate([run(image, mask, seed, missing=1.0)[0] for seed in range(4)])
+    for scan, found in zip(np.concatenate([image] * 4), drawn, strict=True):
+        shown = [int(np.abs(scan - found[..., c : c + 1]).max((0, 1)).argmin()) for c in range(3)]
+        np.testing.assert_allclose(found, scan[..., shown], atol=1e-5)
+        changed = [(c, i) for i, c in enumerate(shown) if c != i]
+        assert len(changed) <= 1
+        pairs |= set(changed)
+    assert len(pairs) >= 4  # of six
 
 
 def test_blur_is_the_binomial_twice_with_edges_held():

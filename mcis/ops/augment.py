@@ -27,7 +27,8 @@ class Augmentation:
       bias: log2 amplitude of a smooth multiplicative field (MRI coil bias, ultrasound gain).
       noise: largest standard deviation of added Gaussian noise.
       blur: probability of a 3x3 binomial blur, applied twice.
-      grey: probability that a colour image loses its colour.
+      grey: probability that a colour image becomes grey: one of its channels, or a mixture of them.
+      missing: probability that one channel of a colour image shows another, as where an MRI sequence is missing.
     """
 
     flip: float = 0.5
@@ -41,7 +42,8 @@ class Augmentation:
     bias: float = 0.4
     noise: float = 0.06
     blur: float = 0.2
-    grey: float = 0.2
+    grey: float = 0.3
+    missing: float = 0.2
 
 
 def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
@@ -109,9 +111,9 @@ def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
 
 def _intensity(key, image, s: Augmentation):
     """Change grey values of (S, S, C) in [0, 1]; what was black padding stays near black."""
-    grey, gamma, contrast, brightness, bias, noise, level = jax.random.split(key, 7)
-    mean = jnp.broadcast_to(image.mean(-1, keepdims=True), image.shape)
-    image = jnp.where(jax.random.bernoulli(grey, s.grey), mean, image)
+    channels, gamma, contrast, brightness, bias, noise, level = jax.random.split(key, 7)
+    mixture = _channel_mixture(channels, image.shape[-1], s)
+    image = (image[..., None] * mixture[None, None]).sum(-2)
     image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(_uniform(gamma, s.gamma)))
     field = jax.random.uniform(bias, (1, 4, 4, 1), minval=-s.bias, maxval=s.bias)
     image = image * jnp.exp2(resize(field, image.shape[:2])[0])
@@ -122,6 +124,17 @@ def _intensity(key, image, s: Augmentation):
     # one noise for all channels: grey scans stay grey
     image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
     return jnp.clip(image, 0.0, 1.0)
+
+
+def _channel_mixture(key, channels, s: Augmentation):
+    """(C, C) matrix M, columns of sum 1: channel j of the result is the sum over i of M[i, j] times channel i."""
+    grey, share, missing, pair = jax.random.split(key, 4)
+    weights = jax.nn.softmax(4.0 * jax.random.normal(share, (channels, 1)), axis=0)  # mostly near one channel
+    shown, hidden = jax.random.randint(pair, (2,), 0, channels)
+    identity = jnp.eye(channels)
+    copied = identity.at[:, hidden].set(identity[:, shown])
+    mixture = jnp.where(jax.random.bernoulli(missing, s.missing), copied, identity)
+    return jnp.where(jax.random.bernoulli(grey, s.grey), weights, mixture)
 
 
 def _binomial(image):
