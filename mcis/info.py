@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     print("networks:", ", ".join(MODELS))
     print("tasks:")
     for task in TASKS.values():
-        print(f"  {task.name:16s} {task.model} {task.features} at {task.size} px on {', '.join(task.sources)}")
+        print(f"  {task.name:16s} {task.model} {task.width} at {task.size} px on {', '.join(task.sources)}")
     root = data.default_data_dir() if options.data_dir is None else options.data_dir
     print(f"prepared data in {root}:")
     for source in sorted(path.name for path in data.sources_in(root)):

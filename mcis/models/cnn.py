@@ -54,7 +54,7 @@ class CNN(nn.Module):
       attention: whether there is a coarse mask and the label head looks where it is.
     """
 
-    features: int = 32
+    features: int = 20
     classes: int = 2
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None

@@ -49,7 +49,7 @@ class Light(nn.Module):
       axis_name: taken as every network takes it; not needed here.
     """
 
-    features: int = 48
+    features: int = 40
     classes: int = 0
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
