@@ -1,7 +1,7 @@
 """Near-duplicate scans: which pictures show the same picture, so that a split never separates them.
 
-Candidates come from local features: every picture against every other, by the number of SIFT descriptors that find a
-near-equal. Proof comes from geometry and pixels: a transform by RANSAC, then the correlation of the band-passed
+Candidates come from every picture against every other, in two ways: by the number of SIFT descriptors that find a
+near-equal, which survives crops and turns; and by the correlation of thumbnails, which survives smoothing. Proof comes from geometry and pixels: a transform by RANSAC, then the correlation of the band-passed
 pictures where they overlap. Text, callipers and frames cover few pixels, so they cannot make a match; two brains share
 outlines, not folds, so they do not correlate. NumPy and OpenCV; no JAX.
 """
@@ -31,7 +31,10 @@ VOTE_COSINE, MATCH_COSINE = 0.92, 0.85
 common; lenient to prove them, where geometry sorts out chance."""
 
 CANDIDATES = 4
-"""Candidates tried for a picture in a round: nearly every true pair ranks among the first four."""
+"""Candidates tried for a picture in a round, of either kind: nearly every true pair ranks among the first four."""
+
+THUMBNAIL = 32
+"""Side of the square to which the band-passed picture is brought to find the pictures most like it."""
 
 ROUNDS = 3
 """Rounds of candidates; each looks past the cluster found so far, which in a large cluster hides all others."""
@@ -52,7 +55,7 @@ MIN_OVERLAP = 0.4
 SAME_PICTURE = 0.65
 """Correlation that proves a pair. In public breast and brain sets copies lie above 0.8, two brains below 0.61."""
 
-SAME_SWEEP = 0.3
+SAME_SWEEP = 0.32
 """Correlation that proves a pair of ultrasound scans. No breast looks like another, so this finds neighbouring frames
 of one lesion too; two brains would reach it."""
 
@@ -83,7 +86,7 @@ def find_clusters(images: Sequence[np.ndarray], correlation: float = SAME_PICTUR
     """Group near-duplicates: one picture shifted, cropped, resized, turned, mirrored, re-encoded, brightened or marked.
 
     Deterministic, and as a partition independent of the order of the pictures. All pairs are looked at, so time grows
-    with the square: 600 pictures take some 20 s on two cores, 2,200 under three minutes. About 0.2 MB a picture is
+    with the square: 600 pictures take some 30 s on one core, 2,200 under three minutes. About 0.2 MB a picture is
     held.
 
     Args:
@@ -111,18 +114,20 @@ def _join(features: list[_Features], correlation: float) -> list[int]:
     count = len(features)
     if count < 2:
         return [0] * count
-    votes = _votes(features)
+    rankings = (_votes(features), _likeness(features))
     clusters = np.arange(count)
     for _ in range(ROUNDS):
-        votes[clusters[:, None] == clusters] = 0
-        best = np.argsort(-votes, axis=1, kind="stable")[:, :CANDIDATES]
-        pairs = {(min(i, j), max(i, j)) for i, row in enumerate(best.tolist()) for j in row if votes[i, j]}
-        for i, j in sorted(pairs, key=lambda pair: (-votes[pair], pair)):
-            if clusters[i] == clusters[j]:
-                continue
-            votes[i, j] = votes[j, i] = 0
-            if _same(features[i], features[j], correlation):
-                clusters[clusters == clusters[j]] = clusters[i]
+        for ranking in rankings:
+            ranking[clusters[:, None] == clusters] = 0
+            best = np.argsort(-ranking, axis=1, kind="stable")[:, :CANDIDATES]
+            pairs = {(min(i, j), max(i, j)) for i, row in enumerate(best.tolist()) for j in row if ranking[i, j] > 0}
+            for i, j in sorted(pairs, key=lambda pair: (-ranking[pair], pair)):
+                if clusters[i] == clusters[j]:
+                    continue
+                for tried in rankings:
+                    tried[i, j] = tried[j, i] = 0
+                if _same(features[i], features[j], correlation):
+                    clusters[clusters == clusters[j]] = clusters[i]
     return clusters.tolist()
 
 
@@ -171,6 +176,16 @@ def _votes(features: list[_Features]) -> np.ndarray:
         cosines = voters[i + 1 :].reshape(-1, VOTER_DIMENSIONS) @ voters[i].T
         votes[i, i + 1 :] = (cosines.reshape(-1, VOTERS, VOTERS).max(1) > VOTE_COSINE).sum(1)
     return votes + votes.T
+
+
+def _likeness(features: list[_Features]) -> np.ndarray:
+    """Correlation of the pictures' thumbnails, mirrored or not: float32 (n, n)."""
+    size = (THUMBNAIL, THUMBNAIL)
+    plain = np.stack([cv2.resize(f.band, size, interpolation=cv2.INTER_AREA) for f in features])
+    plain -= plain.mean((1, 2), keepdims=True)
+    plain /= np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1e-6)
+    flat, mirrored = plain.reshape(len(plain), -1), plain[:, :, ::-1].reshape(len(plain), -1)
+    return np.maximum(flat @ flat.T, flat @ mirrored.T)
 
 
 def _either_way(f: _Features) -> np.ndarray:

@@ -37,6 +37,15 @@ def encode(image):
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], cv2.IMREAD_COLOR)
 
 
+def smooth(image):
+    return cv2.GaussianBlur(image, (0, 0), 3)
+
+
+def sharpen(image):
+    image = image.astype(np.float32)
+    return np.clip(image + 3 * (image - cv2.GaussianBlur(image, (0, 0), 1.5)), 0, 255).astype(np.uint8)
+
+
 def resize(width, height):
     return lambda image: cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
@@ -53,6 +62,8 @@ CHANGES = {
     "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
     "upside down": lambda image: np.ascontiguousarray(image[::-1]),
     "brighter": lambda image: np.clip(image * 1.3 + 20, 0, 255).astype(np.uint8),
+    "smoothed": smooth,
+    "sharpened": sharpen,
     "encoded": encode,
     "marked": lambda image: write(image, "LEFT 12:30"),
 }
@@ -74,6 +85,19 @@ def test_copies_cluster_and_others_do_not(scans):
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_each_change_alone(change):
     assert duplicates.find_clusters([texture(0), texture(1), change(texture(0))]) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("blind", "change"),
+    [
+        ("_votes", lambda image: np.ascontiguousarray(smooth(image)[:, ::-1])),  # smoothing takes the voters away
+        ("_likeness", turn),  # and a turn makes thumbnails unlike
+    ],
+)
+def test_either_way_of_finding_candidates_finds_what_the_other_misses(monkeypatch, blind, change):
+    monkeypatch.setattr(duplicates, blind, lambda features: np.zeros((len(features), len(features)), np.float32))
+    others = [texture(seed) for seed in range(1, 9)]
+    assert duplicates.find_clusters([texture(0), *others, change(texture(0))]) == [*range(9), 0]
 
 
 def test_partition_does_not_depend_on_order(scans):
