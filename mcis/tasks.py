@@ -5,6 +5,7 @@ A task is a frozen dataclass; the command line overrides its fields, typed: `--m
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, cast
 
@@ -15,7 +16,9 @@ import tyro
 from mcis.models import Outputs, model_named
 from mcis.ops.augment import Augmentation
 from mcis.ops.image import resize, standardise, to_float
+from mcis.ops.metrics import LABEL_METRICS, MASK_METRICS
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
+from mcis.scan import CANVAS
 
 Names = Annotated[
     tuple[str, ...],
@@ -41,7 +44,7 @@ class Task:
       name: "route", "classify_<organ>" or "segment_<organ>".
       sources: prepared data sets to learn from.
       model: a name in MODELS.
-      size: side S of the square the network sees, pixels; divisible by the network's stride.
+      size: side S of the square the network sees, pixels; a multiple of the network's stride.
       label_loss: weight of the label head's cross-entropy; a segmentation task with 0 has no label head.
       label_smoothing: share of the target spread over all classes.
       mask_loss: weight of Dice + cross-entropy on the mask; ignored by networks without a mask.
@@ -55,7 +58,7 @@ class Task:
       warmup: share of training in which the learning rate rises linearly.
       ema: decay a step of the averaged variables, which are the ones evaluated and kept.
       clip: largest global norm of a gradient.
-      select: the validation metric whose best epoch is kept; larger is better.
+      select: the validation metric whose best epoch is kept, one of `metrics`.
       features: the network's width, channels of its first level; 0 = its own, which `check` fills in.
       augmentation: strengths of the augmentation.
 
@@ -110,19 +113,47 @@ class Task:
     @property
     def width(self) -> int:
         """Channels of the network's first level."""
-        return self.features or cast(int, getattr(model_named(self.model), "features"))
+        return self.features or cast(Any, model_named(self.model)).features
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The validation metrics that can choose the epoch."""
+        labels = LABEL_METRICS if self.label_loss else ()
+        return labels + MASK_METRICS if self.segments else labels
 
     def check(self) -> "Task":
         """Itself, the network's width filled in; or a ValueError that names the field at fault."""
-        model_named(self.model)
+        stride = cast(Any, model_named(self.model)).stride
         if self.segments and self.model.startswith("cnn"):
             raise ValueError(f"{self.name} needs a network with a fine mask, light or unet; {self.model} has none")
         if not self.sources:
             raise ValueError(f"{self.name} has no sources; name at least one, e.g. --sources=phantom")
-        for field, least in (("features", 0), ("size", 1), ("epochs", 1), ("batch_size", 1)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least {least}")
+        _check_numbers(self, "", positive=("size", "epochs", "batch_size", "learning_rate", "clip"), shares=SHARES)
+        _check_numbers(self.augmentation, "augmentation.", positive=(), shares=PROBABILITIES)
+        if self.size % stride or self.size > MAX_SIZE:
+            raise ValueError(f"size={self.size}: {self.model} takes multiples of {stride}, at most {MAX_SIZE}")
+        what = "mask_loss" if self.segments else "label_loss"
+        if not getattr(self, what):
+            raise ValueError(f"{what}=0: then {self.name} has nothing to learn; it must be above 0")
+        if self.select not in self.metrics:
+            raise ValueError(f"select={self.select!r}: {self.name} can be chosen by {', '.join(self.metrics)}")
         return dataclasses.replace(self, features=self.width)
+
+
+MAX_SIZE = 4 * CANVAS
+"""Largest `size`; scans come on the CANVAS, so that more pixels than it has show nothing more."""
+SHARES = ("label_smoothing", "lesion_share", "warmup", "ema")
+PROBABILITIES = ("flip", "blur", "grey", "missing")
+
+
+def _check_numbers(row: Any, prefix: str, positive: tuple[str, ...], shares: tuple[str, ...]) -> None:
+    """ValueError unless every number is finite and at least 0, of `positive` above 0, of `shares` at most 1."""
+    for name, value in vars(row).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value) or value < 0 or (name in positive and value == 0) or (name in shares and value > 1):
+            allowed = "above 0" if name in positive else "in [0, 1]" if name in shares else "at least 0"
+            raise ValueError(f"{prefix}{name}={value}: must be {allowed}")
 
 
 ROUTE = Task(
@@ -208,17 +239,24 @@ def task_to_json(task: Task) -> dict[str, Any]:
 
 
 def task_from_json(values: dict[str, Any]) -> Task:
-    """The Task that `task_to_json` wrote; ValueError names a field that is unknown or missing.
+    """The Task that `task_to_json` wrote; ValueError names a field that is unknown, missing or of another type.
 
-    A field that has a default may be missing: it is younger than the values.
+    A field that has a default may be missing: it is younger than the values. Nothing is trusted: folders are called
+    after a task's name, and its size decides how much memory is asked for.
     """
+    example = task_named(str(values.get("name")))
     for what, row, found in (("task", Task, values), ("augmentation", Augmentation, values.get("augmentation", {}))):
         fields = dataclasses.fields(row)
         unknown = sorted(set(found) - {field.name for field in fields})
         missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]
         if unknown or missing:
             raise ValueError(f"{what} fields differ: unknown {unknown}, missing {missing}")
-    augmentation = Augmentation(**values["augmentation"])
+    for found, row in ((values, example), (values.get("augmentation", {}), example.augmentation)):
+        for name, value in found.items():
+            kind = type(getattr(row, name))
+            if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
+                raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
+    augmentation = Augmentation(**values.get("augmentation", {}))
     return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
 
 

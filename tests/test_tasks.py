@@ -14,8 +14,6 @@ from mcis.scan import CANVAS
 from mcis.tasks import TASKS, Names, Task, make_expert, prepare, task_from_json, task_named, task_to_json
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-LABEL_METRICS = set(label_scores(np.array([[0.5, 0.5]]), np.array([0])))
-MASK_METRICS = set(mask_scores(*np.array([[1, 0], [1, 0], [1, 0]]), np.array([0, 1])))
 
 
 def test_there_is_a_router_and_two_tasks_an_organ():
@@ -33,7 +31,10 @@ def test_each_task_agrees_with_the_table_of_organs(task):
         assert task.classes == organ_named(task.organ).classes
     assert task.segments == task.name.startswith("segment_")
     assert set(task.sources) <= set(TASKS["route"].sources)  # the router knows every scan that an expert knows
-    assert task.select in (MASK_METRICS if task.segments else LABEL_METRICS)
+    found = set(label_scores(np.array([[0.5, 0.5]]), np.array([0])))
+    found |= set(mask_scores(*np.array([[1, 0], [1, 0], [1, 0]]), np.array([0, 1])))
+    assert task.select in task.metrics
+    assert set(task.metrics) <= found
 
 
 @EVERY
@@ -104,6 +105,12 @@ def test_json_with_fields_of_another_version_names_them():
         task_from_json(good | {"augmentation": good["augmentation"] | {"swirl": 1.0}})
     with pytest.raises(ValueError, match="resnet"):
         task_from_json(good | {"model": "resnet"})
+    with pytest.raises(ValueError, match=r"no task '../../home'"):
+        task_from_json(good | {"name": "../../home"})
+    with pytest.raises(ValueError, match="size='128'.*int"):
+        task_from_json(good | {"size": "128"})
+    with pytest.raises(ValueError, match="grey=True.*float"):
+        task_from_json(good | {"augmentation": good["augmentation"] | {"grey": True}})
 
 
 def test_json_from_before_a_field_was_added_gets_its_default():
@@ -127,6 +134,19 @@ def test_task_named_lists_what_there_is():
         ({"sources": ()}, "segment_brain.*--sources"),
         ({"features": -1}, "features=-1"),
         ({"size": -32}, "size=-32"),
+        ({"size": 100}, "size=100.*light.*multiples of 32"),
+        ({"size": 1 << 20}, "size=1048576.*at most 1024"),
+        ({"select": "balance"}, "'balance'.*balanced_accuracy.*dice_lesion"),
+        ({"select": "accuracy", "label_loss": 0.0}, "'accuracy'.*dice_lesion"),
+        ({"select": "false_masks"}, "'false_masks'"),  # of which less is better
+        ({"mask_loss": 0.0}, "mask_loss=0.*nothing to learn"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0.*above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"clip": -1.0}, "clip=-1.0"),
+        ({"lesion_share": 1.5}, r"lesion_share=1.5.*\[0, 1\]"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf"),
+        ({"augmentation": Augmentation(grey=2.0)}, r"augmentation.grey=2.0.*\[0, 1\]"),
+        ({"augmentation": Augmentation(rotate=-5.0)}, "augmentation.rotate=-5.0"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

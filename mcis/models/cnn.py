@@ -8,6 +8,7 @@ says where the label head looks: each of these levels is also averaged over the 
 """
 
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -54,6 +55,8 @@ class CNN(nn.Module):
       attention: whether there is a coarse mask and the label head looks where it is.
     """
 
+    stride: ClassVar[int] = STRIDE
+
     features: int = 20
     classes: int = 2
     dtype: jnp.dtype = jnp.float32
@@ -63,7 +66,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs with label logits; a mask only with `attention`."""
-        check_size(image, STRIDE, "cnn_attention" if self.attention else "cnn")
+        check_size(image, self.stride, "cnn_attention" if self.attention else "cnn")
         x, levels = conv.space_to_depth(image.astype(self.dtype), STEM), []
         for level, width in enumerate(WIDTHS):
             name = f"level{level + 1}"

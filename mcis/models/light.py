@@ -6,6 +6,8 @@ ConvNeXt (Liu et al. 2022): depthwise convolution, layer normalisation, 1x1 expa
 There is no batch normalisation: a scan's answer never depends on its batch, in training either.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,8 @@ class Light(nn.Module):
       axis_name: taken as every network takes it; not needed here.
     """
 
+    stride: ClassVar[int] = STRIDE
+
     features: int = 40
     classes: int = 0
     dtype: jnp.dtype = jnp.float32
@@ -57,7 +61,7 @@ class Light(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs."""
-        check_size(image, STRIDE, "light")
+        check_size(image, self.stride, "light")
         widths = [self.features * width for width in WIDTHS]
         x = conv.space_to_depth(image.astype(jnp.float32), STEM)
         skips = []

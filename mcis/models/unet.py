@@ -5,6 +5,8 @@ convolution up, skip connections at every level. With 32 features, three channel
 parameters, those of the published brain-segmentation network.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,8 @@ class UNet(nn.Module):
       axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
     """
 
+    stride: ClassVar[int] = STRIDE
+
     features: int = 32
     classes: int = 0
     dtype: jnp.dtype = jnp.float32
@@ -54,7 +58,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs."""
-        check_size(image, STRIDE, "unet")
+        check_size(image, self.stride, "unet")
         x, skips = image.astype(self.dtype), []
         for level in range(LEVELS):
             x = DoubleConv(self.features << level, self.dtype, self.axis_name, name=f"encoder{level + 1}")(x, train)

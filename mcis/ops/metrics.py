@@ -5,6 +5,10 @@ Empty masks have one policy everywhere: both empty = Dice 1, one empty = Dice 0.
 
 import numpy as np
 
+LABEL_METRICS = ("accuracy", "balanced_accuracy")
+MASK_METRICS = ("dice_lesion", "iou_lesion", "dice", "dice_balanced", "dice_patient", "dice_patient_median")
+"""Scores of `label_scores` and `mask_scores` of which larger is better: an epoch can be chosen by them."""
+
 
 def mask_counts(predicted, mask):
     """Pixels of a scan: {0,1} (B, H, W, 1) twice -> dict of (B,): both (intersection), predicted, true.
