@@ -55,6 +55,26 @@ class Fit:
     size: int
 
 
+def pictures(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Picture files below a folder (by suffix), sorted by path.
+
+    Hidden files and folders are left out, and so is a folder that holds a report of `mcis predict`: its masks and
+    overlays are no scans. Links are followed, each folder once; one that leads nowhere stays in the list, so that it
+    is missed aloud.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(str(folder), followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(place)
+        if real in seen or {"findings.jsonl", "run.json"} <= set(files):
+            folders.clear()
+            continue
+        seen.add(real)
+        named = (pathlib.Path(place, name) for name in files if not name.startswith("."))
+        found += [path for path in named if path.suffix.lower() in SUFFIXES]
+    return sorted(found)
+
+
 def count_frames(path: str | os.PathLike) -> int:
     """Number of pictures in a file: pages of a TIFF, otherwise 1 (also for a file that cannot be read)."""
     if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff"):

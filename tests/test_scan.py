@@ -468,3 +468,17 @@ def test_pixel_bombs_are_refused_in_bounded_memory(tmp_path):
         assert line.startswith(path), line
     assert "more pixels than" in lines[0]
     assert int(grown.split()[1]) < 100  # MiB; the picture would take 2,500
+
+
+def test_pictures_below_a_folder(tmp_path):
+    for name in ("b/two.PNG", "a/one.tif", "a/.hidden.png", ".cache/three.png", "notes.txt", "out/masks/four.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("findings.jsonl", "run.json"):
+        (tmp_path / "out" / name).touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "z").symlink_to(tmp_path / "a")
+    found = [path.relative_to(tmp_path).as_posix() for path in scan.pictures(tmp_path)]
+    assert found == ["a/one.tif", "b/two.PNG", "gone.png"]
+    assert scan.pictures(tmp_path / "none") == []

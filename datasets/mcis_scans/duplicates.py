@@ -1,9 +1,10 @@
 """Near-duplicate scans: which pictures show the same picture, so that a split never separates them.
 
 Candidates come from every picture against every other, in two ways: by the number of SIFT descriptors that find a
-near-equal, which survives crops and turns; and by the correlation of thumbnails, which survives smoothing. Proof comes from geometry and pixels: a transform by RANSAC, then the correlation of the band-passed
-pictures where they overlap. Text, callipers and frames cover few pixels, so they cannot make a match; two brains share
-outlines, not folds, so they do not correlate. NumPy and OpenCV; no JAX.
+near-equal, which survives crops and turns; and by the correlation of thumbnails, which survives smoothing. Proof comes
+from geometry and pixels: a transform by RANSAC, then the correlation of the band-passed pictures where they overlap.
+Text, callipers and frames cover few pixels, so they cannot make a match; two brains share outlines, not folds, so they
+do not correlate. NumPy and OpenCV; no JAX.
 """
 
 import dataclasses
@@ -182,8 +183,8 @@ def _likeness(features: list[_Features]) -> np.ndarray:
     """Correlation of the pictures' thumbnails, mirrored or not: float32 (n, n)."""
     size = (THUMBNAIL, THUMBNAIL)
     plain = np.stack([cv2.resize(f.band, size, interpolation=cv2.INTER_AREA) for f in features])
-    plain -= plain.mean((1, 2), keepdims=True)
-    plain /= np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1e-6)
+    plain = plain - plain.mean((1, 2), keepdims=True)
+    plain = plain / np.maximum(np.linalg.norm(plain, axis=(1, 2), keepdims=True), 1e-6)
     flat, mirrored = plain.reshape(len(plain), -1), plain[:, :, ::-1].reshape(len(plain), -1)
     return np.maximum(flat @ flat.T, flat @ mirrored.T)
 

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -140,16 +140,6 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     if 32 <= top < 128:
         raise scan.ScanError(f"mask {path.name} has no value above {top}; 0 and 255, or 0 and class numbers, are read")
     return (values >= 128).astype(np.uint8)
-
-
-def pictures(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Picture files below a folder (by suffix), sorted by path; none where there is no such folder."""
-    if folder.is_dir():
-        yield from sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in scan.SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
 
 
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:

@@ -8,11 +8,11 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from mcis import phantom
+from mcis import phantom, scan
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 
 from . import via
-from .record import MAX_DEPTH, Item, MakeMask, Record, Rejection, empty, load, pictures, read_table, union_of
+from .record import MAX_DEPTH, Item, MakeMask, Record, Rejection, empty, load, read_table, union_of
 
 BRAIN, BREAST = organ_named("brain"), organ_named("breast")
 
@@ -22,7 +22,7 @@ def busi(folder: pathlib.Path) -> Iterator[Item]:
     for label, name in enumerate(BREAST.classes):
         masks: dict[str, list[pathlib.Path]] = {}
         images = []
-        for path in pictures(folder / name):
+        for path in scan.pictures(folder / name):
             found = re.fullmatch(r"(.*)_mask(_\d+)?", path.stem)
             if found:
                 masks.setdefault(found[1], []).append(path)
@@ -36,8 +36,8 @@ def busi(folder: pathlib.Path) -> Iterator[Item]:
 
 def busbra(folder: pathlib.Path) -> Iterator[Item]:
     """BUS-BRA: `bus_data.csv` names images (`Images/bus_x.png`, mask `Masks/mask_x.png`), Case (patient), Pathology."""
-    images = {path.stem: path for path in pictures(folder / "Images")}
-    masks = {path.stem: [path] for path in pictures(folder / "Masks")}
+    images = {path.stem: path for path in scan.pictures(folder / "Images")}
+    masks = {path.stem: [path] for path in scan.pictures(folder / "Masks")}
     for row in read_table(folder / "bus_data.csv", ("ID", "Case", "Pathology")):
         scan_id, label = row["ID"], row["Pathology"].lower()
         image = images.pop(scan_id, folder / "Images" / f"{scan_id}.png")
@@ -61,7 +61,7 @@ def lgg(folder: pathlib.Path) -> Iterator[Item]:
     """
     for place in sorted(folder.glob("TCGA_*")):
         patient = "_".join(place.name.split("_")[:3])  # the rest of the folder's name is a date
-        files = {path.stem: path for path in pictures(place)}
+        files = {path.stem: path for path in scan.pictures(place)}
         masks = {stem.removesuffix("_mask"): [files.pop(stem)] for stem in list(files) if stem.endswith("_mask")}
         for stem, path in files.items():
             make_mask = union_of(masks.pop(stem, ()))
@@ -79,7 +79,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item]:
     `yes/` without outline has no mask; one of `no/` has an empty one. No patients.
     """
     tumors: dict[str, tuple[pathlib.Path, MakeMask | None]] = {
-        path.stem.lower(): (path, None) for path in pictures(folder / "yes")
+        path.stem.lower(): (path, None) for path in scan.pictures(folder / "yes")
     }
     for place in ("TRAIN", "VAL", "TEST"):
         here = folder / "Br35H-Mask-RCNN" / place
@@ -87,7 +87,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item]:
         for table in sorted(here.glob("*.json")):
             outlines.update(via.read_outlines(table))
         drawn = {name.lower(): shapes for name, shapes in outlines.items()}
-        for path in pictures(here):
+        for path in scan.pictures(here):
             shapes, key = drawn.pop(path.name.lower(), ()), path.stem.lower()
             if not shapes:
                 tumors.setdefault(key, (path, None))
@@ -98,7 +98,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item]:
         yield from (Rejection(f"{place}/{name}", "an outline without its picture") for name in drawn)
     for key, (path, make_mask) in sorted(tumors.items()):
         yield load(f"yes/{key}", path, make_mask, organ="brain", label=BRAIN.classes.index("tumor"), patient=None)
-    for path in pictures(folder / "no"):
+    for path in scan.pictures(folder / "no"):
         label = BRAIN.classes.index("no_tumor")
         yield load(f"no/{path.stem}", path, empty, organ="brain", label=label, patient=None)
 
@@ -109,8 +109,8 @@ def folder(root: pathlib.Path) -> Iterator[Item]:
     A label may be empty (unknown; then a column `organ` must say which); a patient may be empty (then near-duplicates
     are kept together). A mask has its image's path. A scan whose class has no lesion needs no mask: it is empty.
     """
-    images = {_key(path, root / "images"): path for path in pictures(root / "images")}
-    masks = {_key(path, root / "masks"): [path] for path in pictures(root / "masks")}
+    images = {_key(path, root / "images"): path for path in scan.pictures(root / "images")}
+    masks = {_key(path, root / "masks"): [path] for path in scan.pictures(root / "masks")}
     organ_of = {name: organ.name for organ in ORGANS for name in organ.classes}
     names, seen = set(images), set()
     for number, row in enumerate(read_table(root / "labels.csv", ("scan", "label", "patient")), start=2):
