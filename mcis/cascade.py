@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from mcis.ops.novelty import distance
-from mcis.organs import ORGANS, UNKNOWN
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN
 from mcis.tasks import Task, make_expert
 
 Array = jax.Array | np.ndarray
@@ -45,7 +45,10 @@ class Prediction:
 
     Attributes:
       organ: int32 (B,), index into ORGANS or UNSUPPORTED.
-      organ_prob: float32 (B,), the router's probability of its first choice; 1 where the organ was given.
+      choice: int32 (B,), the router's first choice, index into ORGANS; the organ itself where it was given.
+      organ_prob: float32 (B,), the router's probability of its first choice; NaN where the organ was given.
+      novelty: float32 (B,), how far the scan lies from those the router learned from, in units of the limit: above 1
+        it is unsupported. NaN where that was not asked.
       label: int32 (B,), index into the organ's classes, -1 where unsupported or not asked.
       label_probs: float32 (B, CLASSES), zero past the organ's classes and where there is no label.
       segmented: bool (B,), whether the scan was given to a segmenter.
@@ -53,7 +56,9 @@ class Prediction:
     """
 
     organ: jax.Array
+    choice: jax.Array
     organ_prob: jax.Array
+    novelty: jax.Array
     label: jax.Array
     label_probs: jax.Array
     segmented: jax.Array
@@ -75,8 +80,8 @@ class Settings:
     novelty: bool = True
 
 
-def supported(settings: Settings, router: dict[str, Any], prob: Array, features: Array) -> jax.Array:
-    """Whether scans are of an organ the cascade knows: bool (B,).
+def supported(settings: Settings, router: dict[str, Any], prob: Array, features: Array) -> tuple[jax.Array, jax.Array]:
+    """Whether scans are of an organ the cascade knows, bool (B,); and their novelty, float32 (B,) as in Prediction.
 
     Args:
       settings: the thresholds.
@@ -85,9 +90,10 @@ def supported(settings: Settings, router: dict[str, Any], prob: Array, features:
       features: float (B, F), the router's.
     """
     known = jnp.asarray(prob >= settings.threshold)
-    if settings.novelty and "novelty" in router:
-        known &= distance(router["novelty"], features) <= router["novelty"]["limit"]
-    return known
+    if not settings.novelty or "novelty" not in router:
+        return known, jnp.full(known.shape, jnp.nan, jnp.float32)
+    novelty = distance(router["novelty"], features) / router["novelty"]["limit"]
+    return known & (novelty <= 1), novelty
 
 
 def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -186,14 +192,14 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
     def route(variables, image):
         batch = image.shape[0]
         if settings.organ is not None:
-            return jnp.full(batch, settings.organ, jnp.int32), jnp.ones(batch, jnp.float32)
-        network = {k: v for k, v in variables["route"].items() if k != "novelty"}
-        outputs = run["route"](network, image)
+            organ, not_asked = jnp.full(batch, settings.organ, jnp.int32), jnp.full(batch, jnp.nan, jnp.float32)
+            return organ, organ, not_asked, not_asked
+        outputs = run["route"](variables["route"], image)
         assert outputs.label is not None
         assert outputs.features is not None
-        organ, prob = outputs.label.argmax(-1).astype(jnp.int32), outputs.label.max(-1)
-        known = supported(settings, variables["route"], prob, outputs.features)
-        return jnp.where(known, organ, UNSUPPORTED), prob
+        choice, prob = outputs.label.argmax(-1).astype(jnp.int32), outputs.label.max(-1)
+        known, novelty = supported(settings, variables["route"], prob, outputs.features)
+        return jnp.where(known, choice, UNSUPPORTED), choice, prob, novelty
 
     def classify(variables, image, organ):
         if not classifiers:
@@ -217,13 +223,13 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         return slot < len(segmenters), dispatch(slot, masks, image)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
-        organ, organ_prob = route(variables, image)
+        organ, choice, organ_prob, novelty = route(variables, image)
         probs = classify(variables, image, organ)
         classified = probs.sum(-1) > 0
         label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
         lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED - 1), jnp.maximum(label, 0)]
         segmented, mask = segment(variables, image, organ, (organ < UNSUPPORTED) & (lesion | ~classified))
-        return Prediction(organ, organ_prob, label, probs, segmented, mask)
+        return Prediction(organ, choice, organ_prob, novelty, label, probs, segmented, mask)
 
     return predict
 
@@ -243,22 +249,22 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
     expert = make_expert(task)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
-        network = {k: v for k, v in variables[task.name].items() if k != "novelty"}
-        outputs = expert(network, image)
+        outputs = expert(variables[task.name], image)
         batch = image.shape[0]
         unknown, zeros = jnp.full(batch, UNKNOWN, jnp.int32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
         blank, no = jnp.zeros((batch, CLASSES), jnp.float32), jnp.zeros(batch, bool)
+        not_asked = jnp.full(batch, jnp.nan, jnp.float32)
         if task.organ is None:
             assert outputs.label is not None
             organ = outputs.label.argmax(-1).astype(jnp.int32)
-            return Prediction(organ, outputs.label.max(-1), unknown, blank, no, zeros)
-        index = [organ.name for organ in ORGANS].index(task.organ)
-        organ, not_asked = jnp.full(batch, index, jnp.int32), jnp.full(batch, jnp.nan, jnp.float32)
+            return Prediction(organ, organ, outputs.label.max(-1), not_asked, unknown, blank, no, zeros)
+        organ = jnp.full(batch, ORGAN_NAMES.index(task.organ), jnp.int32)
         if task.segments:
             assert outputs.mask is not None
-            return Prediction(organ, not_asked, unknown, blank, ~no, outputs.mask)
+            return Prediction(organ, organ, not_asked, not_asked, unknown, blank, ~no, outputs.mask)
         assert outputs.label is not None
         probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
-        return Prediction(organ, not_asked, probs.argmax(-1).astype(jnp.int32), probs, no, zeros)
+        label = probs.argmax(-1).astype(jnp.int32)
+        return Prediction(organ, organ, not_asked, not_asked, label, probs, no, zeros)
 
     return predict

@@ -9,7 +9,6 @@ import dataclasses
 import glob
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from mcis import scan
+from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 from mcis.report import Finding, ReportWriter
 
 BATCH = 8
 """Scans the cascade takes at once when there is more than one."""
-
-MASK_THRESHOLD = 0.5
 
 
 def expand(paths: Sequence[str]) -> list[str]:
@@ -34,11 +32,12 @@ def expand(paths: Sequence[str]) -> list[str]:
     Raises:
       ValueError: nothing is left.
     """
+    if not paths:
+        raise ValueError("no scans given; name files, folders or globs")
     found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            below = (p for p in pathlib.Path(path).rglob("*") if p.suffix.lower() in scan.SUFFIXES and p.is_file())
-            found += [str(p) for p in sorted(below)]
+            found += [str(p) for p in scan.pictures(path)]
         elif not os.path.lexists(path) and glob.has_magic(path):
             found += [str(p) for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)]
         else:
@@ -57,15 +56,16 @@ class Loaded:
     image: np.ndarray | None = None
     square: np.ndarray | None = None
     geometry: scan.Fit | None = None
+    notes: tuple[str, ...] = ()
     error: str | None = None
 
 
 def load(path: str, frame: int | None) -> Loaded:
     """Read one scan and lay it into the canvas; an error becomes text."""
     try:
-        image = scan.read(path, frame or 0).image
-        square, geometry = scan.fit(image)
-        return Loaded(path, frame, image, square, geometry)
+        read = scan.read(path, frame or 0)
+        square, geometry = scan.fit(read.image)
+        return Loaded(path, frame, read.image, square, geometry, read.notes)
     except (scan.ScanError, OSError, MemoryError) as error:
         message = str(error) or type(error).__name__
         return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}")
@@ -78,11 +78,11 @@ def frames(paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         yield from ((path, None if count == 1 else frame) for frame in range(count))
 
 
-def load_all(paths: Iterable[str], ahead: int = 2 * BATCH) -> Iterator[Loaded]:
+def load_all(scans: Iterable[tuple[str, int | None]], ahead: int = 2 * BATCH) -> Iterator[Loaded]:
     """Read scans in order, a few ahead in threads (OpenCV decodes outside Python's lock)."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         waiting: collections.deque = collections.deque()
-        for path, frame in frames(paths):
+        for path, frame in scans:
             waiting.append(pool.submit(load, path, frame))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
@@ -97,11 +97,15 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
     """
     asked = not math.isnan(float(row["organ_prob"]))
     probability = float(row["organ_prob"]) if asked else None
-    index = int(row["organ"])
+    index, notes = int(row["organ"]), list(loaded.notes) or None
     if index >= len(ORGANS):
-        return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability), None
+        like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.3f}"
+        times = float(row["novelty"])
+        why = f"unlike the scans the router learned from, {times:.1f} times the distance allowed" if times > 1 else ""
+        reason = f"{why} ({like})" if why else f"the router is unsure: {like}"
+        return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     organ, label = ORGANS[index], int(row["label"])
-    finding = Finding(loaded.path, loaded.frame, organ.name, probability)
+    finding = Finding(loaded.path, loaded.frame, organ.name, probability, notes=notes)
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         finding = dataclasses.replace(finding, label=organ.classes[label], label_probs=probs)
@@ -111,12 +115,12 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
 
 
 def run(
-    paths: Iterable[str], predict: Callable[[np.ndarray], Any], batch_size: int
+    scans: Iterable[tuple[str, int | None]], predict: Callable[[np.ndarray], Any], batch_size: int
 ) -> Iterator[tuple[Loaded, Finding, np.ndarray | None]]:
     """Findings of scans, in order.
 
     Args:
-      paths: files.
+      scans: (path, frame) of each, as `frames` gives them.
       predict: uint8 (batch_size, S, S, 3) -> a `cascade.Prediction` of arrays.
       batch_size: scans at once; the last batch is filled up with black squares.
 
@@ -141,7 +145,7 @@ def run(
                 yield loaded, *finding_of(loaded, {name: value[at] for name, value in fields.items()})
 
     group: list[Loaded] = []
-    for loaded in load_all(paths):
+    for loaded in load_all(scans):
         group.append(loaded)
         if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
             yield from flush(group)
@@ -150,10 +154,10 @@ def run(
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command: exit status 0, 1 when a scan could not be read, 2 when nothing was done."""
+    """The command: exit status 0, 1 when a scan could not be read or the run broke off, 2 when nothing was done."""
     import tyro
 
-    from mcis.command import parse_dataclass
+    from mcis.command import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
@@ -165,7 +169,8 @@ def main(argv: Sequence[str]) -> int:
           weights: folder of a set of weights; by default those that come with mcis.
           organ: every scan is of this organ; the router is not asked.
           task: run this task's network alone on every scan.
-          threshold: the router's smallest probability; below it a scan is unsupported.
+          threshold: the router's smallest probability; below it a scan is unsupported. By default 0.9.
+          novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is.
           overwrite: replace the report that is in the folder.
         """
 
@@ -174,15 +179,12 @@ def main(argv: Sequence[str]) -> int:
         weights: str | None = None
         organ: str | None = None
         task: str | None = None
-        threshold: float = 0.9
+        threshold: float | None = None
+        novelty: bool = True
         overwrite: bool = False
 
     options = parse_dataclass(Predict, argv, "mcis predict")
-    try:
-        return _main(options)
-    except ValueError as error:
-        print(f"mcis predict: {error}", file=sys.stderr)
-        return 2
+    return exit_status("mcis predict", lambda: _main(options))
 
 
 def _main(options: Any) -> int:
@@ -190,7 +192,9 @@ def _main(options: Any) -> int:
         organ_named(options.organ)
     if options.organ and options.task:
         raise ValueError("--organ and --task exclude each other: --task names one network, whatever the organ")
-    if not 0.0 <= options.threshold <= 1.0:
+    if (options.organ or options.task) and (options.threshold is not None or not options.novelty):
+        raise ValueError("--threshold and --no-novelty are of the router, which --organ and --task leave out")
+    if options.threshold is not None and not 0.0 <= options.threshold <= 1.0:
         raise ValueError(f"--threshold={options.threshold}: a probability in [0, 1] is needed")
     paths = expand(options.paths)
 
@@ -203,7 +207,7 @@ def _main(options: Any) -> int:
     from mcis import cascade
     from mcis.bundle import SHIPPED, load_bundle
     from mcis.checkpoint import versions
-    from mcis.tasks import task_named
+    from mcis.tasks import TASKS, task_named
 
     weights = load_bundle(options.weights or SHIPPED)
     experts = {name: one.task for name, one in weights.items()}
@@ -214,10 +218,17 @@ def _main(options: Any) -> int:
         function = cascade.make_single(experts[options.task])
     else:
         organ = None if options.organ is None else ORGAN_NAMES.index(options.organ)
-        function = cascade.make_predict(experts, cascade.Settings(organ, options.threshold))
+        settings = cascade.Settings(organ, novelty=options.novelty)
+        if options.threshold is not None:
+            settings = dataclasses.replace(settings, threshold=options.threshold)
+        function = cascade.make_predict(experts, settings)
+        lacking = [name for name in TASKS if name not in experts and (organ is None or name.endswith(options.organ))]
+        if lacking:
+            print(f"these weights have no {', '.join(lacking)}: what it would say stays unknown", file=sys.stderr)
     variables = jax.device_put({name: one.variables for name, one in weights.items()})
     compiled = jax.jit(function)
-    batch_size = 1 if len(paths) == 1 and scan.count_frames(paths[0]) == 1 else BATCH
+    scans = list(frames(paths))
+    batch_size = 1 if len(scans) == 1 else BATCH
     facts = ("epoch", "validation", "versions")
     described = {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()}
 
@@ -229,8 +240,8 @@ def _main(options: Any) -> int:
         weights={"folder": str(options.weights or "shipped"), "tasks": described},
         overwrite=options.overwrite,
     ) as report:
-        results = run(paths, lambda batch: jax.device_get(compiled(variables, batch)), batch_size)
-        for loaded, finding, mask in track(results, "scans", total=len(paths), disable=not sys.stderr.isatty()):
+        results = run(scans, lambda batch: jax.device_get(compiled(variables, batch)), batch_size)
+        for loaded, finding, mask in track(results, "scans", total=len(scans), disable=not sys.stderr.isatty()):
             errors += finding.error is not None
             report.add(finding, loaded.image, mask)
     print(f"{options.out}/index.html shows the findings; {options.out}/findings.jsonl holds them, one line a scan")

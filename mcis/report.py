@@ -54,13 +54,16 @@ class Finding:
       scan: the scan as it was given, usually a path.
       frame: which page of a multi-page file, from 0.
       organ: a name of `organs.ORGANS`, or "unsupported".
-      organ_prob: the router's probability for it, [0, 1].
+      organ_prob: the router's probability of its first choice, [0, 1]: of `organ`, or of what an "unsupported" scan
+        is most like; None where the router was not asked.
       label: a class of that organ.
       label_probs: probability by class, in the organ's order.
       mask: path of the mask picture below the report's folder; only where segmentation was asked.
       boxes: [x, y, width, height] in pixels of the scan, one a lesion, largest first (see `boxes_of`).
       lesion_area_px: mask pixels of the scan.
       error: why there is no finding.
+      reason: why the scan is "unsupported", in words.
+      notes: what was changed in reading the scan, in words ("alpha laid over black").
     """
 
     scan: str
@@ -73,9 +76,11 @@ class Finding:
     boxes: list[list[int]] | None = None
     lesion_area_px: int | None = None
     error: str | None = None
+    reason: str | None = None
+    notes: list[str] | None = None
 
     def __post_init__(self):
-        if self.error is not None and any(getattr(self, k) is not None for k in KEYS[1:-1]):
+        if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in ("scan", "error")):
             raise ValueError(f"{self.scan!r}: a finding with an error has nothing else; got {self}")
 
     def to_json(self) -> str:

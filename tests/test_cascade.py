@@ -107,7 +107,7 @@ def test_below_the_threshold_everything_is_unsupported(variables, scans):
     out = predict(cascade.Settings(threshold=1.1))(variables, scans)
     assert (out.organ == cascade.UNSUPPORTED).all()
     assert (out.label == UNKNOWN).all() and not out.segmented.any() and not out.label_probs.any()
-    assert (out.organ_prob > 0).all()
+    assert (out.organ_prob > 0).all() and (out.choice < cascade.UNSUPPORTED).all()
 
 
 def test_a_scan_far_from_training_is_unsupported(variables, scans):
@@ -122,13 +122,15 @@ def test_a_scan_far_from_training_is_unsupported(variables, scans):
     with_limit = variables | {"route": variables["route"] | {"novelty": novelty}}
     out = predict()(with_limit, scans)
     np.testing.assert_array_equal(out.organ == cascade.UNSUPPORTED, far > novelty["limit"])
+    np.testing.assert_allclose(out.novelty, far / novelty["limit"], rtol=1e-3)
+    np.testing.assert_array_equal(out.choice, predict()(variables, scans).organ)  # what a refused scan is most like
     assert not (predict(cascade.Settings(threshold=0.0, novelty=False))(with_limit, scans).organ == 2).any()
 
 
 def test_a_given_organ_skips_the_router(variables, scans):
     for index in range(len(ORGANS)):
         out = predict(cascade.Settings(organ=index))({k: v for k, v in variables.items() if k != "route"}, scans)
-        assert (out.organ == index).all() and (out.organ_prob == 1).all()
+        assert (out.organ == index).all() and np.isnan(out.organ_prob).all() and np.isnan(out.novelty).all()
 
 
 def test_a_joint_network_takes_the_place_of_a_missing_classifier(variables, scans):

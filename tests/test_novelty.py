@@ -53,6 +53,12 @@ def test_the_limit_holds_its_share_of_known_scans_and_not_far_ones(share):
         assert distance(novelty, foreign.astype(np.float32)) > novelty["limit"]
 
 
+def test_by_default_one_known_scan_in_a_hundred_is_beyond_the_limit():
+    (features, label), (held_out, _) = scans(1000, 0), scans(1000, 1)
+    novelty = fit_novelty(features, label, held_out)
+    assert (np.asarray(distance(novelty, held_out)) > novelty["limit"]).sum() == 10
+
+
 def test_dead_features_and_labels_with_gaps():
     features, label = scans(200, 0)
     features[:, 2] = 0

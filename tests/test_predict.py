@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import cv2
 import jax
@@ -118,7 +119,7 @@ def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
     common = ["--weights", str(weights)]
     assert predict.main([path, "--organ=breast", "--out", str(tmp_path / "a"), *common]) == 0
     (forced,) = findings(tmp_path / "a")
-    assert forced["organ"] == "breast" and forced["organ_prob"] == 1.0
+    assert forced["organ"] == "breast" and forced["organ_prob"] is None
     assert predict.main([path, "--task=segment_brain", "--out", str(tmp_path / "b"), *common]) == 0
     (alone,) = findings(tmp_path / "b")
     assert alone["organ"] == "brain" and alone["organ_prob"] is None and alone["label"] is None
@@ -132,6 +133,8 @@ def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
         (["--task=segment_liver"], "segment_brain"),
         (["--organ=brain", "--task=route"], "exclude each other"),
         (["--threshold=7"], r"[0, 1]"),
+        (["--organ=brain", "--threshold=0.5"], "router"),
+        (["--task=route", "--no-novelty"], "router"),
         (["--weights=/nowhere"], "holds no weights"),
     ],
 )
@@ -148,3 +151,57 @@ def test_paths_may_be_files_folders_and_globs(pictures, tmp_path):
     assert predict.expand(["missing.png"]) == ["missing.png"]
     with pytest.raises(ValueError, match="no pictures"):
         predict.expand([str(tmp_path)])
+    with pytest.raises(ValueError, match="no scans given"):
+        predict.expand([])
+
+
+def test_an_unsupported_scan_says_why_and_what_it_is_most_like(weights, pictures, tmp_path):
+    arguments = [str(pictures[0]), "--weights", str(weights), "--out"]
+    predict.main([*arguments, str(tmp_path / "sure"), "--threshold=1"])
+    (unsure,) = {line["reason"].split(":")[0] for line in findings(tmp_path / "sure") if line["error"] is None}
+    assert unsure == "the router is unsure"
+    variables, manifest = checkpoint.load(weights / "route")
+    width = variables["params"]["label"]["dense"]["kernel"].shape[0]
+    variables["novelty"] = {"mean": np.zeros((1, width)), "whiten": np.eye(width), "limit": np.float64(1e-6)}
+    shutil.copytree(weights, tmp_path / "weights")
+    checkpoint.save(tmp_path / "weights" / "route", variables, manifest)
+    arguments[2] = str(tmp_path / "weights")
+    for options, refused in ((["--threshold=0"], True), (["--threshold=0", "--no-novelty"], False)):
+        out = tmp_path / f"novel{refused}"
+        predict.main([*arguments, str(out), *options])
+        for line in [line for line in findings(out) if line["error"] is None]:
+            assert (line["organ"] == "unsupported") == refused
+            assert line["organ_prob"] is not None
+            assert refused == (line["reason"] or "").startswith("unlike the scans the router learned from")
+
+
+def test_what_was_changed_in_reading_is_noted(weights, tmp_path):
+    image = phantom.make_phantom("brain", 1, 3, size=(90, 120)).image
+    cv2.imwrite(str(tmp_path / "deep.png"), image.astype(np.uint16) * 100)
+    assert predict.main([str(tmp_path / "deep.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
+    assert "to 8 bits" in findings(tmp_path / "out")[0]["notes"][0]
+
+
+def test_a_report_below_a_folder_of_scans_is_not_read_as_scans(weights, pictures, tmp_path):
+    shutil.copyfile(pictures[1][0], tmp_path / "scan.png")
+    arguments = [str(tmp_path), "--weights", str(weights), "--out", str(tmp_path / "report")]
+    assert predict.main(arguments) == 0
+    assert predict.main([*arguments, "--overwrite"]) == 0
+    assert [line["scan"] for line in findings(tmp_path / "report")] == [str(tmp_path / "scan.png")]
+
+
+def test_an_interrupt_ends_the_report_and_says_so(weights, pictures, tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "finding_of", interrupt)
+    assert predict.main([str(pictures[1][0]), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.strip().endswith("mcis predict: interrupted")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "stopped"
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_done(weights, pictures, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    common = [str(pictures[1][0]), "--weights", str(weights)]
+    assert predict.main([*common, "--out", str(tmp_path / "file" / "below")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err

@@ -9,6 +9,9 @@ LABEL_METRICS = ("accuracy", "balanced_accuracy")
 MASK_METRICS = ("dice_lesion", "iou_lesion", "dice", "dice_balanced", "dice_patient", "dice_patient_median")
 """Scores of `label_scores` and `mask_scores` of which larger is better: an epoch can be chosen by them."""
 
+MASK_THRESHOLD = 0.5
+"""Probability above which a pixel is lesion: in training's validation, in evaluation and in findings alike."""
+
 
 def mask_counts(predicted, mask):
     """Pixels of a scan: {0,1} (B, H, W, 1) twice -> dict of (B,): both (intersection), predicted, true.
