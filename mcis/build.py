@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
-from mcis.command import parse_dataclass
+from mcis.command import default_data_dir, exit_status, parse_dataclass
 
 DATASET = "mcis_scans"
 
@@ -54,7 +54,7 @@ def build(
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
 
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = pathlib.Path(data_dir or default_data_dir()).expanduser()
     home = root / DATASET / source
     target = home / str(Builder.VERSION)
     with _locked(home):
@@ -157,13 +157,13 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when the set is there, 1 with a message on standard error when it cannot be built."""
+    """The command; 0 when the set is there."""
     arguments = parse_dataclass(Arguments, sys.argv[1:] if argv is None else argv, prog="mcis build")
-    try:
-        build(**vars(arguments))
-    except (ValueError, OSError) as error:
-        print(f"mcis build: {error}", file=sys.stderr)
-        return 1
+    return exit_status("mcis build", lambda: _main(arguments))
+
+
+def _main(arguments: Arguments) -> int:
+    build(**vars(arguments))
     return 0
 
 

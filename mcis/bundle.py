@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import shutil
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +33,8 @@ class Weights:
 
 def weights_folder(path: str | os.PathLike) -> pathlib.Path:
     """The weights folder that `path` means: itself, or the best one of a run."""
-    path = pathlib.Path(path)
-    return path / "best" if (path / "best" / checkpoint.MANIFEST).is_file() else path
+    best = checkpoint.present(pathlib.Path(path) / "best")
+    return best if (best / checkpoint.MANIFEST).is_file() else pathlib.Path(path)
 
 
 def load_weights(path: str | os.PathLike) -> Weights:
@@ -49,8 +47,11 @@ def load_weights(path: str | os.PathLike) -> Weights:
     variables, manifest = checkpoint.load(folder)
     try:
         task = task_from_json(manifest["task"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{folder}: its manifest describes no task of this version: {error}") from None
+        _check_manifest(manifest, task)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{folder / checkpoint.MANIFEST} describes no weights of this version ({type(error).__name__}: {error})"
+        ) from None
     image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, 3), "float32")
     expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
     network = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
@@ -58,14 +59,28 @@ def load_weights(path: str | os.PathLike) -> Weights:
     return Weights(task, variables, manifest)
 
 
+def _check_manifest(manifest: dict[str, Any], task: Task) -> None:
+    """ValueError, KeyError or TypeError unless the manifest says what others read in it."""
+    if manifest["classes"] != list(task.classes):
+        raise ValueError(f"classes {manifest['classes']}; {task.name} has {list(task.classes)}")
+    if type(manifest["epoch"]) is not int or not all(type(v) in (int, float) for v in manifest["validation"].values()):
+        raise ValueError("epoch and validation figures must be numbers")
+    for use in ("train", "validation"):
+        if not all(isinstance(name, str) for name in manifest["fingerprints"][use]):
+            raise ValueError(f"fingerprints of {use} must be texts")
+
+
 def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
     """Read a set of weights: task name -> Weights.
 
     Raises:
-      CheckpointError: the folder holds none, or one of them is damaged.
+      CheckpointError: the folder holds none, or one of them is damaged or of another task than its name says.
     """
     path = pathlib.Path(path)
-    found = {name: load_weights(path / name) for name in TASKS if (path / name).is_dir()}
+    found = {name: load_weights(path / name) for name in TASKS if checkpoint.present(path / name).is_dir()}
+    for name, weights in found.items():
+        if weights.task.name != name:
+            raise checkpoint.CheckpointError(f"{path / name} holds weights of {weights.task.name}; rename the folder")
     if not found:
         raise checkpoint.CheckpointError(
             f"{path} holds no weights: `mcis bundle RUN... --out DIR` makes a set, with folders {', '.join(TASKS)}"
@@ -86,8 +101,10 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
 
     Raises:
       CheckpointError: a run has no usable weights.
-      ValueError: two runs are of the same task.
+      ValueError: there are no runs, or two of the same task.
     """
+    if not runs:
+        raise ValueError("no runs given; name at least one run folder")
     out = pathlib.Path(out)
     loaded: dict[str, Weights] = {}
     for run in runs:
@@ -97,7 +114,6 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
         loaded[weights.task.name] = weights
     sizes = {}
     for name, weights in loaded.items():
-        shutil.rmtree(out / name, ignore_errors=True)
         checkpoint.save(out / name, weights.variables, weights.manifest, half=half)
         sizes[name] = sum(p.stat().st_size for p in (out / name).rglob("*") if p.is_file())
     return sizes
@@ -107,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     """`mcis bundle RUN... --out DIR`."""
     import tyro
 
-    from mcis.command import parse_dataclass
+    from mcis.command import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Bundle:
@@ -124,11 +140,11 @@ def main(argv: Sequence[str]) -> int:
         full: bool = False
 
     options = parse_dataclass(Bundle, argv, "mcis bundle")
-    try:
-        sizes = make_bundle(options.runs, options.out, half=not options.full)
-    except ValueError as error:
-        print(f"mcis bundle: {error}", file=sys.stderr)
-        return 2
+    return exit_status("mcis bundle", lambda: _main(options))
+
+
+def _main(options: Any) -> int:
+    sizes = make_bundle(options.runs, options.out, half=not options.full)
     for name, size in sizes.items():
         print(f"{name:16s} {size / 1e6:6.2f} MB")
     print(f"{options.out}: {sum(sizes.values()) / 1e6:.2f} MB")

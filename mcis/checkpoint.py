@@ -61,6 +61,13 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a file; it is the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -111,8 +118,8 @@ def _old(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _present(path: pathlib.Path) -> pathlib.Path:
-    """`path`, or what it was before a `save` that was killed between its two renames."""
+def present(path: pathlib.Path) -> pathlib.Path:
+    """A weights folder's path, or where it lies since a `save` was killed between its two renames."""
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 
@@ -122,7 +129,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       CheckpointError: no manifest, one of another format, or a file that is missing, changed or left over.
     """
-    path = _present(pathlib.Path(path))
+    path = present(pathlib.Path(path))
     file = path / MANIFEST
     if not file.is_file():
         raise CheckpointError(f"{path} is no weights folder: it has no {MANIFEST}")
@@ -152,7 +159,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       CheckpointError: as `read_manifest`.
     """
-    path = _present(pathlib.Path(path).absolute())
+    path = present(pathlib.Path(path).absolute())
     manifest = read_manifest(path)
     device = jax.local_devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -38,6 +38,29 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
             names = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue()))
             print(f"options of {prog}: {' '.join(names)}", file=sys.stderr)
         raise
+
+
+def exit_status(prog: str, command: Callable[[], int]) -> int:
+    """Run a command; an error becomes a line on standard error and an exit status, the same for every command.
+
+    Returns:
+      the command's own status; 2 where it could not start (a ValueError, a file that is not there), 1 where it broke
+      off (another OSError, a loss that is not finite), 130 where it was interrupted.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        started = not isinstance(error, ValueError | FileNotFoundError | FileExistsError | NotADirectoryError)
+        return 1 if started else 2
+
+
+def default_data_dir() -> pathlib.Path:
+    """Where TFDS keeps prepared data: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def cache_dir() -> pathlib.Path:

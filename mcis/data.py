@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mcis import scan
+from mcis.command import default_data_dir
 from mcis.organs import UNKNOWN
 
 Array = Any
@@ -74,9 +75,11 @@ class Scans:
         return Scans(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Scans)))
 
 
-def default_data_dir() -> pathlib.Path:
-    """Where TFDS keeps prepared data: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+def versions_of(source: str, data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
+    """The folders of a source's prepared versions, oldest first."""
+    root = pathlib.Path(data_dir or default_data_dir()).expanduser() / DATASET / source
+    found = [info.parent for info in root.glob("*/dataset_info.json")]
+    return sorted(found, key=lambda folder: tuple(int(n) for n in folder.name.split(".") if n.isdigit()))
 
 
 def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -85,16 +88,18 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     Raises:
       MissingData: there is none; the message gives the command that builds it.
     """
-    root = pathlib.Path(data_dir or default_data_dir()).expanduser() / DATASET / source
-    versions = [info.parent for info in root.glob("*/dataset_info.json")]
+    versions = versions_of(source, data_dir)
     if not versions:
+        root = pathlib.Path(data_dir or default_data_dir()).expanduser()
+        there = ", ".join(folder.name for folder in sources_in(root)) or "none"
         where = "" if data_dir is None else f" --data_dir={data_dir}"
+        origin = "" if source == "phantom" else " --from <its folder or zip>"
         raise MissingData(
-            f"source {source!r} is not prepared in {root}. Build it with\n"
-            f"    mcis build {source} --from <its folder or zip>{where}\n"
-            "or use --sources=phantom, which needs no data and is built at first use"
+            f"source {source!r} is not prepared in {root} (prepared there: {there}). Build it with\n"
+            f"    mcis build {source}{origin}{where}\n"
+            "(`mcis build --help` lists the sources), or train with --sources=phantom, which needs no data"
         )
-    return max(versions, key=lambda v: tuple(int(n) for n in v.name.split(".") if n.isdigit()))
+    return versions[-1]
 
 
 def sources_in(data_dir: str | os.PathLike) -> list[pathlib.Path]:

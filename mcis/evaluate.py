@@ -8,6 +8,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import math
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mcis import data, scan
-from mcis.ops.metrics import bootstrap_interval, label_scores, mask_counts, mask_scores
+from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, label_scores, mask_counts, mask_scores
 from mcis.tasks import Names, Task
 
 BATCH = 16
@@ -84,7 +86,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
             columns["label"].append(task.label_of(data.text(record["organ"]), int(record["label"])))
             columns["has_mask"].append(bool(record["has_mask"]))
             if masks is not None:
-                found = scan.unfit(masks[i, ..., 0], geometry) > 0.5
+                found = scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD
                 for name, count in mask_counts(found[None, ..., None], mask[None]).items():
                     columns[name].append(int(count[0]))
         if outputs.label is not None:
@@ -111,17 +113,16 @@ def metrics(task: Task, rows: Rows) -> dict[str, float]:
     return found
 
 
-def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float]]:
-    """Metric -> value and the ends of its 95 % bootstrap interval by group."""
+def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
+    """Metric -> value and the ends of its 95 % bootstrap interval by group; one group has none: None."""
     point = metrics(task, rows)
 
     def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
         return metrics(task, take(rows, index) | {"group": group})
 
     intervals = bootstrap_interval(score, rows["group"], draws)
-    return {
-        name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]} for name, value in point.items()
-    }
+    ends = {name: [end if math.isfinite(end) else None for end in intervals[name]] for name in point}
+    return {name: {"value": value, "low": ends[name][0], "high": ends[name][1]} for name, value in point.items()}
 
 
 def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
@@ -155,16 +156,23 @@ def print_report(found: dict[str, Any]) -> None:
         table.add_column(f"{name}\n{part['scans']} scans\n{part['groups']} groups", justify="right")
     names = dict.fromkeys(name for part in sources.values() for name in part["metrics"])
     for name in names:
-        cells = [part["metrics"].get(name) for part in sources.values()]
-        table.add_row(name, *(c and f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(name, *(_cell(part["metrics"].get(name)) for part in sources.values()))
+    # a file or a pipe has no width: nothing is cut there. "[" is no markup here
+    Console(width=None if sys.stdout.isatty() else 30 + 28 * len(sources), markup=False).print(table)
+
+
+def _cell(found: dict[str, float | None] | None) -> str:
+    if found is None:
+        return ""
+    interval = "no interval" if found["low"] is None else f"{found['low']:.3f}, {found['high']:.3f}"
+    return f"{found['value']:.3f} [{interval}]"
 
 
 def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, or 2 when nothing was scored."""
     import tyro
 
-    from mcis.command import Options, parse_dataclass
+    from mcis.command import Options, exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate(Options):
@@ -174,7 +182,8 @@ def main(argv: Sequence[str]) -> int:
           run: a run's folder, or a weights folder.
           split: train, validation or test. Look at test once, at the end.
           sources: prepared data sets to score; by default those the task was trained on.
-          out: JSON file to write; by default evaluation_<split>.json beside the weights of a run.
+          out: JSON file to write; by default evaluation_<split>.json in the run's folder. A weights folder, whose
+            files are sealed, gets none.
         """
 
         run: tyro.conf.Positional[str] = tyro.MISSING
@@ -183,16 +192,29 @@ def main(argv: Sequence[str]) -> int:
         out: str | None = None
 
     options = parse_dataclass(Evaluate, argv, "mcis evaluate")
-    try:
-        found = evaluate(options.run, options.split, options.sources, options.data_dir)
-    except ValueError as error:
-        print(f"mcis evaluate: {error}", file=sys.stderr)
-        return 2
+    return exit_status("mcis evaluate", lambda: _main(options))
+
+
+def _main(options: Any) -> int:
+    from mcis.checkpoint import MANIFEST, write_text
+
+    run, target = pathlib.Path(options.run), None
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
+    if options.out or not (run / MANIFEST).exists():
+        target = pathlib.Path(options.out or run / f"evaluation_{options.split}.json")
+        # asked before the work is done. A weights folder lists its files, and a further one would spoil it
+        if (target.parent / MANIFEST).exists():
+            raise ValueError(
+                f"--out={target} lies in a weights folder, which takes no further files; name another place"
+            )
+        if target.is_dir() or not os.access(target.parent, os.W_OK):
+            raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
+    found = evaluate(options.run, options.split, options.sources, options.data_dir)
     print_report(found)
-    target = pathlib.Path(options.out or pathlib.Path(options.run) / f"evaluation_{options.split}.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{target} holds the same figures")
+    if target is not None:
+        write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        print(f"{target} holds the same figures")
     return 0
 
 
@@ -221,9 +243,8 @@ def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | 
     if split == "test":
         check_unseen([data.text(record["fingerprint"]) for record in records], weights.manifest)
     expert = jax.jit(make_expert(task))
-    network = {name: tree for name, tree in weights.variables.items() if name != "novelty"}
-    rows = score_scans(task, lambda batch: expert(network, batch), records)
+    rows = score_scans(task, lambda batch: expert(weights.variables, batch), records)
     if task.organ is None:
-        known = supported(Settings(), weights.variables, rows["probs"].max(1), rows["features"])
+        known, _ = supported(Settings(), weights.variables, rows["probs"].max(1), rows["features"])
         rows["refused"] = ~np.asarray(known)
     return report(task, rows, split)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mcis.command import Options, parse_dataclass
+from mcis.command import Options, default_data_dir, parse_dataclass
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     print("tasks:")
     for task in TASKS.values():
         print(f"  {task.name:16s} {task.model} {task.width} at {task.size} px on {', '.join(task.sources)}")
-    root = data.default_data_dir() if options.data_dir is None else options.data_dir
+    root = default_data_dir() if options.data_dir is None else options.data_dir
     print(f"prepared data in {root}:")
     for source in sorted(path.name for path in data.sources_in(root)):
         print(f"  {source:16s} {data.prepared(source, root)}")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         weights = bundle.load_bundle(options.weights or bundle.SHIPPED)
     except checkpoint.CheckpointError as error:
         print(f"  {error}")
-        return 0
+        return 1
     for name, one in weights.items():
         figures = ", ".join(f"{k} {v:.3f}" for k, v in one.manifest["validation"].items())
         print(f"  {name:16s} epoch {one.manifest['epoch']}, validation: {figures}")

@@ -13,24 +13,24 @@ from typing import Annotated, Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: exit status 0 when training is complete, 1 when it broke off, 2 when it could not start."""
-    options, task = parse(list(sys.argv[1:] if argv is None else argv))
-    try:
-        run(options, task)
-    except (ValueError, FloatingPointError) as error:
-        print(f"mcis train: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    return 0
+    from mcis.command import exit_status
+
+    return exit_status("mcis train", lambda: run(*parse(list(sys.argv[1:] if argv is None else argv))))
 
 
-def run(options: Any, task: Any) -> None:
+def run(options: Any, task: Any) -> int:
     """Load the scans, train, and say where the result is."""
     from mcis.command import enable_compilation_cache
+
+    name = options.run or task.name
+    if pathlib.PurePath(name).name != name or name.startswith("."):
+        raise ValueError(f"--run={name}: a name is needed, not a path; --runs_dir says in which folder")
+    run_dir = pathlib.Path(options.runs_dir) / name
 
     enable_compilation_cache()
     from mcis import data
     from mcis.train import loop
 
-    run_dir = pathlib.Path(options.runs_dir) / (options.run or task.name)
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     ensure_phantom(task.sources, options.data_dir)
@@ -43,6 +43,7 @@ def run(options: Any, task: Any) -> None:
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
     print(f"score it once on held-out scans: mcis evaluate {run_dir} --split=test")
+    return 0
 
 
 def parse(argv: Sequence[str]):
@@ -74,16 +75,13 @@ def parse(argv: Sequence[str]):
             print(f"usage: mcis train --task=NAME [options]\n\n{__doc__}\ntasks: {', '.join(TASKS)}")
             print("`mcis train --task=NAME --help` lists that task's options and defaults")
             raise SystemExit(0)
-        raise SystemExit(f"--task=NAME is needed; there are: {', '.join(TASKS)}")
-    try:
-        task = task_named(name)
-        flat = tyro.conf.arg(name="")
-        fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
-        both = dataclasses.make_dataclass("Train", fields, frozen=True)
-        parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))
-        return parsed.run, parsed.task.check()
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+        raise ValueError(f"--task=NAME is needed; there are: {', '.join(TASKS)}")
+    task = task_named(name)
+    flat = tyro.conf.arg(name="")
+    fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
+    both = dataclasses.make_dataclass("Train", fields, frozen=True)
+    parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))
+    return parsed.run, parsed.task.check()
 
 
 def _take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -100,9 +98,11 @@ def _take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _set_aside(run_dir: pathlib.Path) -> pathlib.Path:
-    number = 1
-    while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+    """Move a run to where `runs/*` does not meet it."""
+    number, aside = 1, run_dir.with_name(".old")
+    while (target := aside / f"{run_dir.name}.{number}").exists():
         number += 1
+    aside.mkdir(exist_ok=True)
     return run_dir.rename(target)
 
 
@@ -110,11 +110,7 @@ def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
     """Build the phantom data set if it is asked for and not there."""
     from mcis import data
 
-    if "phantom" not in sources:
-        return
-    try:
-        data.prepared("phantom", data_dir)
-    except data.MissingData:
+    if "phantom" in sources and not data.versions_of("phantom", data_dir):
         from mcis.build import build
 
         build("phantom", data_dir=data_dir)

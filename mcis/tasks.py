@@ -251,11 +251,11 @@ def task_from_json(values: dict[str, Any]) -> Task:
         missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]
         if unknown or missing:
             raise ValueError(f"{what} fields differ: unknown {unknown}, missing {missing}")
-    for found, row in ((values, example), (values.get("augmentation", {}), example.augmentation)):
-        for name, value in found.items():
-            kind = type(getattr(row, name))
-            if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
-                raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
+    kinds = {name: type(value) for row in (example, example.augmentation) for name, value in vars(row).items()}
+    for name, value in (values | values.get("augmentation", {})).items():
+        kind = kinds[name]
+        if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
+            raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
     augmentation = Augmentation(**values.get("augmentation", {}))
     return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
 

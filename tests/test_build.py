@@ -28,7 +28,7 @@ def test_help_and_unknown_names(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "busi|busbra|lgg|br35h|phantom|folder" in capsys.readouterr().out
-    assert main(["busy"]) == 1
+    assert main(["busy"]) == 2
     assert "no source 'busy'; there are: busi, busbra, lgg" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["busi", "--form=x"])
@@ -85,7 +85,7 @@ def test_default_place_is_that_of_tfds(tmp_path, monkeypatch):
 def test_errors_say_what_to_do_and_leave_nothing(tmp_path, capsys, arguments, words):
     (tmp_path / "empty").mkdir()
     arguments = [a.format(empty=tmp_path / "empty") for a in arguments]
-    assert main([*arguments, "--data_dir", str(tmp_path)]) == 1
+    assert main([*arguments, "--data_dir", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert words in message
     assert "Traceback" not in message
@@ -98,7 +98,7 @@ def test_an_unsafe_zip_is_an_error(tmp_path, capsys):
 
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
         made.writestr("../evil.txt", "evil")
-    assert main(["busi", "--from", str(tmp_path / "a.zip"), "--data_dir", str(tmp_path / "data")]) == 1
+    assert main(["busi", "--from", str(tmp_path / "a.zip"), "--data_dir", str(tmp_path / "data")]) == 2
     assert "points outside the folder" in capsys.readouterr().err
     assert not list(tmp_path.rglob("evil.txt"))
 

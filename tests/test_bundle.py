@@ -1,6 +1,7 @@
 """Sets of weights: gathered from runs, halved, checked, and those that ship."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -19,8 +20,9 @@ def runs(tmp_path_factory):
     for name in ("route", "classify_brain"):
         task = dataclasses.replace(TASKS[name], features=4, size=32)
         variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
-        manifest = {"task": task_to_json(task), "epoch": 3, "validation": {"accuracy": 0.5}}
-        checkpoint.save(folder / name / "best", variables, manifest | {"fingerprints": {"train": ["a"]}})
+        manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3}
+        manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
+        checkpoint.save(folder / name / "best", variables, manifest)
     return folder
 
 
@@ -31,7 +33,7 @@ def test_a_set_holds_each_run_in_half_precision_and_answers_nearly_the_same(runs
     assert set(weights) == {"route", "classify_brain"}
     whole = bundle.load_weights(runs / "route")
     half = weights["route"]
-    assert half.task == whole.task and half.manifest["fingerprints"] == {"train": ["a"]}
+    assert half.task == whole.task and half.manifest["fingerprints"] == whole.manifest["fingerprints"]
     arrays = half.manifest["arrays"]
     assert {dtype for key, (dtype, _) in arrays.items() if key.startswith("params/")} == {"float16"}
     assert {dtype for key, (dtype, _) in arrays.items() if key.startswith("batch_stats/")} == {"float32"}
@@ -46,7 +48,54 @@ def test_two_runs_of_one_task_are_refused(runs, tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+def test_a_set_with_two_folders_swapped_is_refused(runs, tmp_path):
+    shutil.copytree(runs / "route" / "best", tmp_path / "classify_brain")
+    with pytest.raises(checkpoint.CheckpointError, match="classify_brain holds weights of route"):
+        bundle.load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": {"name": "../../elsewhere"}},
+        {"task": None},
+        {"epoch": "three"},
+        {"epoch": None},
+        {"validation": {"accuracy": "high"}},
+        {"validation": [1]},
+        {"fingerprints": {"train": []}},
+        {"fingerprints": {"train": [1], "validation": []}},
+        {"classes": ["brain"]},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_was_edited_is_an_error_that_names_it(runs, tmp_path, change):
+    shutil.copytree(runs / "route" / "best", tmp_path / "route")
+    file = tmp_path / "route" / checkpoint.MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(checkpoint.CheckpointError, match=checkpoint.MANIFEST):
+        bundle.load_bundle(tmp_path)
+
+
+def test_a_weights_folder_whose_replacement_was_killed_is_still_found(runs, tmp_path):
+    shutil.copytree(runs / "route" / "best", tmp_path / "run" / ".best.old")
+    shutil.copytree(runs / "route" / "best", tmp_path / "set" / ".route.old")
+    assert bundle.load_weights(tmp_path / "run").task.name == "route"
+    assert set(bundle.load_bundle(tmp_path / "set")) == {"route"}
+
+
+def test_a_set_that_cannot_be_saved_leaves_the_old_one(runs, tmp_path, monkeypatch):
+    bundle.make_bundle([runs / "route"], tmp_path)
+    monkeypatch.setattr(checkpoint.ocp, "StandardCheckpointer", None)
+    with pytest.raises(TypeError):
+        bundle.make_bundle([runs / "route"], tmp_path)
+    monkeypatch.undo()
+    assert set(bundle.load_bundle(tmp_path)) == {"route"}
+
+
 def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no runs given"):
+        bundle.make_bundle([], tmp_path / "set")
     with pytest.raises(checkpoint.CheckpointError, match="no weights folder"):
         bundle.make_bundle([tmp_path], tmp_path / "set")
     with pytest.raises(checkpoint.CheckpointError, match="mcis bundle"):

@@ -106,6 +106,33 @@ def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
     assert "all" not in report(SEGMENT, evaluate.take(rows, rows["source"] == "busi"), "test")["sources"]
 
 
+def test_one_group_has_no_interval():
+    found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0)]), "test")
+    cell = found["sources"]["busi"]["metrics"]["dice_lesion"]
+    assert cell["low"] is None and cell["high"] is None
+    json.dumps(found, allow_nan=False)
+    evaluate.print_report(found)
+
+
+def test_a_report_is_printed_whole_into_a_pipe(capsys):
+    records = [make_record(i, source=f"source{i % 5}") for i in range(15)]
+    evaluate.print_report(report(SEGMENT, score_scans(SEGMENT, bright, records), "test"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "dice_lesion" in line]
+    assert line.count("[") == line.count("]") == 6  # five sources and all
+
+
+def test_a_patient_drawn_twice_counts_twice(monkeypatch):
+    rows = score_scans(SEGMENT, bright, [make_record(i, group=f"p{i // 2}") for i in range(8)])
+    monkeypatch.setattr(evaluate, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
+    assert evaluate.with_intervals(SEGMENT, rows, draws=50)["groups"] == {"value": 4, "low": 4, "high": 4}
+
+
+@pytest.mark.parametrize(("prob", "covered"), [(0.45, False), (0.55, True)])
+def test_a_pixel_is_lesion_above_one_half(prob, covered):
+    rows = score_scans(SEGMENT, lambda s: Outputs(np.full((*s.shape[:3], 1), prob, np.float32)), [make_record(0)])
+    assert bool(rows["predicted"][0]) == covered
+
+
 def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
     assert evaluate.main([str(tmp_path), f"--data_dir={phantom_dir}"]) == 2
     assert "no weights folder" in capsys.readouterr().err

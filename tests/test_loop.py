@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_a_run_leaves_its_task_log_checkpoint_and_best_weights(finished, scans):
     assert best in lines
     assert best["validation"]["balanced_accuracy"] == max(line["validation"]["balanced_accuracy"] for line in lines)
     weights = bundle.load_weights(run_dir)
-    assert weights.task == SMALL
+    assert weights.task == SMALL.check()
     assert weights.manifest["epoch"] == best["epoch"]
     assert weights.manifest["fingerprints"]["train"] == sorted(set(scans[0].fingerprint.tolist()))
     assert weights.manifest["fingerprints"]["validation"] == sorted(set(scans[1].fingerprint.tolist()))
@@ -51,6 +52,7 @@ def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     found = evaluate.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
     measured = found["sources"]["phantom"]["metrics"]
     assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
+    assert measured["nll"]["value"] == pytest.approx(best["validation"]["nll"], abs=1e-5)
     assert measured["accuracy"]["low"] <= measured["accuracy"]["value"] <= measured["accuracy"]["high"]
 
 
@@ -71,7 +73,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, scans
 
     def stop_in_epoch_two(*arguments):
         seen.append(arguments)
-        if len(seen) == 2:
+        if len(seen) == 3:  # the first is asked before the first step
             raise Stop
         return original(*arguments)
 
@@ -91,6 +93,56 @@ def test_another_task_in_the_same_folder_is_refused_and_the_difference_named(fin
         loop.train(dataclasses.replace(SMALL, learning_rate=0.5), *scans, run_dir)
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
         loop.train(SMALL, *scans, run_dir, seed=1)
+
+
+def test_other_scans_in_the_same_folder_are_refused(finished, scans):
+    run_dir, _ = finished
+    for change in (lambda s: s.take(np.arange(1, len(s))), lambda s: dataclasses.replace(s, mask=1 - s.mask)):
+        with pytest.raises(ValueError, match=r"data: .*train"):
+            loop.train(SMALL, change(scans[0]), scans[1], run_dir)
+
+
+def test_the_best_epoch_is_kept_not_the_last(scans, tmp_path, monkeypatch):
+    original, values = loop.scores, iter([0.0, 0.4, 0.9, 0.2])  # the first is asked before the first step
+    monkeypatch.setattr(loop, "scores", lambda *a: original(*a) | {"balanced_accuracy": next(values)})
+    assert loop.train(SMALL, *scans, tmp_path / "three")["epoch"] == 2
+    manifest = checkpoint.load(tmp_path / "three" / loop.BEST)[1]
+    assert manifest["epoch"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "three" / loop.LOG).read_text().splitlines()]
+    assert manifest["validation"] == lines[1]["validation"]
+
+
+def test_a_metric_that_the_validation_scans_do_not_tell_is_refused_before_the_folder_is_taken(scans, tmp_path):
+    task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), features=4, size=32, epochs=1)
+    blank = dataclasses.replace(scans[1], mask=scans[1].mask * 0)
+    with pytest.raises(ValueError, match=r"select='dice_patient' cannot.*accuracy.*dice"):
+        loop.train(task, scans[0], blank, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_best_weights_are_gone_says_so(finished, scans, tmp_path):
+    run_dir = tmp_path / "route"
+    shutil.copytree(finished[0], run_dir)
+    shutil.rmtree(run_dir / loop.BEST)
+    with pytest.raises(ValueError, match=r"best is gone.*--fresh"):
+        loop.train(SMALL, *scans, run_dir)
+
+
+def test_evaluate_refuses_a_leak_and_leaves_weights_whole(finished, phantom_dir, tmp_path, capsys):
+    shutil.copytree(finished[0] / loop.BEST, tmp_path / "route")
+    arguments = [str(tmp_path / "route"), f"--data_dir={phantom_dir}"]
+    for _ in range(2):  # a second time, for the first wrote nothing into the sealed folder
+        assert evaluate.main(arguments) == 0
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'found.json'}"]) == 2
+    assert "takes no further files" in capsys.readouterr().err
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'found.json'}"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["split"] == "test"
+    variables, manifest = checkpoint.load(tmp_path / "route")
+    manifest["fingerprints"]["train"].append(data.text(data.records("phantom", "test", phantom_dir)[0]["fingerprint"]))
+    checkpoint.save(tmp_path / "route", variables, manifest)
+    capsys.readouterr()
+    assert evaluate.main(arguments) == 2
+    assert "were used for train" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_no_best(scans, tmp_path):
@@ -115,7 +167,7 @@ def test_every_task_trains_and_is_scored_on_its_own_metric(name, scans, tmp_path
     mine = [s.take(np.isin(s.organ, [task.organ] if task.organ else s.organ)) for s in scans]
     best = loop.train(task, *mine, tmp_path / name)
     assert np.isfinite(best["validation"][task.select])
-    assert task_from_json(bundle.load_weights(tmp_path / name).manifest["task"]) == task
+    assert task_from_json(bundle.load_weights(tmp_path / name).manifest["task"]) == task.check()
 
 
 def test_a_killed_process_resumes(phantom_dir, tmp_path):

@@ -107,9 +107,9 @@ def test_json_with_fields_of_another_version_names_them():
         task_from_json(good | {"model": "resnet"})
     with pytest.raises(ValueError, match=r"no task '../../home'"):
         task_from_json(good | {"name": "../../home"})
-    with pytest.raises(ValueError, match="size='128'.*int"):
+    with pytest.raises(ValueError, match=r"size='128'.*int"):
         task_from_json(good | {"size": "128"})
-    with pytest.raises(ValueError, match="grey=True.*float"):
+    with pytest.raises(ValueError, match=r"grey=True.*float"):
         task_from_json(good | {"augmentation": good["augmentation"] | {"grey": True}})
 
 

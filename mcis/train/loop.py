@@ -1,6 +1,7 @@
 """A training run: steps, a log, validation each epoch, the best variables kept, resumed where it stopped."""
 
 import contextlib
+import hashlib
 import json
 import math
 import pathlib
@@ -77,11 +78,22 @@ def _progress(title: str, total: int, done: int) -> Iterator[Any]:
         yield report
 
 
-def _same_task(run_dir: pathlib.Path, task: Task, seed: int) -> None:
-    """Write task.json, or refuse a run folder that holds another task."""
-    file, now = run_dir / TASK, {"seed": seed} | task_to_json(task)
+def _digest(scans: Scans) -> str:
+    """What is learned from some scans, in 16 hex digits: which pictures, in which order, with which answers."""
+    digest = hashlib.sha256()
+    for column in (scans.fingerprint, scans.group, scans.label, scans.has_mask, scans.mask):
+        digest.update(repr((column.shape, column.dtype.str)).encode() + np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _same_run(run_dir: pathlib.Path, now: dict[str, Any]) -> None:
+    """Refuse a run folder whose run had other settings or other scans, or whose best weights are gone."""
+    file = run_dir / TASK
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError):
+            raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
         changed = [
             f"{k}: {before.get(k)!r} -> {now.get(k)!r}"
             for k in now.keys() | before.keys()
@@ -92,8 +104,24 @@ def _same_task(run_dir: pathlib.Path, task: Task, seed: int) -> None:
                 f"{run_dir} holds a run with other settings ({'; '.join(sorted(changed))}). Repeat them to resume it, "
                 "name another run with --run=NAME, or start over with --fresh"
             )
-    else:
-        file.write_text(json.dumps(now, indent=1) + "\n")
+    begun = (run_dir / LOG).exists() and (run_dir / LOG).stat().st_size > 0
+    if begun and not (checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).is_file():
+        raise ValueError(
+            f"{run_dir / BEST} is gone: the best weights of this run. Restore it, or start over with --fresh"
+        )
+
+
+def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
+    """ValueError unless the validation scans tell the metric that chooses the epoch, as a perfect network would."""
+    true = scans.mask.sum((1, 2, 3))
+    probs = np.eye(len(task.classes))[np.maximum(label, 0)]
+    found = scores(task, {"probs": probs, "both": true, "predicted": true, "true": true}, scans, label)
+    if task.select not in found:
+        computable = ", ".join(name for name in task.metrics if name in found) or "none"
+        raise ValueError(
+            f"select={task.select!r} cannot be computed on these validation scans: none has what it needs (a lesion's "
+            f"outline, a known label). Of those that choose an epoch they tell: {computable}"
+        )
 
 
 def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: pathlib.Path, seed: int = 0) -> dict:
@@ -106,28 +134,36 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
       The log line of the best epoch.
 
     Raises:
-      ValueError: the folder holds another task's run, or the batch does not divide among the devices.
+      ValueError: the folder holds a run with other settings or scans, or one whose best weights are gone; the
+        validation scans do not tell `task.select`; or the batch does not divide among the devices.
       FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     mesh = make_mesh()
     check_batch(task.batch_size, mesh)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _same_task(run_dir, task, seed)
+    data = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
+    settings = {"seed": seed, "data": data} | task_to_json(task)
+    _same_run(run_dir, settings)
     per_epoch = math.ceil(len(train_scans) / task.batch_size)
     total = per_epoch * task.epochs
 
     label, validation_label = targets(train_scans, task), targets(validation_scans, task)
+    _check_select(task, validation_scans, validation_label)
     batches = training_batches(train_scans, label, *balance(train_scans, task), task.batch_size, seed)
     optimizer = make_optimizer(task, total)
     model = task.make_model()
     state = put(create_state(task, model, optimizer, seed), mesh)
     step = parallel_train_step(make_train_step(task, model, optimizer), mesh)
     evaluate = parallel_evaluation_step(make_evaluation_step(task), mesh)
+    run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
+    checkpoint.write_text(run_dir / TASK, json.dumps(settings, indent=1) + "\n")
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(run_dir.absolute() / CHECKPOINTS, options=options) as manager:
         state, history = _restore(manager, state)
-        _write_log(run_dir, history)
+        checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
+        if history:
+            more = "complete already" if len(history) == task.epochs else f"resumed after epoch {len(history)}"
+            print(f"{task.name}: {run_dir} is {more}", flush=True)
         with _progress(task.name, total, int(state.step)) as report:
             for epoch in range(int(state.step) // per_epoch, task.epochs):
                 started, metrics = time.time(), []
@@ -161,7 +197,8 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
                     _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans)
                 saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
                 manager.save(int(state.step), args=saved)
-                _write_log(run_dir, history)
+                # the log follows the checkpoint: epochs that a crash took back are not in it twice
+                checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
                 report(status=_status(task, history))
     return max(history, key=lambda past: past["validation"][task.select])
 
@@ -173,13 +210,6 @@ def _restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSt
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.JsonRestore())
     restored = manager.restore(manager.latest_step(), args=args)
     return restored.state, restored.history
-
-
-def _write_log(run_dir: pathlib.Path, history: list[dict]) -> None:
-    """The log follows the checkpoint: epochs that a crash took back are not in it twice."""
-    temporary = run_dir / f".{LOG}.tmp"
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
-    temporary.replace(run_dir / LOG)
 
 
 def _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans) -> None:

@@ -13,7 +13,7 @@ from mcis.data import Batch
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize, standardise
-from mcis.ops.metrics import mask_counts
+from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
 from mcis.scan import CANVAS
 from mcis.tasks import Task, make_expert, prepare
 
@@ -139,7 +139,7 @@ def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Ar
         if outputs.label is not None and outputs.features is not None:
             result["probs"], result["features"] = outputs.label, outputs.features
         if outputs.mask is not None:
-            result |= mask_counts(outputs.mask > 0.5, batch.mask)
+            result |= mask_counts(outputs.mask > MASK_THRESHOLD, batch.mask)
         return result
 
     return evaluate
