@@ -267,7 +267,7 @@ class ReportWriter:
             # "x": two runs never share a folder. close() closes it.
             self._lines = open(findings, "xb")  # noqa: SIM115
         except FileExistsError:
-            raise ReportError(f"{self.out}: has a report already; name another folder, or overwrite it") from None
+            raise ReportError(f"{self.out}: has a report already; name another folder, or say --overwrite") from None
         own = {"mcis": mcis.__version__, "python": platform.python_version(), "numpy": np.__version__}
         self._run = {
             "notice": mcis.NOTICE,
