@@ -68,7 +68,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _hashes(folder: pathlib.Path) -> dict[str, str]:
+def hashes(folder: pathlib.Path) -> dict[str, str]:
+    """sha256 of every file below a folder by its path there, in hex; a manifest on top is left out."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -105,7 +106,7 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
         "format": FORMAT,
         "versions": versions(),
         "arrays": {key: [value.dtype.name, list(value.shape)] for key, value in flat.items()},
-        "files": _hashes(temporary),
+        "files": hashes(temporary),
     }
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     if path.exists():
@@ -142,7 +143,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         ) from None
     if found_format != FORMAT:
         raise CheckpointError(f"{file} has format {found_format}; this version reads {FORMAT}")
-    found = _hashes(path)
+    found = hashes(path)
     for name in sorted(files.keys() | found.keys()):
         if name not in found:
             raise CheckpointError(f"{path / name} is missing; restore the folder from its source")

@@ -120,6 +120,27 @@ def test_a_metric_that_the_validation_scans_do_not_tell_is_refused_before_the_fo
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_resumed(finished, scans, tmp_path, capsys):
+    run_dir = tmp_path / "route"
+    shutil.copytree(finished[0], run_dir)
+    newest = max((run_dir / loop.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    assert loop.train(SMALL, *scans, run_dir)["validation"] == finished[1]["validation"]
+    printed = capsys.readouterr().out
+    assert f"{newest.name} is damaged" in printed and "resumed after epoch 2" in printed
+    one, other = (checkpoint.load(d / loop.BEST)[0] for d in (run_dir, finished[0]))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    for path in (run_dir / loop.CHECKPOINTS).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    for _ in range(2):  # what is damaged stays as it is, and the run does not begin anew by itself
+        with pytest.raises(ValueError, match="no checkpoint that is whole"):
+            loop.train(SMALL, *scans, run_dir)
+
+
 def test_a_run_whose_best_weights_are_gone_says_so(finished, scans, tmp_path):
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)

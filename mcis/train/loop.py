@@ -30,6 +30,7 @@ from mcis.train.step import TrainState, create_state, make_evaluation_step, make
 
 BEST = "best"
 CHECKPOINTS = "checkpoints"
+HASHES = "checkpoints.json"
 LOG = "log.jsonl"
 TASK = "task.json"
 
@@ -127,8 +128,9 @@ def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
 def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: pathlib.Path, seed: int = 0) -> dict:
     """Train, or go on training, until the task's last epoch.
 
-    The run folder gets task.json, log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume from) and
-    best/ (a weights folder: the averaged variables of the epoch with the best `task.select`).
+    The run folder gets task.json, log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume from),
+    checkpoints.json (the hashes of its files) and best/ (a weights folder: the averaged variables of the epoch with the
+    best `task.select`).
 
     Returns:
       The log line of the best epoch.
@@ -159,7 +161,7 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(run_dir.absolute() / CHECKPOINTS, options=options) as manager:
-        state, history = _restore(manager, state)
+        state, history = _restore(run_dir, manager, state)
         checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
         if history:
             more = "complete already" if len(history) == task.epochs else f"resumed after epoch {len(history)}"
@@ -197,19 +199,45 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
                     _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans)
                 saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
                 manager.save(int(state.step), args=saved)
+                _seal(run_dir, manager)
                 # the log follows the checkpoint: epochs that a crash took back are not in it twice
                 checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
                 report(status=_status(task, history))
     return max(history, key=lambda past: past["validation"][task.select])
 
 
-def _restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, list[dict]]:
+def _seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
+    """Write down the hashes of the checkpoints that are kept."""
+    manager.wait_until_finished()
+    folder = run_dir / CHECKPOINTS
+    sealed = {str(step): checkpoint.hashes(folder / str(step)) for step in manager.all_steps()}
+    checkpoint.write_text(run_dir / HASHES, json.dumps(sealed, indent=1) + "\n")
+
+
+def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, list[dict]]:
+    """The newest checkpoint that is whole, or `state` where there never was one.
+
+    Orbax restores a flipped bit without an error, so the files are compared with their hashes. One that was not sealed
+    yet, because the process was killed just then, is taken as it is.
+    """
     if manager.latest_step() is None:
         return state, []
+    file = run_dir / HASHES
+    sealed = json.loads(file.read_text()) if file.exists() else {}
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.JsonRestore())
-    restored = manager.restore(manager.latest_step(), args=args)
-    return restored.state, restored.history
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        folder = run_dir / CHECKPOINTS / str(step)
+        if sealed.get(str(step)) not in (None, checkpoint.hashes(folder)):
+            print(f"{folder} is damaged: its files are not those that were written; it is left out", flush=True)
+            damaged.append(step)
+            continue
+        restored = manager.restore(step, args=args)
+        for later in damaged:
+            manager.delete(later)
+        return restored.state, restored.history
+    raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
 
 def _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans) -> None:
