@@ -58,7 +58,9 @@ def extract(path: pathlib.Path, folder: pathlib.Path) -> None:
             _check(path, entries, shutil.disk_usage(folder).free)
             for entry in entries:
                 _write(path, archive, entry, folder)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+    except OSError as error:  # a name too long for the disk, a file and a folder of one name, no room
+        raise ArchiveError(f"{path}: cannot be unpacked here ({error}); unpack it yourself, give the folder") from error
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise ArchiveError(f"{path}: cannot be unpacked ({type(error).__name__}: {error}); fetch it again") from error
 
 

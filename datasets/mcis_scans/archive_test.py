@@ -55,6 +55,12 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path):
     assert refused(path, tmp_path, "twice") == []
 
 
+@pytest.mark.parametrize("names", [("a", "a/b.txt"), ("x" * 300,)], ids=["file and folder", "long"])
+def test_names_that_the_disk_cannot_hold_are_no_damage(tmp_path, names):
+    path = make_zip(tmp_path / "a.zip", [(name, "text") for name in names])
+    refused(path, tmp_path, "unpack it yourself")
+
+
 def test_a_bomb_is_refused_by_its_ratio(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("zeros", bytes(archive.RATIO_FLOOR + 1))])
     assert refused(path, tmp_path, "bomb") == []
