@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import struct
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from mcis import MAX_PIXELS
 
 MAX_BYTES = 1 << 28
+MAX_FRAMES = 1 << 16
+"""Pages of a TIFF that are looked for; the size of a file alone would allow forty million."""
 CANVAS = 256
 """Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -76,13 +79,30 @@ def pictures(folder: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def count_frames(path: str | os.PathLike) -> int:
-    """Number of pictures in a file: pages of a TIFF, otherwise 1 (also for a file that cannot be read)."""
+    """Number of pictures in a file: pages of a TIFF, otherwise 1 (also for a file that cannot be read).
+
+    Only the chain of the TIFF's directories is walked. A page whose directory the file no longer holds is counted, so
+    that reading it is an error and a file that was cut short loses nothing silently.
+    """
     if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff"):
         return 1
+    found: set[int] = set()
     try:
-        return max(1, cv2.imcount(str(path), cv2.IMREAD_UNCHANGED))
-    except cv2.error:
-        return 1
+        with open(path, "rb") as file:
+            order = {b"II": "<", b"MM": ">"}[file.read(2)]
+            big = struct.unpack(f"{order}H", file.read(2))[0] == 43
+            count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
+            file.seek(8 if big else 4)
+            while (at := struct.unpack(f"{order}{link}", file.read(struct.calcsize(link)))[0]) not in found | {0}:
+                found.add(at)
+                if len(found) == MAX_FRAMES:
+                    break
+                file.seek(at)
+                entries = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
+                file.seek(entries * entry, os.SEEK_CUR)
+    except (OSError, KeyError, struct.error, OverflowError, ValueError):
+        pass  # what was found so far is tried, and what is wrong is said then
+    return max(1, len(found))
 
 
 def read(path: str | os.PathLike, frame: int = 0) -> Scan:

@@ -482,3 +482,29 @@ def test_pictures_below_a_folder(tmp_path):
     found = [path.relative_to(tmp_path).as_posix() for path in scan.pictures(tmp_path)]
     assert found == ["a/one.tif", "b/two.PNG", "gone.png"]
     assert scan.pictures(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_every_page_of_a_tiff_is_counted_also_one_that_was_cut_off(tmp_path, order):
+    pages = [np.random.default_rng(seed).integers(0, 255, (60, 80), dtype=np.uint8) for seed in range(4)]
+    assert cv2.imwritemulti(str(tmp_path / "whole.tif"), pages)
+    whole = (tmp_path / "whole.tif").read_bytes()
+    assert scan.count_frames(tmp_path / "whole.tif") == 4
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) * 5 // 8])
+    frames = scan.count_frames(tmp_path / "cut.tif")
+    assert 2 < frames <= 4
+    np.testing.assert_array_equal(scan.read(tmp_path / "cut.tif", 1).image[..., 0], pages[1])
+    with pytest.raises(scan.ScanError, match="not a readable picture"):
+        scan.read(tmp_path / "cut.tif", frames - 1)
+    sign, head = ("<", b"II") if order == "little" else (">", b"MM")
+    chain = (
+        head + struct.pack(f"{sign}HIHI", 42, 8, 0, 14) + struct.pack(f"{sign}HI", 0, 8)
+    )  # a chain that bites its tail
+    (tmp_path / "ring.tiff").write_bytes(chain)
+    assert scan.count_frames(tmp_path / "ring.tiff") == 2
+    big = head + struct.pack(f"{sign}HHHQQQ", 43, 8, 0, 16, 0, 0)
+    (tmp_path / "big.tiff").write_bytes(big)
+    assert scan.count_frames(tmp_path / "big.tiff") == 1
+    for damage in (b"", b"II", b"MM\0*", b"XX\0*\0\0\0\x08", whole[:6]):
+        (tmp_path / "damaged.tif").write_bytes(damage)
+        assert scan.count_frames(tmp_path / "damaged.tif") == 1
