@@ -63,12 +63,17 @@ def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augment
     def one(key, image, mask):
         blur, geometry, intensity = jax.random.split(key, 3)
         # Blurred before it is sampled: after, XLA's CPU backend would sample again for each of the blur's many reads.
-        image = jnp.where(jax.random.bernoulli(blur, float(settings.blur)), _binomial(_binomial(image)), image)
+        image = jnp.where(_happens(blur, settings.blur), _binomial(_binomial(image)), image)
         both = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings)
         changed = _intensity(intensity, both[..., :-1], settings)
         return changed, (both[..., -1:] >= 0.5).astype(jnp.float32)
 
     return jax.vmap(one)(keys, image, mask)
+
+
+def _happens(key, probability):
+    """True with a probability that may be an int, which `jax.random.bernoulli` refuses, or traced."""
+    return jax.random.uniform(key) < probability
 
 
 def _uniform(key, bound):
@@ -82,7 +87,7 @@ def _affine(key, x, s: Augmentation):
     angle = jnp.deg2rad(_uniform(rotate, s.rotate))
     zoom, ratio = -_uniform(scale, s.scale), _uniform(stretch, s.stretch) / 2
     zoom_y, zoom_x = jnp.exp2(zoom + ratio), jnp.exp2(zoom - ratio)
-    mirror = jnp.where(jax.random.bernoulli(flip, float(s.flip)), -1.0, 1.0)
+    mirror = jnp.where(_happens(flip, s.flip), -1.0, 1.0)
     move = jax.random.uniform(shift, (2,), minval=-s.shift, maxval=s.shift) * side
     centre = (side - 1) / 2
     grid = jnp.arange(side, dtype=jnp.float32) - centre
@@ -133,8 +138,8 @@ def _channel_mixture(key, channels, s: Augmentation):
     shown, hidden = jax.random.randint(pair, (2,), 0, channels)
     identity = jnp.eye(channels)
     copied = identity.at[:, hidden].set(identity[:, shown])
-    mixture = jnp.where(jax.random.bernoulli(missing, float(s.missing)), copied, identity)
-    return jnp.where(jax.random.bernoulli(grey, float(s.grey)), weights, mixture)
+    mixture = jnp.where(_happens(missing, s.missing), copied, identity)
+    return jnp.where(_happens(grey, s.grey), weights, mixture)
 
 
 def _binomial(image):
