@@ -31,13 +31,13 @@ def run(options: Any, task: Any) -> int:
     from mcis import data
     from mcis.train import loop
 
-    if options.fresh and run_dir.exists():
-        print(f"{run_dir} moved to {_set_aside(run_dir)}")
     ensure_phantom(task.sources, options.data_dir)
     splits = ("train", "validation")
     to_train, to_validate = (data.load(task.sources, split, options.data_dir, task.organ) for split in splits)
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
+    if options.fresh and run_dir.exists():
+        print(f"{run_dir} moved to {_set_aside(run_dir)}")
     best = loop.train(task, to_train, to_validate, run_dir, options.seed)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -97,7 +98,12 @@ def test_another_task_in_the_same_folder_is_refused_and_the_difference_named(fin
 
 def test_other_scans_in_the_same_folder_are_refused(finished, scans):
     run_dir, _ = finished
-    for change in (lambda s: s.take(np.arange(1, len(s))), lambda s: dataclasses.replace(s, mask=1 - s.mask)):
+    changes = (
+        lambda s: s.take(np.arange(1, len(s))),
+        lambda s: dataclasses.replace(s, mask=1 - s.mask),
+        lambda s: dataclasses.replace(s, organ=s.organ[::-1]),  # what the router learns
+    )
+    for change in changes:
         with pytest.raises(ValueError, match=r"data: .*train"):
             loop.train(SMALL, change(scans[0]), scans[1], run_dir)
 
@@ -141,6 +147,57 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_resumed(finished
             loop.train(SMALL, *scans, run_dir)
 
 
+def test_what_befell_an_older_checkpoint_is_not_sealed_with_the_newer_one(finished, scans, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    seen, original = [], loop.scores
+
+    def damage_the_first_in_epoch_three(*arguments):
+        seen.append(arguments)
+        if len(seen) == 4:  # the first is asked before the first step
+            first = min((tmp_path / "route" / loop.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+            victim = max((path for path in first.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+            victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+            sealed = json.loads((tmp_path / "route" / loop.HASHES).read_text())
+            loop._seal(tmp_path / "route", manager(sealed))
+            assert json.loads((tmp_path / "route" / loop.HASHES).read_text()) == sealed
+            raise Stop
+        return original(*arguments)
+
+    def manager(steps):
+        return types.SimpleNamespace(wait_until_finished=lambda: None, all_steps=lambda: map(int, steps))
+
+    monkeypatch.setattr(loop, "scores", damage_the_first_in_epoch_three)
+    with pytest.raises(Stop):
+        loop.train(SMALL, *scans, tmp_path / "route")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}{}", '{"1": 2}'])
+def test_hashes_that_are_damaged_are_named(finished, scans, tmp_path, content):
+    run_dir = tmp_path / "route"
+    shutil.copytree(finished[0], run_dir)
+    (run_dir / loop.HASHES).write_text(content)
+    if content == "[]":  # says nothing, as before the first one was sealed
+        assert loop.train(SMALL, *scans, run_dir)["validation"] == finished[1]["validation"]
+    else:
+        with pytest.raises(ValueError, match=rf"{loop.HASHES} is damaged.*--fresh"):
+            loop.train(SMALL, *scans, run_dir)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(finished, scans, tmp_path):
+    run_dir = tmp_path / "route"
+    shutil.copytree(finished[0], run_dir)
+    log = (run_dir / loop.LOG).read_text()
+    shutil.rmtree(run_dir / loop.CHECKPOINTS)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"checkpoints is empty or gone.*--fresh"):
+            loop.train(SMALL, *scans, run_dir)
+        (run_dir / loop.CHECKPOINTS).mkdir(exist_ok=True)
+    assert (run_dir / loop.LOG).read_text() == log
+    assert bundle.load_weights(run_dir).manifest["epoch"] == finished[1]["epoch"]
+
+
 def test_a_run_whose_best_weights_are_gone_says_so(finished, scans, tmp_path):
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
@@ -155,7 +212,10 @@ def test_evaluate_refuses_a_leak_and_leaves_weights_whole(finished, phantom_dir,
     for _ in range(2):  # a second time, for the first wrote nothing into the sealed folder
         assert evaluate.main(arguments) == 0
     assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'found.json'}"]) == 2
-    assert "takes no further files" in capsys.readouterr().err
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'variables' / 'found.json'}"]) == 2
+    assert capsys.readouterr().err.count("takes no further files") == 2
+    assert evaluate.main([*arguments, "--split=a/b"]) == 2
+    assert "no split 'a/b'; there are: train" in capsys.readouterr().err
     assert evaluate.main([*arguments, f"--out={tmp_path / 'found.json'}"]) == 0
     assert json.loads((tmp_path / "found.json").read_text())["split"] == "test"
     variables, manifest = checkpoint.load(tmp_path / "route")

@@ -82,13 +82,13 @@ def _progress(title: str, total: int, done: int) -> Iterator[Any]:
 def _digest(scans: Scans) -> str:
     """What is learned from some scans, in 16 hex digits: which pictures, in which order, with which answers."""
     digest = hashlib.sha256()
-    for column in (scans.fingerprint, scans.group, scans.label, scans.has_mask, scans.mask):
+    for column in (scans.fingerprint, scans.group, scans.organ, scans.label, scans.has_mask, scans.mask):
         digest.update(repr((column.shape, column.dtype.str)).encode() + np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:16]
 
 
 def _same_run(run_dir: pathlib.Path, now: dict[str, Any]) -> None:
-    """Refuse a run folder whose run had other settings or other scans, or whose best weights are gone."""
+    """Refuse a run folder whose run had other settings or other scans, or whose weights or checkpoints are gone."""
     file = run_dir / TASK
     if file.exists():
         try:
@@ -109,6 +109,11 @@ def _same_run(run_dir: pathlib.Path, now: dict[str, Any]) -> None:
     if begun and not (checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).is_file():
         raise ValueError(
             f"{run_dir / BEST} is gone: the best weights of this run. Restore it, or start over with --fresh"
+        )
+    if begun and not any(step.name.isdigit() for step in (run_dir / CHECKPOINTS).glob("*")):
+        raise ValueError(
+            f"{run_dir / CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or start over "
+            "with --fresh, which keeps the older run's weights"
         )
 
 
@@ -136,8 +141,8 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
       The log line of the best epoch.
 
     Raises:
-      ValueError: the folder holds a run with other settings or scans, or one whose best weights are gone; the
-        validation scans do not tell `task.select`; or the batch does not divide among the devices.
+      ValueError: the folder holds a run with other settings or scans, or one whose best weights or checkpoints are
+        gone or damaged; the validation scans do not tell `task.select`; or the batch does not divide among the devices.
       FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     mesh = make_mesh()
@@ -207,10 +212,24 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
 
 
 def _seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
-    """Write down the hashes of the checkpoints that are kept."""
+    """Write down the hashes of a checkpoint when it is written: later ones would be of what it has become."""
     manager.wait_until_finished()
-    folder = run_dir / CHECKPOINTS
-    sealed = {str(step): checkpoint.hashes(folder / str(step)) for step in manager.all_steps()}
+    before, folder = _sealed(run_dir), run_dir / CHECKPOINTS
+    steps = [str(step) for step in manager.all_steps()]
+    _write_sealed(run_dir, {step: before.get(step) or checkpoint.hashes(folder / step) for step in steps})
+
+
+def _sealed(run_dir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """Step -> the hashes of its checkpoint's files, as they were written down."""
+    file = run_dir / HASHES
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+        return {step: dict(names) for step, names in dict(found).items()}
+    except (ValueError, TypeError):
+        raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
+
+
+def _write_sealed(run_dir: pathlib.Path, sealed: dict[str, dict[str, str]]) -> None:
     checkpoint.write_text(run_dir / HASHES, json.dumps(sealed, indent=1) + "\n")
 
 
@@ -222,8 +241,7 @@ def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: Train
     """
     if manager.latest_step() is None:
         return state, []
-    file = run_dir / HASHES
-    sealed = json.loads(file.read_text()) if file.exists() else {}
+    sealed = _sealed(run_dir)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.JsonRestore())
     damaged = []
@@ -234,8 +252,9 @@ def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: Train
             damaged.append(step)
             continue
         restored = manager.restore(step, args=args)
-        for later in damaged:
+        for later in damaged:  # it is written anew, and sealed anew
             manager.delete(later)
+            _write_sealed(run_dir, {name: names for name, names in sealed.items() if int(name) <= step})
         return restored.state, restored.history
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
