@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mcis import checkpoint
 from mcis.scan import CANVAS
@@ -56,11 +57,16 @@ def load_weights(path: str | os.PathLike) -> Weights:
     expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
     network = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
     checkpoint.check_shapes(network, expected, folder)
+    for name, value in checkpoint.flatten(variables).items():
+        if not np.isfinite(value).all():
+            raise checkpoint.CheckpointError(f"{folder}: array {name} is not finite; such weights say nothing")
     return Weights(task, variables, manifest)
 
 
 def _check_manifest(manifest: dict[str, Any], task: Task) -> None:
     """ValueError, KeyError or TypeError unless the manifest says what others read in it."""
+    if not isinstance(manifest["versions"], dict):
+        raise ValueError("versions must be a table")
     if manifest["classes"] != list(task.classes):
         raise ValueError(f"classes {manifest['classes']}; {task.name} has {list(task.classes)}")
     if type(manifest["epoch"]) is not int or not all(type(v) in (int, float) for v in manifest["validation"].values()):
@@ -93,7 +99,7 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
 
     Args:
       runs: run or weights folders.
-      out: folder to make; what stands there under a task's name is replaced.
+      out: folder to make; weights that stand there under a task's name are replaced.
       half: store parameters as float16.
 
     Returns:
@@ -101,7 +107,7 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
 
     Raises:
       CheckpointError: a run has no usable weights.
-      ValueError: there are no runs, or two of the same task.
+      ValueError: there are no runs, or two of the same task; or what stands at `out` is no set of weights.
     """
     if not runs:
         raise ValueError("no runs given; name at least one run folder")
@@ -112,6 +118,10 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
         if weights.task.name in loaded:
             raise ValueError(f"{run}: a second run of {weights.task.name}; a set has one a task")
         loaded[weights.task.name] = weights
+    for name in loaded:
+        there = out / name
+        if there.exists() and not (there / checkpoint.MANIFEST).is_file():
+            raise ValueError(f"{there} is there and holds no weights that could be replaced; name another --out")
     sizes = {}
     for name, weights in loaded.items():
         checkpoint.save(out / name, weights.variables, weights.manifest, half=half)
@@ -148,7 +158,7 @@ def _main(options: Any) -> int:
     for name, size in sizes.items():
         print(f"{name:16s} {size / 1e6:6.2f} MB")
     print(f"{options.out}: {sum(sizes.values()) / 1e6:.2f} MB")
-    missing = [name for name in TASKS if name not in sizes]
+    missing = [name for name in TASKS if not (pathlib.Path(options.out) / name).exists()]
     if missing:
         print(f"not in the set: {', '.join(missing)}")
     return 0

@@ -256,6 +256,9 @@ def task_from_json(values: dict[str, Any]) -> Task:
         kind = kinds[name]
         if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
             raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
+    sources = values["sources"]
+    if not isinstance(sources, list | tuple) or not all(isinstance(name, str) for name in sources):
+        raise ValueError(f"sources={sources!r}: must be a list of names")
     augmentation = Augmentation(**values.get("augmentation", {}))
     return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
 

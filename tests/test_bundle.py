@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
     for name in ("route", "classify_brain"):
         task = dataclasses.replace(TASKS[name], features=4, size=32)
         variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
-        manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3}
+        manifest: dict = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3}
         manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
         checkpoint.save(folder / name / "best", variables, manifest)
     return folder
@@ -66,6 +66,7 @@ def test_a_set_with_two_folders_swapped_is_refused(runs, tmp_path):
         {"fingerprints": {"train": []}},
         {"fingerprints": {"train": [1], "validation": []}},
         {"classes": ["brain"]},
+        {"versions": None},
     ],
     ids=str,
 )
@@ -75,6 +76,41 @@ def test_a_manifest_that_was_edited_is_an_error_that_names_it(runs, tmp_path, ch
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(checkpoint.CheckpointError, match=checkpoint.MANIFEST):
         bundle.load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("sources", ["busi", [1], None])
+def test_sources_that_are_no_names_are_refused(runs, tmp_path, sources):
+    shutil.copytree(runs / "route" / "best", tmp_path / "route")
+    file = tmp_path / "route" / checkpoint.MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["task"]["sources"] = sources
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(checkpoint.CheckpointError, match="sources"):
+        bundle.load_weights(tmp_path / "route")
+
+
+def test_weights_that_are_not_finite_are_refused(runs, tmp_path):
+    variables, manifest = checkpoint.load(runs / "route" / "best")
+    dense = variables["params"]["label"]["dense"]
+    dense["kernel"] = dense["kernel"] * np.float32(np.nan)
+    checkpoint.save(tmp_path / "route", variables, manifest)
+    with pytest.raises(checkpoint.CheckpointError, match=r"label/dense/kernel is not finite"):
+        bundle.load_weights(tmp_path / "route")
+
+
+def test_a_set_never_takes_the_place_of_a_run(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    files = sorted((tmp_path / "runs").rglob("*"))
+    with pytest.raises(ValueError, match="holds no weights that could be replaced"):
+        bundle.make_bundle([tmp_path / "runs" / "route", tmp_path / "runs" / "classify_brain"], tmp_path / "runs")
+    assert sorted((tmp_path / "runs").rglob("*")) == files
+
+
+def test_what_a_set_lacks_is_told_from_what_is_there(runs, tmp_path, capsys):
+    for name in ("route", "classify_brain"):
+        assert bundle.main([str(runs / name), "--out", str(tmp_path)]) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("not in the set"))
+    assert "classify_brain" in first and "classify_brain" not in second and "segment_brain" in second
 
 
 def test_a_weights_folder_whose_replacement_was_killed_is_still_found(runs, tmp_path):
