@@ -16,10 +16,12 @@ import numpy as np
 from mcis import MAX_PIXELS
 
 MAX_BYTES = 1 << 28
-MAX_FRAMES = 1 << 16
-"""Pages of a TIFF that are looked for; the size of a file alone would allow forty million."""
+MAX_FRAMES = 1 << 12
+"""Pages of a TIFF that are read; the size of a file alone would allow forty million."""
 CANVAS = 256
 """Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
+REPORT_FOLDERS = ("masks", "overlays", "page")
+"""What a report of `mcis predict` keeps beside its findings."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """What a folder of scans is searched for (case does not matter). A file named outright is tried whatever its name."""
 
@@ -61,15 +63,22 @@ class Fit:
 def pictures(folder: str | os.PathLike) -> list[pathlib.Path]:
     """Picture files below a folder (by suffix), sorted by path.
 
-    Hidden files and folders are left out, and so is a folder that holds a report of `mcis predict`: its masks and
-    overlays are no scans. Links are followed, each folder once; one that leads nowhere stays in the list, so that it
-    is missed aloud.
+    Hidden files and folders are left out, and so are the folders of a report of `mcis predict`: its masks and overlays
+    are no scans. Links are followed, each folder once. A link that leads nowhere and a folder that cannot be read stay
+    in the list, so that they are missed aloud.
     """
-    found, seen = [], set()
-    for place, folders, files in os.walk(str(folder), followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    found: list[pathlib.Path] = []
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            found.append(pathlib.Path(error.filename))
+
+    for place, folders, files in os.walk(str(folder), followlinks=True, onerror=unreadable):
+        own = REPORT_FOLDERS if {"findings.jsonl", "run.json"} <= set(files) else ()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in own)
         real = os.path.realpath(place)
-        if real in seen or {"findings.jsonl", "run.json"} <= set(files):
+        if real in seen:
             folders.clear()
             continue
         seen.add(real)
@@ -82,9 +91,9 @@ def count_frames(path: str | os.PathLike) -> int:
     """Number of pictures in a file: pages of a TIFF, otherwise 1 (also for a file that cannot be read).
 
     Only the chain of the TIFF's directories is walked. A page whose directory the file no longer holds is counted, so
-    that reading it is an error and a file that was cut short loses nothing silently.
+    that reading it is an error and a file that was cut short loses nothing silently; so is one page beyond MAX_FRAMES.
     """
-    if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff"):
+    if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff") or not os.path.isfile(path):  # a pipe would block
         return 1
     found: set[int] = set()
     try:
@@ -93,9 +102,9 @@ def count_frames(path: str | os.PathLike) -> int:
             big = struct.unpack(f"{order}H", file.read(2))[0] == 43
             count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
             file.seek(8 if big else 4)
-            while (at := struct.unpack(f"{order}{link}", file.read(struct.calcsize(link)))[0]) not in found | {0}:
+            while (at := struct.unpack(f"{order}{link}", file.read(struct.calcsize(link)))[0]) and at not in found:
                 found.add(at)
-                if len(found) == MAX_FRAMES:
+                if len(found) > MAX_FRAMES:
                     break
                 file.seek(at)
                 entries = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
@@ -122,7 +131,12 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ScanError(f"{path}: {'a folder, not a picture' if path.is_dir() else 'no such file'}")
+        if path.is_dir():
+            readable = os.access(path, os.R_OK | os.X_OK)
+            raise ScanError(f"{path}: a folder{', not a picture' if readable else ' that may not be read'}")
+        raise ScanError(f"{path}: {'no plain file' if path.exists() else 'no such file'}")
+    if frame >= MAX_FRAMES:
+        raise ScanError(f"{path}: has more than {MAX_FRAMES} pages; the others are not read, split the file")
     size = path.stat().st_size
     if size == 0:
         raise ScanError(f"{path}: empty file; a picture is needed ({', '.join(SUFFIXES)})")

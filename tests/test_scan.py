@@ -1,3 +1,4 @@
+import os
 import pathlib
 import struct
 import subprocess
@@ -482,13 +483,45 @@ def test_pictures_below_a_folder(tmp_path):
     found = [path.relative_to(tmp_path).as_posix() for path in scan.pictures(tmp_path)]
     assert found == ["a/one.tif", "b/two.PNG", "gone.png"]
     assert scan.pictures(tmp_path / "none") == []
+    (tmp_path / "out" / "scan.png").touch()  # a report among the scans that it is of
+    (tmp_path / "out" / "more").mkdir()
+    (tmp_path / "out" / "more" / "scan.png").touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in scan.pictures(tmp_path / "out")]
+    assert found == ["out/more/scan.png", "out/scan.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_missed_aloud(tmp_path, monkeypatch):
+    original = os.scandir
+
+    def scandir(path):  # what any user but root is told
+        if os.path.basename(path) == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert scan.pictures(tmp_path) == [tmp_path / "a.png", tmp_path / "secret"]
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) != "secret")
+    with pytest.raises(scan.ScanError, match="secret: a folder that may not be read"):
+        scan.read(tmp_path / "secret")
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.tif"])
+def test_a_pipe_is_no_scan_and_nobody_waits_for_it(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert scan.pictures(tmp_path) == [tmp_path / name]
+    assert scan.count_frames(tmp_path / name) == 1
+    with pytest.raises(scan.ScanError, match="no plain file"):
+        scan.read(tmp_path / name)
 
 
 @pytest.mark.parametrize("order", ["little", "big"])
-def test_every_page_of_a_tiff_is_counted_also_one_that_was_cut_off(tmp_path, order):
+def test_every_page_of_a_tiff_is_counted_also_one_that_was_cut_off(tmp_path, order, monkeypatch):
     pages = [np.random.default_rng(seed).integers(0, 255, (60, 80), dtype=np.uint8) for seed in range(4)]
     assert cv2.imwritemulti(str(tmp_path / "whole.tif"), pages)
     whole = (tmp_path / "whole.tif").read_bytes()
+    assert whole[:2] == b"II"
     assert scan.count_frames(tmp_path / "whole.tif") == 4
     (tmp_path / "cut.tif").write_bytes(whole[: len(whole) * 5 // 8])
     frames = scan.count_frames(tmp_path / "cut.tif")
@@ -497,9 +530,20 @@ def test_every_page_of_a_tiff_is_counted_also_one_that_was_cut_off(tmp_path, ord
     with pytest.raises(scan.ScanError, match="not a readable picture"):
         scan.read(tmp_path / "cut.tif", frames - 1)
     sign, head = ("<", b"II") if order == "little" else (">", b"MM")
-    chain = (
-        head + struct.pack(f"{sign}HIHI", 42, 8, 0, 14) + struct.pack(f"{sign}HI", 0, 8)
-    )  # a chain that bites its tail
+    links = range(14, 14 + 6 * 5, 6)  # five empty directories, one after the other
+    chain = head + struct.pack(f"{sign}HI", 42, 8) + b"".join(struct.pack(f"{sign}HI", 0, link) for link in links)
+    (tmp_path / "chain.tiff").write_bytes(chain)
+    assert scan.count_frames(tmp_path / "chain.tiff") == 5 + 1  # the last link leads out of the file
+    chain = chain[:-4] + struct.pack(f"{sign}I", 0)
+    (tmp_path / "chain.tiff").write_bytes(chain)
+    assert scan.count_frames(tmp_path / "chain.tiff") == 5
+    monkeypatch.setattr(scan, "MAX_FRAMES", 3)
+    assert scan.count_frames(tmp_path / "chain.tiff") == 4
+    with pytest.raises(scan.ScanError, match="more than 3 pages"):
+        scan.read(tmp_path / "chain.tiff", 3)
+    monkeypatch.undo()
+    # a chain that bites its tail
+    chain = head + struct.pack(f"{sign}HIHI", 42, 8, 0, 14) + struct.pack(f"{sign}HI", 0, 8)
     (tmp_path / "ring.tiff").write_bytes(chain)
     assert scan.count_frames(tmp_path / "ring.tiff") == 2
     big = head + struct.pack(f"{sign}HHHQQQ", 43, 8, 0, 16, 0, 0)
