@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
-from mcis.command import default_data_dir, exit_status, parse_dataclass
+from mcis.command import data_folder, exit_status, expand_user, parse_dataclass
 
 DATASET = "mcis_scans"
 
@@ -47,14 +47,14 @@ def build(
       The folder of the prepared version: `<data_dir>/mcis_scans/<source>/<version>`.
 
     Raises:
-      ValueError: no such source; its files are not what is expected; an option that does not go with it.
-      FileNotFoundError: no such folder or zip, or the source's files are not in it.
+      ValueError: no such source, folder or zip; its files are not what is expected; an option that does not go with
+        it.
     """
     _check(source, from_, per_class)
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
 
-    root = pathlib.Path(data_dir or default_data_dir()).expanduser()
+    root = data_folder(data_dir)
     home = root / DATASET / source
     target = home / str(Builder.VERSION)
     with _locked(home):
@@ -105,10 +105,10 @@ def _make(
     if history.exists():
         shutil.copyfile(history, stage / DATASET / source / "splits.json")
     builder = Builder(config=source, data_dir=stage, per_class=per_class)
-    with contextlib.nullcontext(stage) if from_ is None else archive.opened(pathlib.Path(from_).expanduser()) as folder:
+    with contextlib.nullcontext(stage) if from_ is None else archive.opened(expand_user(from_)) as folder:
         requires = SOURCES[source].requires
         if requires and find_base(folder, requires) is None and not (folder / f"{source}.zip").is_file():
-            raise FileNotFoundError(f"{from_} does not hold the files of {source!r}. {expected(source)}")
+            raise ValueError(f"{from_} does not hold the files of {source!r}. {expected(source)}")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     return pathlib.Path(builder.data_path)
 

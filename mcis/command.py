@@ -44,23 +44,36 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
     """Run a command; an error becomes a line on standard error and an exit status, the same for every command.
 
     Returns:
-      the command's own status; 2 where it could not start (a ValueError, a file that is not there), 1 where it broke
-      off (another OSError, a loss that is not finite), 130 where it was interrupted.
+      the command's own status; 2 where it cannot do what was asked (a ValueError: an option, a name, data or a file
+      that is wrong or not there), 1 where it broke off (an OSError, a loss that is not finite, a reader of its output
+      that is gone), 130 where it was interrupted.
     """
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()  # now, so that a reader that is gone is met here
+        return status
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `mcis info | head -1`: nothing is wrong that anybody would read
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        started = not isinstance(error, ValueError | FileNotFoundError | FileExistsError | NotADirectoryError)
-        return 1 if started else 2
+        return 2 if isinstance(error, ValueError) else 1
 
 
-def default_data_dir() -> pathlib.Path:
-    """Where TFDS keeps prepared data: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Where prepared data is: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    return expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def expand_user(path: str | os.PathLike) -> pathlib.Path:
+    """`path` with a leading ~ or ~user replaced; ValueError where there is no such user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such user; write the folder out") from None
 
 
 def cache_dir() -> pathlib.Path:

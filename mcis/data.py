@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mcis import scan
-from mcis.command import default_data_dir
+from mcis.command import data_folder
 from mcis.organs import UNKNOWN
 
 Array = Any
@@ -77,7 +77,7 @@ class Scans:
 
 def versions_of(source: str, data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
     """The folders of a source's prepared versions, oldest first."""
-    root = pathlib.Path(data_dir or default_data_dir()).expanduser() / DATASET / source
+    root = data_folder(data_dir) / DATASET / source
     found = [info.parent for info in root.glob("*/dataset_info.json")]
     return sorted(found, key=lambda folder: tuple(int(n) for n in folder.name.split(".") if n.isdigit()))
 
@@ -90,7 +90,7 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     """
     versions = versions_of(source, data_dir)
     if not versions:
-        root = pathlib.Path(data_dir or default_data_dir()).expanduser()
+        root = data_folder(data_dir)
         there = ", ".join(folder.name for folder in sources_in(root)) or "none"
         where = "" if data_dir is None else f" --data_dir={data_dir}"
         origin = "" if source == "phantom" else " --from <its folder or zip>"
@@ -102,9 +102,9 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     return versions[-1]
 
 
-def sources_in(data_dir: str | os.PathLike) -> list[pathlib.Path]:
+def sources_in(data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
     """Folders of the prepared sources below a data folder."""
-    root = pathlib.Path(data_dir).expanduser() / DATASET
+    root = data_folder(data_dir) / DATASET
     return sorted({info.parent.parent for info in root.glob("*/*/dataset_info.json")})
 
 

@@ -199,12 +199,14 @@ def _main(options: Any) -> int:
     from mcis.checkpoint import MANIFEST, write_text
 
     run, target = pathlib.Path(options.run), None
+    if options.split not in data.SPLITS:
+        raise ValueError(f"no split {options.split!r}; there are: {', '.join(data.SPLITS)}")
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
     if options.out or not (run / MANIFEST).exists():
         target = pathlib.Path(options.out or run / f"evaluation_{options.split}.json")
         # asked before the work is done. A weights folder lists its files, and a further one would spoil it
-        if (target.parent / MANIFEST).exists():
+        if any((folder / MANIFEST).exists() for folder in target.resolve().parents):
             raise ValueError(
                 f"--out={target} lies in a weights folder, which takes no further files; name another place"
             )

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from mcis.command import Options, default_data_dir, parse_dataclass
+from mcis.command import Options, data_folder, exit_status, parse_dataclass
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
         weights: str | None = None
 
     options = parse_dataclass(Info, argv, "mcis info")
+    return exit_status("mcis info", lambda: _main(options))
+
+
+def _main(options: Any) -> int:
     import jax
 
     import mcis
@@ -34,17 +39,12 @@ def main(argv: Sequence[str]) -> int:
     print("tasks:")
     for task in TASKS.values():
         print(f"  {task.name:16s} {task.model} {task.width} at {task.size} px on {', '.join(task.sources)}")
-    root = default_data_dir() if options.data_dir is None else options.data_dir
+    root = data_folder(options.data_dir)
     print(f"prepared data in {root}:")
     for source in sorted(path.name for path in data.sources_in(root)):
         print(f"  {source:16s} {data.prepared(source, root)}")
     print(f"weights in {options.weights or bundle.SHIPPED}:")
-    try:
-        weights = bundle.load_bundle(options.weights or bundle.SHIPPED)
-    except checkpoint.CheckpointError as error:
-        print(f"  {error}")
-        return 1
-    for name, one in weights.items():
+    for name, one in bundle.load_bundle(options.weights or bundle.SHIPPED).items():
         figures = ", ".join(f"{k} {v:.3f}" for k, v in one.manifest["validation"].items())
         print(f"  {name:16s} epoch {one.manifest['epoch']}, validation: {figures}")
     return 0

@@ -259,15 +259,17 @@ class ReportWriter:
         findings = self.out / "findings.jsonl"
         if self.out.exists() and not self.out.is_dir():
             raise ReportError(f"{self.out}: a file; a report needs a folder")
-        if overwrite and findings.exists():
-            _remove_report(self.out)
-        for folder in ("masks", "overlays"):
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
         try:
+            if overwrite and findings.exists():
+                _remove_report(self.out)
+            for folder in ("masks", "overlays"):
+                (self.out / folder).mkdir(parents=True, exist_ok=True)
             # "x": two runs never share a folder. close() closes it.
             self._lines = open(findings, "xb")  # noqa: SIM115
         except FileExistsError:
             raise ReportError(f"{self.out}: has a report already; name another folder, or say --overwrite") from None
+        except OSError as error:
+            raise ReportError(f"{self.out}: cannot be written ({error}); name another folder") from None
         own = {"mcis": mcis.__version__, "python": platform.python_version(), "numpy": np.__version__}
         self._run = {
             "notice": mcis.NOTICE,

@@ -60,6 +60,26 @@ def test_underscores_and_hyphens_both_work(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_a_folder_of_nobody_is_an_error_not_a_traceback():
+    for command in (["mcis", "info"], ["mcis", "build", "phantom"], ["mcis.launch", "--task=route"]):
+        done = run(*command, "--data_dir=~nosuchuser/data")
+        assert done.returncode == 2
+        assert "~nosuchuser/data: there is no such user" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = f"{sys.executable} -m mcis info | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stderr
+
+
+def test_a_run_is_set_aside_only_when_there_is_data_to_train_on(tmp_path):
+    (tmp_path / "runs" / "route").mkdir(parents=True)
+    options = ["--task=route", f"--data_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}", "--fresh"]
+    assert run("mcis.launch", *options).returncode == 2
+    assert (tmp_path / "runs" / "route").is_dir()
+
+
 def test_version():
     done = run("mcis", "--version")
     assert done.stdout.startswith("mcis ") and done.returncode == 0

@@ -205,3 +205,5 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_done(weights
     common = [str(pictures[1][0]), "--weights", str(weights)]
     assert predict.main([*common, "--out", str(tmp_path / "file" / "below")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
+    assert predict.main([*common, "--out", "/proc/none"]) == 2  # nobody may write there, root neither
+    assert "/proc/none: cannot be written" in capsys.readouterr().err

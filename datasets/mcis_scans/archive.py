@@ -1,12 +1,14 @@
 """Unpack a downloaded zip without trusting it. Standard library only."""
 
 import contextlib
+import lzma
 import pathlib
 import re
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 MAX_FILES = 200_000
@@ -27,14 +29,13 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder with the content of `path`: itself if it is a folder; a zip is unpacked to one that goes on leaving.
 
     Raises:
-      FileNotFoundError: no such file or folder.
-      ArchiveError: not a zip, damaged or unsafe; nothing of it stays.
+      ArchiveError: no such file or folder; not a zip, damaged or unsafe. Nothing of it stays.
     """
     if path.is_dir():
         yield path
         return
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise ArchiveError(f"{path}: no such file or folder")
     if not zipfile.is_zipfile(path):
         raise ArchiveError(f"{path}: neither a folder nor a zip; unpack other archives first and give the folder")
     with tempfile.TemporaryDirectory(prefix="mcis-") as folder:
@@ -58,9 +59,11 @@ def extract(path: pathlib.Path, folder: pathlib.Path) -> None:
             _check(path, entries, shutil.disk_usage(folder).free)
             for entry in entries:
                 _write(path, archive, entry, folder)
-    except OSError as error:  # a name too long for the disk, a file and a folder of one name, no room
-        raise ArchiveError(f"{path}: cannot be unpacked here ({error}); unpack it yourself, give the folder") from error
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except OSError as error:
+        # the system's own have a number: a name too long for the disk, a file and a folder of one name, no room
+        advice = "unpack it yourself, give the folder" if error.errno else "fetch it again"
+        raise ArchiveError(f"{path}: cannot be unpacked here ({error}); {advice}") from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, RuntimeError) as error:
         raise ArchiveError(f"{path}: cannot be unpacked ({type(error).__name__}: {error}); fetch it again") from error
 
 

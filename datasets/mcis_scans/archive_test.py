@@ -2,6 +2,7 @@ import stat
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 from mcis_datasets.mcis_scans import archive
 
@@ -101,8 +102,19 @@ def test_what_is_no_zip_says_what_is_allowed(tmp_path):
     (tmp_path / "a.rar").write_bytes(b"Rar!")
     with pytest.raises(archive.ArchiveError, match="neither a folder nor a zip"), archive.opened(tmp_path / "a.rar"):
         pass
-    with pytest.raises(FileNotFoundError, match="no such"), archive.opened(tmp_path / "none.zip"):
+    with pytest.raises(archive.ArchiveError, match="no such"), archive.opened(tmp_path / "none.zip"):
         pass
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_stream_is_refused_whatever_packed_it(tmp_path, packing):
+    content = np.random.default_rng(0).integers(0, 40, 5000, dtype=np.uint8).tobytes()
+    path = make_zip(tmp_path / "whole.zip", [("a", content)], packing)
+    whole = path.read_bytes()
+    for at in range(40, len(whole) - 200, 97):
+        path.write_bytes(whole[:at] + bytes(x ^ 0xFF for x in whole[at : at + 9]) + whole[at + 9 :])
+        (tmp_path / f"{at}").mkdir()
+        refused(path, tmp_path / f"{at}", "fetch it again")
 
 
 def test_a_cut_zip_is_refused(tmp_path):

@@ -79,7 +79,7 @@ def load(
         picture = scan.read(image).image
         size = picture.shape[:2]
         mask = empty(size) if make_mask is None else make_mask(size)
-    except scan.ScanError as error:
+    except (scan.ScanError, OSError) as error:  # an OSError: no permission, a disk that fails
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
     if label != UNKNOWN and make_mask is not None:
         name, lesion = organ_named(organ).classes[label], organ_named(organ).is_lesion(label)
