@@ -24,12 +24,12 @@ train() {
 }
 # A few hundred steps on some sixty scans: a U-Net leaves the empty mask behind sooner than `light` does, the more so
 # with small batches, most of them lesions, and little augmentation.
-segment=(--model=unet --features=8 --batch_size=4 --epochs=16 --learning_rate=3e-3 --lesion_share=0.9 --label_loss=0
-  --select=dice_lesion --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5
-  --augmentation.noise=0.02 --augmentation.gamma=0.2 --augmentation.contrast=0.2 --augmentation.bias=0.2)
+mild=(--augmentation.noise=0.02 --augmentation.gamma=0.2 --augmentation.contrast=0.2 --augmentation.bias=0.2)
+segment=(--model=unet --features=8 --batch_size=4 --epochs=14 --learning_rate=3e-3 --lesion_share=0.9 --label_loss=0
+  --select=dice_lesion --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5 "${mild[@]}")
 train segment_brain "${segment[@]}"
 train segment_breast "${segment[@]}"
-train classify_brain --features=12 --epochs=24 --batch_size=8
+train classify_brain --features=12 --epochs=24 --batch_size=8 --augmentation.grey=0 "${mild[@]}"
 train classify_breast --features=12 --epochs=24 --batch_size=8
 train route --features=8 --epochs=2 --batch_size=8
 
