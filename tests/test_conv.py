@@ -12,8 +12,19 @@ from mcis.ops import conv
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def plain_conv3x3(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+def plain_conv(x, kernel, stride=1, dilation=1):
+    pad = dilation * (kernel.shape[0] // 2)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation), dimension_numbers=LAYOUT
+    )
+
+
+def strided(op, stride, dilation=1):
+    return lambda x, kernel: op(x, kernel, stride, dilation)
+
+
+def conv_case(x, kernel, stride=1, dilation=1):
+    return strided(conv.conv, stride, dilation), strided(plain_conv, stride, dilation), x, kernel
 
 
 def plain_depthwise(x, kernel):
@@ -33,10 +44,19 @@ def plain_conv_transpose2x2(x, kernel):
 
 
 CASES = {  # name: (ours, plain, shape of x, shape of kernel)
-    "conv3x3": (conv.conv3x3, plain_conv3x3, (2, 7, 5, 3), (3, 3, 3, 4)),
-    "conv3x3 one channel": (conv.conv3x3, plain_conv3x3, (3, 6, 9, 1), (3, 3, 1, 2)),
-    "conv3x3 one pixel": (conv.conv3x3, plain_conv3x3, (2, 1, 1, 5), (3, 3, 5, 3)),
-    "conv3x3 one row": (conv.conv3x3, plain_conv3x3, (1, 1, 8, 2), (3, 3, 2, 2)),
+    "conv 3": conv_case((2, 7, 5, 3), (3, 3, 3, 4)),
+    "conv 3 one channel": conv_case((3, 6, 9, 1), (3, 3, 1, 2)),
+    "conv 3 one pixel": conv_case((2, 1, 1, 5), (3, 3, 5, 3)),
+    "conv 3 one row": conv_case((1, 1, 8, 2), (3, 3, 2, 2)),
+    "conv 3 stride 2": conv_case((2, 8, 6, 3), (3, 3, 3, 4), 2),
+    "conv 3 stride 2 odd": conv_case((2, 7, 5, 3), (3, 3, 3, 4), 2),
+    "conv 1 stride 2": conv_case((2, 8, 5, 3), (1, 1, 3, 4), 2),
+    "conv 7 stride 2": conv_case((1, 14, 16, 3), (7, 7, 3, 4), 2),
+    "conv 7 stride 2 on less": conv_case((1, 4, 2, 3), (7, 7, 3, 4), 2),
+    "conv 3 dilation 2": conv_case((2, 9, 8, 3), (3, 3, 3, 4), 1, 2),
+    "conv 3 dilation 6 on less": conv_case((1, 5, 4, 2), (3, 3, 2, 3), 1, 6),
+    "conv 3 stride 2 dilation 2": conv_case((1, 9, 8, 2), (3, 3, 2, 3), 2, 2),
+    "conv 3 stride 3": conv_case((1, 10, 8, 2), (3, 3, 2, 3), 3),
     "depthwise 3": (conv.depthwise, plain_depthwise, (2, 7, 5, 3), (3, 3, 3)),
     "depthwise 5": (conv.depthwise, plain_depthwise, (2, 9, 11, 4), (5, 5, 4)),
     "depthwise 7 on less": (conv.depthwise, plain_depthwise, (1, 3, 5, 2), (7, 7, 2)),
@@ -80,7 +100,7 @@ def test_value_and_gradients_are_those_of_the_plain_convolution(case):
         assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("case", ["conv3x3", "depthwise 5", "pointwise", "transposed"])
+@pytest.mark.parametrize("case", ["conv 3", "depthwise 5", "pointwise", "transposed"])
 def test_bfloat16_in_bfloat16_out_forward_and_back(case):
     ours, _, x_shape, kernel_shape = CASES[case]
     x, kernel = arrays(x_shape, kernel_shape)
@@ -92,11 +112,13 @@ def test_bfloat16_in_bfloat16_out_forward_and_back(case):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("shape", [(1, 2, 2, 1), (3, 10, 14, 2)])
-def test_max_pool_is_flax_max_pool_with_its_gradient(shape, ties):
+@pytest.mark.parametrize(("ours", "window"), [(conv.max_pool2x2, 2), (conv.max_pool3x3, 3)])
+def test_max_pool_is_flax_max_pool_with_its_gradient(ours, window, shape, ties):
     (x,) = arrays(shape)
     x = np.sign(x) if ties else x  # of equal pixels the first has the gradient
-    value, gradient = value_and_gradients(conv.max_pool2x2, x)
-    wanted, wanted_gradient = value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)
+    padding = [(window // 2 * (window % 2),) * 2] * 2
+    value, gradient = value_and_gradients(ours, x)
+    wanted, wanted_gradient = value_and_gradients(lambda x: nn.max_pool(x, (window, window), (2, 2), padding), x)
     np.testing.assert_array_equal(value, wanted)
     assert_close(gradient, wanted_gradient)
 

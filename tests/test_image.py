@@ -1,8 +1,11 @@
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcis import phantom
+from mcis.ops import image
 from mcis.ops.image import resize, resize_matrix, standardise, to_float
 
 SIZES = [  # from, to: up, down, either way along one axis, odd ratios, to and from one pixel
@@ -76,3 +79,41 @@ def test_standardise_takes_gain_and_offset_out():
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_a_constant_scan_becomes_zeros(value):
     np.testing.assert_allclose(jax.jit(standardise)(np.full((1, 8, 8, 3), value, np.float32)), 0, atol=1e-3)
+
+
+# Noise removal and edges, against OpenCV
+
+
+def picture(channels=3):
+    """Float32 of whole numbers, as OpenCV's uint8 would be: a phantom, so that there are edges."""
+    one = next(iter(phantom.make_phantoms(1, seed=3))).image[20:140, 20:170, :channels]
+    return one.astype(np.float32)
+
+
+def test_gaussian_blur_is_opencvs():
+    for sigma in (0.7, 1.4, 3.0):
+        side = 2 * int(np.ceil(3 * sigma)) + 1
+        wanted = cv2.GaussianBlur(picture(), (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
+        np.testing.assert_allclose(image.gaussian_blur(picture()[None], sigma)[0], wanted, atol=1e-3)
+
+
+def test_median_is_opencvs():
+    wanted = cv2.medianBlur(picture().astype(np.uint8), 3)
+    np.testing.assert_array_equal(image.median3x3(picture()[None])[0], wanted)
+
+
+def test_sobel_is_opencvs_and_a_unit_step_gives_four():
+    for found, order in zip(image.sobel(picture()[None]), ((1, 0), (0, 1)), strict=True):
+        wanted = cv2.Sobel(picture(), cv2.CV_32F, *order, ksize=3, borderType=cv2.BORDER_REPLICATE)
+        np.testing.assert_allclose(found[0], wanted, atol=1e-3)
+    step = np.zeros((1, 5, 6, 1), np.float32)
+    step[:, :, 3:] = 1
+    assert np.asarray(image.sobel(step)[0]).max() == 4 and not np.asarray(image.sobel(step)[1]).any()
+
+
+def test_canny_is_opencvs():
+    grey = cv2.GaussianBlur(picture(1)[..., 0], (9, 9), 1.4).round().astype(np.uint8)
+    wanted = cv2.Canny(grey, 30, 80, L2gradient=True) > 0
+    found = np.asarray(jax.jit(image.canny)(grey[None, ..., None].astype(np.float32), 30.0, 80.0))[0, ..., 0]
+    assert wanted.mean() > 0.01
+    assert (found != wanted).mean() < 1e-3

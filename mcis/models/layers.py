@@ -19,7 +19,7 @@ class Conv3x3(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve."""
         kernel = self.param("kernel", he_normal, (3, 3, x.shape[-1], self.features))
-        return conv.conv3x3(x.astype(self.dtype), kernel.astype(self.dtype))
+        return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Pointwise(nn.Module):

@@ -5,6 +5,8 @@ weights, its grouped convolutions, its strided transposed convolutions and its p
 slower than the same arithmetic written as dot products or as shifted multiplies. Arrays are (B, H, W, C).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,36 +14,71 @@ from jax import lax
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-@jax.custom_vjp
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution, stride 1, zero padding: (B, H, W, I), (3, 3, I, O) -> (B, H, W, O)."""
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolution with an odd square kernel: (B, H, W, I), (k, k, I, O) -> (B, ceil(H/stride), ceil(W/stride), O).
+
+    The input is padded by dilation * (k // 2) zeros on every side, as PyTorch's layers of this shape do; with a stride
+    of 2 that is not what "SAME" means. `dilation` is the step between the kernel's taps in pixels ("atrous").
+    """
+    pad = dilation * (kernel.shape[0] // 2)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation), dimension_numbers=LAYOUT
+    )
 
 
-def _conv3x3_forward(x, kernel):
-    return conv3x3(x, kernel), (x, kernel)
+def _conv_forward(x, kernel, stride, dilation):
+    return conv(x, kernel, stride, dilation), (x, kernel)
 
 
-def _conv3x3_backward(residual, dy):
+def _conv_backward(stride, dilation, residual, dy):
     x, kernel = residual
-    height, width = x.shape[1:3]
-    rows = dy.reshape(-1, dy.shape[-1])
-    dx = conv3x3(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [  # the weight gradient as nine matrix products, one a kernel position
-        lax.dot_general(
-            padded[:, i : i + height, j : j + width].reshape(-1, x.shape[-1]),
-            rows,
-            (((0,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
-        for i in range(3)
-        for j in range(3)
-    ]
+    size, pad = kernel.shape[0], dilation * (kernel.shape[0] // 2)
+    rows, columns = (range(0, n * stride, stride) for n in dy.shape[1:3])
+    if stride == 1:
+        dx = conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, dilation)
+    else:
+        dx = _strided_input_gradient(dy, kernel, stride, dilation, x.shape)
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    flat = dy.reshape(-1, dy.shape[-1])
+    taps = []  # the weight gradient as one matrix product a kernel position
+    for i in range(0, size * dilation, dilation):
+        for j in range(0, size * dilation, dilation):
+            window = padded[:, i : i + rows[-1] + 1 : stride, j : j + columns[-1] + 1 : stride]
+            taps.append(
+                lax.dot_general(
+                    window.reshape(-1, x.shape[-1]),
+                    flat,
+                    (((0,), (0,)), ((), ())),
+                    preferred_element_type=jnp.float32,
+                )
+            )
     return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
 
-conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _strided_input_gradient(dy, kernel, stride, dilation, shape):
+    """Gradient with respect to the input: every tap is a matrix product, added to the pixels that it read.
+
+    Pixels are kept apart by their remainder modulo the stride, so that each tap's are contiguous.
+    """
+    size, pad = kernel.shape[0], dilation * (kernel.shape[0] // 2)
+    reach = dilation * (size - 1) // stride
+    height, width = (n + reach for n in dy.shape[1:3])
+    total = [[jnp.zeros((shape[0], height, width, shape[3]), dy.dtype) for _ in range(stride)] for _ in range(stride)]
+    for i in range(size):
+        for j in range(size):
+            (down, row), (right, column) = divmod(i * dilation, stride), divmod(j * dilation, stride)
+            part = lax.dot_general(dy, kernel[i, j], (((3,), (1,)), ((), ())), preferred_element_type=dy.dtype)
+            part = jnp.pad(part, ((0, 0), (down, reach - down), (right, reach - right), (0, 0)))
+            total[row][column] = total[row][column] + part
+    dx = jnp.stack([jnp.stack(row, 3) for row in total], 2)
+    dx = dx.reshape(shape[0], height * stride, width * stride, shape[3])
+    ends = [max(0, pad + n - m) for n, m in zip(shape[1:3], dx.shape[1:3], strict=True)]  # pixels that no tap reads
+    dx = jnp.pad(dx, ((0, 0), (0, ends[0]), (0, ends[1]), (0, 0)))
+    return dx[:, pad : pad + shape[1], pad : pad + shape[2]]
 
 
 def _shifted_sum(x, kernel):
@@ -128,6 +165,21 @@ def max_pool2x2(x: jax.Array) -> jax.Array:
     x = jnp.where(left >= right, left, right)
     upper, lower = x[:, :, 0], x[:, :, 1]
     return jnp.where(upper >= lower, upper, lower)
+
+
+def max_pool3x3(x: jax.Array) -> jax.Array:
+    """Maximum over 3x3 windows of stride 2, padded by one: (B, H, W, C) with even H and W -> (B, H/2, W/2, C)."""
+    for axis in (2, 1):  # along rows first: of equal pixels the first in reading order has the gradient
+        # window k holds pixels 2k - 1, 2k and 2k + 1; chosen, not reduced, for the reason above
+        even, odd = (lax.slice_in_dim(x, start, None, 2, axis) for start in (0, 1))
+        before = lax.pad(
+            lax.slice_in_dim(odd, 0, odd.shape[axis] - 1, 1, axis),
+            jnp.array(-jnp.inf, x.dtype),
+            [(1, 0, 0) if i == axis else (0, 0, 0) for i in range(4)],
+        )
+        x = jnp.where(before >= even, before, even)
+        x = jnp.where(x >= odd, x, odd)
+    return x
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
