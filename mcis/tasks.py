@@ -260,7 +260,7 @@ def task_from_json(values: dict[str, Any]) -> Task:
     if not isinstance(sources, list | tuple) or not all(isinstance(name, str) for name in sources):
         raise ValueError(f"sources={sources!r}: must be a list of names")
     augmentation = Augmentation(**values.get("augmentation", {}))
-    return Task(**values | {"sources": tuple(values["sources"]), "augmentation": augmentation}).check()
+    return Task(**values | {"sources": tuple(sources), "augmentation": augmentation}).check()
 
 
 def prepare(image: jax.Array, size: int) -> jax.Array:

@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
     for name in ("route", "classify_brain"):
         task = dataclasses.replace(TASKS[name], features=4, size=32)
         variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
-        manifest: dict = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3}
+        manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3}
         manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
         checkpoint.save(folder / name / "best", variables, manifest)
     return folder

@@ -254,6 +254,7 @@ def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: Train
         restored = manager.restore(step, args=args)
         for later in damaged:  # it is written anew, and sealed anew
             manager.delete(later)
+        if damaged:
             _write_sealed(run_dir, {name: names for name, names in sealed.items() if int(name) <= step})
         return restored.state, restored.history
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
