@@ -8,10 +8,11 @@ VENV ?= .venv
 EXTRA := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),cuda12,test)
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TFDS_INSTALLED := .venv-tfds/.installed-tf
+TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tfds lock clean
+.PHONY: help install demo test lint tfds parity bench lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +33,13 @@ $(INSTALLED): pyproject.toml requirements/$(EXTRA).lock
 $(TFDS_INSTALLED): pyproject.toml requirements/tf.lock
 	$(call make_venv,.venv-tfds,requirements/tf.lock)
 
+# PyTorch is what we are held against: never needed to use mcis. torchvision comes without its needs, for which pip
+# would replace a CPU build of torch.
+$(TORCH_INSTALLED): pyproject.toml requirements/test.lock
+	$(call make_venv,.venv-torch,requirements/test.lock)
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 pillow matplotlib onnx onnxruntime
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+
 install: $(INSTALLED)  ## mcis and the tools of its tests in .venv, nothing else
 
 demo: $(INSTALLED)  ## the whole path on phantoms, below ./demo: data, five trainings, findings, a page
@@ -49,6 +57,12 @@ lint: $(INSTALLED)  ## style, types, and which module may import which
 tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
+parity: $(TORCH_INSTALLED)  ## every published network against PyTorch's, with equal weights, in .venv-torch
+	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/parity/parity.py
+
+bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENCH="--only crf --rounds 9" and the like
+	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/bench.py $(BENCH)
+
 lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -59,4 +73,4 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	done
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-tfds .venv-lock demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-tfds .venv-torch .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

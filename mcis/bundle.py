@@ -53,7 +53,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
         raise checkpoint.CheckpointError(
             f"{folder / checkpoint.MANIFEST} describes no weights of this version ({type(error).__name__}: {error})"
         ) from None
-    image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, 3), "float32")
+    image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, task.channels), "float32")
     expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
     network = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
     checkpoint.check_shapes(network, expected, folder)

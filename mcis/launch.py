@@ -38,7 +38,7 @@ def run(options: Any, task: Any) -> int:
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
-    best = loop.train(task, to_train, to_validate, run_dir, options.seed)
+    best = loop.train(task, to_train, to_validate, run_dir, options.seed, options.init_from)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
@@ -62,12 +62,14 @@ def parse(argv: Sequence[str]):
           run: name of the run, a folder in runs_dir; by default the task's name.
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
+          init_from: start from the weights in this file, a state dict of torchvision or of Buda's U-Net.
         """
 
         runs_dir: str = "runs"
         run: str = ""
         seed: int = 0
         fresh: bool = False
+        init_from: pathlib.Path | None = None
 
     name, rest = _take_task(argv)
     if name is None:

@@ -4,6 +4,7 @@ A task is a frozen dataclass; the command line overrides its fields, typed: `--m
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Annotated, Any, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import tyro
 
-from mcis.models import Outputs, model_named
+from mcis.models import MODELS, Outputs, model_named
 from mcis.ops.augment import Augmentation
-from mcis.ops.image import resize, standardise, to_float
+from mcis.ops.crf import CRF, mean_field
+from mcis.ops.image import canny_edges, gaussian_blur, median3x3, resize, sobel_edges, standardise, to_float
 from mcis.ops.metrics import LABEL_METRICS, MASK_METRICS
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 from mcis.scan import CANVAS
@@ -31,6 +34,13 @@ Names = Annotated[
     ),
 ]
 """Names on a command line, separated by commas."""
+
+DENOISE: dict[str, Callable[[jax.Array], jax.Array] | None] = {
+    "none": None,
+    "gaussian": functools.partial(gaussian_blur, sigma=1.0),
+    "median": median3x3,
+}
+EDGES: dict[str, Callable[[jax.Array], jax.Array] | None] = {"none": None, "sobel": sobel_edges, "canny": canny_edges}
 
 BRAIN_SOURCES = ("lgg", "br35h")
 BREAST_SOURCES = ("busi", "busbra")
@@ -48,6 +58,8 @@ class Task:
       label_loss: weight of the label head's cross-entropy; a segmentation task with 0 has no label head.
       label_smoothing: share of the target spread over all classes.
       mask_loss: weight of Dice + cross-entropy on the mask; ignored by networks without a mask.
+      auxiliary_loss: weight of the same on the finest auxiliary mask, halved from level to level (deep supervision);
+        0 leaves such masks out of the network.
       lesion_share: share of lesion scans in a segmentation task's batches; other tasks draw classes evenly.
       even_sources: draw the sources evenly, and classes evenly within each: where a class comes from one source
         only, the look of that source must not stand for the class.
@@ -60,6 +72,9 @@ class Task:
       clip: largest global norm of a gradient.
       select: the validation metric whose best epoch is kept, one of `metrics`.
       features: the network's width, channels of its first level; 0 = its own, which `check` fills in.
+      denoise: noise removal before anything else, a name in DENOISE.
+      edges: an edge map as a further channel, a name in EDGES.
+      crf: the fully connected CRF that a segmentation network's mask goes through when it is used; 0 steps = none.
       augmentation: strengths of the augmentation.
 
     """
@@ -73,6 +88,7 @@ class Task:
     label_loss: float = 1.0
     label_smoothing: float = 0.0
     mask_loss: float = 1.0
+    auxiliary_loss: float = 0.0
     lesion_share: float = 0.7
     even_sources: bool = False
     epochs: int = 30
@@ -82,6 +98,9 @@ class Task:
     warmup: float = 0.05
     ema: float = 0.995
     clip: float = 1.0
+    denoise: str = "none"
+    edges: str = "none"
+    crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()
 
     @property
@@ -108,7 +127,13 @@ class Task:
     def make_model(self, axis_name: str | None = None) -> nn.Module:
         """The task's network."""
         classes = len(self.classes) if self.label_loss or not self.segments else 0
-        return model_named(self.model).clone(features=self.width, classes=classes, axis_name=axis_name)
+        fields: dict[str, Any] = {"supervise": True} if self.auxiliary_loss else {}
+        return model_named(self.model).clone(features=self.width, classes=classes, axis_name=axis_name, **fields)
+
+    @property
+    def channels(self) -> int:
+        """Channels of what the network sees."""
+        return 3 + (self.edges != "none")
 
     @property
     def width(self) -> int:
@@ -123,13 +148,24 @@ class Task:
 
     def check(self) -> "Task":
         """Itself, the network's width filled in; or a ValueError that names the field at fault."""
-        stride = cast(Any, model_named(self.model)).stride
-        if self.segments and self.model.startswith("cnn"):
-            raise ValueError(f"{self.name} needs a network with a fine mask, light or unet; {self.model} has none")
+        model = cast(Any, model_named(self.model))
+        stride = model.stride
+        if self.segments and not model.segments:
+            names = ", ".join(name for name, row in MODELS.items() if cast(Any, row).segments)
+            raise ValueError(f"{self.name} needs a network that segments, one of {names}; {self.model} does not")
+        if self.auxiliary_loss and "supervise" not in vars(model):
+            names = ", ".join(name for name, row in MODELS.items() if "supervise" in vars(row))
+            raise ValueError(f"auxiliary_loss={self.auxiliary_loss}: {self.model} has no auxiliary mask; {names} have")
+        for field, table in (("denoise", DENOISE), ("edges", EDGES)):
+            if getattr(self, field) not in table:
+                raise ValueError(f"{field}={getattr(self, field)!r}: there are {', '.join(table)}")
+        if self.crf.steps and not self.segments:
+            raise ValueError(f"crf.steps={self.crf.steps}: {self.name} has no mask to refine")
         if not self.sources:
             raise ValueError(f"{self.name} has no sources; name at least one, e.g. --sources=phantom")
         _check_numbers(self, "", positive=("size", "epochs", "batch_size", "learning_rate", "clip"), shares=SHARES)
         _check_numbers(self.augmentation, "augmentation.", positive=(), shares=PROBABILITIES)
+        _check_numbers(self.crf, "crf.", positive=("smooth_sigma", "sigma", "grey_sigma"), shares=())
         if self.size % stride or self.size > MAX_SIZE:
             raise ValueError(f"size={self.size}: {self.model} takes multiples of {stride}, at most {MAX_SIZE}")
         what = "mask_loss" if self.segments else "label_loss"
@@ -245,45 +281,81 @@ def task_from_json(values: dict[str, Any]) -> Task:
     after a task's name, and its size decides how much memory is asked for.
     """
     example = task_named(str(values.get("name")))
-    for what, row, found in (("task", Task, values), ("augmentation", Augmentation, values.get("augmentation", {}))):
+    parts = {"augmentation": Augmentation, "crf": CRF}
+    tables = [("task", Task, values)] + [(name, row, values.get(name, {})) for name, row in parts.items()]
+    for what, row, found in tables:
         fields = dataclasses.fields(row)
         unknown = sorted(set(found) - {field.name for field in fields})
         missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]
         if unknown or missing:
             raise ValueError(f"{what} fields differ: unknown {unknown}, missing {missing}")
-    kinds = {name: type(value) for row in (example, example.augmentation) for name, value in vars(row).items()}
-    for name, value in (values | values.get("augmentation", {})).items():
-        kind = kinds[name]
-        if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
-            raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
+    examples = [example] + [getattr(example, name) for name in parts]
+    for row, (_, _, found) in zip(examples, tables, strict=True):
+        for name, value in found.items():
+            kind = type(getattr(row, name))
+            if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
+                raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
     sources = values["sources"]
     if not isinstance(sources, list | tuple) or not all(isinstance(name, str) for name in sources):
         raise ValueError(f"sources={sources!r}: must be a list of names")
-    augmentation = Augmentation(**values.get("augmentation", {}))
-    return Task(**values | {"sources": tuple(sources), "augmentation": augmentation}).check()
+    made = {name: row(**values.get(name, {})) for name, row in parts.items()}
+    return Task(**values | {"sources": tuple(sources)} | made).check()
 
 
-def prepare(image: jax.Array, size: int) -> jax.Array:
-    """Scans as networks take them, before standardising: uint8 (B, H, W, 3) -> float32 (B, size, size, 3), [0, 1]."""
-    return resize(to_float(image), (size, size))
+def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:
+    """Scans as augmentation takes them: uint8 (B, H, W, 3) -> float32 (B, size, size, 3), [0, 1]."""
+    small = resize(to_float(image), (size, size))
+    remove = DENOISE[denoise]
+    return small if remove is None else remove(small)
 
 
-def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
-    """The task's network from canvas to canvas, as evaluation and cascade use it.
+def present(image: jax.Array, edges: str = "none") -> jax.Array:
+    """Prepared scans as networks take them: standardised, with an edge map if asked, float32 (B, S, S, 3 or 4)."""
+    draw = EDGES[edges]
+    scans = standardise(image)
+    return scans if draw is None else jnp.concatenate([scans, draw(image)], -1)
+
+
+def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.Array]]:
+    """The task's network from canvas to probabilities at its own size, before any CRF.
 
     Returns:
-      function of (variables, uint8 (B, H, W, 3)) -> Outputs: mask probabilities float32 (B, H, W, 1), label
-      probabilities (B, K), features (B, F); None where the network has no such head, and no mask from a classifier.
-
+      function of (variables, uint8 (B, H, W, 3)) -> Outputs: mask probabilities float32 (B, size, size, 1), label
+      probabilities (B, K), features (B, F), None where the network has no such head, and no mask from a classifier;
+      and the prepared scans, float32 (B, size, size, 3) in [0, 1].
     """
     model = task.make_model()
 
-    def expert(variables, image):
-        outputs = cast(Outputs, model.apply(variables, standardise(prepare(image, task.size)), train=False))
-        mask = None
-        if task.segments and outputs.mask is not None:  # a classifier's coarse mask only tells it where to look
-            mask = resize(jax.nn.sigmoid(outputs.mask), image.shape[1:3])
+    def network(variables, image):
+        prepared = prepare(image, task.size, task.denoise)
+        outputs = cast(Outputs, model.apply(variables, present(prepared, task.edges), train=False))
+        # a classifier's coarse mask only tells it where to look
+        mask = jax.nn.sigmoid(outputs.mask) if task.segments and outputs.mask is not None else None
         label = None if outputs.label is None else jax.nn.softmax(outputs.label)
-        return Outputs(mask, label, outputs.features)
+        return Outputs(mask, label, outputs.features), prepared
+
+    return network
+
+
+def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
+    """The task's network from canvas to canvas, as evaluation and cascade use it: with its CRF.
+
+    Returns:
+      function of (variables, uint8 (B, H, W, 3)) -> Outputs of probabilities as `make_network`'s, the mask
+      float32 (B, H, W, 1).
+    """
+    network = make_network(task)
+
+    def expert(variables, image):
+        outputs, prepared = network(variables, image)
+        if outputs.mask is None:
+            return outputs
+        mask = on_canvas(outputs.mask, prepared, task.crf, image.shape[1:3])
+        return Outputs(mask, outputs.label, outputs.features)
 
     return expert
+
+
+def on_canvas(mask: jax.Array, prepared: jax.Array, crf: CRF, size: tuple[int, int]) -> jax.Array:
+    """Mask probabilities (B, s, s, 1) through the CRF and resized: float32 (B, *size, 1)."""
+    return resize(mean_field(mask, prepared, crf), size)

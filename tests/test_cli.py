@@ -49,7 +49,7 @@ def test_unknown_names_list_those_there_are():
     done = run("mcis.launch", "--task=route", "--modle=cnn")
     assert done.returncode == 2 and "--model" in done.stderr and "--learning-rate" in done.stderr
     done = run("mcis.launch", "--task=route", "--model=resnet")
-    assert done.returncode != 0 and "cnn, cnn_attention, light, unet" in done.stderr
+    assert done.returncode != 0 and "cnn, cnn_attention, resnet18" in done.stderr
 
 
 def test_underscores_and_hyphens_both_work(tmp_path):

@@ -14,22 +14,56 @@ from mcis.models.cnn import lesion_pooling
 from mcis.ops.image import resize
 from mcis.ops.losses import binary_cross_entropy, cross_entropy, soft_dice
 
-COUNTS = {"cnn": 878_742, "cnn_attention": 879_465, "light": 1_342_296, "unet": 7_763_041}
+COUNTS = {
+    "cnn": 878_742,
+    "cnn_attention": 879_465,
+    "resnet18": 11_177_538,
+    "resnet50": 23_512_130,
+    "light": 1_342_296,
+    "unet": 7_763_041,
+    "sk_unet": 3_931_873,
+    "deeplabv3": 39_633_729,
+    "deeplabv3_resnet18": 15_898_945,
+}
 """Parameters of each row as it stands in MODELS, for three channels."""
 
-STRIDES = {"cnn": 32, "cnn_attention": 32, "light": 32, "unet": 16}
-
-SKIPS = {  # kernels that read a skip connection, finest first, and the axis of their input channels. Of these the first
-    # half comes from below, the second is the skip
-    "light": ([f"params/decoder{level}_fuse/kernel" for level in (1, 2, 3)], 0),
-    "unet": ([f"params/decoder{level}/conv1/kernel" for level in (1, 2, 3, 4)], 2),
+PUBLISHED = {  # (row, fields): parameters of the networks that others know
+    ("unet", "features=32"): 7_763_041,
+    ("resnet18", "classes=1000"): 11_689_512,
+    ("resnet50", "classes=1000"): 25_557_032,
+    ("resnet50", "depth=101 classes=1000"): 44_549_160,
+    ("deeplabv3", "depth=50"): 39_633_729,
+    ("deeplabv3", "depth=101"): 58_625_857,
 }
 
-COARSE = {"cnn_attention"}
+STRIDES = {
+    "cnn": 32,
+    "cnn_attention": 32,
+    "resnet18": 32,
+    "resnet50": 32,
+    "light": 32,
+    "unet": 16,
+    "sk_unet": 16,
+    "deeplabv3": 16,
+    "deeplabv3_resnet18": 16,
+}
+
+SKIPS = {  # kernels that read each skip connection, finest first, and the axis of their input channels. Of these the
+    # first half comes from below, the second is the skip
+    "light": ([[f"params/decoder{level}_fuse/kernel"] for level in (1, 2, 3)], 0),
+    "unet": ([[f"params/decoder{level}_1/layer/conv/kernel"] for level in (1, 2, 3, 4)], 2),
+    "sk_unet": (
+        [[f"params/decoder{level}_1/branch{branch}/conv/kernel" for branch in (1, 2)] for level in (1, 2, 3, 4)],
+        2,
+    ),
+}
+
+COARSE = {"cnn_attention", "deeplabv3", "deeplabv3_resnet18"}
 """Networks whose mask has no decoder, and so no skips."""
 
 EVERY = pytest.mark.parametrize("name", MODELS)
-SEGMENTING = pytest.mark.parametrize("name", SKIPS)
+SKIPPING = pytest.mark.parametrize("name", SKIPS)
+SEGMENTING = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.segments])
 BATCH, SIDE, CLASSES = 3, 32, 3
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -115,6 +149,7 @@ def test_the_tables_here_have_every_row():
         name: jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0] for name, model in MODELS.items()
     }
     assert SKIPS.keys() | COARSE == {name for name, found in outputs.items() if found.mask is not None}
+    assert SKIPS.keys() <= {name for name, model in MODELS.items() if model.segments} <= SKIPS.keys() | COARSE
 
 
 def test_model_named_knows_its_rows_and_lists_them():
@@ -129,9 +164,11 @@ def test_parameter_count(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(MODELS[name])["params"])) == COUNTS[name]
 
 
-def test_the_unet_has_the_parameters_of_the_published_one():
-    published = MODELS["unet"].clone(features=32, classes=0)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(published, 1, 256, 256, 3)["params"])) == 7_763_041
+@pytest.mark.parametrize(("name", "fields"), PUBLISHED)
+def test_published_networks_have_their_parameters(name, fields):
+    changes = {key: int(value) for key, value in (field.split("=") for field in fields.split())}
+    published = shapes_of(MODELS[name].clone(**changes), 1, 256, 256, 3)
+    assert sum(leaf.size for leaf in jax.tree.leaves(published["params"])) == PUBLISHED[name, fields]
 
 
 @EVERY
@@ -180,7 +217,7 @@ def test_without_classes_there_is_no_label_head_and_nothing_of_it(name):
 def test_a_size_that_does_not_divide_says_stride_and_shape(name):
     stride = STRIDES[name]
     for shape in ((1, stride + 1, stride, 3), (1, stride, 2 * stride - 4, 3), (stride, stride, 3)):
-        with pytest.raises(ValueError, match=rf"{name}.*\b{stride}\b.*{re.escape(str(shape))}"):
+        with pytest.raises(ValueError, match=rf"{type(MODELS[name]).__name__}.*\b{stride}\b.*{re.escape(str(shape))}"):
             shapes_of(tiny(name), *shape)
 
 
@@ -294,8 +331,8 @@ def test_axis_name_makes_shards_normalise_as_one_batch(name):
 # Skip connections
 
 
-def without(variables, path, axis, half):
-    """Variables in which a kernel no longer reads one half of its input channels: 0 from below, 1 the skip."""
+def without(variables, paths, axis, half):
+    """Variables in which kernels no longer read one half of their input channels: 0 from below, 1 the skip."""
 
     def cut(kernel):
         middle = kernel.shape[axis] // 2
@@ -305,7 +342,9 @@ def without(variables, path, axis, half):
         kernel[tuple(rows)] = 0
         return kernel
 
-    return replace(variables, path, cut)
+    for path in paths:
+        variables = replace(variables, path, cut)
+    return variables
 
 
 def only_skip(name, level):
@@ -318,7 +357,7 @@ def only_skip(name, level):
     return variables
 
 
-@SEGMENTING
+@SKIPPING
 def test_cutting_any_skip_changes_the_mask_and_nothing_else(name):
     kernels, axis = SKIPS[name]
     whole = answers(name)
@@ -329,7 +368,7 @@ def test_cutting_any_skip_changes_the_mask_and_nothing_else(name):
         np.testing.assert_array_equal(cut.features, whole.features)
 
 
-@SEGMENTING
+@SKIPPING
 def test_every_skip_alone_carries_the_image(name):
     for level, kernel in enumerate(SKIPS[name][0]):
         alone = np.asarray(compiled(name)(only_skip(name, level), images()).mask)
@@ -337,7 +376,7 @@ def test_every_skip_alone_carries_the_image(name):
         assert np.abs(alone[0] - alone[1]).mean() > 0.01 * alone.std(), kernel
 
 
-@SEGMENTING
+@SKIPPING
 def test_without_its_skips_the_mask_comes_from_below_alone(name):
     kernels, axis = SKIPS[name]
     variables = without(variables_of(name), kernels[0], axis, 0)
@@ -356,6 +395,40 @@ def test_the_finest_skip_of_the_unet_has_full_resolution():
     # two 3x3 convolutions before the skip and two after it reach four pixels, not one further
     assert (rows.min(), rows.max()) == (6, 14)
     assert (columns.min(), columns.max()) == (16, 24)
+
+
+# Deep supervision
+
+
+SUPERVISED = {  # strides of the auxiliary masks, finest first
+    "light": (8, 16),
+    "unet": (2, 4, 8),
+    "sk_unet": (2, 4, 8),
+    "deeplabv3": (8,),
+    "deeplabv3_resnet18": (16,),
+}
+
+
+def test_every_network_with_auxiliary_masks_is_tested_here():
+    assert SUPERVISED.keys() == {name for name, model in MODELS.items() if "supervise" in vars(model)}
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_auxiliary_masks_come_with_heads_of_their_own_and_change_nothing_else(name):
+    image = jax.ShapeDtypeStruct((2, 32, 64, 3), jnp.float32)
+    outputs, variables = jax.eval_shape(tiny(name, supervise=True).init_with_output, jax.random.key(0), image)
+    shapes = [(2, 32 // stride, 64 // stride, 1) for stride in SUPERVISED[name]]
+    assert [auxiliary.shape for auxiliary in outputs.auxiliary] == shapes
+    plain = flatten(shapes_of(tiny(name)))
+    more = flatten(variables)
+    assert plain.items() <= more.items()
+    rng = np.random.default_rng(0)
+    given = flatten(variables_of(name))
+    full = {path: given.get(path, rng.normal(size=leaf.shape).astype(np.float32)) for path, leaf in more.items()}
+    full = {path: np.abs(value) if path.endswith("var") else value for path, value in full.items()}
+    found = quick_jit(tiny(name, supervise=True).apply)(unflatten(full), images())
+    np.testing.assert_allclose(found.mask, answers(name).mask, atol=2e-5 * np.abs(answers(name).mask).max())
+    assert all(np.isfinite(auxiliary).all() and np.std(auxiliary) > 0 for auxiliary in found.auxiliary)
 
 
 # Networks with something of their own

@@ -130,7 +130,7 @@ def test_task_named_lists_what_there_is():
     ("change", "said"),
     [
         ({"model": "resnet"}, f"'resnet'.*{', '.join(MODELS)}"),
-        ({"model": "cnn"}, "segment_brain.*mask.*light"),
+        ({"model": "cnn"}, "segment_brain.*segments.*light"),
         ({"sources": ()}, "segment_brain.*--sources"),
         ({"features": -1}, "features=-1"),
         ({"size": -32}, "size=-32"),

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcis.models.layers import Conv3x3, LabelHead, Pointwise, check_size
+from mcis.models.layers import BatchNorm, Conv, LabelHead, Pointwise, check_size
 from mcis.models.outputs import Outputs
 from mcis.ops import conv
 from mcis.ops.image import resize
@@ -35,12 +35,12 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        norm = functools.partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name)
-        y = Conv3x3(x.shape[-1], self.dtype, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y))
-        y = Conv3x3(x.shape[-1], self.dtype, name="conv2")(y)
+        norm = functools.partial(BatchNorm, self.dtype, self.axis_name)
+        y = Conv(x.shape[-1], dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(norm(name="norm1")(y, train))
+        y = Conv(x.shape[-1], dtype=self.dtype, name="conv2")(y)
         # The last scale starts at a half: blocks begin near the identity, yet every parameter has a gradient.
-        y = norm(scale_init=nn.initializers.constant(0.5), name="norm2")(y)
+        y = norm(scale_init=nn.initializers.constant(0.5), name="norm2")(y, train)
         return nn.relu(x + y)
 
 
@@ -56,6 +56,7 @@ class CNN(nn.Module):
     """
 
     stride: ClassVar[int] = STRIDE
+    segments: ClassVar[bool] = False
 
     features: int = 20
     classes: int = 2
@@ -66,7 +67,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs with label logits; a mask only with `attention`."""
-        check_size(image, self.stride, "cnn_attention" if self.attention else "cnn")
+        check_size(image, self.stride, type(self).__name__)
         x, levels = conv.space_to_depth(image.astype(self.dtype), STEM), []
         for level, width in enumerate(WIDTHS):
             name = f"level{level + 1}"

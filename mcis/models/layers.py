@@ -9,17 +9,97 @@ from mcis.ops import conv
 he_normal = nn.initializers.he_normal()
 
 
-class Conv3x3(nn.Module):
-    """3x3 convolution without bias, stride 1: (B, H, W, I) -> (B, H, W, features)."""
+class Conv(nn.Module):
+    """Convolution with an odd square kernel, no bias: (B, H, W, I) -> (B, ceil(H/stride), ceil(W/stride), features).
+
+    Attributes:
+      features: channels that come out.
+      size: side of the kernel.
+      stride: pixels from one output to the next.
+      dilation: pixels from one tap of the kernel to the next.
+      dtype: of the computation.
+    """
 
     features: int
+    size: int = 3
+    stride: int = 1
+    dilation: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve."""
-        kernel = self.param("kernel", he_normal, (3, 3, x.shape[-1], self.features))
-        return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype))
+        kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
+        return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015): (..., C) -> (..., C).
+
+    The batch's statistics are at least float32 whatever the input is. The running variance is the unbiased one, as the
+    paper and PyTorch have it; flax keeps the biased one, which at the coarse end of a network, where a batch has few
+    pixels, is another number.
+
+    Attributes:
+      dtype: of the output.
+      axis_name: of the devices whose batches are normalised as one under pmap; not needed under jit.
+      momentum: what a step leaves of the running statistics.
+      epsilon: added to the variance.
+      scale_init: the scale's first value.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalise by the batch's statistics in training, else by the running ones."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        if train:
+            axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            shared = self.axis_name is not None and not self.is_initializing()
+            mean = exact.mean(axes)
+            mean = jax.lax.pmean(mean, self.axis_name) if shared else mean
+            # Two passes: E[x^2] - E[x]^2 loses every digit where the mean is large and the spread small.
+            var = jnp.square(exact - jnp.expand_dims(mean, axes)).mean(axes)
+            var = jax.lax.pmean(var, self.axis_name) if shared else var
+            count *= jax.lax.axis_size(self.axis_name) if shared else 1
+            if not self.is_initializing():
+                keep, unbiased = self.momentum, var * (count / max(count - 1, 1))
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * gain
+        wide = tuple(range(x.ndim - 1))
+        return (x * jnp.expand_dims(gain, wide) + jnp.expand_dims(shift, wide)).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch normalisation; the attributes of both."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, I) -> (B, ceil(H/stride), ceil(W/stride), features)."""
+        x = Conv(self.features, self.size, self.stride, self.dilation, self.dtype, name="conv")(x)
+        return BatchNorm(self.dtype, self.axis_name, scale_init=self.scale_init, name="norm")(x, train)
 
 
 class Pointwise(nn.Module):

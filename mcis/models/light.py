@@ -49,19 +49,22 @@ class Light(nn.Module):
       classes: width of a label head on the pooled deepest level; 0 = none.
       dtype: of the 1x1 products; the rest stays float32. bfloat16 products are several times faster on CPUs with AMX.
       axis_name: taken as every network takes it; not needed here.
+      supervise: whether the coarser decoder levels have masks of their own, at their resolution.
     """
 
     stride: ClassVar[int] = STRIDE
+    segments: ClassVar[bool] = True
 
     features: int = 40
     classes: int = 0
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    supervise: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs."""
-        check_size(image, self.stride, "light")
+        check_size(image, self.stride, type(self).__name__)
         widths = [self.features * width for width in WIDTHS]
         x = conv.space_to_depth(image.astype(jnp.float32), STEM)
         skips = []
@@ -74,6 +77,7 @@ class Light(nn.Module):
         pooled = x.mean((1, 2))
         if self.classes:  # without a label head nothing would train it
             pooled = nn.LayerNorm(name="pooled_norm")(pooled)
+        auxiliary = []
         for level in reversed(range(len(widths) - 1)):
             name, width = f"decoder{level + 1}", widths[level]
             up = conv.depth_to_space(Pointwise(4 * width, self.dtype, name=f"{name}_up")(x), 2)
@@ -81,7 +85,10 @@ class Light(nn.Module):
             x = Pointwise(width, self.dtype, name=f"{name}_fuse")(x).astype(jnp.float32)
             for i in range(DEPTH):
                 x = Block(KERNELS[level], self.dtype, name=f"{name}_block{i + 1}")(x)
+            if self.supervise and level:
+                y = nn.LayerNorm(name=f"mask{level + 1}_norm")(x)
+                auxiliary.append(Pointwise(1, name=f"mask{level + 1}")(y))
         x = nn.LayerNorm(name="mask_norm")(x)
         mask = conv.depth_to_space(Pointwise(STEM**2, name="mask")(x), STEM)
         label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
-        return Outputs(mask, label, pooled)
+        return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))

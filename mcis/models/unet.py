@@ -11,16 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcis.models.layers import Conv3x3, ConvTranspose2x2, LabelHead, Pointwise, check_size
+from mcis.models.layers import ConvNorm, ConvTranspose2x2, LabelHead, Pointwise, check_size
 from mcis.models.outputs import Outputs
 from mcis.ops import conv
 
 LEVELS = 4
-STRIDE = 2**LEVELS
 
 
-class DoubleConv(nn.Module):
-    """Twice (3x3 convolution, batch normalisation, ReLU)."""
+class ConvNormReLU(nn.Module):
+    """3x3 convolution, batch normalisation, ReLU."""
 
     features: int
     dtype: jnp.dtype
@@ -29,13 +28,8 @@ class DoubleConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(B, H, W, I) -> (B, H, W, features)."""
-        for i in (1, 2):
-            x = Conv3x3(self.features, self.dtype, name=f"conv{i}")(x)
-            norm = nn.BatchNorm(
-                not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, axis_name=self.axis_name, name=f"norm{i}"
-            )
-            x = nn.relu(norm(x))
-        return x
+        layer = ConvNorm(self.features, dtype=self.dtype, axis_name=self.axis_name, name="layer")
+        return nn.relu(layer(x, train))
 
 
 class UNet(nn.Module):
@@ -46,30 +40,43 @@ class UNet(nn.Module):
       classes: width of a label head on the pooled bottleneck; 0 = none.
       dtype: of the computation; parameters and outputs stay float32.
       axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
+      supervise: whether the coarser decoder levels have masks of their own, at their resolution.
     """
 
-    stride: ClassVar[int] = STRIDE
+    stride: ClassVar[int] = 2**LEVELS
+    segments: ClassVar[bool] = True
+    layer: ClassVar[type[nn.Module]] = ConvNormReLU
+    """What each level has two of: a module of features, dtype and axis_name, called with (B, H, W, C) and `train`."""
 
     features: int = 32
     classes: int = 0
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    supervise: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs."""
-        check_size(image, self.stride, "unet")
-        x, skips = image.astype(self.dtype), []
+        check_size(image, self.stride, type(self).__name__)
+
+        def two_layers(x, level, name):
+            for i in (1, 2):
+                x = self.layer(self.features << level, self.dtype, self.axis_name, name=f"{name}_{i}")(x, train)
+            return x
+
+        x, skips, auxiliary = image.astype(self.dtype), [], []
         for level in range(LEVELS):
-            x = DoubleConv(self.features << level, self.dtype, self.axis_name, name=f"encoder{level + 1}")(x, train)
+            x = two_layers(x, level, f"encoder{level + 1}")
             skips.append(x)
             x = conv.max_pool2x2(x)
-        x = DoubleConv(self.features << LEVELS, self.dtype, self.axis_name, name="bottleneck")(x, train)
+        x = two_layers(x, LEVELS, "bottleneck")
         pooled = x.astype(jnp.float32).mean((1, 2))
         for level in reversed(range(LEVELS)):
             x = ConvTranspose2x2(self.features << level, self.dtype, name=f"upconv{level + 1}")(x)
             x = jnp.concatenate([x, skips[level]], -1)
-            x = DoubleConv(self.features << level, self.dtype, self.axis_name, name=f"decoder{level + 1}")(x, train)
+            x = two_layers(x, level, f"decoder{level + 1}")
+            if self.supervise and level:
+                auxiliary.append(Pointwise(1, self.dtype, name=f"mask{level + 1}")(x).astype(jnp.float32))
         mask = Pointwise(1, self.dtype, name="mask")(x).astype(jnp.float32)
         label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
-        return Outputs(mask, label, pooled)
+        return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))

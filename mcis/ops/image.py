@@ -101,6 +101,22 @@ def sobel(image: jax.Array) -> tuple[jax.Array, jax.Array]:
     return dx, left + 2 * here + right
 
 
+def sobel_edges(image: jax.Array) -> jax.Array:
+    """Length of `sobel`'s gradient of the grey picture, a unit step as 1: float (B, H, W, C) -> (B, H, W, 1)."""
+    dx, dy = sobel(image.mean(-1, keepdims=True))
+    return jnp.sqrt(jnp.square(dx) + jnp.square(dy) + 1e-12) / 4.0
+
+
+def canny_edges(image: jax.Array) -> jax.Array:
+    """`canny` of the grey picture, blurred by 1.4 pixels, thresholds 0.1 and 0.2 of the scan's steepest gradient.
+
+    Float (B, H, W, C) -> float32 {0,1} (B, H, W, 1).
+    """
+    grey = gaussian_blur(image.mean(-1, keepdims=True), 1.4)
+    steepest = 4.0 * sobel_edges(grey).max((1, 2, 3), keepdims=True)
+    return canny(grey, 0.1 * steepest, 0.2 * steepest).astype(jnp.float32)
+
+
 def canny(image: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Edges one pixel wide: Canny 1986, without the blur. Float (B, H, W, 1) -> bool (B, H, W, 1).
 

@@ -1,6 +1,7 @@
 """A training run: steps, a log, validation each epoch, the best variables kept, resumed where it stopped."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mcis import checkpoint
 from mcis.data import Scans, balance, evaluation_batches, targets, training_batches
+from mcis.models.import_weights import import_state_dict, read_state_dict
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.tasks import Task, task_to_json
@@ -130,12 +132,20 @@ def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
         )
 
 
-def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: pathlib.Path, seed: int = 0) -> dict:
+def train(
+    task: Task,
+    train_scans: Scans,
+    validation_scans: Scans,
+    run_dir: pathlib.Path,
+    seed: int = 0,
+    init_from: pathlib.Path | None = None,
+) -> dict:
     """Train, or go on training, until the task's last epoch.
 
     The run folder gets task.json, log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume from),
     checkpoints.json (the hashes of its files) and best/ (a weights folder: the averaged variables of the epoch with the
-    best `task.select`).
+    best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a new run starts from its
+    weights.
 
     Returns:
       The log line of the best epoch.
@@ -149,6 +159,8 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
     check_batch(task.batch_size, mesh)
     data = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
     settings = {"seed": seed, "data": data} | task_to_json(task)
+    if init_from is not None:
+        settings["init_from"] = hashlib.sha256(init_from.read_bytes()).hexdigest() if init_from.is_file() else None
     _same_run(run_dir, settings)
     per_epoch = math.ceil(len(train_scans) / task.batch_size)
     total = per_epoch * task.epochs
@@ -158,7 +170,8 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
     batches = training_batches(train_scans, label, *balance(train_scans, task), task.batch_size, seed)
     optimizer = make_optimizer(task, total)
     model = task.make_model()
-    state = put(create_state(task, model, optimizer, seed), mesh)
+    start = (lambda variables: variables) if init_from is None else functools.partial(_start_from, init_from)
+    state = put(create_state(task, model, optimizer, seed, start), mesh)
     step = parallel_train_step(make_train_step(task, model, optimizer), mesh)
     evaluate = parallel_evaluation_step(make_evaluation_step(task), mesh)
     run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
@@ -209,6 +222,13 @@ def train(task: Task, train_scans: Scans, validation_scans: Scans, run_dir: path
                 checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
                 report(status=_status(task, history))
     return max(history, key=lambda past: past["validation"][task.select])
+
+
+def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]:
+    """Variables with the numbers of a state dict; says what was loaded."""
+    imported, report = import_state_dict(read_state_dict(file), variables)
+    print(f"{file}: {report}", flush=True)
+    return imported
 
 
 def _seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:

@@ -12,10 +12,10 @@ import optax
 from mcis.data import Batch
 from mcis.ops import losses
 from mcis.ops.augment import augment
-from mcis.ops.image import resize, standardise
+from mcis.ops.image import resize
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
 from mcis.scan import CANVAS
-from mcis.tasks import Task, make_expert, prepare
+from mcis.tasks import Task, make_expert, prepare, present
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count), float32 scalars: sums over examples, so that padding and devices never bias a mean."""
@@ -56,24 +56,41 @@ def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
     )
 
 
-def create_state(task: Task, model: nn.Module, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh TrainState; the same seed gives the same state."""
+def create_state(
+    task: Task,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    start: Callable[[dict], dict] = lambda variables: variables,
+) -> TrainState:
+    """A fresh TrainState; the same seed gives the same state.
+
+    `start` may put other numbers into the variables of the initialisation, weights that somebody has trained.
+    """
 
     @jax.jit
-    def create(init_key, run_key):
-        variables = model.init(init_key, jnp.zeros((1, task.size, task.size, 3)), train=False)
+    def initialise(key):
+        return model.init(key, jnp.zeros((1, task.size, task.size, task.channels)), train=False)
+
+    @jax.jit
+    def create(variables, run_key):
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         # a copy, because donated buffers must not be shared between two leaves
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
         return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, jax.random.key_data(run_key))
 
     # rbg: the initialisation compiles several times faster than with the default generator
-    return create(jax.random.key(seed, impl="rbg"), jax.random.key(seed))
+    return create(start(initialise(jax.random.key(seed, impl="rbg"))), jax.random.key(seed))
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     """sum(values * weights) / sum(weights), 0 where all weights are 0; (B,), (B,) -> ()."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Dice + cross-entropy: (B, H, W, 1) logits, mask in [0, 1] of that shape -> (B,)."""
+    return losses.soft_dice(logits, mask) + losses.binary_cross_entropy(logits, mask)
 
 
 def make_train_step(
@@ -84,7 +101,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        image = prepare(batch.image, task.size)
+        image = prepare(batch.image, task.size, task.denoise)
         mask = resize(batch.mask.astype(jnp.float32), (task.size, task.size))
         image, mask = augment(augment_key, image, mask, task.augmentation)
         valid = batch.valid.astype(jnp.float32)
@@ -94,14 +111,17 @@ def make_train_step(
         def loss_of(params):
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                standardise(image),
+                present(image, task.edges),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
             )
             total, metrics = jnp.float32(0.0), {}
             if outputs.mask is not None and task.mask_loss:
-                each = losses.soft_dice(outputs.mask, mask) + losses.binary_cross_entropy(outputs.mask, mask)
+                each = mask_loss(outputs.mask, mask)
+                for level, auxiliary in enumerate(outputs.auxiliary):
+                    coarse = resize(mask, auxiliary.shape[1:3])
+                    each += task.auxiliary_loss / 2**level * mask_loss(auxiliary, coarse)
                 total += task.mask_loss * weighted_mean(each, with_mask)
                 metrics["mask_loss"] = (jnp.sum(each * with_mask), jnp.sum(with_mask))
             if outputs.label is not None and task.label_loss:

@@ -1,0 +1,172 @@
+"""`mcis tune RUN`: choose the CRF of a segmentation run on its validation scans, or none where none helps.
+
+The network answers once; then the CRF's strengths are searched one after the other, each over a few values, twice
+round. What is kept is the setting with the best validation value of the metric that chose the epoch. The test split is
+not looked at.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mcis import data, scan
+from mcis.ops.crf import CRF
+from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
+from mcis.tasks import Names, Task
+
+BATCH = 8
+VALUES: dict[str, tuple[float, ...]] = {
+    "weight": (1.0, 2.0, 4.0, 7.0, 10.0),
+    "sigma": (5.0, 10.0, 20.0, 40.0, 80.0),
+    "grey_sigma": (3.0, 6.0, 13.0, 26.0),
+    "smooth_weight": (0.0, 1.0, 3.0, 6.0),
+    "smooth_sigma": (1.0, 2.0, 3.0),
+}
+"""What is tried for each strength; sigmas in pixels of the network's size."""
+ROUNDS = 2
+GAIN = 0.002
+"""A CRF must raise the metric by as much; below, it is not worth its time."""
+
+
+def search(score: Callable[[CRF], float], rounds: int = ROUNDS) -> list[tuple[CRF, float]]:
+    """Every setting that was tried with its score, in order: none first, then one strength at a time from the best.
+
+    Args:
+      score: higher is better.
+      rounds: how often each strength has its turn.
+    """
+    tried: dict[CRF, float] = {}
+
+    def ask(crf: CRF) -> float:
+        if crf not in tried:
+            tried[crf] = score(crf)
+        return tried[crf]
+
+    ask(CRF(steps=0))
+    best = CRF()
+    for _ in range(rounds):
+        for name, values in VALUES.items():
+            changes: list[dict[str, Any]] = [{name: value} for value in values]
+            choices = [dataclasses.replace(best, **change) for change in changes]
+            best = max([best, *choices], key=ask)
+    return list(tried.items())
+
+
+def choose(tried: Sequence[tuple[CRF, float]]) -> CRF:
+    """The best setting if it gains at least GAIN on none, else none."""
+    none = tried[0]
+    best = max(tried, key=lambda one: one[1])
+    return best[0] if best[1] >= none[1] + GAIN else none[0]
+
+
+def make_score(task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]) -> Callable[[CRF], float]:
+    """The validation metric as a function of the CRF; the network runs here, once."""
+    import jax
+
+    from mcis.tasks import make_network, on_canvas
+
+    network = jax.jit(make_network(task))
+    answers, truths, geometries = [], [], []
+    for start in range(0, len(records), BATCH):
+        squares = np.zeros((BATCH, scan.CANVAS, scan.CANVAS, 3), np.uint8)
+        for i in range(min(BATCH, len(records) - start)):
+            image, mask = data.decode(records[start + i])
+            squares[i], geometry = scan.fit(image)
+            truths.append(mask)
+            geometries.append(geometry)
+        outputs, prepared = network(variables, squares)
+        answers.append((outputs.mask, prepared))
+    groups = np.array([f"{data.text(r['source'])}/{data.text(r['group'])}" for r in records])
+    refine = jax.jit(on_canvas, static_argnums=(2, 3))
+
+    def score(crf: CRF) -> float:
+        counts: dict[str, list[int]] = {}
+        for number, (mask, prepared) in enumerate(answers):
+            refined = np.asarray(refine(mask, prepared, crf, (scan.CANVAS, scan.CANVAS)))
+            for i, at in enumerate(range(number * BATCH, min((number + 1) * BATCH, len(records)))):
+                found = scan.unfit(refined[i, ..., 0], geometries[at]) > MASK_THRESHOLD
+                for name, count in mask_counts(found[None, ..., None], truths[at][None]).items():
+                    counts.setdefault(name, []).append(int(count[0]))
+        columns = {name: np.array(values) for name, values in counts.items()}
+        return mask_scores(columns["both"], columns["predicted"], columns["true"], groups)[task.select]
+
+    return score
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command."""
+    import tyro
+
+    from mcis.command import Options, exit_status, parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Tune(Options):
+        """Choose the CRF of a segmentation run on its validation scans, and keep it with the weights.
+
+        Attributes:
+          run: a run's folder, or a weights folder.
+          sources: prepared data sets to tune on; by default those the task was trained on.
+          dry_run: only show the table.
+        """
+
+        run: tyro.conf.Positional[str] = tyro.MISSING
+        sources: Names = ()
+        dry_run: bool = False
+
+    options = parse_dataclass(Tune, argv, "mcis tune")
+    return exit_status("mcis tune", lambda: _main(options))
+
+
+def _main(options: Any) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mcis import checkpoint
+    from mcis.bundle import load_weights, weights_folder
+    from mcis.command import enable_compilation_cache
+    from mcis.ops.metrics import MASK_METRICS
+    from mcis.tasks import task_to_json
+
+    enable_compilation_cache()
+    weights = load_weights(options.run)
+    task = weights.task
+    if not task.segments or task.select not in MASK_METRICS:
+        raise ValueError(f"{options.run} holds {task.name}, chosen by {task.select}: only a mask has a CRF to tune")
+    parts = [data.records(source, "validation", options.data_dir) for source in options.sources or task.sources]
+    records = [part[i] for part in parts for i in range(len(part))]
+    records = [r for r in records if bool(r["has_mask"]) and data.text(r["organ"]) == task.organ]
+    if not records:
+        raise ValueError("the validation split of these sources holds no outlined scans")
+    score = make_score(task, weights.variables, records)
+    with Progress(transient=True) as bar:
+        row = bar.add_task("settings", total=1 + ROUNDS * sum(len(values) for values in VALUES.values()))
+
+        def shown(crf: CRF) -> float:
+            value = score(crf)
+            bar.advance(row)
+            return value
+
+        tried = search(shown)
+    console = Console(markup=False, highlight=False)
+    for crf, value in sorted(tried, key=lambda one: -one[1])[:10] + tried[:1]:
+        console.print(f"{task.select} {value:.4f}  {_describe(crf)}")
+    chosen = choose(tried)
+    print(f"{task.name}: {_describe(chosen)}, by {task.select} on {len(records)} validation scans")
+    if options.dry_run:
+        return 0
+    folder = pathlib.Path(weights_folder(options.run))
+    tuned = dataclasses.replace(task, crf=chosen)
+    manifest = weights.manifest | {"task": task_to_json(tuned)}
+    half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
+    checkpoint.save(folder, weights.variables, manifest, half=half)
+    print(f"kept in {folder}")
+    return 0
+
+
+def _describe(crf: CRF) -> str:
+    if not crf.steps:
+        return "no CRF"
+    return ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(crf).items())

@@ -1,0 +1,231 @@
+"""`make parity`: our networks against their references in PyTorch, with equal weights. Needs torch and torchvision.
+
+Compared are the outputs in evaluation, the gradient of a weighted sum of them with respect to the image, and a batch in
+training mode with the running statistics that it leaves. With `GOLDEN=1` the small arrays that the ordinary tests
+check, in tests/golden/, are written anew.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mcis.checkpoint import flatten, unflatten
+from mcis.models import MODELS
+from mcis.models.import_weights import import_state_dict, laid_out, path_of, read_state_dict
+from mcis.ops.image import resize
+from tests import test_published as published
+from tests.parity import references
+
+vision = references.torchvision.models
+
+
+def deeplab(depth, **fields):
+    """torchvision's, whose dropout is taken out: two libraries do not draw alike."""
+    net = getattr(vision.segmentation, f"deeplabv3_resnet{depth}")(
+        weights=None, weights_backbone=None, num_classes=1, **fields
+    )
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net
+
+
+CASES = {  # name: (row, fields, reference, side of the image)
+    "unet": ("unet", {}, references.UNet, 64),
+    "unet one channel": ("unet", {"features": 8}, lambda: references.UNet(8, 1), 48),
+    "sk_unet": ("sk_unet", {}, references.sk_unet, 64),
+    "resnet18": ("resnet18", {"classes": 3}, lambda: vision.resnet18(weights=None, num_classes=3), 64),
+    "resnet50": ("resnet50", {"classes": 3}, lambda: vision.resnet50(weights=None, num_classes=3), 64),
+    "deeplabv3": ("deeplabv3", {}, lambda: deeplab(50), 96),
+    "deeplabv3 auxiliary": ("deeplabv3", {"supervise": True}, lambda: deeplab(50, aux_loss=True), 64),
+    "deeplabv3 resnet101": ("deeplabv3", {"depth": 101}, lambda: deeplab(101), 64),
+}
+
+
+class Pair:
+    """A network and its reference with equal random weights and running statistics."""
+
+    def __init__(self, name):
+        row, fields, reference, self.side = CASES[name]
+        self.channels = 1 if "one channel" in name else 3
+        torch.manual_seed(0)
+        self.theirs = reference()
+        with torch.no_grad():
+            for module in self.theirs.modules():
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    module.weight.uniform_(0.5, 1.0)
+                    module.bias.uniform_(-0.2, 0.2)
+                    module.running_mean.uniform_(-0.2, 0.2)
+                    module.running_var.uniform_(0.5, 2.0)
+        self.state = {key: value.clone() for key, value in self.theirs.state_dict().items()}
+        self.ours = MODELS[row].clone(**fields)
+        self.image = np.random.default_rng(0).normal(size=(4, self.side, self.side, self.channels))
+        self.rename = references.sk_names if row == "sk_unet" else None
+        self.variables = self.imported()
+
+    def imported(self):
+        """Their weights and statistics, as they are now, as our variables."""
+        shape = jax.ShapeDtypeStruct(self.image.shape, jnp.float32)
+        expected = jax.eval_shape(self.ours.init, jax.random.key(0), shape)
+        state = {name: value.detach().clone().numpy() for name, value in self.theirs.state_dict().items()}
+        if self.rename:
+            variables = unflatten(_by_path(self.rename(state)))
+            assert flatten(variables).keys() == flatten(expected).keys()
+            return variables
+        variables, report = import_state_dict(state, expected)
+        assert not report.fresh and not report.left_over, report
+        return variables
+
+    def outputs(self, variables, image, train):
+        """All heads in one list, and the updated statistics."""
+        found = self.ours.apply(
+            variables, image, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
+        outputs, updated = found
+        masks = [] if outputs.mask is None else [outputs.mask]
+        masks += [resize(mask, image.shape[1:3]) for mask in outputs.auxiliary]
+        return masks or [outputs.label], updated["batch_stats"]
+
+    def their_outputs(self, image):
+        """The same of the reference: NHWC."""
+        found = self.theirs(image)
+        if isinstance(found, dict):
+            return [found[key].permute(0, 2, 3, 1) for key in ("out", "aux") if key in found]
+        return [found.permute(0, 2, 3, 1) if found.ndim == 4 else found]
+
+
+def _by_path(state):
+    found = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        path = _path(name, value)
+        found[path] = laid_out(path, value)
+    return found
+
+
+def _path(name, value):
+    if path := path_of(name, value.ndim):
+        return path
+    place, _, leaf = name.rpartition(".")
+    kind = "batch_stats" if leaf.startswith("running") else "params"
+    leaf = {"weight": "scale" if value.ndim == 1 else "kernel"}.get(leaf, leaf.removeprefix("running_"))
+    return f"{kind}/{place.replace('.', '/')}/{leaf}"
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request):
+    """One row of CASES."""
+    return Pair(request.param), request.param
+
+
+def compare(found, wanted, tolerance):
+    """Norm of the difference over the norm: a ReLU whose argument rounds to the other side of zero moves one pixel."""
+    wanted = wanted.detach().numpy() if isinstance(wanted, torch.Tensor) else wanted
+    assert found.shape == wanted.shape
+    error = np.linalg.norm(np.asarray(found) - wanted) / np.linalg.norm(wanted)
+    print(f"{error:.1e}", end=" ")
+    assert error <= tolerance, error
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_parity(pair, train, precision):
+    """To 1e-4 of the largest value in float32; in float64, where rounding is out of the way, to 1e-6.
+
+    A training batch in float32 is held to 1e-3: batch normalisation over few pixels multiplies rounding, and PyTorch's
+    own two precisions differ as much.
+    """
+    one, name = pair
+    exact = precision == "float64"
+    tolerance = 1e-6 if exact else 1e-3 if train else 1e-4
+    with jax.enable_x64(exact):
+        dtype = jnp.float64 if exact else jnp.float32
+        one.theirs.to(torch.float64 if exact else torch.float32).train(train)
+        one.theirs.load_state_dict(one.state)  # training mode moves its statistics
+        variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), one.variables)
+        image = one.image.astype(dtype)
+        theirs = torch.from_numpy(image).permute(0, 3, 1, 2).requires_grad_()
+        one.ours = one.ours.clone(dtype=dtype)
+        wanted = one.their_outputs(theirs)
+        rng = np.random.default_rng(1)
+        weights = [rng.normal(size=tuple(w.shape)).astype(dtype) for w in wanted]
+        sum((w * torch.from_numpy(weight)).sum() for w, weight in zip(wanted, weights, strict=True)).backward()
+
+        @jax.jit
+        def run(variables, image):
+            def loss(image):
+                found, stats = one.outputs(variables, image, train)
+                total = sum((f * w).sum() for f, w in zip(found, weights, strict=True))
+                return total, (found, stats)
+
+            return jax.grad(loss, has_aux=True)(image)
+
+        gradient, (found, stats) = run(variables, image)
+        print(f"\n{name}, {'training' if train else 'evaluation'}, {precision}:", end=" ")
+        for ours, other in zip(found, wanted, strict=True):
+            compare(ours, other, tolerance)
+        compare(gradient, theirs.grad.permute(0, 2, 3, 1).numpy(), 10 * tolerance)
+        if train:
+            one.theirs.to(torch.float64)
+            after = flatten({"batch_stats": one.imported()["batch_stats"]})
+            errors = []
+            for path, value in flatten({"batch_stats": stats}).items():
+                errors.append(np.abs(np.asarray(value) - after[path]).max() / np.abs(after[path]).max())
+            print(f"statistics {max(errors):.1e}", end=" ")
+            assert max(errors) <= max(tolerance, 1e-6)
+
+
+def test_a_file_of_torch_is_read_and_one_with_code_is_not(tmp_path):
+    """Real `.pth` files, opened with weights_only."""
+    net = references.UNet(8)
+    torch.save(net.state_dict(), tmp_path / "unet.pth")
+    state = read_state_dict(tmp_path / "unet.pth")
+    model = MODELS["unet"].clone(features=8, classes=2)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    loaded, report = import_state_dict(state, variables)
+    assert set(report.fresh) == {"params/label/dense/kernel", "params/label/dense/bias"}
+    kernel = state["encoder1.enc1conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(loaded["params"]["encoder1_1"]["layer"]["conv"]["kernel"], kernel)
+    torch.save(net, tmp_path / "whole.pth")  # a pickled network, not a table
+    with pytest.raises(ValueError, match=r"whole\.pth holds no plain state dict"):
+        read_state_dict(tmp_path / "whole.pth")
+
+
+@pytest.mark.parametrize("name", published.NETWORKS)
+def test_golden_arrays_are_those_of_the_references(name):
+    """What `tests/test_published.py` checks without PyTorch; GOLDEN=1 writes it anew."""
+    reference, fields = {
+        "unet": (references.UNet, {}),
+        "sk_unet": (references.sk_unet, {}),
+        "resnet18": (lambda: vision.resnet18(weights=None, num_classes=2), {}),
+        "resnet50": (lambda: vision.resnet50(weights=None, num_classes=2), {}),
+        "deeplabv3": (lambda: deeplab(50), {}),
+    }[name]
+    net = reference().eval()
+    variables = flatten(published.variables_of(MODELS[name].clone(**fields)))
+    state = net.state_dict()
+    renamed = references.sk_names(state) if name == "sk_unet" else state
+    for original, alias in zip(state, renamed, strict=True):
+        value = state[original]
+        if alias.endswith("num_batches_tracked"):
+            continue
+        path = _path(alias, value)
+        # where each of PyTorch's numbers goes in our layout
+        place = laid_out(path, np.arange(value.numel(), dtype=np.float64).reshape(value.shape)).astype(int)
+        flat = np.empty(value.numel(), np.float32)
+        flat[place.ravel()] = variables[path].ravel()
+        value.copy_(torch.from_numpy(flat).reshape(value.shape))
+    with torch.no_grad():
+        found = net(torch.from_numpy(published.image()).permute(0, 3, 1, 2))
+    found = found["out"] if isinstance(found, dict) else found
+    found = published.sample((found.permute(0, 2, 3, 1) if found.ndim == 4 else found).numpy())
+    file = published.GOLDEN / f"{name}.npy"
+    if os.environ.get("GOLDEN"):
+        np.save(file, found)
+    np.testing.assert_allclose(np.load(file), found, atol=1e-5 * np.abs(found).max())

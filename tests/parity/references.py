@@ -1,0 +1,168 @@
+"""The networks of others in PyTorch, for `make parity`: torchvision's, and two written from their papers."""
+
+import re
+import sys
+
+import torch
+from torch import nn
+
+
+def import_torchvision():
+    """torchvision beside the CPU build of PyTorch: its wheel's compiled operators are declared, empty."""
+    library = torch.library.Library("torchvision", "DEF")
+    while True:
+        for name in [k for k in sys.modules if k == "torchvision" or k.startswith("torchvision.")]:
+            del sys.modules[name]
+        try:
+            import torchvision
+            import torchvision.models.segmentation
+
+            return torchvision, library
+        except RuntimeError as error:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if not missing:
+                raise
+            library.define(f"{missing.group(1)}() -> Tensor")
+
+
+torchvision, _library = import_torchvision()
+
+
+class UNet(nn.Module):
+    """Buda et al. 2019, under the names that the published weights have."""
+
+    def __init__(self, features=32, channels=3, layer=None):
+        """Widths as there."""
+        super().__init__()
+        self.layer = layer or self.conv_norm_relu
+        widths = [features * 2**level for level in range(5)]
+        for level in range(1, 5):
+            before = channels if level == 1 else widths[level - 2]
+            self.add_module(f"encoder{level}", self.pair(before, widths[level - 1], f"enc{level}"))
+            self.add_module(f"upconv{level}", nn.ConvTranspose2d(widths[level], widths[level - 1], 2, 2))
+            self.add_module(f"decoder{level}", self.pair(widths[level], widths[level - 1], f"dec{level}"))
+        self.bottleneck = self.pair(widths[3], widths[4], "bottleneck")
+        self.conv = nn.Conv2d(features, 1, 1)
+        self.pool = nn.MaxPool2d(2, 2)
+
+    def pair(self, before, after, name):
+        """Two layers under their names."""
+        pair = nn.Sequential()
+        for i, width in ((1, before), (2, after)):
+            for part, module in self.layer(width, after, name, i):
+                pair.add_module(part, module)
+        return pair
+
+    @staticmethod
+    def conv_norm_relu(before, after, name, i):
+        """The published layer."""
+        yield f"{name}conv{i}", nn.Conv2d(before, after, 3, padding=1, bias=False)
+        yield f"{name}norm{i}", nn.BatchNorm2d(after)
+        yield f"{name}relu{i}", nn.ReLU()
+
+    def forward(self, x):
+        """Logits; the published network ends in a sigmoid."""
+        skips = []
+        for level in range(1, 5):
+            x = getattr(self, f"encoder{level}")(x)
+            skips.append(x)
+            x = self.pool(x)
+        x = self.bottleneck(x)
+        for level in (4, 3, 2, 1):
+            x = torch.cat([getattr(self, f"upconv{level}")(x), skips[level - 1]], 1)
+            x = getattr(self, f"decoder{level}")(x)
+        return self.conv(x)
+
+
+class SelectiveKernel(nn.Module):
+    """Byra et al. 2020: two branches mixed by an attention of the scan."""
+
+    def __init__(self, before, after):
+        """Squeezed by 0.5."""
+        super().__init__()
+        self.branch1, self.branch2 = (
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+            )
+            for d in (1, 2)
+        )
+        self.squeeze = nn.Linear(after, after // 2, bias=False)
+        self.squeeze_norm = nn.BatchNorm1d(after // 2)
+        self.excite = nn.Linear(after // 2, after)
+
+    def forward(self, x):
+        """A x1 + (1 - a) x2."""
+        x1, x2 = self.branch1(x), self.branch2(x)
+        a = self.squeeze_norm(self.squeeze((x1 + x2).mean((2, 3)))).relu()
+        a = self.excite(a).sigmoid()[:, :, None, None]
+        return a * x1 + (1 - a) * x2
+
+
+def sk_unet(features=16):
+    """The U-Net with selective kernels."""
+    return UNet(features, layer=lambda before, after, name, i: [(f"{name}sk{i}", SelectiveKernel(before, after))])
+
+
+def sk_names(state):
+    """The state dict of `sk_unet` by our paths; its names are ours alone, so that the importer does not know them."""
+    renamed = {}
+    for name, value in state.items():
+        path = re.sub(r"(encoder\d|decoder\d|bottleneck)\.\w+sk(\d)", r"\1_\2", name)
+        path = re.sub(r"\.branch(\d)\.0\.", r".branch\1.conv.", path)
+        path = re.sub(r"\.branch(\d)\.1\.", r".branch\1.norm.", path)
+        renamed[re.sub(r"^conv\.", "mask.", path)] = value
+    return renamed
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the channels of (B, C, H, W)."""
+
+    def forward(self, x):
+        """Channels last and back."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """The light network's block."""
+
+    def __init__(self, channels, kernel):
+        """Depthwise, normalised, expanded by 2."""
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        self.norm = LayerNorm(channels)
+        self.expand, self.project = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x):
+        """Residual."""
+        return x + self.project(nn.functional.gelu(self.expand(self.norm(self.depthwise(x)))))
+
+
+class Light(nn.Module):
+    """Our light network in PyTorch, for timing."""
+
+    def __init__(self, features=40, widths=(1, 2, 4, 5), kernels=(5, 5, 3, 3)):
+        """As there."""
+        super().__init__()
+        widths = [features * width for width in widths]
+        before = [3 * 16] + [4 * width for width in widths]
+        self.down = nn.ModuleList(nn.Conv2d(before[i], widths[i], 1) for i in range(4))
+        self.encoder = nn.ModuleList(
+            nn.Sequential(Block(widths[i], kernels[i]), Block(widths[i], kernels[i])) for i in range(4)
+        )
+        self.up = nn.ModuleList(nn.Conv2d(widths[i + 1], 4 * widths[i], 1) for i in range(3))
+        self.fuse = nn.ModuleList(nn.Conv2d(2 * widths[i], widths[i], 1) for i in range(3))
+        self.decoder = nn.ModuleList(
+            nn.Sequential(Block(widths[i], kernels[i]), Block(widths[i], kernels[i])) for i in range(3)
+        )
+        self.norm, self.mask = LayerNorm(widths[0]), nn.Conv2d(widths[0], 16, 1)
+
+    def forward(self, x):
+        """Logits."""
+        skips = []
+        for i in range(4):
+            x = self.encoder[i](self.down[i](nn.functional.pixel_unshuffle(x, 2 if i else 4)))
+            skips.append(x)
+        for i in (2, 1, 0):
+            x = torch.cat([nn.functional.pixel_shuffle(self.up[i](x), 2), skips[i]], 1)
+            x = self.decoder[i](self.fuse[i](x))
+        return nn.functional.pixel_shuffle(self.mask(self.norm(x)), 4)

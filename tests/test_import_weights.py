@@ -1,0 +1,115 @@
+"""State dicts of others as our variables; `make parity` holds them against PyTorch itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mcis.checkpoint import flatten
+from mcis.models import MODELS
+from mcis.models.import_weights import import_state_dict, laid_out, path_of, read_state_dict
+
+MODEL = MODELS["unet"].clone(features=4, classes=2)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3))))
+
+
+def buda(features=4, channels=3):
+    """A state dict as Buda's U-Net of this width has it, with other numbers in each array."""
+    rng, state = np.random.default_rng(0), {}
+
+    def pair(block, name, before, after):
+        for i, width in ((1, before), (2, after)):
+            state[f"{block}.{name}conv{i}.weight"] = rng.normal(size=(after, width, 3, 3))
+            for leaf in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{block}.{name}norm{i}.{leaf}"] = rng.normal(size=after)
+            state[f"{block}.{name}norm{i}.num_batches_tracked"] = np.array(7)
+
+    widths = [features << level for level in range(5)]
+    for level in (1, 2, 3, 4):
+        pair(f"encoder{level}", f"enc{level}", channels if level == 1 else widths[level - 2], widths[level - 1])
+        pair(f"decoder{level}", f"dec{level}", widths[level], widths[level - 1])
+        state[f"upconv{level}.weight"] = rng.normal(size=(widths[level], widths[level - 1], 2, 2))
+        state[f"upconv{level}.bias"] = rng.normal(size=widths[level - 1])
+    pair("bottleneck", "bottleneck", widths[3], widths[4])
+    state["conv.weight"], state["conv.bias"] = rng.normal(size=(1, features, 1, 1)), rng.normal(size=1)
+    return {name: np.float32(value) if value.ndim else value for name, value in state.items()}
+
+
+def test_every_array_of_a_published_u_net_finds_its_place(variables, tmp_path):
+    save_file(buda(), tmp_path / "unet.safetensors")
+    state = read_state_dict(tmp_path / "unet.safetensors")
+    loaded, report = import_state_dict(state, variables)
+    assert not report.left_over
+    assert set(report.fresh) == {"params/label/dense/kernel", "params/label/dense/bias"}
+    assert len(report.loaded) == len([name for name in state if "num_batches" not in name])
+    found, before = flatten(loaded), flatten(variables)
+    for path in report.fresh:
+        np.testing.assert_array_equal(found[path], before[path])
+    kernel = state["decoder2.dec2conv1.weight"]
+    np.testing.assert_array_equal(found["params/decoder2_1/layer/conv/kernel"][2, 1, 5, 3], kernel[3, 5, 2, 1])
+    up = state["upconv3.weight"]
+    np.testing.assert_array_equal(found["params/upconv3/kernel"][0, 1, 7, 2], up[7, 2, 0, 1])
+    np.testing.assert_array_equal(
+        found["batch_stats/bottleneck_2/layer/norm/var"], state["bottleneck.bottlenecknorm2.running_var"]
+    )
+    assert "loaded: " in str(report) and "label/dense/kernel (not in the file)" in str(report)
+
+
+def test_a_head_of_another_width_is_initialised_anew(variables):
+    state = buda() | {"conv.weight": np.zeros((5, 4, 1, 1), np.float32), "conv.bias": np.zeros(5, np.float32)}
+    loaded, report = import_state_dict(state, variables)
+    np.testing.assert_array_equal(loaded["params"]["mask"]["kernel"], variables["params"]["mask"]["kernel"])
+    assert report.left_over == {"conv.weight": (5, 4, 1, 1), "conv.bias": (5,)}
+    assert "conv.weight is (4, 5), here (4, 1)" in report.fresh["params/mask/kernel"]
+
+
+def test_another_networks_weights_name_what_is_expected_and_found(variables):
+    with pytest.raises(ValueError, match=r"encoder1_1/layer/conv/kernel is \(3, 3, 3, 4\).*\(3, 3, 1, 4\)"):
+        import_state_dict(buda(channels=1), variables)
+    with pytest.raises(ValueError, match=r"norm/mean \(\d+,\) is not in the file.*Of the file is not used: layer9\.x"):
+        import_state_dict({"layer9.x": np.zeros(3, np.float32)}, variables)
+    short = {name: value for name, value in buda().items() if name != "decoder1.dec1norm2.running_var"}
+    with pytest.raises(ValueError, match=r"batch_stats/decoder1_2/layer/norm/var \(4,\) is not in the file"):
+        import_state_dict(short, variables)
+
+
+def test_files_that_are_none_say_so(tmp_path):
+    for name, content, said in (
+        ("none.pth", None, "no such file"),
+        ("a.npz", b"x", r"\.safetensors, \.pth and \.pt files"),
+        ("a.safetensors", b"nothing of the kind", "no safetensors file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            read_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "path"),
+    [
+        ("conv1.weight", 4, "params/encoder/stem/conv/kernel"),
+        ("backbone.layer3.5.bn2.running_mean", 1, "batch_stats/encoder/level3_block6/layer2/norm/mean"),
+        ("layer1.0.downsample.1.weight", 1, "params/encoder/level1_block1/shortcut/norm/scale"),
+        ("fc.weight", 2, "params/label/dense/kernel"),
+        ("classifier.0.convs.3.0.weight", 4, "params/aspp/branch4/conv/kernel"),
+        ("aux_classifier.4.bias", 1, "params/auxiliary/bias"),
+        ("module.encoder4.enc4norm2.bias", 1, "params/encoder4_2/layer/norm/bias"),
+        ("features.denseblock1.weight", 4, None),
+    ],
+)
+def test_names_of_others_and_paths_here(name, dimensions, path):
+    assert path_of(name, dimensions) == path
+
+
+def test_layouts():
+    value = np.arange(24).reshape(4, 6, 1, 1)
+    assert laid_out("params/mask/kernel", value).shape == (6, 4)
+    assert laid_out("params/x/conv/kernel", value).shape == (1, 1, 6, 4)
+    assert laid_out("params/label/dense/kernel", np.zeros((3, 8))).shape == (8, 3)
+    assert laid_out("params/x/norm/scale", np.zeros(3)).dtype == np.float32
