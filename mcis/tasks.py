@@ -298,7 +298,7 @@ def task_from_json(values: dict[str, Any]) -> Task:
     sources = values["sources"]
     if not isinstance(sources, list | tuple) or not all(isinstance(name, str) for name in sources):
         raise ValueError(f"sources={sources!r}: must be a list of names")
-    made = {name: row(**values.get(name, {})) for name, row in parts.items()}
+    made = {name: row(**values[name]) for name, row in parts.items() if name in values}
     return Task(**values | {"sources": tuple(sources)} | made).check()
 
 
