@@ -1,8 +1,9 @@
 """Convolutions in the forms that XLA compiles well on a CPU; the numbers are those of the plain convolutions.
 
-XLA's CPU backend runs forward 3x3 convolutions near the machine's peak, but its convolution gradients with respect to
-weights, its grouped convolutions, its strided transposed convolutions and its pooling gradients are 3 to 20 times
-slower than the same arithmetic written as dot products or as shifted multiplies. Arrays are (B, H, W, C).
+XLA's CPU backend runs plain convolutions near the machine's peak, but their gradients with respect to weights at full
+resolution, grouped convolutions, widely dilated ones, transposed ones and the gradients of pooling are 2 to 20 times
+slower than the same arithmetic written as matrix products of what is near. Elsewhere the plain forms are taken.
+Arrays are (B, H, W, C). Figures: docs/performance.md.
 """
 
 import functools
@@ -12,73 +13,95 @@ import jax.numpy as jnp
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+STRIP = 2048
+"""Pixels of a strip in the weight gradient: few enough that its copies stay in a core's cache."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolution with an odd square kernel: (B, H, W, I), (k, k, I, O) -> (B, ceil(H/stride), ceil(W/stride), O).
 
     The input is padded by dilation * (k // 2) zeros on every side, as PyTorch's layers of this shape do; with a stride
     of 2 that is not what "SAME" means. `dilation` is the step between the kernel's taps in pixels ("atrous").
     """
+    if kernel.shape[0] == 1:
+        return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
+    plain = functools.partial(_plain, stride=stride, dilation=dilation)
+    if stride > 1:
+        return plain(x, kernel)
+    # Where taps reach past the image many products are with zeros alone.
+    wide = 4 * dilation >= min(x.shape[1:3]) and dilation > 1
+    near = functools.partial(_by_taps if wide else _by_strips, dilation=dilation)
+    return lax.platform_dependent(x, kernel, cpu=near, default=plain)
+
+
+def _plain(x, kernel, stride, dilation):
     pad = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation), dimension_numbers=LAYOUT
     )
 
 
-def _conv_forward(x, kernel, stride, dilation):
-    return conv(x, kernel, stride, dilation), (x, kernel)
+def _by_taps(x, kernel, dilation):
+    """One matrix product a tap, of the pixels that it finds inside the image."""
+    height, width = x.shape[1:3]
+    reach = kernel.shape[0] // 2
+    total = jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)
+    for i in range(-reach, reach + 1):
+        for j in range(-reach, reach + 1):
+            down, right = i * dilation, j * dilation
+            if abs(down) >= height or abs(right) >= width:
+                continue
+            top, bottom, left, end = max(0, -down), max(0, down), max(0, -right), max(0, right)
+            seen = x[:, top + down : height - bottom + down, left + right : width - end + right]
+            part = pointwise(seen, kernel[i + reach, j + reach])
+            total = total + jnp.pad(part, ((0, 0), (top, bottom), (left, end), (0, 0)))
+    return total
 
 
-def _conv_backward(stride, dilation, residual, dy):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_strips(x, kernel, dilation):
+    """A plain convolution whose weight gradient is summed over strips of rows."""
+    return _plain(x, kernel, 1, dilation)
+
+
+def _strips_forward(x, kernel, dilation):
+    return _plain(x, kernel, 1, dilation), (x, kernel)
+
+
+def _strips_backward(dilation, residual, dy):
     x, kernel = residual
-    size, pad = kernel.shape[0], dilation * (kernel.shape[0] // 2)
-    rows, columns = (range(0, n * stride, stride) for n in dy.shape[1:3])
-    if stride == 1:
-        dx = conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, dilation)
-    else:
-        dx = _strided_input_gradient(dy, kernel, stride, dilation, x.shape)
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    flat = dy.reshape(-1, dy.shape[-1])
-    taps = []  # the weight gradient as one matrix product a kernel position
-    for i in range(0, size * dilation, dilation):
-        for j in range(0, size * dilation, dilation):
-            window = padded[:, i : i + rows[-1] + 1 : stride, j : j + columns[-1] + 1 : stride]
-            taps.append(
-                lax.dot_general(
-                    window.reshape(-1, x.shape[-1]),
-                    flat,
-                    (((0,), (0,)), ((), ())),
-                    preferred_element_type=jnp.float32,
-                )
-            )
-    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    dx = _plain(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, dilation)
+    return dx, _weight_gradient(x, dy, kernel.shape[0], dilation).astype(kernel.dtype)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_by_strips.defvjp(_strips_forward, _strips_backward)
 
 
-def _strided_input_gradient(dy, kernel, stride, dilation, shape):
-    """Gradient with respect to the input: every tap is a matrix product, added to the pixels that it read.
+def _weight_gradient(x, dy, size, dilation):
+    """Gradient with respect to the kernel, (size, size, I, O), in at least float32.
 
-    Pixels are kept apart by their remainder modulo the stride, so that each tap's are contiguous.
+    In a strip of rows the columns that the taps see are laid out once, channels first; each row of taps is then one
+    matrix product with the rows of `dy` that lie as far above or below.
     """
-    size, pad = kernel.shape[0], dilation * (kernel.shape[0] // 2)
-    reach = dilation * (size - 1) // stride
-    height, width = (n + reach for n in dy.shape[1:3])
-    total = [[jnp.zeros((shape[0], height, width, shape[3]), dy.dtype) for _ in range(stride)] for _ in range(stride)]
-    for i in range(size):
-        for j in range(size):
-            (down, row), (right, column) = divmod(i * dilation, stride), divmod(j * dilation, stride)
-            part = lax.dot_general(dy, kernel[i, j], (((3,), (1,)), ((), ())), preferred_element_type=dy.dtype)
-            part = jnp.pad(part, ((0, 0), (down, reach - down), (right, reach - right), (0, 0)))
-            total[row][column] = total[row][column] + part
-    dx = jnp.stack([jnp.stack(row, 3) for row in total], 2)
-    dx = dx.reshape(shape[0], height * stride, width * stride, shape[3])
-    ends = [max(0, pad + n - m) for n, m in zip(shape[1:3], dx.shape[1:3], strict=True)]  # pixels that no tap reads
-    dx = jnp.pad(dx, ((0, 0), (0, ends[0]), (0, ends[1]), (0, 0)))
-    return dx[:, pad : pad + shape[1], pad : pad + shape[2]]
+    (batch, height, width, inputs), outputs = x.shape, dy.shape[-1]
+    pad = dilation * (size // 2)
+    rows = next(n for n in range(max(1, min(height, STRIP // (batch * width))), 0, -1) if height % n == 0)
+    dy = jnp.pad(dy, ((0, 0), (pad, pad), (0, 0), (0, 0)))
+
+    def add_strip(strip, total):
+        first = strip * rows
+        seen = lax.dynamic_slice_in_dim(x, first, rows, 1).transpose(3, 0, 1, 2)
+        seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (pad, pad)))
+        seen = jnp.concatenate([seen[..., j * dilation : j * dilation + width] for j in range(size)])
+        seen = seen.reshape(size * inputs, -1)
+        parts = []
+        for i in range(size):
+            given = lax.dynamic_slice_in_dim(dy, first + 2 * pad - i * dilation, rows, 1).reshape(-1, outputs)
+            parts.append(jnp.dot(seen, given, preferred_element_type=total.dtype))
+        return total + jnp.stack(parts)
+
+    zero = jnp.zeros((size, size * inputs, outputs), jnp.promote_types(x.dtype, jnp.float32))
+    return lax.fori_loop(0, height // rows, add_strip, zero).reshape(size, size, inputs, outputs)
 
 
 def _shifted_sum(x, kernel):
