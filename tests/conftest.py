@@ -11,6 +11,7 @@ import pathlib
 import platform
 import sys
 
+import numpy as np
 import pytest
 
 DEVICES = 2
@@ -88,3 +89,31 @@ def random_variables():
         return variables
 
     return make
+
+
+def _buda(features=4, channels=3):
+    """A state dict as Buda's U-Net of this width has it, with other numbers in each array."""
+    rng, state = np.random.default_rng(0), {}
+
+    def pair(block, name, before, after):
+        for i, width in ((1, before), (2, after)):
+            state[f"{block}.{name}conv{i}.weight"] = rng.normal(size=(after, width, 3, 3))
+            for leaf in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{block}.{name}norm{i}.{leaf}"] = rng.normal(size=after)
+            state[f"{block}.{name}norm{i}.num_batches_tracked"] = np.array(7)
+
+    widths = [features << level for level in range(5)]
+    for level in (1, 2, 3, 4):
+        pair(f"encoder{level}", f"enc{level}", channels if level == 1 else widths[level - 2], widths[level - 1])
+        pair(f"decoder{level}", f"dec{level}", widths[level], widths[level - 1])
+        state[f"upconv{level}.weight"] = rng.normal(size=(widths[level], widths[level - 1], 2, 2))
+        state[f"upconv{level}.bias"] = rng.normal(size=widths[level - 1])
+    pair("bottleneck", "bottleneck", widths[3], widths[4])
+    state["conv.weight"], state["conv.bias"] = rng.normal(size=(1, features, 1, 1)), rng.normal(size=1)
+    return {name: np.float32(value) if value.ndim else value for name, value in state.items()}
+
+
+@pytest.fixture(scope="session")
+def buda():
+    """A function of (features, channels): a state dict of the U-Net that others published."""
+    return _buda

@@ -117,3 +117,18 @@ def test_canny_is_opencvs():
     found = np.asarray(jax.jit(image.canny)(grey[None, ..., None].astype(np.float32), 30.0, 80.0))[0, ..., 0]
     assert wanted.mean() > 0.01
     assert (found != wanted).mean() < 1e-3
+
+
+def test_edge_maps_are_found_on_the_grey_picture():
+    flat = np.full((1, 24, 24, 3), 0.3, np.float32)
+    step = flat.copy()
+    step[:, :, 12:] += np.float32([0.6, 0.3, 0.0])  # 0.3 in the mean of the channels
+    sobel = np.asarray(image.sobel_edges(step))
+    assert sobel.shape == (1, 24, 24, 1)
+    np.testing.assert_allclose(sobel[0, :, 11:13], 0.3, atol=1e-6)
+    assert sobel[0, :, :11].max() < 1e-5 and image.sobel_edges(flat).max() < 1e-5
+    canny = np.asarray(image.canny_edges(step))
+    assert canny.dtype == np.float32 and set(np.unique(canny)) == {0.0, 1.0}
+    assert (canny[0, ..., 0].sum(1) == 1).all()
+    # brightness and contrast leave it where it is
+    np.testing.assert_array_equal(image.canny_edges(0.2 * step + 0.1), canny)

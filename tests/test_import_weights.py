@@ -18,29 +18,7 @@ def variables():
     return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3))))
 
 
-def buda(features=4, channels=3):
-    """A state dict as Buda's U-Net of this width has it, with other numbers in each array."""
-    rng, state = np.random.default_rng(0), {}
-
-    def pair(block, name, before, after):
-        for i, width in ((1, before), (2, after)):
-            state[f"{block}.{name}conv{i}.weight"] = rng.normal(size=(after, width, 3, 3))
-            for leaf in ("weight", "bias", "running_mean", "running_var"):
-                state[f"{block}.{name}norm{i}.{leaf}"] = rng.normal(size=after)
-            state[f"{block}.{name}norm{i}.num_batches_tracked"] = np.array(7)
-
-    widths = [features << level for level in range(5)]
-    for level in (1, 2, 3, 4):
-        pair(f"encoder{level}", f"enc{level}", channels if level == 1 else widths[level - 2], widths[level - 1])
-        pair(f"decoder{level}", f"dec{level}", widths[level], widths[level - 1])
-        state[f"upconv{level}.weight"] = rng.normal(size=(widths[level], widths[level - 1], 2, 2))
-        state[f"upconv{level}.bias"] = rng.normal(size=widths[level - 1])
-    pair("bottleneck", "bottleneck", widths[3], widths[4])
-    state["conv.weight"], state["conv.bias"] = rng.normal(size=(1, features, 1, 1)), rng.normal(size=1)
-    return {name: np.float32(value) if value.ndim else value for name, value in state.items()}
-
-
-def test_every_array_of_a_published_u_net_finds_its_place(variables, tmp_path):
+def test_every_array_of_a_published_u_net_finds_its_place(variables, buda, tmp_path):
     save_file(buda(), tmp_path / "unet.safetensors")
     state = read_state_dict(tmp_path / "unet.safetensors")
     loaded, report = import_state_dict(state, variables)
@@ -60,7 +38,7 @@ def test_every_array_of_a_published_u_net_finds_its_place(variables, tmp_path):
     assert "loaded: " in str(report) and "label/dense/kernel (not in the file)" in str(report)
 
 
-def test_a_head_of_another_width_is_initialised_anew(variables):
+def test_a_head_of_another_width_is_initialised_anew(variables, buda):
     state = buda() | {"conv.weight": np.zeros((5, 4, 1, 1), np.float32), "conv.bias": np.zeros(5, np.float32)}
     loaded, report = import_state_dict(state, variables)
     np.testing.assert_array_equal(loaded["params"]["mask"]["kernel"], variables["params"]["mask"]["kernel"])
@@ -68,7 +46,7 @@ def test_a_head_of_another_width_is_initialised_anew(variables):
     assert "conv.weight is (4, 5), here (4, 1)" in report.fresh["params/mask/kernel"]
 
 
-def test_another_networks_weights_name_what_is_expected_and_found(variables):
+def test_another_networks_weights_name_what_is_expected_and_found(variables, buda):
     with pytest.raises(ValueError, match=r"encoder1_1/layer/conv/kernel is \(3, 3, 3, 4\).*\(3, 3, 1, 4\)"):
         import_state_dict(buda(channels=1), variables)
     with pytest.raises(ValueError, match=r"norm/mean \(\d+,\) is not in the file.*Of the file is not used: layer9\.x"):

@@ -13,6 +13,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mcis import bundle, checkpoint, data, evaluate
 from mcis.tasks import TASKS, task_from_json
@@ -55,6 +56,26 @@ def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
     assert measured["nll"]["value"] == pytest.approx(best["validation"]["nll"], abs=1e-5)
     assert measured["accuracy"]["low"] <= measured["accuracy"]["value"] <= measured["accuracy"]["high"]
+
+
+def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys):
+    task = dataclasses.replace(
+        TASKS["segment_brain"], sources=("phantom",), model="unet", features=4, size=32, epochs=1, learning_rate=1e-9
+    )
+    state = buda()
+    file = tmp_path / "unet.safetensors"
+    save_file(state, file)
+    loop.train(task, *scans, tmp_path / "run", init_from=file)
+    said = capsys.readouterr().out
+    assert "loaded: " in said and "label/dense/kernel (not in the file)" in said
+    kernel = state["encoder2.enc2conv1.weight"].transpose(2, 3, 1, 0)
+    kept = bundle.load_weights(tmp_path / "run").variables["params"]["encoder2_1"]["layer"]["conv"]["kernel"]
+    np.testing.assert_allclose(kept, kernel, atol=1e-5)
+    with pytest.raises(ValueError, match="init_from"):  # a run that started otherwise is another
+        loop.train(task, *scans, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"bottleneck_1/layer/conv/kernel is \(3, 3, 64, 128\)"):
+        loop.train(dataclasses.replace(task, features=8), *scans, tmp_path / "wide", init_from=file)
+    assert not (tmp_path / "wide").exists()
 
 
 def test_a_finished_run_is_not_trained_again(finished, scans):

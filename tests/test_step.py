@@ -113,6 +113,21 @@ def test_a_missing_mask_and_an_unknown_label_give_no_gradient():
     assert float(metrics["loss"][0]) == 0.0
 
 
+def test_auxiliary_masks_noise_removal_and_edges_are_learned_with():
+    task = tiny("segment_breast", model="unet", features=4, auxiliary_loss=0.5, denoise="median", edges="sobel")
+    train_step, state = build(task)
+    assert state.params["encoder1_1"]["layer"]["conv"]["kernel"].shape[2] == 4
+    after, metrics = jax.jit(train_step)(state, make_batch(task))
+    after, metrics = jax.jit(train_step)(after, make_batch(task))  # the first step's learning rate is 0
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.params, state.params)
+    assert all(value > 0 for name in moved if name.startswith("mask") for value in jax.tree.leaves(moved[name]))
+    assert len([name for name in moved if name.startswith("mask")]) == 4
+    without = dataclasses.replace(task, auxiliary_loss=0.0)
+    plain_step, plain_state = build(without)
+    _, plain = jax.jit(plain_step)(plain_state, make_batch(without))
+    assert float(metrics["mask_loss"][0]) > 1.3 * float(plain["mask_loss"][0])
+
+
 def test_the_average_follows_the_parameters():
     task = tiny("route", ema=0.5)
     train_step, state = build(task)

@@ -8,10 +8,24 @@ import tyro
 
 from mcis.models import MODELS
 from mcis.ops.augment import Augmentation
+from mcis.ops.crf import CRF
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 from mcis.scan import CANVAS
-from mcis.tasks import TASKS, Names, Task, make_expert, prepare, task_from_json, task_named, task_to_json
+from mcis.tasks import (
+    EDGES,
+    TASKS,
+    Names,
+    Task,
+    make_expert,
+    make_network,
+    on_canvas,
+    prepare,
+    present,
+    task_from_json,
+    task_named,
+    task_to_json,
+)
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -118,6 +132,9 @@ def test_json_from_before_a_field_was_added_gets_its_default():
     older = {k: v for k, v in good.items() if k != "even_sources"}
     older["augmentation"] = {k: v for k, v in good["augmentation"].items() if k != "flip"}
     assert task_from_json(older) == TASKS["route"]
+    older = {k: v for k, v in task_to_json(TASKS["segment_brain"]).items() if k not in ("crf", "denoise", "edges")}
+    assert task_from_json(older) == TASKS["segment_brain"].check()
+    assert not task_from_json(older).crf.steps
 
 
 def test_task_named_lists_what_there_is():
@@ -149,11 +166,23 @@ def test_task_named_lists_what_there_is():
         ({"augmentation": Augmentation(rotate=-5.0)}, "augmentation.rotate=-5.0"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"denoise": "wavelet"}, "denoise='wavelet'.*none, gaussian, median"),
+        ({"edges": "laplace"}, "edges='laplace'.*none, sobel, canny"),
+        ({"crf": CRF(sigma=0.0)}, "crf.sigma=0.0.*above 0"),
+        ({"crf": CRF(weight=-1.0)}, "crf.weight=-1.0"),
+        ({"auxiliary_loss": -0.5}, "auxiliary_loss=-0.5"),
     ],
 )
 def test_check_names_the_field_at_fault(change, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(TASKS["segment_brain"], **change).check()
+
+
+def test_a_classifier_has_no_mask_to_refine_and_none_to_supervise():
+    with pytest.raises(ValueError, match=r"crf\.steps=5: route has no mask"):
+        dataclasses.replace(TASKS["route"], crf=CRF()).check()
+    with pytest.raises(ValueError, match=r"auxiliary_loss=0\.5: cnn has no auxiliary mask; light, unet.*have"):
+        dataclasses.replace(TASKS["route"], auxiliary_loss=0.5).check()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +219,38 @@ def test_prepare_by_hand():
     found = np.asarray(jax.jit(prepare, static_argnums=1)(image, 4))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[0, 0, :, 0], [0, 0.25, 0.75, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("edges", [name for name in EDGES if name != "none"])
+def test_an_edge_map_is_a_further_channel_beside_the_same_three(edges):
+    image = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    found = present(image, edges)
+    assert found.shape == (2, 16, 16, 4)
+    np.testing.assert_array_equal(found[..., :3], present(image))
+    assert 0 <= found[..., 3].min() < found[..., 3].max()
+    task = dataclasses.replace(TASKS["segment_brain"], edges=edges, features=2)
+    shapes = jax.eval_shape(task.make_model().init, jax.random.key(0), np.zeros((1, 32, 32, task.channels), np.float32))
+    assert shapes["params"]["encoder1_down"]["kernel"].shape[0] == 16 * 4
+
+
+def test_noise_removal_takes_a_lone_pixel_away():
+    image = np.full((1, 8, 8, 3), 100, np.uint8)
+    image[0, 4, 4] = 255
+    plain, gaussian, median = (np.asarray(prepare(image, 8, name)) for name in ("none", "gaussian", "median"))
+    np.testing.assert_allclose(plain, image / 255, atol=1e-6)
+    np.testing.assert_allclose(median, 100 / 255, atol=1e-6)
+    assert 100 / 255 < gaussian.max() < 0.55
+
+
+def test_an_experts_mask_goes_through_its_crf():
+    plain = dataclasses.replace(TASKS["segment_brain"], features=2, size=32)
+    refined = dataclasses.replace(plain, crf=CRF(weight=8.0))
+    image = np.random.default_rng(0).integers(0, 256, (2, CANVAS // 4, CANVAS // 4, 3), dtype=np.uint8)
+    variables = jax.jit(plain.make_model().init)(jax.random.key(0, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32))
+    outputs, prepared = jax.jit(make_network(plain))(variables, image)
+    found = jax.jit(make_expert(refined))(variables, image).mask
+    np.testing.assert_allclose(found, on_canvas(outputs.mask, prepared, refined.crf, image.shape[1:3]), atol=1e-5)
+    assert np.abs(found - jax.jit(make_expert(plain))(variables, image).mask).max() > 0.05
 
 
 @EVERY

@@ -166,7 +166,8 @@ def import_state_dict(state: Mapping[str, np.ndarray], variables: dict[str, Any]
         else:
             left_over[name] = tuple(value.shape)
     fresh, wrong = {}, []
-    for path, value in wanted.items():
+    for path in sorted(wanted, key=lambda path: path.startswith("batch_stats")):  # kernels say most
+        value = wanted[path]
         head = path.partition("/")[2].startswith(HEADS)
         if path not in found:
             fresh[path] = "not in the file"
