@@ -86,7 +86,7 @@ def our_training(name, image, mask, dtype):
     optimizer = optax.adam(1e-3)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(variables, moments):
+    def step(variables, moments, image, mask):
         def loss(params):
             outputs, updated = model.apply(
                 variables | {"params": params},
@@ -104,7 +104,7 @@ def our_training(name, image, mask, dtype):
     state = [variables, jax.jit(optimizer.init)(variables["params"])]
 
     def run():
-        *state[:], value = step(*state)
+        *state[:], value = step(*state, image, mask)
         value.block_until_ready()
 
     return run
@@ -255,26 +255,76 @@ def scans(options, missing):
     yield row("data, ms a scan", f"augmented at {task.size}", times, len(squares))
 
 
+def predicted(folder, scans, cache):
+    """`mcis predict` in a process of its own: (seconds, its largest memory in MiB)."""
+    code = (
+        "import resource, sys; from mcis import cli; status = cli.main(sys.argv[1:]); "
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10); sys.exit(status)"
+    )
+    out = tempfile.mkdtemp(dir=folder)
+    command = [sys.executable, "-c", code, "predict", str(scans), "--out", f"{out}/findings"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, check=True, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True
+    )
+    return time.perf_counter() - began, int(done.stdout.rsplit("PEAK", 1)[1])
+
+
 def start(options, missing):
     with tempfile.TemporaryDirectory() as folder:
         phantom.write_examples(f"{folder}/scans", per_class=1, seed=1)
-        first = sorted(pathlib.Path(folder, "scans").rglob("*.*"))[0]
-        for what in ("cold cache", "warm cache"):
-            environment = os.environ | {"XDG_CACHE_HOME": f"{folder}/cache"}
-            began = time.perf_counter()
-            command = [sys.executable, "-m", "mcis", "predict", str(first), "--out", f"{folder}/{what}"]
-            subprocess.run(command, check=True, env=environment, capture_output=True)
-            times = {"ours": 1e3 * (time.perf_counter() - began)}
-            yield row("mcis predict of one scan, ms", what, times)
+        first = sorted(path for path in pathlib.Path(folder, "scans").rglob("*") if path.is_file())[0]
+        for what in ("compilation cache empty", "compilation cache warm"):
+            seconds, _ = predicted(folder, first, f"{folder}/cache")
+            yield row("mcis predict of one scan, ms", what, {"ours": 1e3 * seconds})
     for name in TWINS:
-        model, image = MODELS[name], jnp.zeros((1, options.size, options.size, 3))
-        variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image)
-        began = time.perf_counter()
-        jax.jit(lambda v, x, m=model: m.apply(v, x).mask).lower(variables, image).compile()
-        yield row("compile time of inference, ms", name, {"ours": 1e3 * (time.perf_counter() - began)})
+        image, mask = (jnp.zeros((4, options.size, options.size, channels)) for channels in (3, 1))
+        for what, make in (("inference", our_inference), ("training", our_training)):
+            run = make(name, image, mask, jnp.float32) if make is our_training else make(name, image, jnp.float32)
+            began = time.perf_counter()
+            run()
+            once = time.perf_counter()
+            run()
+            twice = time.perf_counter()
+            yield row("compile time, ms", f"{name}, {what}", {"ours": 1e3 * (2 * once - began - twice)})
 
 
-SECTIONS = {"networks": networks, "crf": crf, "cascade": cascade, "scans": scans, "start": start}
+def memory(options, missing):
+    for name in TWINS:
+        peaks = {}
+        for side in ("ours", "torch"):
+            command = [sys.executable, __file__, "--peak", f"{side},{name}", "--size", str(options.size)]
+            peaks[side] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        yield row("peak memory of a training step, batch 4, MiB", name, peaks)
+    with tempfile.TemporaryDirectory() as folder:
+        ones = [scan.encode_png(one.image) for one in phantom.make_phantoms(2, seed=1)]
+        for count in (10, options.scans):
+            scans = pathlib.Path(folder, str(count))
+            scans.mkdir()
+            for i in range(count):
+                (scans / f"{i:05d}.png").write_bytes(ones[i % len(ones)])
+            seconds, peak = predicted(folder, scans, f"{folder}/cache")
+            yield row("mcis predict, peak memory, MiB", f"{count} scans", {"ours": peak})
+            yield row("mcis predict, ms a scan, all of it", f"{count} scans", {"ours": 1e3 * seconds}, count)
+
+
+def peak(options):
+    """The largest memory of this process after two training steps of one side; printed."""
+    side, name = options.peak.split(",")
+    image = np.zeros((4, options.size, options.size, 3), np.float32)
+    mask = np.zeros((4, options.size, options.size, 1), np.float32)
+    if side == "ours":
+        run = our_training(name, jnp.asarray(image), jnp.asarray(mask), jnp.float32)
+    else:
+        net = TWINS[name]().to(memory_format=torch.channels_last).train()
+        image, mask = (torch.from_numpy(array).permute(0, 3, 1, 2) for array in (image, mask))
+        run = their_training(net, image, mask, jnp.float32)
+    run()
+    run()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+
+
+SECTIONS = {"networks": networks, "crf": crf, "cascade": cascade, "scans": scans, "start": start, "memory": memory}
 
 
 def main():
@@ -284,8 +334,12 @@ def main():
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--scans", type=int, default=1000, help="of the longer run of mcis predict")
     parser.add_argument("--out", default="bench")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak:
+        return peak(options)
     options.batches = [int(batch) for batch in options.batches.split(",")]
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows, missing = [], set()
