@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tfds parity bench lock clean
+.PHONY: help install demo test lint tfds parity densecrf bench lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,19 @@ tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, in .ve
 parity: $(TORCH_INSTALLED)  ## every published network against PyTorch's, with equal weights, in .venv-torch
 	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/parity/parity.py
 
+# The authors' CRF: its source is older than Cython 3 and NumPy 2, and the C++ that lies in it than Python 3.11.
+.venv-densecrf/.installed:
+	$(PYTHON) -m venv .venv-densecrf
+	.venv-densecrf/bin/python -m pip install --quiet --disable-pip-version-check 'cython<3' 'numpy<2' 'setuptools<81' wheel
+	.venv-densecrf/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+	  --no-build-isolation --dest .venv-densecrf pydensecrf==1.0rc3
+	cd .venv-densecrf && tar xzf pydensecrf-1.0rc3.tar.gz && touch pydensecrf-1.0rc3/pydensecrf/*.pyx
+	.venv-densecrf/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation .venv-densecrf/pydensecrf-1.0rc3
+	touch $@
+
+densecrf: $(INSTALLED) .venv-densecrf/.installed  ## our CRF against the authors' on real scans; DATA=folder of prepared data
+	@$(IN_VENV) python tests/parity/densecrf.py --densecrf=.venv-densecrf/bin/python --data_dir=$(or $(DATA),data)
+
 bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENCH="--only crf --rounds 9" and the like
 	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/bench.py $(BENCH)
 
@@ -73,4 +86,4 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	done
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-tfds .venv-torch .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-tfds .venv-torch .venv-densecrf .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

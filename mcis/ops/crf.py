@@ -36,8 +36,8 @@ class CRF:
     steps: int = 5
     smooth_weight: float = 3.0
     smooth_sigma: float = 3.0
-    weight: float = 10.0
-    sigma: float = 60.0
+    weight: float = 4.0
+    sigma: float = 20.0
     grey_sigma: float = 13.0
 
 
@@ -71,34 +71,43 @@ def mean_field(probability: jax.Array, image: jax.Array, crf: CRF) -> jax.Array:
     """
     if not crf.steps:
         return probability
+    together = functools.partial(_mean_field, crf=crf)
+
+    def one_by_one(probability, image):  # what a scan needs then stays in a CPU's cache
+        return jax.lax.map(lambda one: together(one[0][None], one[1][None])[0], (probability, image))
+
+    return jax.lax.platform_dependent(probability, image, cpu=one_by_one, default=together)
+
+
+def _mean_field(probability: jax.Array, image: jax.Array, crf: CRF) -> jax.Array:
     height, width = probability.shape[1:3]
     near_rows, near_columns = (_gaussian(n, crf.smooth_sigma).astype(np.float32) for n in (height, width))
-    rows, columns = gaussian_factor(height, crf.sigma), gaussian_factor(width, crf.sigma)
+    rows, columns = gaussian_factor(height, crf.sigma), gaussian_factor(width, crf.sigma).T
     level = jnp.clip(jnp.round(image.mean(-1) * (LEVELS - 1)), 0, LEVELS - 1).astype(jnp.int32)
     greys = jnp.asarray(gaussian_factor(LEVELS, crf.grey_sigma))[level]  # (B, H, W, rank)
+    greys_by_row = greys.swapaxes(2, 3)  # (B, H, rank, W)
 
     def smoothness(q: jax.Array) -> jax.Array:
         return jnp.einsum("hH,bHW,wW->bhw", near_rows, q, near_columns)
 
     def appearance(q: jax.Array) -> jax.Array:
         # onto the features of column, grey level and row, and back
-        by_row = jnp.einsum("bhwx,bhwi->bhxi", q[..., None] * columns[None, None], greys)
+        by_row = jnp.einsum("bhxw,bhwi->bhxi", q[:, :, None] * columns[None, None], greys)
         features = jnp.einsum("hy,bhxi->byxi", rows, by_row)
         by_row = jnp.einsum("hy,byxi->bhxi", rows, features)
-        return jnp.sum(jnp.einsum("bhwi,bhxi->bhwx", greys, by_row) * columns[None, None], -1)
+        parts = jnp.einsum("bhxi,bhiw->bhxw", by_row, greys_by_row)
+        # spelt out: XLA's own sum over so few takes longer than all products before it
+        return sum(parts[:, :, x] * columns[x][None, None] for x in range(len(columns)))
 
     def normalised(kernel):
         scale = jax.lax.rsqrt(jnp.maximum(kernel(jnp.ones_like(level, jnp.float32)), 1.0))  # a pixel's own share is 1
-        return (lambda q: scale * kernel(scale * q)), scale * kernel(scale)
+        return lambda q: scale * kernel(scale * q)
 
-    kernels = [
-        (weight, *normalised(kernel))
-        for weight, kernel in ((crf.smooth_weight, smoothness), (crf.weight, appearance))
-        if weight
-    ]
+    weights = {smoothness: crf.smooth_weight, appearance: crf.weight}
+    messages = [(weight, normalised(kernel)) for kernel, weight in weights.items() if weight]
     unary = jax.scipy.special.logit(jnp.clip(probability[..., 0], 1e-6, 1 - 1e-6))
     q = probability[..., 0]
     for _ in range(crf.steps):
-        # foreground's messages less the background's, which is 1 - q
-        q = jax.nn.sigmoid(unary + sum(weight * (2 * filtered(q) - total) for weight, filtered, total in kernels))
+        # foreground's messages less the background's, filtered(q) - filtered(1 - q)
+        q = jax.nn.sigmoid(unary + sum(weight * filtered(2 * q - 1) for weight, filtered in messages))
     return q[..., None]
