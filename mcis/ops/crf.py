@@ -16,7 +16,7 @@ import numpy as np
 
 LEVELS = 256
 """Grey levels that are told apart."""
-TOLERANCE = 1e-4
+TOLERANCE = 3e-3
 """Eigenvalues below this share of the largest are left out."""
 
 
