@@ -162,6 +162,7 @@ def test_the_weights_that_ship_serve_every_task_and_are_small():
     assert sum(path.stat().st_size for path in files) <= 10e6
     assert "not a medical device" in (bundle.SHIPPED / "LICENSE").read_text()
     for name, one in weights.items():
+        bundle.check_arrays(one.task, one.variables, bundle.SHIPPED / name)
         assert one.task == TASKS[name].check(), "README says that these commands train what ships"
         assert one.manifest["fingerprints"]["train"] and one.manifest["fingerprints"]["validation"]
         assert not set(one.manifest["fingerprints"]["train"]) & set(one.manifest["fingerprints"]["validation"])
