@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mcis import data, scan
-from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, label_scores, mask_counts, mask_scores
+from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, dice_loss, label_scores, mask_counts, mask_scores
 from mcis.tasks import Names, Task
 
 BATCH = 16
@@ -42,7 +42,8 @@ def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
 Rows = dict[str, np.ndarray]
 """Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask
 bool (N,); and, where the network has the head, probs float (N, K) and features (N, F), and the pixel counts both,
-predicted, true int (N,) on the scans' own grid. A router's rows have refused bool (N,)."""
+predicted, true int (N,) and the soft Dice loss dice_loss float (N,) on the scans' own grid. A router's rows have
+refused bool (N,)."""
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
@@ -86,8 +87,9 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
             columns["label"].append(task.label_of(data.text(record["organ"]), int(record["label"])))
             columns["has_mask"].append(bool(record["has_mask"]))
             if masks is not None:
-                found = scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD
-                for name, count in mask_counts(found[None, ..., None], mask[None]).items():
+                prob = scan.unfit(masks[i, ..., 0], geometry)
+                columns["dice_loss"].append(dice_loss(prob, mask[..., 0]))
+                for name, count in mask_counts((prob > MASK_THRESHOLD)[None, ..., None], mask[None]).items():
                     columns[name].append(int(count[0]))
         if outputs.label is not None:
             columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
@@ -110,6 +112,7 @@ def metrics(task: Task, rows: Rows) -> dict[str, float]:
     has = rows["has_mask"]
     if task.segments and has.any():
         found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
+        found["dice_loss"] = float(rows["dice_loss"][has].mean())
     return found
 
 
@@ -182,13 +185,15 @@ def main(argv: Sequence[str]) -> int:
           run: a run's folder, or a weights folder.
           split: train, validation or test. Look at test once, at the end.
           sources: prepared data sets to score; by default those the task was trained on.
-          out: JSON file to write; by default evaluation_<split>.json in the run's folder. A weights folder, whose
-            files are sealed, gets none.
+          no_crf: leave out the CRF that `mcis tune` kept with the weights.
+          out: JSON file to write; by default evaluation_<split>[_no_crf].json in the run's folder. A weights folder,
+            whose files are sealed, gets none.
         """
 
         run: tyro.conf.Positional[str] = tyro.MISSING
         split: str = "test"
         sources: Names = ()
+        no_crf: bool = False
         out: str | None = None
 
     options = parse_dataclass(Evaluate, argv, "mcis evaluate")
@@ -204,7 +209,8 @@ def _main(options: Any) -> int:
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
     if options.out or not (run / MANIFEST).exists():
-        target = pathlib.Path(options.out or run / f"evaluation_{options.split}.json")
+        name = f"evaluation_{options.split}{'_no_crf' if options.no_crf else ''}.json"
+        target = pathlib.Path(options.out or run / name)
         # asked before the work is done. A weights folder lists its files, and a further one would spoil it
         if any((folder / MANIFEST).exists() for folder in target.resolve().parents):
             raise ValueError(
@@ -212,7 +218,7 @@ def _main(options: Any) -> int:
             )
         if target.is_dir() or not os.access(target.parent, os.W_OK):
             raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
-    found = evaluate(options.run, options.split, options.sources, options.data_dir)
+    found = evaluate(options.run, options.split, options.sources, options.data_dir, not options.no_crf)
     print_report(found)
     if target is not None:
         write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -220,8 +226,10 @@ def _main(options: Any) -> int:
     return 0
 
 
-def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | None = None) -> dict[str, Any]:
-    """Score a run's best weights on a split of some sources.
+def evaluate(
+    run: str, split: str, sources: Sequence[str] = (), data_dir: str | None = None, crf: bool = True
+) -> dict[str, Any]:
+    """Score a run's best weights on a split of some sources, with the CRF kept with them or without.
 
     Raises:
       CheckpointError, MissingData, ValueError: no such weights, data or split.
@@ -232,11 +240,12 @@ def evaluate(run: str, split: str, sources: Sequence[str] = (), data_dir: str | 
     from mcis.bundle import load_weights
     from mcis.cascade import Settings, supported
     from mcis.command import enable_compilation_cache
+    from mcis.ops.crf import CRF
     from mcis.tasks import make_expert
 
     enable_compilation_cache()
     weights = load_weights(run)
-    task = weights.task
+    task = weights.task if crf else dataclasses.replace(weights.task, crf=CRF(steps=0))
     parts = [data.records(source, split, data_dir) for source in sources or task.sources]
     records = [part[i] for part in parts for i in range(len(part))]
     records = [record for record in records if task.organ in (None, data.text(record["organ"]))]

@@ -55,11 +55,11 @@ def search(score: Callable[[CRF], float], rounds: int = ROUNDS) -> list[tuple[CR
     return list(tried.items())
 
 
-def choose(tried: Sequence[tuple[CRF, float]]) -> CRF:
-    """The best setting if it gains at least GAIN on none, else none."""
-    none = tried[0]
-    best = max(tried, key=lambda one: one[1])
-    return best[0] if best[1] >= none[1] + GAIN else none[0]
+def choose(tried: Sequence[tuple[CRF, float]], always: bool = False) -> CRF:
+    """The best setting if it gains at least GAIN on none, or if there must be one, else none."""
+    none, *some = tried
+    best = max(some, key=lambda one: one[1])
+    return best[0] if always or best[1] >= none[1] + GAIN else none[0]
 
 
 def make_score(task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]) -> Callable[[CRF], float]:
@@ -110,11 +110,13 @@ def main(argv: Sequence[str]) -> int:
           run: a run's folder, or a weights folder.
           sources: prepared data sets to tune on; by default those the task was trained on.
           dry_run: only show the table.
+          always: keep the best CRF even where it gains less than is worth its time, to measure what it does.
         """
 
         run: tyro.conf.Positional[str] = tyro.MISSING
         sources: Names = ()
         dry_run: bool = False
+        always: bool = False
 
     options = parse_dataclass(Tune, argv, "mcis tune")
     return exit_status("mcis tune", lambda: _main(options))
@@ -153,7 +155,7 @@ def _main(options: Any) -> int:
     console = Console(markup=False, highlight=False)
     for crf, value in sorted(tried, key=lambda one: -one[1])[:10] + tried[:1]:
         console.print(f"{task.select} {value:.4f}  {_describe(crf)}")
-    chosen = choose(tried)
+    chosen = choose(tried, options.always)
     print(f"{task.name}: {_describe(chosen)}, by {task.select} on {len(records)} validation scans")
     if options.dry_run:
         return 0

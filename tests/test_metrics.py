@@ -2,11 +2,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcis.ops import losses
 from mcis.ops.metrics import (
     accuracy,
     balanced_accuracy,
     bootstrap_interval,
     dice,
+    dice_loss,
     iou,
     label_scores,
     mask_counts,
@@ -52,6 +54,18 @@ def test_dice_and_iou_obey_their_identity_and_do_not_overflow():
     d, j = dice(both, predicted, true), iou(both, predicted, true)
     np.testing.assert_allclose(d, 2 * j / (1 + j), rtol=1e-12)
     assert ((d >= 0) & (d <= 1)).all()
+
+
+def test_dice_loss_is_the_one_that_is_trained():
+    rng = np.random.default_rng(0)
+    logits, mask = rng.normal(size=(3, 8, 6, 1)), (rng.random((3, 8, 6, 1)) > 0.7).astype(np.uint8)
+    mask[2] = 0
+    wanted = losses.soft_dice(jnp.asarray(logits, jnp.float32), mask)
+    probs = 1 / (1 + np.exp(-logits[..., 0]))
+    found = [dice_loss(prob.astype(np.float32), m[..., 0]) for prob, m in zip(probs, mask, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert dice_loss(np.zeros((300, 300), np.float32), np.zeros((300, 300), np.uint8)) == 0
+    assert dice_loss(np.ones((300, 300), np.float32), np.ones((300, 300), np.uint8)) == 0
 
 
 def test_accuracies_by_hand():

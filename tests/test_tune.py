@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mcis import bundle, checkpoint, tune
+from mcis import bundle, checkpoint, evaluate, tune
 from mcis.ops.crf import CRF
 from mcis.tasks import TASKS, task_to_json
 
@@ -32,6 +32,7 @@ def test_a_gain_too_small_is_none():
     assert tune.choose([(none, 0.7), (some, 0.7 + tune.GAIN / 2)]) == none
     assert tune.choose([(none, 0.7), (some, 0.7 + 2 * tune.GAIN)]) == some
     assert tune.choose([(none, 0.7), (some, 0.2)]) == none
+    assert tune.choose([(none, 0.7), (some, 0.2), (CRF(sigma=5.0), 0.1)], always=True) == some
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,15 @@ def run(tmp_path_factory):
 def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monkeypatch, capsys):
     monkeypatch.setattr(tune, "VALUES", {"weight": (1.0,)})
     chosen = CRF(weight=1.0)
-    monkeypatch.setattr(tune, "choose", lambda tried: chosen)
+    monkeypatch.setattr(tune, "choose", lambda tried, always: chosen)
     before = bundle.load_weights(run)
     assert tune.main([str(run), f"--data_dir={phantom_dir}", "--dry_run"]) == 0
     assert bundle.load_weights(run).task == before.task
     assert tune.main([str(run), f"--data_dir={phantom_dir}"]) == 0
     after = bundle.load_weights(run)
+    with_crf, without = (evaluate.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
+    dice = [found["sources"]["phantom"]["metrics"]["dice_loss"]["value"] for found in (with_crf, without)]
+    assert dice[0] != dice[1]
     assert after.task == dataclasses.replace(before.task, crf=chosen)
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("changed"), before.variables, after.variables)
     assert "weight 1" in capsys.readouterr().out

@@ -35,6 +35,12 @@ def iou(both, predicted, true) -> np.ndarray:
     return np.where(union == 0, 1.0, np.asarray(both) / np.maximum(union, 1))
 
 
+def dice_loss(prob: np.ndarray, mask: np.ndarray) -> float:
+    """`losses.soft_dice` of one scan from float (H, W) probabilities and a {0,1} mask of that shape; in [0, 1]."""
+    overlap = float((prob * mask).sum(dtype=np.float64))
+    return 1.0 - (2.0 * overlap + 1.0) / (float(prob.sum(dtype=np.float64)) + float(mask.sum(dtype=np.int64)) + 1.0)
+
+
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
     """Share of equal entries of two int (N,)."""
     return float(np.mean(predicted == label))
