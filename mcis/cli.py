@@ -27,8 +27,8 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run a command, by default the process's own. Returns the exit status."""
+    process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"mcis: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if process and argv[0] == "train":
+        from mcis.command import restart_with_huge_pages
+
+        restart_with_huge_pages()
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
 
 

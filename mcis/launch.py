@@ -119,4 +119,7 @@ def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
 
 
 if __name__ == "__main__":
+    from mcis.command import restart_with_huge_pages
+
+    restart_with_huge_pages()
     sys.exit(main())

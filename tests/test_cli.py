@@ -1,11 +1,13 @@
 """The command line: help without heavy imports, errors that list what there is."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from mcis import cli
+from mcis.command import TUNABLES
 from mcis.tasks import TASKS
 
 HEAVY = ("jax", "flax", "cv2", "tensorflow_datasets", "orbax", "numpy")
@@ -83,3 +85,20 @@ def test_a_run_is_set_aside_only_when_there_is_data_to_train_on(tmp_path):
 def test_version():
     done = run("mcis", "--version")
     assert done.stdout.startswith("mcis ") and done.returncode == 0
+
+
+@pytest.mark.parametrize("command", [("mcis", "train"), ("mcis.launch",)])
+def test_training_starts_anew_with_huge_pages_once_and_keeps_its_arguments(command, tmp_path):
+    # sitecustomize runs in every start of this Python: it writes down what each one was given
+    log = tmp_path / "starts"
+    code = "import os; open({log!r}, 'a').write(os.environ.get('GLIBC_TUNABLES', 'none') + chr(10))"
+    (tmp_path / "sitecustomize.py").write_text(code.format(log=str(log)))
+    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    for given, wanted in ((None, ["none", TUNABLES]), ("glibc.malloc.perturb=0", ["glibc.malloc.perturb=0"])):
+        log.unlink(missing_ok=True)
+        environment = plain | {"PYTHONPATH": str(tmp_path)} | ({"GLIBC_TUNABLES": given} if given else {})
+        arguments = [sys.executable, "-m", *command, "--task=no such task"]
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert "no task 'no such task'" in done.stderr
+        assert log.read_text().splitlines() == wanted
