@@ -46,6 +46,9 @@ def plain_conv_transpose2x2(x, kernel):
 CASES = {  # name: (ours, plain, shape of x, shape of kernel)
     "conv 3": conv_case((2, 7, 5, 3), (3, 3, 3, 4)),
     "conv 3 one channel": conv_case((3, 6, 9, 1), (3, 3, 1, 2)),
+    "conv 3 of pairs": conv_case((2, 7, 10, 3), (3, 3, 3, 4)),
+    "conv 5 of pairs": conv_case((2, 6, 8, 4), (5, 5, 4, 3)),
+    "conv 7 of pairs on less": conv_case((1, 3, 2, 1), (7, 7, 1, 3)),
     "conv 3 one pixel": conv_case((2, 1, 1, 5), (3, 3, 5, 3)),
     "conv 3 one row": conv_case((1, 1, 8, 2), (3, 3, 2, 2)),
     "conv 3 stride 2": conv_case((2, 8, 6, 3), (3, 3, 3, 4), 2),
