@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads spin on the core that ours needs next
+
 import jax
 import jax.numpy as jnp
 import numpy as np
