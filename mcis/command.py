@@ -86,9 +86,9 @@ TUNABLES = (
 def restart_with_huge_pages() -> None:
     """Start this process anew, once, with a malloc that keeps its memory; nothing where that is not to be had.
 
-    A training step asks for its arrays anew each time, and on a CPU taking a fresh page from the system costs about as
-    much as computing what is written there. glibc reads these settings before Python runs, hence the restart; a
-    GLIBC_TUNABLES that is set already is obeyed. Only for a process that is nothing but a command.
+    A training step asks for its arrays anew each time, and on a CPU taking fresh pages from the system is a
+    seventh to a quarter of it (docs/performance.md). glibc reads these settings before Python runs, hence the restart;
+    a GLIBC_TUNABLES that is set already is obeyed. Only for a process that is nothing but a command.
     """
     if platform.libc_ver()[0] == "glibc" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})

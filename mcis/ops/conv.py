@@ -84,8 +84,8 @@ _by_strips.defvjp(_strips_forward, _strips_backward)
 def _by_pairs(x, kernel):
     """A plain convolution of few channels as one matrix product that gives two columns of a row at a time.
 
-    The pair shares its patch, `size` rows of `size + 1` columns: as many copies are half as large as with a patch for
-    every pixel, and the product is twice as wide as the network's few features.
+    The pair shares its patch, `size` rows of `size + 1` columns: for a size of 3 two thirds of the copies that a patch
+    for every pixel would need, and a product twice as wide.
     """
     (batch, height, width, _), (size, *_, outputs) = x.shape, kernel.shape
     reach = size // 2
