@@ -123,33 +123,33 @@ def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array,
     return which, rows
 
 
-def dispatch(expert: jax.Array, experts: Sequence[Callable[[jax.Array], Any]], scans: jax.Array) -> Any:
-    """Give each scan to its expert: (B, ...) scans -> a pytree of (B, ...), zero for scans that have none.
+def dispatch(
+    expert: jax.Array,
+    experts: Sequence[Callable[[jax.Array], jax.Array]],
+    empty: jax.ShapeDtypeStruct,
+    scans: jax.Array,
+) -> jax.Array:
+    """Give each scan to its expert: (B, ...) scans -> (B, ...), zero for scans that have none.
 
     Args:
       expert: int32 (B,), index into `experts`, or len(experts) for none.
-      experts: functions of (C, ...) to pytrees of (C, ...), all of the same shapes and types.
+      experts: functions of (C, ...) to (C, ...).
+      empty: shape and type of one scan's answer, the same for all experts.
       scans: (B, ...).
     """
     batch = scans.shape[0]
     chunk = min(CHUNK, batch)
     which, rows = chunk_table(expert, len(experts), chunk)
-    shape = jax.eval_shape(experts[0], jax.ShapeDtypeStruct((chunk, *scans.shape[1:]), scans.dtype))
 
     def nothing(_):
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        return jnp.zeros((chunk, *empty.shape), empty.dtype)
 
     def one(item):
         index, row = item
         return lax.switch(index, [*experts, nothing], scans[jnp.minimum(row, batch - 1)])
 
-    out = lax.map(one, (which, rows))
-
-    def scatter(leaf):
-        flat = leaf.reshape(-1, *leaf.shape[2:])
-        return jnp.zeros((batch, *flat.shape[1:]), flat.dtype).at[rows.reshape(-1)].set(flat, mode="drop")
-
-    return jax.tree.map(scatter, out)
+    found = lax.map(one, (which, rows)).reshape(-1, *empty.shape)
+    return jnp.zeros((batch, *empty.shape), empty.dtype).at[rows.reshape(-1)].set(found, mode="drop")
 
 
 def check_experts(experts: Experts, settings: Settings) -> None:
@@ -213,14 +213,25 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
 
             return probs
 
-        return dispatch(_slot(organ, classifiers), [expert(name) for name in classifiers.values()], image)
+        empty = jax.ShapeDtypeStruct((CLASSES,), jnp.float32)
+        return dispatch(_slot(organ, classifiers), [expert(name) for name in classifiers.values()], empty, image)
 
     def segment(variables, image, organ, wanted):
         if not segmenters:
             return jnp.zeros(image.shape[0], bool), jnp.zeros((*image.shape[:3], 1), jnp.float32)
         slot = jnp.where(wanted, _slot(organ, segmenters), len(segmenters))
-        masks = [lambda scans, name=name: run[name](variables[name], scans).mask for name in segmenters.values()]
-        return slot < len(segmenters), dispatch(slot, masks, image)
+
+        def expert(name):
+            def mask(scans):
+                found = run[name](variables[name], scans).mask
+                assert found is not None  # `mask_experts` chose it for its mask
+                return found
+
+            return mask
+
+        masks = [expert(name) for name in segmenters.values()]
+        empty = jax.ShapeDtypeStruct((*image.shape[1:3], 1), jnp.float32)
+        return slot < len(segmenters), dispatch(slot, masks, empty, image)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
         organ, choice, organ_prob, novelty = route(variables, image)

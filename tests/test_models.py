@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 from mcis.checkpoint import flatten, unflatten
 from mcis.models import MODELS, model_named
@@ -220,6 +221,13 @@ def test_a_size_that_does_not_divide_says_stride_and_shape(name):
     for shape in ((1, stride + 1, stride, 3), (1, stride, 2 * stride - 4, 3), (stride, stride, 3)):
         with pytest.raises(ValueError, match=rf"{type(MODELS[name]).__name__}.*\b{stride}\b.*{re.escape(str(shape))}"):
             shapes_of(tiny(name), *shape)
+
+
+@EVERY
+def test_parameters_of_another_width_are_refused_by_name(name):
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    with pytest.raises(ScopeParamShapeError, match=r'"kernel" in "/\w+.*\b8\).*\b4\)'):
+        jax.eval_shape(tiny(name, features=8).apply, shapes_of(tiny(name)), image)
 
 
 # Numbers

@@ -3,10 +3,28 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 
 from mcis.ops import conv
 
 he_normal = nn.initializers.he_normal()
+
+
+def param(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """`module.param(name, init, shape)`, which flax answers slowly where the parameter is there already.
+
+    It then traces `init` once more for the shape that is expected: 40 % of the time in which a network is traced, and
+    so of the wait for the first finding. Here the shapes are compared.
+
+    Raises:
+      ScopeParamShapeError: the parameter has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value: jax.Array = module.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/".join(("", *module.path)), value.shape, shape)
+    return value
 
 
 class Conv(nn.Module):
@@ -29,7 +47,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve."""
-        kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
+        kernel = param(self, "kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
         return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
 
 
@@ -58,8 +76,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalise by the batch's statistics in training, else by the running ones."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        scale = param(self, "scale", self.scale_init, channels)
+        bias = param(self, "bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         if train:
@@ -111,8 +129,8 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Multiply every pixel's channels by the kernel."""
-        kernel = self.param("kernel", he_normal, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = param(self, "kernel", he_normal, (x.shape[-1], self.features))
+        bias = param(self, "bias", nn.initializers.zeros, (self.features,))
         y = conv.pointwise(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
 
@@ -127,7 +145,7 @@ class Depthwise(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve each channel with its own kernel."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=())
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1]))
+        kernel = param(self, "kernel", init, (self.size, self.size, x.shape[-1]))
         return conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -140,8 +158,8 @@ class ConvTranspose2x2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Upsample."""
-        kernel = self.param("kernel", he_normal, (2, 2, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = param(self, "kernel", he_normal, (2, 2, x.shape[-1], self.features))
+        bias = param(self, "bias", nn.initializers.zeros, (self.features,))
         y = conv.conv_transpose2x2(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
 
