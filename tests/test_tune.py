@@ -35,6 +35,13 @@ def test_a_gain_too_small_is_none():
     assert tune.choose([(none, 0.7), (some, 0.2), (CRF(sigma=5.0), 0.1)], always=True) == some
 
 
+def test_what_lesion_scans_lose_counts_against_a_crf():
+    without = {"dice_patient": 0.6, "dice_lesion": 0.7}
+    assert tune.worth({"dice_patient": 0.7, "dice_lesion": 0.75}, without, "dice_patient") == 0.7
+    assert tune.worth({"dice_patient": 0.7, "dice_lesion": 0.5}, without, "dice_patient") == pytest.approx(0.5)
+    assert tune.worth(without, without, "dice_patient") == 0.6
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), features=4, size=32)

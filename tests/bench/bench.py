@@ -3,183 +3,142 @@
     python tests/bench/bench.py [--only networks,crf,...] [--batches 1,4] [--rounds 7] [--size 256] [--out FOLDER]
 
 Machines are noisy and differ, so that a ratio is what counts; milliseconds are printed beside it. Below 1 ours is
-faster. What is not installed (onnxruntime, pydensecrf) is left out and named.
+faster. Networks run in processes of their own (networks.py), each as its users run it: ours with the malloc that `mcis
+train` starts itself with, PyTorch as it comes, and once more with the same malloc. What is not installed (pydensecrf,
+onnxruntime) is left out and named.
 """
 
 import argparse
-import functools
+import contextlib
+import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its threads spin on the core that ours needs next
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from mcis import phantom, scan
-from mcis.models import MODELS
-from mcis.ops import losses
+from mcis.command import TUNABLES
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
 from mcis.tasks import TASKS, prepare
-from tests.parity import references
+from tests.bench.networks import NETWORKS, SIDES
+from tests.parity.densecrf import DenseCRF
 
-Row = dict
-"""One line of the table: section, what, ours (ms), others {name: ms}."""
+DENSECRF = ".venv-densecrf/bin/python"
+LONG = 60
+"""Seconds of turns after which a row has enough, if it had three."""
+PAUSE = 0.05
+"""Seconds between turns: PyTorch's threads wait for their next work by spinning, on a core that the next one needs."""
+
+
+def clocked(function):
+    """A function that answers with the milliseconds it took."""
+
+    def run():
+        start = time.perf_counter()
+        function()
+        return 1e3 * (time.perf_counter() - start)
+
+    return run
 
 
 def interleaved(functions, rounds):
-    """Median milliseconds of each function, called in turn; the first calls, which compile, do not count."""
+    """Median of the milliseconds that each function answers with, called in turn; the first two calls do not count."""
     for function in functions.values():
         function()
         function()
     times = {name: [] for name in functions}
-    for _ in range(rounds):
+    began = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() - began > LONG:
+            break
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(function())
+            time.sleep(PAUSE)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def row(section, what, times, per=1):
-    """A Row of `interleaved`'s answer; "ours" is ours, times are divided by `per`."""
+    """One line of the table: section, what, ours (ms), others {name: ms}; times divided by `per`."""
     ours = times["ours"] / per
     others = {name: value / per for name, value in times.items() if name != "ours"}
     return {"section": section, "what": what, "ours": ours, "others": others}
 
 
-# Networks
+class Side:
+    """One side of a network's comparison, in a process of its own."""
 
+    def __init__(self, side, *words, tunables=None):
+        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        environment |= {} if tunables is None else {"GLIBC_TUNABLES": tunables}
+        command = [sys.executable, str(pathlib.Path(__file__).with_name("networks.py")), side, *map(str, words)]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.compiled = self.peak = 0
 
-TWINS = {
-    "unet": lambda: references.UNet(32),
-    "deeplabv3": lambda: references.torchvision.models.segmentation.deeplabv3_resnet50(
-        weights=None, weights_backbone=None, num_classes=1
-    ),
-    "light": references.Light,
-}
+    def ready(self):
+        """Wait until it has compiled; RuntimeError with its last words where it cannot."""
+        for line in self.process.stdout:
+            if line.startswith("ready"):
+                self.compiled = float(line.split()[1])
+                return
+        raise RuntimeError(self.process.stderr.read().strip().rsplit("\n", 1)[-1])
 
+    def __call__(self):
+        """One run: its milliseconds."""
+        print(file=self.process.stdin, flush=True)
+        took, peak = self.process.stdout.readline().split()
+        self.peak = int(peak)
+        return float(took)
 
-def our_inference(name, image, dtype):
-    model = MODELS[name].clone(dtype=dtype)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image[:1])
-    run = jax.jit(lambda variables, image: model.apply(variables, image).mask)
-    return lambda: run(variables, image).block_until_ready()
-
-
-def our_training(name, image, mask, dtype):
-    model = MODELS[name].clone(dtype=dtype)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image[:1])
-    optimizer = optax.adam(1e-3)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(variables, moments, image, mask):
-        def loss(params):
-            outputs, updated = model.apply(
-                variables | {"params": params},
-                image,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )
-            return losses.binary_cross_entropy(outputs.mask, mask).mean(), updated
-
-        (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        updates, moments = optimizer.update(gradient, moments)
-        return {"params": optax.apply_updates(variables["params"], updates), **updated}, moments, value
-
-    state = [variables, jax.jit(optimizer.init)(variables["params"])]
-
-    def run():
-        *state[:], value = step(*state, image, mask)
-        value.block_until_ready()
-
-    return run
-
-
-def mask_of(found):
-    return found["out"] if isinstance(found, dict) else found
-
-
-def their_inference(net, image, dtype):
-    def run():
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == jnp.bfloat16):
-            mask_of(net(image))
-
-    return run
-
-
-def their_training(net, image, mask, dtype):
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-
-    def run():
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == jnp.bfloat16):
-            found = mask_of(net(image))
-        optimizer.zero_grad()
-        nn.functional.binary_cross_entropy_with_logits(found.float(), mask).backward()
-        optimizer.step()
-
-    return run
-
-
-def onnx_inference(net, image):
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "net.onnx")
-        torch.onnx.export(net, (image,), file, dynamo=False)
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    name, value = session.get_inputs()[0].name, image.contiguous().numpy()
-    return lambda: session.run(None, {name: value})
+    def close(self):
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
 
 
 def networks(options, missing):
-    for name, twin in TWINS.items():
-        for dtype in (jnp.float32, jnp.bfloat16):
-            for batch in options.batches:
-                rng = np.random.default_rng(0)
-                image = rng.normal(size=(batch, options.size, options.size, 3)).astype(np.float32)
-                mask = (rng.random((batch, options.size, options.size, 1)) > 0.9).astype(np.float32)
-                theirs = torch.from_numpy(image).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
-                target = torch.from_numpy(mask).permute(0, 3, 1, 2)
-                what = f"{name} {jnp.dtype(dtype).name}, batch {batch}"
-                net = twin().to(memory_format=torch.channels_last).eval()
-                runs = {"ours": our_inference(name, jnp.asarray(image), dtype)}
-                runs["torch"] = their_inference(net, theirs, dtype)
-                runs["torch.compile"] = their_inference(torch.compile(net), theirs, dtype)
-                if dtype == jnp.float32:
-                    try:
-                        runs["onnxruntime"] = onnx_inference(net, theirs)
-                    except ImportError:
-                        missing.add("onnxruntime")
-                yield row("inference, ms a scan", what, interleaved(runs, options.rounds), batch)
-                if batch == max(options.batches) and batch > 4:
-                    continue  # a training step of so many takes minutes
-                net = twin().to(memory_format=torch.channels_last).train()
-                runs = {"ours": our_training(name, jnp.asarray(image), jnp.asarray(mask), dtype)}
-                if batch > 1:  # torchvision's pooled branch normalises no single scan
-                    runs["torch"] = their_training(net, theirs, target, dtype)
-                    compiled = torch.compile(twin().to(memory_format=torch.channels_last).train())
-                    runs["torch.compile"] = their_training(compiled, theirs, target, dtype)
-                yield row("training step, ms a scan", what, interleaved(runs, options.rounds), batch)
-
-
-# The rest
+    for name, dtype, batch, what in itertools.product(NETWORKS, ("float32", "bfloat16"), options.batches, SIDES):
+        if what == "training" and batch > 4:
+            continue  # a step of so many takes minutes
+        words = (name, dtype, batch, options.size, what)
+        sides = {"ours": Side("ours", *words, tunables=TUNABLES)}
+        if (name, batch, what) != ("deeplabv3", 1, "training"):  # its pooled branch normalises no single scan
+            for other in SIDES[what]:
+                if other != "ours" and (other, dtype) != ("onnxruntime", "bfloat16"):
+                    sides[other] = Side(other, *words)
+            sides["torch, our malloc"] = Side("torch", *words, tunables=TUNABLES)
+        for side, process in list(sides.items()):
+            try:
+                process.ready()
+            except RuntimeError as error:
+                missing.add(f"{side} of {name}, {dtype}, {what}: {error}")
+                sides.pop(side).close()
+        per_scan = {"inference": "inference, ms a scan", "training": "training step, ms a scan"}[what]
+        yield row(per_scan, f"{name} {dtype}, batch {batch}", interleaved(sides, options.rounds), batch)
+        if (dtype, batch) == ("float32", 4):
+            compiled = {side: sides[side].compiled for side in ("ours", "torch.compile") if side in sides}
+            yield row("first run, less a second one, ms", f"{name} {what}, batch {batch}", compiled)
+            peaks = {side: process.peak for side, process in sides.items()}
+            yield row("peak memory of the process, MiB", f"{name} {what}, batch {batch}", peaks)
+        for process in sides.values():
+            process.close()
 
 
 def crf(options, missing):
@@ -189,31 +148,17 @@ def crf(options, missing):
     rng = np.random.default_rng(0)
     probability = np.clip(0.15 + 0.6 * mask + rng.normal(0, 0.1, mask.shape), 0.03, 0.97).astype(np.float32)
     run = jax.jit(mean_field, static_argnums=2)
+    theirs = DenseCRF(DENSECRF) if pathlib.Path(DENSECRF).exists() else None
+    grey = np.round(square.mean(-1)).astype(np.uint8)
     for batch in (1, 4, 8):
         images = jnp.asarray(np.stack([square] * batch) / np.float32(255))
         probabilities = jnp.asarray(np.stack([probability] * batch))
-        runs = {"ours": lambda a=probabilities, b=images: run(a, b, CRF()).block_until_ready()}
-        try:
-            runs["pydensecrf"] = dense_crf(square, probability[..., 0], batch)
-        except ImportError:
-            missing.add("pydensecrf")
+        runs = {"ours": clocked(lambda a=probabilities, b=images: run(a, b, CRF()).block_until_ready())}
+        if theirs:  # one scan after the other: it knows no batches
+            runs["pydensecrf"] = lambda n=batch: n * 1e3 * theirs.run(grey, probability[..., 0], CRF())[1]
+        else:
+            missing.add("pydensecrf (`make densecrf` builds it)")
         yield row("CRF at 256, ms a scan", f"batch {batch}", interleaved(runs, options.rounds), batch)
-
-
-def dense_crf(square, probability, batch):
-    import pydensecrf.densecrf
-    from pydensecrf.utils import create_pairwise_bilateral, unary_from_softmax
-
-    def run():
-        for _ in range(batch):
-            field = pydensecrf.densecrf.DenseCRF2D(square.shape[1], square.shape[0], 2)
-            field.setUnaryEnergy(unary_from_softmax(np.stack([1 - probability, probability])))
-            field.addPairwiseGaussian(sxy=3, compat=3)
-            grey = create_pairwise_bilateral((60, 60), (13,), square[..., :1], chdim=2)
-            field.addPairwiseEnergy(grey, compat=10)
-            field.inference(5)
-
-    return run
 
 
 def cascade(options, missing):
@@ -228,13 +173,13 @@ def cascade(options, missing):
         for name, one in weights.items():
             run, variables = jax.jit(make_expert(one.task)), jax.device_put(one.variables)
             times = interleaved(
-                {"ours": lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x))}, options.rounds
+                {"ours": clocked(lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x)))}, options.rounds
             )
             yield row("cascade, ms a scan", f"{name}, batch {batch}", times, batch)
         run = jax.jit(make_predict({name: one.task for name, one in weights.items()}, Settings()))
         variables = jax.device_put({name: one.variables for name, one in weights.items()})
         times = interleaved(
-            {"ours": lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x))}, options.rounds
+            {"ours": clocked(lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x)))}, options.rounds
         )
         yield row("cascade, ms a scan", f"whole, batch {batch}", times, batch)
 
@@ -246,30 +191,31 @@ def scans(options, missing):
         for i, one in enumerate(ones):
             files.append(pathlib.Path(folder) / f"{i}.png")
             files[-1].write_bytes(scan.encode_png(one.image))
-        times = interleaved({"ours": lambda: [scan.read(file) for file in files]}, options.rounds)
+        times = interleaved({"ours": clocked(lambda: [scan.read(file) for file in files])}, options.rounds)
         yield row("data, ms a scan", "read from disk", times, len(files))
-    times = interleaved({"ours": lambda: [scan.fit(one.image) for one in ones]}, options.rounds)
+    times = interleaved({"ours": clocked(lambda: [scan.fit(one.image) for one in ones])}, options.rounds)
     yield row("data, ms a scan", "content crop and letterbox", times, len(ones))
     task, squares = TASKS["segment_brain"], np.stack([scan.fit(one.image)[0] for one in ones[:16]])
     mask = jnp.zeros((len(squares), task.size, task.size, 1))
     run = jax.jit(lambda x, m: augment(jax.random.key(0), prepare(x, task.size), m, task.augmentation))
-    times = interleaved({"ours": lambda: jax.block_until_ready(run(squares, mask))}, options.rounds)
+    times = interleaved({"ours": clocked(lambda: jax.block_until_ready(run(squares, mask)))}, options.rounds)
     yield row("data, ms a scan", f"augmented at {task.size}", times, len(squares))
 
 
 def predicted(folder, scans, cache):
     """`mcis predict` in a process of its own: (seconds, its largest memory in MiB)."""
-    code = (
-        "import resource, sys; from mcis import cli; status = cli.main(sys.argv[1:]); "
-        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10); sys.exit(status)"
-    )
     out = tempfile.mkdtemp(dir=folder)
-    command = [sys.executable, "-c", code, "predict", str(scans), "--out", f"{out}/findings"]
+    command = [sys.executable, "-m", "mcis", "predict", str(scans), "--out", f"{out}/findings"]
     began = time.perf_counter()
-    done = subprocess.run(
-        command, check=True, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True
+    process = subprocess.Popen(
+        command, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    return time.perf_counter() - began, int(done.stdout.rsplit("PEAK", 1)[1])
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}")
+    return seconds, usage.ru_maxrss >> 10
 
 
 def start(options, missing):
@@ -279,25 +225,9 @@ def start(options, missing):
         for what in ("compilation cache empty", "compilation cache warm"):
             seconds, _ = predicted(folder, first, f"{folder}/cache")
             yield row("mcis predict of one scan, ms", what, {"ours": 1e3 * seconds})
-    for name in TWINS:
-        image, mask = (jnp.zeros((4, options.size, options.size, channels)) for channels in (3, 1))
-        for what, make in (("inference", our_inference), ("training", our_training)):
-            run = make(name, image, mask, jnp.float32) if make is our_training else make(name, image, jnp.float32)
-            began = time.perf_counter()
-            run()
-            once = time.perf_counter()
-            run()
-            twice = time.perf_counter()
-            yield row("compile time, ms", f"{name}, {what}", {"ours": 1e3 * (2 * once - began - twice)})
 
 
 def memory(options, missing):
-    for name in TWINS:
-        peaks = {}
-        for side in ("ours", "torch"):
-            command = [sys.executable, __file__, "--peak", f"{side},{name}", "--size", str(options.size)]
-            peaks[side] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-        yield row("peak memory of a training step, batch 4, MiB", name, peaks)
     with tempfile.TemporaryDirectory() as folder:
         ones = [scan.encode_png(one.image) for one in phantom.make_phantoms(2, seed=1)]
         for count in (10, options.scans):
@@ -310,20 +240,15 @@ def memory(options, missing):
             yield row("mcis predict, ms a scan, all of it", f"{count} scans", {"ours": 1e3 * seconds}, count)
 
 
-def peak(options):
-    """The largest memory of this process after two training steps of one side; printed."""
-    side, name = options.peak.split(",")
-    image = np.zeros((4, options.size, options.size, 3), np.float32)
-    mask = np.zeros((4, options.size, options.size, 1), np.float32)
-    if side == "ours":
-        run = our_training(name, jnp.asarray(image), jnp.asarray(mask), jnp.float32)
-    else:
-        net = TWINS[name]().to(memory_format=torch.channels_last).train()
-        image, mask = (torch.from_numpy(array).permute(0, 3, 1, 2) for array in (image, mask))
-        run = their_training(net, image, mask, jnp.float32)
-    run()
-    run()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+def processor():
+    """The processor's name where Linux tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.machine()
 
 
 SECTIONS = {"networks": networks, "crf": crf, "cascade": cascade, "scans": scans, "start": start, "memory": memory}
@@ -338,12 +263,8 @@ def main():
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--scans", type=int, default=1000, help="of the longer run of mcis predict")
     parser.add_argument("--out", default="bench")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak:
-        return peak(options)
     options.batches = [int(batch) for batch in options.batches.split(",")]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows, missing = [], set()
     for name in options.only.split(","):
         for found in SECTIONS[name](options, missing):
@@ -353,12 +274,11 @@ def main():
                 f"{found['section']}: {found['what']}: {found['ours']:.1f}; ratio to {ratios or 'nobody'}", flush=True
             )
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "jax": jax.__version__,
-        "torch": torch.__version__,
+        "torch": importlib.metadata.version("torch"),
         "devices": [str(device) for device in jax.devices()],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -366,7 +286,7 @@ def main():
         json.dumps({"machine": machine, "missing": sorted(missing), "rows": rows}, indent=1)
     )
     show(rows)
-    draw(rows, folder / "bench.png")
+    draw(rows, machine, folder / "bench.png")
     print(
         f"not installed, left out: {', '.join(sorted(missing)) or 'nothing'}\n{folder}/bench.json, {folder}/bench.png"
     )
@@ -381,7 +301,7 @@ def show(rows):
     Console(width=150).print(table)
 
 
-def draw(rows, file):
+def draw(rows, machine, file):
     """Ratios as bars, the line at 1."""
     import matplotlib
 
@@ -395,7 +315,8 @@ def draw(rows, file):
     names, ratios = zip(*reversed(bars), strict=True)
     axes.barh(names, ratios, color=["tab:green" if ratio <= 1 else "tab:orange" for ratio in ratios])
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("our time / theirs")
+    axes.set_xlabel("ours / theirs")
+    axes.set_title(f"{machine['processor']}, {machine['cores']} cores, jax {machine['jax']}, torch {machine['torch']}")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 
