@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 
 from mcis.ops import conv
+from mcis.ops.norm import layer_norm
 
 he_normal = nn.initializers.he_normal()
 
@@ -100,6 +101,17 @@ class BatchNorm(nn.Module):
         shift = bias - mean * gain
         wide = tuple(range(x.ndim - 1))
         return (x * jnp.expand_dims(gain, wide) + jnp.expand_dims(shift, wide)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over channels, with scale and bias: (..., C) -> (..., C), at least float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise each pixel by its own channels."""
+        channels = (x.shape[-1],)
+        scale = param(self, "scale", nn.initializers.ones, channels)
+        return layer_norm(x, scale, param(self, "bias", nn.initializers.zeros, channels))
 
 
 class ConvNorm(nn.Module):

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcis.models.layers import Depthwise, LabelHead, Pointwise, check_size
+from mcis.models.layers import Depthwise, LabelHead, LayerNorm, Pointwise, check_size
 from mcis.models.outputs import Outputs
 from mcis.ops import conv
 
@@ -36,7 +36,7 @@ class Block(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         channels = x.shape[-1]
         y = Depthwise(self.kernel, name="depthwise")(x)
-        y = nn.LayerNorm(name="norm")(y)
+        y = LayerNorm(name="norm")(y)
         y = nn.gelu(Pointwise(2 * channels, self.dtype, name="expand")(y))
         return x + Pointwise(channels, self.dtype, name="project")(y).astype(x.dtype)
 
@@ -76,7 +76,7 @@ class Light(nn.Module):
             skips.append(x)
         pooled = x.mean((1, 2))
         if self.classes:  # without a label head nothing would train it
-            pooled = nn.LayerNorm(name="pooled_norm")(pooled)
+            pooled = LayerNorm(name="pooled_norm")(pooled)
         auxiliary = []
         for level in reversed(range(len(widths) - 1)):
             name, width = f"decoder{level + 1}", widths[level]
@@ -86,9 +86,9 @@ class Light(nn.Module):
             for i in range(DEPTH):
                 x = Block(KERNELS[level], self.dtype, name=f"{name}_block{i + 1}")(x)
             if self.supervise and level:
-                y = nn.LayerNorm(name=f"mask{level + 1}_norm")(x)
+                y = LayerNorm(name=f"mask{level + 1}_norm")(x)
                 auxiliary.append(Pointwise(1, name=f"mask{level + 1}")(y))
-        x = nn.LayerNorm(name="mask_norm")(x)
+        x = LayerNorm(name="mask_norm")(x)
         mask = conv.depth_to_space(Pointwise(STEM**2, name="mask")(x), STEM)
         label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
         return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))

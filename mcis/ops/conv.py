@@ -135,9 +135,20 @@ def _shifted_sum(x, kernel):
     return total
 
 
-@jax.custom_vjp
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise convolution, odd square kernel, stride 1, zero padding: (B, H, W, C), (k, k, C) -> (B, H, W, C)."""
+    return lax.platform_dependent(x, kernel, cpu=_depthwise_by_taps, default=_plain_depthwise)
+
+
+def _plain_depthwise(x, kernel):
+    pad, channels = kernel.shape[0] // 2, x.shape[-1]
+    return lax.conv_general_dilated(
+        x, kernel[:, :, None], (1, 1), [(pad, pad)] * 2, dimension_numbers=LAYOUT, feature_group_count=channels
+    )
+
+
+@jax.custom_vjp
+def _depthwise_by_taps(x, kernel):
     return _shifted_sum(x, kernel)
 
 
@@ -147,20 +158,36 @@ def _depthwise_forward(x, kernel):
 
 def _depthwise_backward(residual, dy):
     x, kernel = residual
-    size = kernel.shape[0]
     dx = _shifted_sum(dy, jnp.flip(kernel, (0, 1)))
-    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-
-    def tap(index):
-        window = lax.dynamic_slice(padded, (0, index // size, index % size, 0), dy.shape)
-        return jnp.sum(window * dy, (0, 1, 2), dtype=jnp.float32)
-
-    # a loop over the taps: unrolled, the sums take two to three times as long and compile more slowly
-    taps = lax.map(tap, jnp.arange(size * size))
-    return dx, taps.reshape(kernel.shape).astype(kernel.dtype)
+    return dx, _depthwise_weight_gradient(x, dy, kernel.shape[0]).astype(kernel.dtype)
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+def _depthwise_weight_gradient(x, dy, size):
+    """Gradient with respect to the kernel, (size, size, C), in at least float32.
+
+    Row after row of `dy` is multiplied with what each tap sees and added to that tap's own row of sums, which are added
+    up at the end. All of them fit into a core's cache; a sum over the whole array for each tap is scalar in XLA, and
+    reads both arrays once a tap.
+    """
+    batch, height, width, channels = dy.shape
+    reach = size // 2
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    taps = [(i, j) for i in range(size) for j in range(size)]
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+
+    def add_row(index, sums):
+        scan, row = index // height, index % height
+        seen = lax.dynamic_slice(padded, (scan, row, 0, 0), (1, size, *padded.shape[2:]))[0]
+        given = lax.dynamic_slice(dy, (scan, row, 0, 0), (1, 1, width, channels))[0, 0]
+        seen, given = seen.astype(exact), given.astype(exact)
+        return [total + seen[i, j : j + width] * given for total, (i, j) in zip(sums, taps, strict=True)]
+
+    zero = jnp.zeros((width, channels), exact)
+    sums = lax.fori_loop(0, batch * height, add_row, [zero] * len(taps))
+    return jnp.stack([total.sum(0) for total in sums]).reshape(size, size, channels)
+
+
+_depthwise_by_taps.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 @jax.custom_vjp
