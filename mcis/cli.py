@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"mcis: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if process and argv[0] == "train":
-        from mcis.command import restart_with_huge_pages
+    if process:
+        from mcis.command import keep_memory
 
-        restart_with_huge_pages()
+        keep_memory()
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
 
 

@@ -77,21 +77,24 @@ def expand_user(path: str | os.PathLike) -> pathlib.Path:
         raise ValueError(f"{path}: there is no such user; write the folder out") from None
 
 
-TUNABLES = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
-)
-"""Settings of glibc's malloc: huge pages, and memory that stays with the process once it has it."""
+MALLOC = {"trim threshold": (-1, -1), "mmap max": (-4, 0), "arena max": (-8, 1)}
+"""What glibc's malloc is told: (parameter, value) of mallopt(3). Nothing goes back to the system, and all threads share
+one heap."""
 
 
-def restart_with_huge_pages() -> None:
-    """Start this process anew, once, with a malloc that keeps its memory; nothing where that is not to be had.
+def keep_memory() -> None:
+    """Have malloc keep the memory that the process once had; nothing where the C library is not glibc.
 
-    A training step asks for its arrays anew each time, and on a CPU taking fresh pages from the system is a
-    seventh to a quarter of it (docs/performance.md). glibc reads these settings before Python runs, hence the restart;
-    a GLIBC_TUNABLES that is set already is obeyed. Only for a process that is nothing but a command.
+    A compiled program asks for its arrays anew in each call. glibc takes blocks of 32 MiB and more from the system each
+    time, and on a CPU the first touch of their pages is up to a quarter of a training step (docs/performance.md). Only
+    for a process that is nothing but a command; what the user tells malloc by an environment variable is obeyed.
     """
-    if platform.libc_ver()[0] == "glibc" and sys.executable and "GLIBC_TUNABLES" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})
+    told = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not told:
+        import ctypes
+
+        for parameter, value in MALLOC.values():
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def cache_dir() -> pathlib.Path:

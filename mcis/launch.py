@@ -119,7 +119,7 @@ def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
 
 
 if __name__ == "__main__":
-    from mcis.command import restart_with_huge_pages
+    from mcis.command import keep_memory
 
-    restart_with_huge_pages()
+    keep_memory()
     sys.exit(main())

@@ -1,8 +1,9 @@
 """`mcis tune RUN`: choose the CRF of a segmentation run on its validation scans, or none where none helps.
 
 The network answers once; then the CRF's strengths are searched one after the other, each over a few values, twice
-round. What is kept is the setting with the best validation value of the metric that chose the epoch, less what lesion
-scans lose by it. The test split is not looked at.
+round. The best one has the highest validation value of the metric that chose the epoch, less what lesion scans lose by
+it. It is kept if it is better than none beyond chance: after so many trials on few patients something always looks
+better. The test split is not looked at.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 
 from mcis import data, scan
 from mcis.ops.crf import CRF
-from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
+from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, mask_counts, mask_scores
 from mcis.tasks import Names, Task
 
 BATCH = 8
@@ -27,8 +28,10 @@ VALUES: dict[str, tuple[float, ...]] = {
 }
 """What is tried for each strength; sigmas in pixels of the network's size."""
 ROUNDS = 2
-GAIN = 0.002
-"""A CRF must raise the metric by as much; below, it is not worth its time."""
+NONE = CRF(steps=0)
+
+Counts = dict[str, np.ndarray]
+"""Pixel counts both, predicted, true of N scans, int (N,); and group, str (N,), their patients."""
 
 
 def search(score: Callable[[CRF], float], rounds: int = ROUNDS) -> list[tuple[CRF, float]]:
@@ -45,7 +48,7 @@ def search(score: Callable[[CRF], float], rounds: int = ROUNDS) -> list[tuple[CR
             tried[crf] = score(crf)
         return tried[crf]
 
-    ask(CRF(steps=0))
+    ask(NONE)
     best = CRF()
     for _ in range(rounds):
         for name, values in VALUES.items():
@@ -55,25 +58,33 @@ def search(score: Callable[[CRF], float], rounds: int = ROUNDS) -> list[tuple[CR
     return list(tried.items())
 
 
-def choose(tried: Sequence[tuple[CRF, float]], always: bool = False) -> CRF:
-    """The best setting if it gains at least GAIN on none, or if there must be one, else none."""
-    none, *some = tried
-    best = max(some, key=lambda one: one[1])
-    return best[0] if always or best[1] >= none[1] + GAIN else none[0]
-
-
-def worth(scores: dict[str, float], without: dict[str, float], select: str) -> float:
+def worth(counts: Counts, without: Counts, select: str) -> float:
     """What a CRF is chosen by: the metric `select`, less what the lesion scans' Dice lost against `without` a CRF.
 
     A metric over patients, or one in which empty scans count, hardly sees a small lesion that is smoothed away.
     """
-    return scores[select] - max(0.0, without["dice_lesion"] - scores["dice_lesion"])
+    scores, before = mask_scores(**counts), mask_scores(**without)
+    return scores[select] - max(0.0, before["dice_lesion"] - scores["dice_lesion"])
 
 
-def make_score(
-    task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]
-) -> Callable[[CRF], dict[str, float]]:
-    """`mask_scores` of the validation scans as a function of the CRF; the network runs here, once."""
+def gain(counts: Counts, without: Counts, select: str) -> tuple[float, float, float]:
+    """What a CRF is worth more than none, and its 95 % bootstrap interval over patients, the same for both."""
+
+    def some(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
+        drawn, before = ({name: values[index] for name, values in of.items()} for of in (counts, without))
+        if not drawn["true"].any():
+            return {}
+        return {"gain": worth(drawn | {"group": group}, before | {"group": group}, select) - none(before, group)}
+
+    def none(before: Counts, group: np.ndarray) -> float:
+        return mask_scores(**before | {"group": group})[select]
+
+    rows = np.arange(len(counts["group"]))
+    return some(rows, counts["group"])["gain"], *bootstrap_interval(some, counts["group"])["gain"]
+
+
+def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]) -> Callable[[CRF], Counts]:
+    """The counts of scans as a function of the CRF; the network runs here, once."""
     import jax
 
     from mcis.tasks import make_network, on_canvas
@@ -92,7 +103,7 @@ def make_score(
     groups = np.array([f"{data.text(r['source'])}/{data.text(r['group'])}" for r in records])
     refine = jax.jit(on_canvas, static_argnums=(2, 3))
 
-    def score(crf: CRF) -> dict[str, float]:
+    def counts_of(crf: CRF) -> Counts:
         counts: dict[str, list[int]] = {}
         for number, (mask, prepared) in enumerate(answers):
             refined = np.asarray(refine(mask, prepared, crf, (scan.CANVAS, scan.CANVAS)))
@@ -100,10 +111,9 @@ def make_score(
                 found = scan.unfit(refined[i, ..., 0], geometries[at]) > MASK_THRESHOLD
                 for name, count in mask_counts(found[None, ..., None], truths[at][None]).items():
                     counts.setdefault(name, []).append(int(count[0]))
-        columns = {name: np.array(values) for name, values in counts.items()}
-        return mask_scores(columns["both"], columns["predicted"], columns["true"], groups)
+        return {name: np.array(values) for name, values in counts.items()} | {"group": groups}
 
-    return score
+    return counts_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -120,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
           run: a run's folder, or a weights folder.
           sources: prepared data sets to tune on; by default those the task was trained on.
           dry_run: only show the table.
-          always: keep the best CRF even where it gains less than is worth its time, to measure what it does.
+          always: keep the best CRF even where its gain may be chance, to measure what it does.
         """
 
         run: tyro.conf.Positional[str] = tyro.MISSING
@@ -152,24 +162,27 @@ def _main(options: Any) -> int:
     records = [r for r in records if bool(r["has_mask"]) and data.text(r["organ"]) == task.organ]
     if not any(data.decode(record)[1].any() for record in records):
         raise ValueError("the validation split of these sources holds no outlined lesion")
-    score = make_score(task, weights.variables, records)
+    counts_of, found = make_counts(task, weights.variables, records), {}
     with Progress(transient=True) as bar:
         row = bar.add_task("settings", total=1 + ROUNDS * sum(len(values) for values in VALUES.values()))
 
-        found: dict[CRF, dict[str, float]] = {}
-
-        def shown(crf: CRF) -> float:
-            found[crf] = score(crf)
+        def score(crf: CRF) -> float:
+            found[crf] = counts_of(crf)
             bar.advance(row)
-            return worth(found[crf], found[CRF(steps=0)], task.select)
+            return worth(found[crf], found[NONE], task.select)
 
-        tried = search(shown)
+        tried = search(score)
     console = Console(markup=False, highlight=False)
     for crf, _ in sorted(tried, key=lambda one: -one[1])[:10] + tried[:1]:
-        values = "  ".join(f"{name} {found[crf][name]:.4f}" for name in dict.fromkeys((task.select, "dice_lesion")))
+        scores = mask_scores(**found[crf])
+        values = "  ".join(f"{name} {scores[name]:.4f}" for name in dict.fromkeys((task.select, "dice_lesion")))
         console.print(f"{values}  {_describe(crf)}")
-    chosen = choose(tried, options.always)
-    print(f"{task.name}: {_describe(chosen)}, by {task.select} on {len(records)} validation scans")
+    best = max(tried[1:], key=lambda one: one[1])[0]
+    more, low, high = gain(found[best], found[NONE], task.select)
+    kept = low > 0 or options.always
+    print(f"{task.name}: {_describe(best)}: {more:+.4f} [{low:+.4f}, {high:+.4f}] on {len(records)} validation scans")
+    print("kept" if kept else "not kept: what it gains may be chance. --always keeps it")
+    chosen = best if kept else NONE
     if options.dry_run:
         return 0
     folder = pathlib.Path(weights_folder(options.run))
@@ -177,7 +190,7 @@ def _main(options: Any) -> int:
     manifest = weights.manifest | {"task": task_to_json(tuned)}
     half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
     checkpoint.save(folder, weights.variables, manifest, half=half)
-    print(f"kept in {folder}")
+    print(f"written to {folder}")
     return 0
 
 

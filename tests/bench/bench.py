@@ -4,7 +4,7 @@
 
 Machines are noisy and differ, so that a ratio is what counts; milliseconds are printed beside it. Below 1 ours is
 faster. Networks run in processes of their own (networks.py), each as its users run it: ours with the malloc that `mcis
-train` starts itself with, PyTorch as it comes, and once more with the same malloc. What is not installed (pydensecrf,
+train` sets, PyTorch as it comes, and once more with the same malloc. What is not installed (pydensecrf,
 onnxruntime) is left out and named.
 """
 
@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mcis import phantom, scan
-from mcis.command import TUNABLES
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
 from mcis.tasks import TASKS, prepare
@@ -80,13 +79,10 @@ def row(section, what, times, per=1):
 class Side:
     """One side of a network's comparison, in a process of its own."""
 
-    def __init__(self, side, *words, tunables=None):
-        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-        environment |= {} if tunables is None else {"GLIBC_TUNABLES": tunables}
+    def __init__(self, side, *words):
         command = [sys.executable, str(pathlib.Path(__file__).with_name("networks.py")), side, *map(str, words)]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self.compiled = self.peak = 0
 
     def ready(self):
@@ -118,12 +114,10 @@ def networks(options, missing):
         if what == "training" and batch > 4:
             continue  # a step of so many takes minutes
         words = (name, dtype, batch, options.size, what)
-        sides = {"ours": Side("ours", *words, tunables=TUNABLES)}
+        sides = {"ours": Side("ours", *words)}
         if (name, batch, what) != ("deeplabv3", 1, "training"):  # its pooled branch normalises no single scan
-            for other in SIDES[what]:
-                if other != "ours" and (other, dtype) != ("onnxruntime", "bfloat16"):
-                    sides[other] = Side(other, *words)
-            sides["torch, our malloc"] = Side("torch", *words, tunables=TUNABLES)
+            others = [side for side in SIDES[what] if (side, dtype) != ("onnxruntime", "bfloat16")]
+            sides |= {side: Side(side, *words) for side in others}
         for side, process in list(sides.items()):
             try:
                 process.ready()
@@ -265,14 +259,6 @@ def main():
     parser.add_argument("--out", default="bench")
     options = parser.parse_args()
     options.batches = [int(batch) for batch in options.batches.split(",")]
-    rows, missing = [], set()
-    for name in options.only.split(","):
-        for found in SECTIONS[name](options, missing):
-            rows.append(found)
-            ratios = ", ".join(f"{other} {found['ours'] / ms:.2f}" for other, ms in found["others"].items())
-            print(
-                f"{found['section']}: {found['what']}: {found['ours']:.1f}; ratio to {ratios or 'nobody'}", flush=True
-            )
     machine = {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -282,14 +268,16 @@ def main():
     }
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(
-        json.dumps({"machine": machine, "missing": sorted(missing), "rows": rows}, indent=1)
-    )
+    rows, missing = [], set()
+    for found in itertools.chain.from_iterable(SECTIONS[name](options, missing) for name in options.only.split(",")):
+        rows.append(found)
+        ratios = ", ".join(f"{other} {found['ours'] / ms:.2f}" for other, ms in found["others"].items())
+        print(f"{found['section']}: {found['what']}: {found['ours']:.1f}; ratio to {ratios or 'nobody'}", flush=True)
+        everything = {"machine": machine, "missing": sorted(missing), "rows": rows}
+        (folder / "bench.json").write_text(json.dumps(everything, indent=1))  # each time: it is a long run
     show(rows)
     draw(rows, machine, folder / "bench.png")
-    print(
-        f"not installed, left out: {', '.join(sorted(missing)) or 'nothing'}\n{folder}/bench.json, {folder}/bench.png"
-    )
+    print(f"left out: {', '.join(sorted(missing)) or 'nothing'}\n{folder}/bench.json, {folder}/bench.png")
 
 
 def show(rows):

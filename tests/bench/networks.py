@@ -15,8 +15,12 @@ import time
 
 import numpy as np
 
+from mcis.command import keep_memory
+
 NETWORKS = ("unet", "deeplabv3", "light")
-SIDES = {"inference": ("ours", "torch", "torch.compile", "onnxruntime"), "training": ("ours", "torch", "torch.compile")}
+OTHERS = ("torch", "torch, our malloc", "torch.compile")
+SIDES = {"inference": (*OTHERS, "onnxruntime"), "training": OTHERS}
+"""Whom ours is held against."""
 
 
 def scans(batch, size):
@@ -168,6 +172,8 @@ def make(side, name, dtype, batch, size, what):
 def main():
     """Serve."""
     side, name, dtype, batch, size, what = sys.argv[1:]
+    if side in ("ours", "torch, our malloc"):
+        keep_memory()
     run = make(side, name, dtype, int(batch), int(size), what)
 
     def clocked():
