@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]):
         fresh: bool = False
         init_from: pathlib.Path | None = None
 
-    name, rest = _take_task(argv)
+    name, rest = _take("--task", argv)
     if name is None:
         if {"-h", "--help"} & set(argv):
             print(f"usage: mcis train --task=NAME [options]\n\n{__doc__}\ntasks: {', '.join(TASKS)}")
@@ -79,6 +79,8 @@ def parse(argv: Sequence[str]):
             raise SystemExit(0)
         raise ValueError(f"--task=NAME is needed; there are: {', '.join(TASKS)}")
     task = task_named(name)
+    if (_take("--model", rest)[0] or task.model) != task.model:
+        task = dataclasses.replace(task, features=0)  # the row's width is its own network's
     flat = tyro.conf.arg(name="")
     fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
     both = dataclasses.make_dataclass("Train", fields, frozen=True)
@@ -86,17 +88,17 @@ def parse(argv: Sequence[str]):
     return parsed.run, parsed.task.check()
 
 
-def _take_task(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of --task and the other arguments."""
-    rest, name, words = [], None, iter(argv)
+def _take(option: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """An option's value, the last one where it is given twice, and the other arguments."""
+    rest, value, words = [], None, iter(argv)
     for word in words:
-        if word == "--task":
-            name = next(words, None)
-        elif word.startswith("--task="):
-            name = word.removeprefix("--task=")
+        if word == option:
+            value = next(words, None)
+        elif word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
         else:
             rest.append(word)
-    return name, rest
+    return value, rest
 
 
 def _set_aside(run_dir: pathlib.Path) -> pathlib.Path:

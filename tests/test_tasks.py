@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tyro
 
+from mcis import launch
 from mcis.models import MODELS
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
@@ -77,9 +78,16 @@ def test_each_network_takes_its_size_and_gives_the_heads_that_the_task_needs(tas
 
 
 def test_another_network_has_its_own_width_unless_one_is_given():
-    unet = dataclasses.replace(TASKS["segment_brain"], model="unet")
-    assert unet.check().features == MODELS["unet"].features == 32
-    assert dataclasses.replace(unet, features=16).check().features == 16
+    for name, task in TASKS.items():
+        other = "resnet18" if not task.segments else "light"
+        for words, width in (
+            ([], task.width),
+            ([f"--model={task.model}"], task.width),
+            ([f"--model={other}"], MODELS[other].features),
+            (["--model", other, "--features=24"], 24),
+            (["--features=24"], 24),
+        ):
+            assert launch.parse([f"--task={name}", *words])[1].features == width
 
 
 def test_a_segmenter_without_label_loss_has_no_label_head_and_a_classifier_always_has_one():
@@ -151,7 +159,7 @@ def test_task_named_lists_what_there_is():
         ({"sources": ()}, "segment_brain.*--sources"),
         ({"features": -1}, "features=-1"),
         ({"size": -32}, "size=-32"),
-        ({"size": 100}, "size=100.*light.*multiples of 32"),
+        ({"size": 100}, "size=100.*unet.*multiples of 16"),
         ({"size": 1 << 20}, "size=1048576.*at most 1024"),
         ({"select": "balance"}, "'balance'.*balanced_accuracy.*dice_lesion"),
         ({"select": "accuracy", "label_loss": 0.0}, "'accuracy'.*dice_lesion"),
@@ -202,11 +210,11 @@ def test_names_on_a_command_line(typed, names):
 def test_a_task_takes_typed_overrides():
     default = TASKS["segment_brain"]
     changed = tyro.cli(
-        Task, default=default, args=["--sources=phantom,lgg", "--size=96", "--augmentation.flip=0.25", "--model=unet"]
+        Task, default=default, args=["--sources=phantom,lgg", "--size=96", "--augmentation.flip=0.25", "--model=light"]
     )
     augmentation = dataclasses.replace(default.augmentation, flip=0.25)
     assert changed == dataclasses.replace(
-        default, sources=("phantom", "lgg"), size=96, model="unet", augmentation=augmentation
+        default, sources=("phantom", "lgg"), size=96, model="light", augmentation=augmentation
     )
 
 
@@ -230,7 +238,7 @@ def test_an_edge_map_is_a_further_channel_beside_the_same_three(edges):
     assert 0 <= found[..., 3].min() < found[..., 3].max()
     task = dataclasses.replace(TASKS["segment_brain"], edges=edges, features=2)
     shapes = jax.eval_shape(task.make_model().init, jax.random.key(0), np.zeros((1, 32, 32, task.channels), np.float32))
-    assert shapes["params"]["encoder1_down"]["kernel"].shape[0] == 16 * 4
+    assert shapes["params"]["encoder1_1"]["layer"]["conv"]["kernel"].shape[2] == 4
 
 
 def test_noise_removal_takes_a_lone_pixel_away():
