@@ -72,7 +72,7 @@ class Task:
       clip: largest global norm of a gradient.
       select: the validation metric whose best epoch is kept, one of `metrics`.
       features: the network's width, channels of its first level; 0 = its own, which `check` fills in.
-      denoise: noise removal before anything else, a name in DENOISE.
+      denoise: noise removal at the network's size, before augmentation, a name in DENOISE.
       edges: an edge map as a further channel, a name in EDGES.
       crf: the fully connected CRF that a segmentation network's mask goes through when it is used; 0 steps = none.
       augmentation: strengths of the augmentation.
@@ -159,6 +159,8 @@ class Task:
         for field, table in (("denoise", DENOISE), ("edges", EDGES)):
             if getattr(self, field) not in table:
                 raise ValueError(f"{field}={getattr(self, field)!r}: there are {', '.join(table)}")
+        if self.crf.steps > MAX_STEPS:
+            raise ValueError(f"crf.steps={self.crf.steps}: at most {MAX_STEPS}; the field stands still long before")
         if self.crf.steps and not self.segments:
             raise ValueError(f"crf.steps={self.crf.steps}: {self.name} has no mask to refine")
         if not self.sources:
@@ -178,6 +180,8 @@ class Task:
 
 MAX_SIZE = 4 * CANVAS
 """Largest `size`; scans come on the CANVAS, so that more pixels than it has show nothing more."""
+MAX_STEPS = 100
+"""Most updates of a CRF: they are unrolled in the compiled program."""
 SHARES = ("label_smoothing", "lesion_share", "warmup", "ema")
 PROBABILITIES = ("flip", "blur", "grey", "missing")
 
@@ -314,10 +318,13 @@ def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:
 
 
 def present(image: jax.Array, edges: str = "none") -> jax.Array:
-    """Prepared scans as networks take them: standardised, with an edge map if asked, float32 (B, S, S, 3 or 4)."""
+    """Prepared scans as networks take them: standardised, with an edge map if asked, which is standardised as well.
+
+    Float32 (B, S, S, 3) in [0, 1] -> float32 (B, S, S, 3 or 4).
+    """
     draw = EDGES[edges]
     scans = standardise(image)
-    return scans if draw is None else jnp.concatenate([scans, draw(image)], -1)
+    return scans if draw is None else jnp.concatenate([scans, standardise(draw(image))], -1)
 
 
 def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.Array]]:

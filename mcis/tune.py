@@ -2,12 +2,13 @@
 
 The network answers once; then the CRF's strengths are searched one after the other, each over a few values, twice
 round. The best one has the highest validation value of the metric that chose the epoch, less what lesion scans lose by
-it. It is kept if it is better than none beyond chance: after so many trials on few patients something always looks
-better. The test split is not looked at.
+it. After so many trials on few patients something always looks better, so that choosing is judged as a whole: each
+patient is scored with the setting that is best for the others, and the gain must hold over patients. The test split is
+not looked at.
 """
 
 import dataclasses
-import pathlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from mcis import data, scan
 from mcis.ops.crf import CRF
-from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, mask_counts, mask_scores
+from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
 from mcis.tasks import Names, Task
 
 BATCH = 8
@@ -29,6 +30,8 @@ VALUES: dict[str, tuple[float, ...]] = {
 """What is tried for each strength; sigmas in pixels of the network's size."""
 ROUNDS = 2
 NONE = CRF(steps=0)
+PATIENTS = 5
+"""Fewest patients with a lesion from whom a CRF is chosen."""
 
 Counts = dict[str, np.ndarray]
 """Pixel counts both, predicted, true of N scans, int (N,); and group, str (N,), their patients."""
@@ -67,20 +70,45 @@ def worth(counts: Counts, without: Counts, select: str) -> float:
     return scores[select] - max(0.0, before["dice_lesion"] - scores["dice_lesion"])
 
 
+def left_out(found: dict[CRF, Counts], select: str) -> Counts:
+    """Counts in which each patient's scans are answered by the CRF, or none, that is best without that patient."""
+    without = found[NONE]
+    answered = {name: values.copy() for name, values in without.items()}
+    for patient in np.unique(without["group"]):
+        mine = without["group"] == patient
+        others = {crf: _rows(counts, ~mine) for crf, counts in found.items()}
+        if not others[NONE]["true"].any():  # no lesion is left to choose by
+            continue
+        best = max(found, key=lambda crf: worth(others[crf], others[NONE], select))
+        for name, values in found[best].items():
+            answered[name][mine] = values[mine]
+    return answered
+
+
 def gain(counts: Counts, without: Counts, select: str) -> tuple[float, float, float]:
-    """What a CRF is worth more than none, and its 95 % bootstrap interval over patients, the same for both."""
+    """What some counts are worth more than those without a CRF, and its 95 % jackknife interval over patients.
 
-    def some(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
-        drawn, before = ({name: values[index] for name, values in of.items()} for of in (counts, without))
-        if not drawn["true"].any():
-            return {}
-        return {"gain": worth(drawn | {"group": group}, before | {"group": group}, select) - none(before, group)}
+    A bootstrap is too sure of so few patients. The interval is (nan, nan) where no patient can be left out.
+    """
+    from scipy import stats
 
-    def none(before: Counts, group: np.ndarray) -> float:
-        return mask_scores(**before | {"group": group})[select]
+    def more(rows: np.ndarray) -> float:
+        before = _rows(without, rows)
+        return worth(_rows(counts, rows), before, select) - mask_scores(**before)[select]
 
-    rows = np.arange(len(counts["group"]))
-    return some(rows, counts["group"])["gain"], *bootstrap_interval(some, counts["group"])["gain"]
+    group = without["group"]
+    patients = [patient for patient in np.unique(group) if without["true"][group != patient].any()]
+    whole = more(np.ones(len(group), bool))
+    if len(patients) < 2:
+        return whole, math.nan, math.nan
+    left = np.array([more(group != patient) for patient in patients])
+    parts = len(patients) * whole - (len(patients) - 1) * left  # Tukey's pseudo-values
+    half = stats.t.ppf(0.975, len(parts) - 1) * parts.std(ddof=1) / math.sqrt(len(parts))
+    return whole, float(parts.mean() - half), float(parts.mean() + half)
+
+
+def _rows(counts: Counts, index: np.ndarray) -> Counts:
+    return {name: values[index] for name, values in counts.items()}
 
 
 def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]) -> Callable[[CRF], Counts]:
@@ -131,12 +159,14 @@ def main(argv: Sequence[str]) -> int:
           sources: prepared data sets to tune on; by default those the task was trained on.
           dry_run: only show the table.
           always: keep the best CRF even where its gain may be chance, to measure what it does.
+          off: choose nothing; take out the CRF that is kept with the weights.
         """
 
         run: tyro.conf.Positional[str] = tyro.MISSING
         sources: Names = ()
         dry_run: bool = False
         always: bool = False
+        off: bool = False
 
     options = parse_dataclass(Tune, argv, "mcis tune")
     return exit_status("mcis tune", lambda: _main(options))
@@ -146,17 +176,22 @@ def _main(options: Any) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from mcis import checkpoint
-    from mcis.bundle import load_weights, weights_folder
+    from mcis.bundle import load_weights
     from mcis.command import enable_compilation_cache
     from mcis.ops.metrics import MASK_METRICS
-    from mcis.tasks import task_to_json
 
     enable_compilation_cache()
     weights = load_weights(options.run)
     task = weights.task
     if not task.segments or task.select not in MASK_METRICS:
-        raise ValueError(f"{options.run} holds {task.name}, chosen by {task.select}: only a mask has a CRF to tune")
+        raise ValueError(
+            f"{options.run} holds {task.name}, whose epoch was chosen by {task.select}: a CRF is chosen by the same "
+            f"metric, which must be one of a mask: {', '.join(MASK_METRICS)}"
+        )
+    if options.off and options.always:
+        raise ValueError("--off and --always exclude each other: one takes the CRF out, the other puts one in")
+    if options.off:
+        return _keep(options, weights, NONE)
     parts = [data.records(source, "validation", options.data_dir) for source in options.sources or task.sources]
     records = [part[i] for part in parts for i in range(len(part))]
     records = [r for r in records if bool(r["has_mask"]) and data.text(r["organ"]) == task.organ]
@@ -178,19 +213,33 @@ def _main(options: Any) -> int:
         values = "  ".join(f"{name} {scores[name]:.4f}" for name in dict.fromkeys((task.select, "dice_lesion")))
         console.print(f"{values}  {_describe(crf)}")
     best = max(tried[1:], key=lambda one: one[1])[0]
-    more, low, high = gain(found[best], found[NONE], task.select)
-    kept = low > 0 or options.always
-    print(f"{task.name}: {_describe(best)}: {more:+.4f} [{low:+.4f}, {high:+.4f}] on {len(records)} validation scans")
-    print("kept" if kept else "not kept: what it gains may be chance. --always keeps it")
-    chosen = best if kept else NONE
-    if options.dry_run:
+    more, low, high = gain(left_out(found, task.select), found[NONE], task.select)
+    patients = len(np.unique(found[NONE]["group"][found[NONE]["true"] > 0]))
+    print(f"best: {_describe(best)}")
+    print(
+        f"choosing a CRF, each patient by the others: {more:+.4f} [{low:+.4f}, {high:+.4f}] {task.select} on "
+        f"{len(records)} validation scans, {patients} patients with a lesion"
+    )
+    if not options.always and (patients < PATIENTS or not low > 0):
+        why = "the gain may be chance" if patients >= PATIENTS else f"below {PATIENTS} patients nothing can be said"
+        print(f"not kept: {why}. {options.run} keeps what it has: {_describe(task.crf)}. --always keeps the best")
         return 0
-    folder = pathlib.Path(weights_folder(options.run))
-    tuned = dataclasses.replace(task, crf=chosen)
-    manifest = weights.manifest | {"task": task_to_json(tuned)}
-    half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
-    checkpoint.save(folder, weights.variables, manifest, half=half)
-    print(f"written to {folder}")
+    return _keep(options, weights, best)
+
+
+def _keep(options: Any, weights: Any, crf: CRF) -> int:
+    """Write the weights anew with a CRF, unless the run is dry."""
+    from mcis import checkpoint
+    from mcis.bundle import weights_folder
+    from mcis.tasks import task_to_json
+
+    before = weights.task.crf
+    if not options.dry_run:
+        folder = weights_folder(options.run)
+        manifest = weights.manifest | {"task": task_to_json(dataclasses.replace(weights.task, crf=crf))}
+        half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
+        checkpoint.save(folder, weights.variables, manifest, half=half)
+        print(f"kept in {folder}: {_describe(crf)}; before: {_describe(before)}")
     return 0
 
 

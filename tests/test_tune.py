@@ -56,8 +56,47 @@ def test_a_gain_counts_where_every_patient_has_it():
     more, low, high = tune.gain(all_gain, none, "dice_patient")
     assert (more, low, high) == pytest.approx((0.05, 0.05, 0.05))
     more, low, high = tune.gain(one_gains, none, "dice_patient")
+    # twelve gains, one of 0.5: their mean and Student's interval, t = 2.201 with 11 degrees of freedom
     assert more == pytest.approx(0.5 / 12)
-    assert low == 0 < high  # a draw without that patient gains nothing
+    half = 2.201 * 0.5 / 12
+    assert (low, high) == pytest.approx((more - half, more + half), abs=1e-4)
+
+
+def test_of_one_patient_there_is_no_interval():
+    one = counts([50, 0], [100, 0], [100, 0], [0, 1])
+    assert tune.gain(one, one, "dice_patient")[0] == 0
+    assert np.isnan(tune.gain(one, one, "dice_patient")[1:]).all()
+
+
+def test_each_patient_is_answered_by_what_is_best_for_the_others():
+    first, second = CRF(weight=1.0), CRF(weight=2.0)
+    patients = [0, 1, 2, 3]
+    found = {
+        tune.NONE: counts([50] * 4, [100] * 4, [100] * 4, patients),
+        first: counts([95, 20, 20, 20], [100] * 4, [100] * 4, patients),  # one patient's stroke of luck
+        second: counts([40, 60, 60, 55], [100] * 4, [100] * 4, patients),
+    }
+    assert max(found, key=lambda crf: found[crf]["both"].sum()) == second
+    # without patient 0 the second is best, without any other one it is as well, but for 0 itself it costs
+    assert tune.left_out(found, "dice_patient")["both"].tolist() == [40, 60, 60, 55]
+    lucky = {tune.NONE: found[tune.NONE], first: counts([99, 49, 49, 49], [100] * 4, [100] * 4, patients)}
+    assert tune.worth(lucky[first], lucky[tune.NONE], "dice_patient") == pytest.approx(0.615)
+    assert tune.left_out(lucky, "dice_patient")["both"].tolist() == [50, 49, 49, 49]
+
+
+def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
+    rng, looks, kept = np.random.default_rng(0), 0, 0
+    for _ in range(40):
+        base = rng.uniform(30, 90, 8)
+        none = counts(base, np.full(8, 100), np.full(8, 100), np.arange(8))
+        noise = rng.normal(0, 3, (1, 8)) * 0.8**0.5 + rng.normal(0, 3, (30, 8)) * 0.2**0.5  # much alike, as CRFs are
+        found = {tune.NONE: none}
+        found |= {CRF(weight=1.0 + i): none | {"both": np.clip(base + row, 0, 100)} for i, row in enumerate(noise)}
+        best = max(found, key=lambda crf: tune.worth(found[crf], none, "dice_patient"))
+        looks += best != tune.NONE
+        kept += tune.gain(tune.left_out(found, "dice_patient"), none, "dice_patient")[1] > 0
+    assert looks > 20
+    assert kept <= 4
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +117,11 @@ def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monk
     command = [str(run), f"--data_dir={phantom_dir}"]
     assert tune.main([*command, "--always", "--dry_run"]) == 0
     assert bundle.load_weights(run).task == before.task
-    monkeypatch.setattr(tune, "gain", lambda *_: (0.1, -0.1, 0.3))
-    assert tune.main(command) == 0
-    assert bundle.load_weights(run).task == before.task
-    assert "may be chance" in capsys.readouterr().out
     monkeypatch.setattr(tune, "gain", lambda *_: (0.1, 0.05, 0.2))
+    assert tune.main(command) == 0
+    assert "below 5 patients nothing can be said" in capsys.readouterr().out
+    assert bundle.load_weights(run).task == before.task
+    monkeypatch.setattr(tune, "PATIENTS", 1)
     assert tune.main(command) == 0
     after = bundle.load_weights(run)
     with_crf, without = (evaluate.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
@@ -100,4 +139,24 @@ def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
     manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
     checkpoint.save(tmp_path / "route", variables, manifest)
     assert tune.main([str(tmp_path / "route")]) == 2
-    assert "only a mask has a CRF" in capsys.readouterr().err
+    assert "must be one of a mask" in capsys.readouterr().err
+
+
+def test_what_a_run_had_stays_where_nothing_better_is_kept(run, phantom_dir, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "VALUES", {"weight": (4.0,)})
+    had = bundle.load_weights(run)
+    other = dataclasses.replace(had.task, crf=CRF(weight=2.0))
+    checkpoint.save(run / "best", had.variables, had.manifest | {"task": task_to_json(other)})
+    before = {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()}
+    monkeypatch.setattr(tune, "gain", lambda *_: (0.1, -0.1, 0.3))
+    monkeypatch.setattr(tune, "PATIENTS", 1)
+    assert tune.main([str(run), f"--data_dir={phantom_dir}"]) == 0
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "may be chance" in out and "weight 2" in out.rpartition("keeps what it has")[2]
+    assert {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()} == before
+    assert tune.main([str(run), "--off", "--dry_run"]) == 0
+    assert bundle.load_weights(run).task == other
+    assert tune.main([str(run), "--off"]) == 0
+    assert bundle.load_weights(run).task == dataclasses.replace(other, crf=tune.NONE)
+    assert tune.main([str(run), "--off", "--always"]) == 2
+    assert "--off and --always exclude each other" in capsys.readouterr().err

@@ -57,7 +57,8 @@ class BatchNorm(nn.Module):
 
     The batch's statistics are at least float32 whatever the input is. The running variance is the unbiased one, as the
     paper and PyTorch have it; flax keeps the biased one, which at the coarse end of a network, where a batch has few
-    pixels, is another number.
+    pixels, is another number. One value a channel, as a branch that pools the whole scan has in a batch of one, has no
+    variance: there the running statistics serve in training too, and stay as they are.
 
     Attributes:
       dtype: of the output.
@@ -81,18 +82,19 @@ class BatchNorm(nn.Module):
         bias = param(self, "bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-        if train:
-            axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+        shared = self.axis_name is not None and not self.is_initializing()
+        count = x.size // x.shape[-1]
+        count *= jax.lax.axis_size(self.axis_name) if shared and train else 1
+        if train and count > 1:
+            axes = tuple(range(x.ndim - 1))
             exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            shared = self.axis_name is not None and not self.is_initializing()
             mean = exact.mean(axes)
             mean = jax.lax.pmean(mean, self.axis_name) if shared else mean
             # Two passes: E[x^2] - E[x]^2 loses every digit where the mean is large and the spread small.
             var = jnp.square(exact - jnp.expand_dims(mean, axes)).mean(axes)
             var = jax.lax.pmean(var, self.axis_name) if shared else var
-            count *= jax.lax.axis_size(self.axis_name) if shared else 1
             if not self.is_initializing():
-                keep, unbiased = self.momentum, var * (count / max(count - 1, 1))
+                keep, unbiased = self.momentum, var * (count / (count - 1))
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:

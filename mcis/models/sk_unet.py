@@ -37,7 +37,7 @@ class SelectiveKernel(nn.Module):
             for i in (1, 2)
         )
         pooled = (plain.astype(jnp.float32) + dilated).mean((1, 2))
-        squeezed = nn.Dense(self.features // 2, use_bias=False, name="squeeze")(pooled)
+        squeezed = nn.Dense(max(1, self.features // 2), use_bias=False, name="squeeze")(pooled)
         squeezed = nn.relu(BatchNorm(axis_name=self.axis_name, name="squeeze_norm")(squeezed, train))
         a = jax.nn.sigmoid(nn.Dense(self.features, name="excite")(squeezed))
         a = a[:, None, None].astype(self.dtype)

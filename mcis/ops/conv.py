@@ -47,7 +47,7 @@ def _by_taps(x, kernel, dilation):
     """One matrix product a tap, of the pixels that it finds inside the image."""
     height, width = x.shape[1:3]
     reach = kernel.shape[0] // 2
-    total = jnp.zeros((*x.shape[:3], kernel.shape[-1]), x.dtype)
+    total = jnp.zeros((*x.shape[:3], kernel.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
     for i in range(-reach, reach + 1):
         for j in range(-reach, reach + 1):
             down, right = i * dilation, j * dilation
@@ -57,7 +57,7 @@ def _by_taps(x, kernel, dilation):
             seen = x[:, top + down : height - bottom + down, left + right : width - end + right]
             part = pointwise(seen, kernel[i + reach, j + reach])
             total = total + jnp.pad(part, ((0, 0), (top, bottom), (left, end), (0, 0)))
-    return total
+    return total.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -128,11 +128,11 @@ def _shifted_sum(x, kernel):
     size = kernel.shape[0]
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-    total = jnp.zeros_like(x)
+    total = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
     for i in range(size):
         for j in range(size):
             total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, None, None, None]
-    return total
+    return total.astype(x.dtype)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -232,9 +232,13 @@ def max_pool2x2(x: jax.Array) -> jax.Array:
     # Chosen, not reduced: a reduction's gradient asks which pixels equal the maximum and divides by their number. Where
     # XLA computes the pixels a second time and rounds otherwise, that is none of them, and the gradient NaN.
     left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
-    x = jnp.where(left >= right, left, right)
-    upper, lower = x[:, :, 0], x[:, :, 1]
-    return jnp.where(upper >= lower, upper, lower)
+    x = _larger(left, right)
+    return _larger(x[:, :, 0], x[:, :, 1])
+
+
+def _larger(first, second):
+    """The larger one of each pair, the first of equal ones, NaN where one of them is."""
+    return jnp.where((first >= second) | jnp.isnan(first), first, second)
 
 
 def max_pool3x3(x: jax.Array) -> jax.Array:
@@ -247,8 +251,7 @@ def max_pool3x3(x: jax.Array) -> jax.Array:
             jnp.array(-jnp.inf, x.dtype),
             [(1, 0, 0) if i == axis else (0, 0, 0) for i in range(4)],
         )
-        x = jnp.where(before >= even, before, even)
-        x = jnp.where(x >= odd, x, odd)
+        x = _larger(_larger(before, even), odd)
     return x
 
 
