@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]):
     """Options and Task of a command line; exits with a message where it is wrong."""
     import tyro
 
-    from mcis.command import Options, parse_dataclass
+    from mcis.command import Options, expand_user, parse_dataclass
     from mcis.tasks import TASKS, Task, task_named
 
     @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ def parse(argv: Sequence[str]):
           run: name of the run, a folder in runs_dir; by default the task's name.
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
-          init_from: start from the weights in this file, a state dict of torchvision or of Buda's U-Net.
+          init_from: start from these weights: a state dict of torchvision or of Buda's U-Net (.safetensors, .pth), a
+            run, or a weights folder.
         """
 
         runs_dir: str = "runs"
@@ -85,7 +86,8 @@ def parse(argv: Sequence[str]):
     fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
     both = dataclasses.make_dataclass("Train", fields, frozen=True)
     parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))
-    return parsed.run, parsed.task.check()
+    start = parsed.run.init_from
+    return dataclasses.replace(parsed.run, init_from=start and expand_user(start)), parsed.task.check()
 
 
 def _take(option: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:

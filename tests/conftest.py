@@ -98,8 +98,9 @@ def _buda(features=4, channels=3):
     def pair(block, name, before, after):
         for i, width in ((1, before), (2, after)):
             state[f"{block}.{name}conv{i}.weight"] = rng.normal(size=(after, width, 3, 3))
-            for leaf in ("weight", "bias", "running_mean", "running_var"):
+            for leaf in ("weight", "bias", "running_mean"):
                 state[f"{block}.{name}norm{i}.{leaf}"] = rng.normal(size=after)
+            state[f"{block}.{name}norm{i}.running_var"] = rng.uniform(0.5, 2, after)
             state[f"{block}.{name}norm{i}.num_batches_tracked"] = np.array(7)
 
     widths = [features << level for level in range(5)]

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from mcis.checkpoint import flatten
 from mcis.models import MODELS
-from mcis.models.import_weights import import_state_dict, laid_out, path_of, read_state_dict
+from mcis.models.import_weights import import_state_dict, import_variables, laid_out, path_of, read_state_dict
 
 MODEL = MODELS["unet"].clone(features=4, classes=2)
 
@@ -56,10 +56,106 @@ def test_another_networks_weights_name_what_is_expected_and_found(variables, bud
         import_state_dict(short, variables)
 
 
+def resnet18(prefix="", **changed):
+    """A state dict as torchvision names it, of a ResNet-18 of four features."""
+    widths, state = [4, 8, 16, 32], {}
+
+    def norm(name, channels):
+        for leaf in ("weight", "bias", "running_mean"):
+            state[f"{prefix}{name}.{leaf}"] = np.random.default_rng(len(state)).normal(size=channels)
+        state[f"{prefix}{name}.running_var"] = np.full(channels, 0.5)
+
+    def conv(name, outputs, inputs, size):
+        state[f"{prefix}{name}.weight"] = np.random.default_rng(len(state)).normal(size=(outputs, inputs, size, size))
+
+    conv("conv1", 4, 3, 7)
+    norm("bn1", 4)
+    for level, width in enumerate(widths, 1):
+        before = widths[max(level - 2, 0)]
+        for block in (0, 1):
+            inputs = width if block else before
+            for layer, come in ((1, inputs), (2, width)):
+                conv(f"layer{level}.{block}.conv{layer}", width, come, 3)
+                norm(f"layer{level}.{block}.bn{layer}", width)
+            if not block and level > 1:
+                conv(f"layer{level}.0.downsample.0", width, before, 1)
+                norm(f"layer{level}.0.downsample.1", width)
+    state |= {"fc.weight": np.zeros((1000, 32)), "fc.bias": np.zeros(1000)}
+    return {name: value.astype(np.float32) for name, value in (state | changed).items()}
+
+
+@pytest.fixture(scope="module")
+def deeplab():
+    model = MODELS["deeplabv3_resnet18"].clone(features=4, classes=2, supervise=True)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.25, np.float32), shapes)
+
+
+def test_a_classifier_gives_its_encoder_and_an_edge_map_begins_at_zero(deeplab):
+    state = resnet18()
+    loaded, report = import_state_dict(state, deeplab)
+    assert set(report.left_over) == {"fc.weight", "fc.bias"}
+    parts = {path.split("/")[1] for path in report.fresh}
+    assert parts == {"encoder", "aspp", "head", "mask", "auxiliary_head", "auxiliary", "label"}
+    assert [path for path in report.fresh if "encoder" in path] == ["params/encoder/stem/conv/kernel"]
+    found = flatten(loaded)
+    kernel = found["params/encoder/stem/conv/kernel"]
+    np.testing.assert_array_equal(kernel[:, :, :3], state["conv1.weight"].transpose(2, 3, 1, 0))
+    assert (kernel[:, :, 3] == 0).all()
+    assert (found["params/aspp/project/conv/kernel"] == 0.25).all()
+    np.testing.assert_array_equal(
+        found["batch_stats/encoder/level4_block1/shortcut/norm/mean"], state["layer4.0.downsample.1.running_mean"]
+    )
+
+
+def test_half_an_encoder_or_half_a_head_is_refused(deeplab):
+    half = {name: value for name, value in resnet18().items() if not name.startswith("layer4.1")}
+    with pytest.raises(ValueError, match=r"level4_block2/layer1/conv/kernel .* is not in the file"):
+        import_state_dict(half, deeplab)
+    some = resnet18("backbone.") | {"classifier.0.convs.0.1.weight": np.zeros(16, np.float32)}
+    with pytest.raises(ValueError, match=r"aspp/branch2/norm/scale .* is not in the file"):
+        import_state_dict(some, deeplab)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"bn1.weight": np.full(4, np.nan)}, "bn1.weight .* not finite"),
+        ({"bn1.running_var": np.full(4, -1.0)}, "bn1.running_var .* variance below 0"),
+        ({"module.bn1.weight": np.ones(4)}, "bn1.weight and module.bn1.weight .* both params/encoder/stem/norm/scale"),
+    ],
+)
+def test_numbers_that_no_network_can_use_are_named(deeplab, changed, said):
+    with pytest.raises(ValueError, match=said):
+        import_state_dict(resnet18(**changed), deeplab)
+
+
+def test_complex_numbers_are_none(deeplab):
+    with pytest.raises(ValueError, match=r"bn1\.bias of the file is of type complex64"):
+        import_state_dict(resnet18() | {"bn1.bias": np.ones(4, np.complex64)}, deeplab)
+
+
+def test_auxiliary_masks_are_heads(variables, buda):
+    supervised = MODEL.clone(supervise=True)
+    shapes = jax.eval_shape(supervised.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    _, report = import_state_dict(buda(), jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    assert {path.split("/")[1] for path in report.fresh} == {"label", "mask2", "mask3", "mask4"}
+
+
+def test_our_own_variables_are_a_start_too(variables):
+    wide = jax.tree.map(lambda leaf: leaf + 1, variables)
+    wide["params"]["label"]["dense"]["kernel"] = np.zeros((64, 3), np.float32)
+    loaded, report = import_variables(wide, variables)
+    assert list(report.fresh) == ["params/label/dense/kernel"]
+    assert report.left_over == {"params/label/dense/kernel": (64, 3)}
+    np.testing.assert_array_equal(loaded["params"]["upconv1"]["bias"], variables["params"]["upconv1"]["bias"] + 1)
+
+
 def test_files_that_are_none_say_so(tmp_path):
     for name, content, said in (
         ("none.pth", None, "no such file"),
-        ("a.npz", b"x", r"\.safetensors, \.pth and \.pt files"),
+        ("a.npz", b"x", r"\.safetensors, \.pth, \.pt and \.bin files"),
         ("a.safetensors", b"nothing of the kind", "no safetensors file"),
     ):
         if content is not None:

@@ -76,6 +76,13 @@ def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"bottleneck_1/layer/conv/kernel is \(3, 3, 64, 128\)"):
         loop.train(dataclasses.replace(task, features=8), *scans, tmp_path / "wide", init_from=file)
     assert not (tmp_path / "wide").exists()
+    for start in (tmp_path / "run", tmp_path / "run" / "best"):  # a run, or its weights folder, is a start too
+        again = tmp_path / f"from_{start.name}"
+        loop.train(dataclasses.replace(task, label_loss=0.5), *scans, again, init_from=start)
+        kept = bundle.load_weights(again).variables["params"]["encoder2_1"]["layer"]["conv"]["kernel"]
+        np.testing.assert_allclose(kept, kernel, atol=1e-5)
+    with pytest.raises(ValueError, match=r"init_from=.*none: no such state dict, run or weights folder"):
+        loop.train(task, *scans, tmp_path / "other", init_from=tmp_path / "none")
 
 
 def test_a_finished_run_is_not_trained_again(finished, scans):

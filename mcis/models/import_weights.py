@@ -5,14 +5,15 @@
     print(imported)
 
 Known are torchvision's ResNets and DeepLabv3 and the U-Net of mateuszbuda/brain-segmentation-pytorch, whose names say
-which they are. Layouts change (OIHW -> HWIO), numbers do not.
+which they are. Layouts change (OIHW -> HWIO), numbers do not. torchvision's networks learned from pictures normalised
+by ImageNet's statistics; ours see each scan standardised by its own, which is near.
 """
 
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,12 @@ NAMES = (  # pattern of a state dict's name without its last part -> path below 
     (r"decoder(\d)\.dec\d(conv|norm)(\d)", "decoder{0}_{2}/layer/{1}"),
     (r"conv", "mask"),
 )
-HEADS = ("label/", "mask/", "auxiliary/")
-"""What may have another width here: it is initialised anew."""
+HEAD = r"(label|mask\d*(_norm)?|auxiliary(_head)?)/"
+"""What may be missing or have another width: it is initialised anew."""
+ENCODER = "encoder"
+"""The part that a network shares with a classifier: where a file has all of it, the parts it knows nothing of are
+initialised anew."""
+PYTORCH = (".pth", ".pt", ".bin")
 IGNORED = ("num_batches_tracked",)
 """Parts of a state dict that say nothing about what a network computes."""
 
@@ -83,18 +88,19 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: no such file, another kind of file, or one that holds no plain table of arrays.
     """
     path = pathlib.Path(path)
+    suffix = path.suffix.lower()
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    if suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
             return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error})") from None
-    if path.suffix not in (".pth", ".pt"):
-        raise ValueError(f"{path}: .safetensors, .pth and .pt files are read")
+        except (SafetensorError, AttributeError, TypeError) as error:  # the latter for types that NumPy lacks
+            raise ValueError(f"{path} is no safetensors file that NumPy can hold ({error})") from None
+    if suffix not in PYTORCH:
+        raise ValueError(f"{path}: .safetensors, {', '.join(PYTORCH[:-1])} and {PYTORCH[-1]} files are read")
     try:
         import torch
     except ImportError:
@@ -103,13 +109,14 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ) from None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no class of its own for what is wrong with a file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} holds no plain state dict ({type(error).__name__}: {reason})") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no plain state dict: a table of names and tensors is needed")
-    return {name: value.numpy() for name, value in found.items()}
+        for key in ("state_dict", "model"):
+            found = found.get(key, found) if isinstance(found, dict) else found
+        return {str(name): value.detach().to_dense().float().numpy() for name, value in found.items()}
+    except Exception as error:  # torch has no class of its own for what is wrong with a file, and advice that is none
+        raise ValueError(
+            f"{path} holds no plain state dict, a table of names and tensors ({type(error).__name__}). A file that "
+            "also holds code or objects is not opened: save the state dict alone, best as .safetensors"
+        ) from None
 
 
 def path_of(name: str, dimensions: int) -> str | None:
@@ -151,33 +158,85 @@ def import_state_dict(state: Mapping[str, np.ndarray], variables: dict[str, Any]
       variables: the network's, as initialised; heads of another width keep these numbers.
 
     Raises:
-      ValueError: the state dict is of another network; the message names the arrays that are missing or of another
-        shape, with the shapes expected and found.
+      ValueError: as `import_variables`, or two names of the file mean the same array.
     """
-    wanted = flatten_dict(variables, sep="/")
     found: dict[str, tuple[str, np.ndarray]] = {}
-    left_over: dict[str, tuple[int, ...]] = {}
+    unknown = []
     for name, value in state.items():
         if name.rpartition(".")[2] in IGNORED:
             continue
         path = path_of(name, value.ndim)
-        if path is not None and path in wanted:
-            found[path] = (name, laid_out(path, value))
+        if path is None:
+            unknown.append(name)
+        elif path in found:
+            raise ValueError(f"{found[path][0]} and {name} of the file are both {path}: one of them must go")
         else:
-            left_over[name] = tuple(value.shape)
+            _check_numbers(name, value, path)
+            found[path] = (name, laid_out(path, value))
+    return _merge(found, unknown, {name: tuple(value.shape) for name, value in state.items()}, variables)
+
+
+def import_variables(stored: dict[str, Any], variables: dict[str, Any]) -> tuple[dict[str, Any], Imported]:
+    """Variables with the numbers of others of ours, as `checkpoint.load` gives them, which may be of another task.
+
+    Raises:
+      ValueError: they are of another network; the message names the arrays that are missing or of another shape, with
+        the shapes expected and found. Or an array holds what no network can use.
+    """
+    flat = flatten_dict(stored, sep="/")
+    for path, value in flat.items():
+        _check_numbers(path, value, path)
+    given = {path: (path, np.asarray(value)) for path, value in flat.items()}
+    return _merge(given, [], {path: array.shape for path, (_, array) in given.items()}, variables)
+
+
+def _check_numbers(name: str, value: np.ndarray, path: str) -> None:
+    """ValueError unless an array is of real, finite numbers, a variance of none below 0."""
+    if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+        raise ValueError(f"{name} of the file is of type {value.dtype}: real numbers are needed")
+    if not np.isfinite(value.astype(np.float32)).all():
+        raise ValueError(f"{name} of the file is not finite: such weights are of a training that failed")
+    if path.endswith("/var") and (value < 0).any():
+        raise ValueError(f"{name} of the file is a variance below 0")
+
+
+def _merge(
+    given: Mapping[str, tuple[str, np.ndarray]],
+    unknown: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    variables: dict[str, Any],
+) -> tuple[dict[str, Any], Imported]:
+    """Put arrays in the place of a network's own.
+
+    Args:
+      given: path -> (its name in the file, the array laid out as ours).
+      unknown: names in the file that mean no path.
+      shapes: name in the file -> its shape there.
+      variables: the network's own.
+    """
+    wanted = flatten_dict(variables, sep="/")
+    found = {path: one for path, one in given.items() if path in wanted}
+    left_over = {name: shapes[name] for name in [*unknown, *(given[path][0] for path in given if path not in wanted)]}
+    parts = {_part(path) for path in found}
+    lacking = {_part(path) for path in wanted} - parts if ENCODER in parts else set()
     fresh, wrong = {}, []
     for path in sorted(wanted, key=lambda path: path.startswith("batch_stats")):  # kernels say most
         value = wanted[path]
-        head = path.partition("/")[2].startswith(HEADS)
+        free = re.match(HEAD, path.partition("/")[2]) or _part(path) in lacking
         if path not in found:
             fresh[path] = "not in the file"
-            if not head:
+            if not free:
                 wrong.append(f"{path} {tuple(value.shape)} is not in the file")
-        elif found[path][1].shape != value.shape:
-            name, array = found.pop(path)
+            continue
+        name, array = found[path]
+        if array.shape != value.shape and _but_for_an_edge_map(array, value):
+            fresh[path] = "the edge map's channel, zero"
+            found[path] = (name, np.concatenate([array, np.zeros_like(array[:, :, :1])], 2))
+        elif array.shape != value.shape:
+            del found[path]
             fresh[path] = f"{name} is {array.shape}, here {tuple(value.shape)}"
-            left_over[name] = tuple(state[name].shape)
-            if not head:
+            left_over[name] = shapes[name]
+            if not free:
                 wrong.append(f"{path} is {tuple(value.shape)}, {name} of the file {array.shape}")
     if wrong or not found:
         listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
@@ -187,3 +246,13 @@ def import_state_dict(state: Mapping[str, np.ndarray], variables: dict[str, Any]
         )
     merged = {path: found[path][1] if path in found else value for path, value in wanted.items()}
     return unflatten_dict(merged, sep="/"), Imported(tuple(found), fresh, left_over)
+
+
+def _part(path: str) -> str:
+    """The part of a network that an array is of: the first name below its collection."""
+    return path.split("/")[1]
+
+
+def _but_for_an_edge_map(array: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a first kernel is for three channels where ours sees an edge map as a fourth."""
+    return array.ndim == 4 and array.shape[2] == 3 and value.shape == (*array.shape[:2], 4, array.shape[3])

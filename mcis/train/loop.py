@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mcis import checkpoint
 from mcis.data import Scans, balance, evaluation_batches, targets, training_batches
-from mcis.models.import_weights import import_state_dict, read_state_dict
+from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.tasks import Task, task_to_json
@@ -98,7 +98,7 @@ def _same_run(run_dir: pathlib.Path, now: dict[str, Any]) -> None:
         except (ValueError, TypeError):
             raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
         changed = [
-            f"{k}: {before.get(k)!r} -> {now.get(k)!r}"
+            f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}"
             for k in now.keys() | before.keys()
             if before.get(k) != now.get(k)
         ]
@@ -117,6 +117,12 @@ def _same_run(run_dir: pathlib.Path, now: dict[str, Any]) -> None:
             f"{run_dir / CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or start over "
             "with --fresh, which keeps the older run's weights"
         )
+
+
+def _short(value: Any) -> str:
+    """A setting in a message; of a hash the first digits."""
+    text = repr(value)
+    return f"{text[:13]}...'" if isinstance(value, str) and len(value) == 64 else text
 
 
 def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
@@ -144,8 +150,8 @@ def train(
 
     The run folder gets task.json, log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume from),
     checkpoints.json (the hashes of its files) and best/ (a weights folder: the averaged variables of the epoch with the
-    best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a new run starts from its
-    weights.
+    best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a run or a weights folder, a
+    new run starts from those weights.
 
     Returns:
       The log line of the best epoch.
@@ -160,7 +166,7 @@ def train(
     data = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
     settings = {"seed": seed, "data": data} | task_to_json(task)
     if init_from is not None:
-        settings["init_from"] = hashlib.sha256(init_from.read_bytes()).hexdigest() if init_from.is_file() else None
+        settings["init_from"] = _fingerprint(init_from)
     _same_run(run_dir, settings)
     per_epoch = math.ceil(len(train_scans) / task.batch_size)
     total = per_epoch * task.epochs
@@ -225,10 +231,27 @@ def train(
 
 
 def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]:
-    """Variables with the numbers of a state dict; says what was loaded."""
-    imported, report = import_state_dict(read_state_dict(file), variables)
+    """Variables with the numbers of a state dict or of a weights folder; says what was loaded."""
+    if file.is_dir():
+        imported, report = import_variables(checkpoint.load(_weights_of(file))[0], variables)
+    else:
+        imported, report = import_state_dict(read_state_dict(file), variables)
     print(f"{file}: {report}", flush=True)
     return imported
+
+
+def _weights_of(run: pathlib.Path) -> pathlib.Path:
+    """A run's best weights, or a weights folder itself."""
+    best = checkpoint.present(run / BEST)
+    return best if best.is_dir() else run
+
+
+def _fingerprint(start: pathlib.Path) -> str:
+    """Hash of the weights to start from, in hex; ValueError where there are none."""
+    file = _weights_of(start) / checkpoint.MANIFEST if start.is_dir() else start
+    if not file.is_file():
+        raise ValueError(f"init_from={start}: no such state dict, run or weights folder")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
