@@ -77,9 +77,9 @@ def expand_user(path: str | os.PathLike) -> pathlib.Path:
         raise ValueError(f"{path}: there is no such user; write the folder out") from None
 
 
-MALLOC = {"trim threshold": (-1, -1), "mmap max": (-4, 0), "arena max": (-8, 1)}
-"""What glibc's malloc is told: (parameter, value) of mallopt(3). Nothing goes back to the system, and all threads share
-one heap."""
+MALLOC = ((-1, -1), (-4, 0), (-8, 1))
+"""What glibc's malloc is told, parameter and value of mallopt(3): no M_TRIM_THRESHOLD, M_MMAP_MAX 0, M_ARENA_MAX 1, so
+that nothing goes back to the system, and all threads share one heap."""
 
 
 def keep_memory() -> None:
@@ -93,7 +93,7 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] == "glibc" and not told:
         import ctypes
 
-        for parameter, value in MALLOC.values():
+        for parameter, value in MALLOC:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
 
@@ -102,6 +103,19 @@ def page_faults(keep, **environment):
     environment = plain | {"NUMPY_MADVISE_HUGEPAGE": "0"} | environment
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+def test_every_command_keeps_its_memory_and_a_call_from_python_does_not(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("mcis.command.keep_memory", lambda: calls.append(sys.argv[1]))
+    for words in (["info", "--no_such"], ["--task=no such task"]):
+        monkeypatch.setattr(sys, "argv", ["mcis", *words])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("mcis" if words[0] == "info" else "mcis.launch", run_name="__main__")
+        assert stop.value.code == 2
+    assert calls == ["info", "--task=no such task"]
+    assert cli.main(["train", "--task=no such task"]) == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told")

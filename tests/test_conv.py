@@ -107,7 +107,7 @@ def test_value_and_gradients_are_those_of_the_plain_convolution(case):
         assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("case", ["conv 3", "depthwise 5", "pointwise", "transposed"])
+@pytest.mark.parametrize("case", ["conv 3", "conv 3 dilation 6 on less", "depthwise 5", "pointwise", "transposed"])
 def test_bfloat16_in_bfloat16_out_forward_and_back(case):
     ours, _, x_shape, kernel_shape = CASES[case]
     x, kernel = arrays(x_shape, kernel_shape)
@@ -115,6 +115,15 @@ def test_bfloat16_in_bfloat16_out_forward_and_back(case):
     for found, wanted in zip(half, value_and_gradients(ours, x, kernel), strict=True):
         assert found.dtype == jnp.bfloat16
         assert_close(found.astype(np.float32), wanted, 0.04)
+
+
+@pytest.mark.parametrize("ours", [conv.max_pool2x2, conv.max_pool3x3])
+def test_max_pool_hides_no_nan(ours):
+    for at in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        x = np.zeros((1, 4, 4, 1), np.float32)
+        x[0, at[0], at[1], 0] = np.nan
+        assert np.isnan(ours(x)[0, 0, 0, 0]), at
+        assert ours(x)[0, 1, 1, 0] == 0 or np.isnan(ours(x)[0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("ties", [False, True])

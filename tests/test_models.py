@@ -313,6 +313,27 @@ def _no_dropout(call, args, kwargs, context):
 
 
 @EVERY
+def test_a_batch_of_one_never_empties_a_running_variance(name):
+    model, variables = tiny(name), fresh(name)
+    image = jnp.asarray(images(64)[:1])
+
+    @quick_jit
+    def step(stats):
+        keys = {"dropout": jax.random.key(0)}
+        _, updated = model.apply(
+            variables | {"batch_stats": stats}, image, train=True, mutable=["batch_stats"], rngs=keys
+        )
+        return updated["batch_stats"]
+
+    stats = variables.get("batch_stats")
+    if not stats:
+        return  # it does not normalise over batches
+    for _ in range(100):  # 0.9^100 = 3e-5
+        stats = step(stats)
+    assert min(value.min() for path, value in flatten(stats).items() if path.endswith("var")) > 1e-4
+
+
+@EVERY
 def test_axis_name_makes_shards_normalise_as_one_batch(name):
     """Two shards of two scans under a named axis have the statistics, and so the outputs, of the four together."""
     image = np.concatenate([images(64), images(64, 1)[:1]])

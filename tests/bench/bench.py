@@ -76,29 +76,44 @@ def row(section, what, times, per=1):
     return {"section": section, "what": what, "ours": ours, "others": others}
 
 
+def environment(**more):
+    """The environment without what tells malloc or the compilation cache otherwise than users have it."""
+    told = ("GLIBC_TUNABLES", "MALLOC_", "JAX_COMPILATION_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if not name.startswith(told)} | more
+
+
 class Side:
     """One side of a network's comparison, in a process of its own."""
 
     def __init__(self, side, *words):
+        """Start it and wait until it has compiled, alone; RuntimeError with its last words where it cannot."""
         command = [sys.executable, str(pathlib.Path(__file__).with_name("networks.py")), side, *map(str, words)]
+        self.said, self.peak = tempfile.TemporaryFile("w+"), 0  # noqa: SIM115
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self.compiled = self.peak = 0
-
-    def ready(self):
-        """Wait until it has compiled; RuntimeError with its last words where it cannot."""
+        self.process = subprocess.Popen(
+            command, env=environment(), stdin=pipe, stdout=pipe, stderr=self.said, text=True
+        )
         for line in self.process.stdout:
             if line.startswith("ready"):
                 self.compiled = float(line.split()[1])
                 return
-        raise RuntimeError(self.process.stderr.read().strip().rsplit("\n", 1)[-1])
+        self.fail()
+
+    def fail(self):
+        """RuntimeError with its last words."""
+        self.close()
+        self.said.seek(0)
+        raise RuntimeError(self.said.read().strip().rsplit("\n", 1)[-1] or f"ended with {self.process.returncode}")
 
     def __call__(self):
         """One run: its milliseconds."""
-        print(file=self.process.stdin, flush=True)
-        took, peak = self.process.stdout.readline().split()
-        self.peak = int(peak)
-        return float(took)
+        with contextlib.suppress(BrokenPipeError):
+            print(file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline().split()
+        if len(answer) != 2:
+            self.fail()
+        self.peak = int(answer[1])
+        return float(answer[0])
 
     def close(self):
         """End the process."""
@@ -106,7 +121,6 @@ class Side:
             self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
-        self.process.stderr.close()
 
 
 def networks(options, missing):
@@ -114,16 +128,15 @@ def networks(options, missing):
         if what == "training" and batch > 4:
             continue  # a step of so many takes minutes
         words = (name, dtype, batch, options.size, what)
+        others = [side for side in SIDES[what] if (side, dtype) != ("onnxruntime", "bfloat16")]
+        if (name, batch, what) == ("deeplabv3", 1, "training"):
+            others = []  # PyTorch refuses: the pooled branch has one value a channel
         sides = {"ours": Side("ours", *words)}
-        if (name, batch, what) != ("deeplabv3", 1, "training"):  # its pooled branch normalises no single scan
-            others = [side for side in SIDES[what] if (side, dtype) != ("onnxruntime", "bfloat16")]
-            sides |= {side: Side(side, *words) for side in others}
-        for side, process in list(sides.items()):
+        for other in others:
             try:
-                process.ready()
+                sides[other] = Side(other, *words)
             except RuntimeError as error:
-                missing.add(f"{side} of {name}, {dtype}, {what}: {error}")
-                sides.pop(side).close()
+                missing.add(f"{other} of {name}, {dtype}, {what}: {error}")
         per_scan = {"inference": "inference, ms a scan", "training": "training step, ms a scan"}[what]
         yield row(per_scan, f"{name} {dtype}, batch {batch}", interleaved(sides, options.rounds), batch)
         if (dtype, batch) == ("float32", 4):
@@ -202,7 +215,7 @@ def predicted(folder, scans, cache):
     command = [sys.executable, "-m", "mcis", "predict", str(scans), "--out", f"{out}/findings"]
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=environment(XDG_CACHE_HOME=str(cache)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
@@ -217,7 +230,8 @@ def start(options, missing):
         phantom.write_examples(f"{folder}/scans", per_class=1, seed=1)
         first = sorted(path for path in pathlib.Path(folder, "scans").rglob("*") if path.is_file())[0]
         for what in ("compilation cache empty", "compilation cache warm"):
-            seconds, _ = predicted(folder, first, f"{folder}/cache")
+            caches = [f"{folder}/cache{i if what.endswith('empty') else 0}" for i in range(3)]
+            seconds = statistics.median(predicted(folder, first, cache)[0] for cache in caches)
             yield row("mcis predict of one scan, ms", what, {"ours": 1e3 * seconds})
 
 
@@ -232,6 +246,13 @@ def memory(options, missing):
             seconds, peak = predicted(folder, scans, f"{folder}/cache")
             yield row("mcis predict, peak memory, MiB", f"{count} scans", {"ours": peak})
             yield row("mcis predict, ms a scan, all of it", f"{count} scans", {"ours": 1e3 * seconds}, count)
+
+
+def version(package):
+    """A package's version, "none" where it is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return "none"
 
 
 def processor():
@@ -251,19 +272,21 @@ SECTIONS = {"networks": networks, "crf": crf, "cascade": cascade, "scans": scans
 def main():
     """Measure, print, and write bench.json and bench.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS))
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--scans", type=int, default=1000, help="of the longer run of mcis predict")
     parser.add_argument("--out", default="bench")
     options = parser.parse_args()
+    if unknown := set(options.only.split(",")) - set(SECTIONS):
+        parser.error(f"--only={','.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
     options.batches = [int(batch) for batch in options.batches.split(",")]
     machine = {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "jax": jax.__version__,
-        "torch": importlib.metadata.version("torch"),
+        "torch": version("torch"),
         "devices": [str(device) for device in jax.devices()],
     }
     folder = pathlib.Path(options.out)
