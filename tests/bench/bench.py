@@ -124,7 +124,9 @@ class Side:
 
 
 def networks(options, missing):
-    for name, dtype, batch, what in itertools.product(NETWORKS, ("float32", "bfloat16"), options.batches, SIDES):
+    for name, dtype, batch, what in itertools.product(
+        options.networks, ("float32", "bfloat16"), options.batches, SIDES
+    ):
         if what == "training" and batch > 4:
             continue  # a step of so many takes minutes
         words = (name, dtype, batch, options.size, what)
@@ -273,6 +275,7 @@ def main():
     """Measure, print, and write bench.json and bench.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
@@ -281,6 +284,9 @@ def main():
     options = parser.parse_args()
     if unknown := set(options.only.split(",")) - set(SECTIONS):
         parser.error(f"--only={','.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    options.networks = options.networks.split(",")
+    if unknown := set(options.networks) - set(NETWORKS):
+        parser.error(f"--networks={','.join(sorted(unknown))}: there are {', '.join(NETWORKS)}")
     options.batches = [int(batch) for batch in options.batches.split(",")]
     machine = {
         "processor": processor(),
