@@ -32,19 +32,13 @@ class Weights:
     manifest: dict[str, Any]
 
 
-def weights_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The weights folder that `path` means: itself, or the best one of a run."""
-    best = checkpoint.present(pathlib.Path(path) / "best")
-    return best if (best / checkpoint.MANIFEST).is_file() else pathlib.Path(path)
-
-
 def load_weights(path: str | os.PathLike) -> Weights:
     """Read a run or a weights folder.
 
     Raises:
       CheckpointError: it is none, is damaged, or its arrays are not those of its network.
     """
-    folder = weights_folder(path)
+    folder = checkpoint.weights_folder(path)
     variables, manifest = checkpoint.load(folder)
     try:
         task = task_from_json(manifest["task"])

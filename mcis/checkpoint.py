@@ -21,6 +21,8 @@ import mcis
 FORMAT = 1
 MANIFEST = "manifest.json"
 VARIABLES = "variables"
+BEST = "best"
+"""A run's folder of weights, those of its best epoch."""
 
 
 class CheckpointError(ValueError):
@@ -122,6 +124,12 @@ def _old(path: pathlib.Path) -> pathlib.Path:
 def present(path: pathlib.Path) -> pathlib.Path:
     """A weights folder's path, or where it lies since a `save` was killed between its two renames."""
     return path if path.exists() or not _old(path).exists() else _old(path)
+
+
+def weights_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The weights folder that `path` means: itself, or the best one of a run."""
+    best = present(pathlib.Path(path) / BEST)
+    return best if (best / MANIFEST).is_file() else pathlib.Path(path)
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:

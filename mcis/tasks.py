@@ -236,8 +236,8 @@ CLASSIFY_BREAST = Task(
     learning_rate=2e-3,
 )
 
-# A U-Net of half the published width: on validation, at sizes that two cores train in an hour, it was better than
-# `deeplabv3_resnet18`, `sk_unet` and `light` (docs/experiments.md).
+# A U-Net of half the published width: on validation, at sizes that two cores train in an hour, it is better than
+# `sk_unet` and `light`, and as good without a CRF as `deeplabv3_resnet18` is with one (docs/experiments.md).
 SEGMENT_BRAIN = Task(
     name="segment_brain",
     sources=BRAIN_SOURCES,

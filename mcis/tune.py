@@ -230,12 +230,11 @@ def _main(options: Any) -> int:
 def _keep(options: Any, weights: Any, crf: CRF) -> int:
     """Write the weights anew with a CRF, unless the run is dry."""
     from mcis import checkpoint
-    from mcis.bundle import weights_folder
     from mcis.tasks import task_to_json
 
     before = weights.task.crf
     if not options.dry_run:
-        folder = weights_folder(options.run)
+        folder = checkpoint.weights_folder(options.run)
         manifest = weights.manifest | {"task": task_to_json(dataclasses.replace(weights.task, crf=crf))}
         half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
         checkpoint.save(folder, weights.variables, manifest, half=half)

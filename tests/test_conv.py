@@ -123,7 +123,6 @@ def test_max_pool_hides_no_nan(ours):
         x = np.zeros((1, 4, 4, 1), np.float32)
         x[0, at[0], at[1], 0] = np.nan
         assert np.isnan(ours(x)[0, 0, 0, 0]), at
-        assert ours(x)[0, 1, 1, 0] == 0 or np.isnan(ours(x)[0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -30,7 +30,7 @@ from mcis.train.parallel import (
 )
 from mcis.train.step import TrainState, create_state, make_evaluation_step, make_optimizer, make_train_step
 
-BEST = "best"
+BEST = checkpoint.BEST
 CHECKPOINTS = "checkpoints"
 HASHES = "checkpoints.json"
 LOG = "log.jsonl"
@@ -233,22 +233,16 @@ def train(
 def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]:
     """Variables with the numbers of a state dict or of a weights folder; says what was loaded."""
     if file.is_dir():
-        imported, report = import_variables(checkpoint.load(_weights_of(file))[0], variables)
+        imported, report = import_variables(checkpoint.load(checkpoint.weights_folder(file))[0], variables)
     else:
         imported, report = import_state_dict(read_state_dict(file), variables)
     print(f"{file}: {report}", flush=True)
     return imported
 
 
-def _weights_of(run: pathlib.Path) -> pathlib.Path:
-    """A run's best weights, or a weights folder itself."""
-    best = checkpoint.present(run / BEST)
-    return best if best.is_dir() else run
-
-
 def _fingerprint(start: pathlib.Path) -> str:
     """Hash of the weights to start from, in hex; ValueError where there are none."""
-    file = _weights_of(start) / checkpoint.MANIFEST if start.is_dir() else start
+    file = checkpoint.weights_folder(start) / checkpoint.MANIFEST if start.is_dir() else start
     if not file.is_file():
         raise ValueError(f"init_from={start}: no such state dict, run or weights folder")
     return hashlib.sha256(file.read_bytes()).hexdigest()
