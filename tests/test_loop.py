@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mcis import bundle, checkpoint, data, evaluate
-from mcis.tasks import TASKS, task_from_json
+from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop
 
 SMALL = dataclasses.replace(
@@ -114,6 +114,17 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, scans
     loop.train(SMALL, *scans, tmp_path / "route")
     one, other = (checkpoint.load(d / loop.BEST)[0] for d in (run_dir, tmp_path / "route"))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_better_weights_say_that_the_crf_was_chosen_for_older_ones(finished, scans, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    best = run_dir / checkpoint.BEST
+    weights = bundle.load_weights(finished[0])
+    tuned = dataclasses.replace(weights.task, crf=dataclasses.replace(weights.task.crf, steps=5))
+    checkpoint.save(best, weights.variables, weights.manifest | {"task": task_to_json(tuned)})
+    for said in (True, False):  # the first time it replaces the CRF, then nothing is lost
+        loop._save_best(run_dir, SMALL, 0, weights.variables, finished[1], *scans)
+        assert ("tune again" in capsys.readouterr().out) == said
 
 
 def test_another_task_in_the_same_folder_is_refused_and_the_difference_named(finished, scans):

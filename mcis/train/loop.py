@@ -309,6 +309,10 @@ def _save_best(run_dir, task, seed, variables, line, train_scans, validation_sca
             "validation": sorted(set(validation_scans.fingerprint.tolist())),
         },
     }
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none before, or of no use
+        before = json.loads((checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).read_text())
+        if before["task"]["crf"] != manifest["task"]["crf"]:
+            print(f"{task.name}: `mcis tune` chose a CRF for weights that are replaced now: tune again", flush=True)
     checkpoint.save(run_dir / BEST, jax.device_get(variables), manifest)
 
 
