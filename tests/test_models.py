@@ -1,4 +1,4 @@
-"""Every row of MODELS goes through every test here; a new row needs an entry in COUNTS, STRIDES and SKIPS."""
+"""Every row of MODELS goes through every test here; a new row needs an entry in COUNTS and STRIDES."""
 
 import functools
 import re
@@ -10,11 +10,24 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
 
-from mcis.checkpoint import flatten, unflatten
+from mcis.checkpoint import flatten
 from mcis.models import MODELS, model_named
-from mcis.models.cnn import lesion_pooling
-from mcis.ops.image import resize
 from mcis.ops.losses import binary_cross_entropy, cross_entropy, soft_dice
+from tests.small_networks import (
+    BATCH,
+    CLASSES,
+    COARSE,
+    SKIPS,
+    answers,
+    compiled,
+    fresh,
+    images,
+    parts,
+    quick_jit,
+    shapes_of,
+    tiny,
+    variables_of,
+)
 
 COUNTS = {
     "cnn": 878_742,
@@ -50,95 +63,8 @@ STRIDES = {
     "deeplabv3_resnet18": 16,
 }
 
-SKIPS = {  # kernels that read each skip connection, finest first, and the axis of their input channels. Of these the
-    # first half comes from below, the second is the skip
-    "light": ([[f"params/decoder{level}_fuse/kernel"] for level in (1, 2, 3)], 0),
-    "unet": ([[f"params/decoder{level}_1/layer/conv/kernel"] for level in (1, 2, 3, 4)], 2),
-    "sk_unet": (
-        [[f"params/decoder{level}_1/branch{branch}/conv/kernel" for branch in (1, 2)] for level in (1, 2, 3, 4)],
-        2,
-    ),
-}
-
-COARSE = {"cnn_attention", "deeplabv3", "deeplabv3_resnet18"}
-"""Networks whose mask has no decoder, and so no skips."""
-
 EVERY = pytest.mark.parametrize("name", MODELS)
-SKIPPING = pytest.mark.parametrize("name", SKIPS)
 SEGMENTING = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.segments])
-BATCH, SIDE, CLASSES = 3, 32, 3
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For what is run once: compiling is what costs here. A second compiler is also less kind to a careless gradient."""
-
-
-def tiny(name, **fields):
-    return MODELS[name].clone(**{"features": 4, "classes": CLASSES} | fields)
-
-
-@functools.cache
-def fresh(name):
-    """Tiny variables as the network initialises them, except that kernels come from NumPy, which has no compiler."""
-    model = tiny(name)
-
-    @quick_jit
-    def rest(key):
-        flat = flatten(model.init(key, jnp.zeros((1, SIDE, SIDE, 3))))
-        return {path: value for path, value in flat.items() if not path.endswith("kernel")}
-
-    rng = np.random.default_rng(0)
-    found = jax.device_get(rest(jax.random.key(0)))
-    for path, leaf in flatten(shapes_of(model)).items():
-        if path not in found:
-            inputs = np.prod(leaf.shape[: 2 if "depthwise" in path else -1])
-            found[path] = rng.normal(0, np.sqrt(2 / inputs), leaf.shape).astype(np.float32)
-    return unflatten(found)
-
-
-@functools.cache
-def variables_of(name):
-    """Tiny variables in which nothing is zero or one: every bias and every running statistic counts."""
-    rng = np.random.default_rng(1)
-    flat = flatten(fresh(name))
-    for path, value in flat.items():
-        if path.endswith("var"):
-            flat[path] = value * rng.uniform(0.5, 2, value.shape).astype(np.float32)
-        elif not path.endswith("kernel"):
-            flat[path] = value + 0.2 * rng.normal(size=value.shape).astype(np.float32)
-    return unflatten(flat)
-
-
-def shapes_of(model, *shape):
-    image = jax.ShapeDtypeStruct(shape or (1, 64, 64, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
-
-
-@functools.cache
-def compiled(name):
-    return jax.jit(tiny(name).apply)
-
-
-@functools.cache
-def images(side=SIDE, seed=0):
-    return np.random.default_rng(seed).normal(size=(BATCH, side, side, 3)).astype(np.float32)
-
-
-@functools.cache
-def answers(name):
-    """Outputs of the tiny network for `images()`, compiled, in evaluation mode."""
-    return jax.device_get(compiled(name)(variables_of(name), images()))
-
-
-def parts(outputs):
-    """The heads that there are, by name."""
-    heads = {"mask": outputs.mask, "label": outputs.label, "features": outputs.features}
-    return {head: np.asarray(value) for head, value in heads.items() if value is not None}
-
-
-def replace(variables, path, change):
-    """Variables with one array put through `change`."""
-    flat = flatten(variables)
-    return unflatten(flat | {path: change(np.array(flat[path]))})
 
 
 # Tables
@@ -146,12 +72,6 @@ def replace(variables, path, change):
 
 def test_the_tables_here_have_every_row():
     assert COUNTS.keys() == STRIDES.keys() == MODELS.keys()
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    outputs = {
-        name: jax.eval_shape(model.init_with_output, jax.random.key(0), image)[0] for name, model in MODELS.items()
-    }
-    assert SKIPS.keys() | COARSE == {name for name, found in outputs.items() if found.mask is not None}
-    assert SKIPS.keys() <= {name for name, model in MODELS.items() if model.segments} <= SKIPS.keys() | COARSE
 
 
 def test_model_named_knows_its_rows_and_lists_them():
@@ -353,137 +273,3 @@ def test_axis_name_makes_shards_normalise_as_one_batch(name):
     for found, wanted in zip(jax.tree.leaves(stats), jax.tree.leaves(whole_stats), strict=True):
         np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found[1], wanted, rtol=1e-4, atol=1e-5)
-
-
-# Skip connections
-
-
-def without(variables, paths, axis, half):
-    """Variables in which kernels no longer read one half of their input channels: 0 from below, 1 the skip."""
-
-    def cut(kernel):
-        middle = kernel.shape[axis] // 2
-        rows = [slice(None)] * kernel.ndim
-        rows[axis] = slice(middle, None) if half else slice(0, middle)
-        assert np.abs(kernel[tuple(rows)]).min() > 0
-        kernel[tuple(rows)] = 0
-        return kernel
-
-    for path in paths:
-        variables = replace(variables, path, cut)
-    return variables
-
-
-def only_skip(name, level):
-    """Variables in which an image reaches the mask through one skip connection and no other way."""
-    kernels, axis = SKIPS[name]
-    variables = without(variables_of(name), kernels[level], axis, 0)
-    for other, kernel in enumerate(kernels):
-        if other != level:
-            variables = without(variables, kernel, axis, 1)
-    return variables
-
-
-@SKIPPING
-def test_cutting_any_skip_changes_the_mask_and_nothing_else(name):
-    kernels, axis = SKIPS[name]
-    whole = answers(name)
-    for kernel in kernels:
-        cut = compiled(name)(without(variables_of(name), kernel, axis, 1), images())
-        # far above rounding; with few features little comes through the coarsest level
-        assert np.abs(np.asarray(cut.mask) - whole.mask).mean() > 0.001 * whole.mask.std(), kernel
-        np.testing.assert_array_equal(cut.label, whole.label)
-        np.testing.assert_array_equal(cut.features, whole.features)
-
-
-@SKIPPING
-def test_every_skip_alone_carries_the_image(name):
-    for level, kernel in enumerate(SKIPS[name][0]):
-        alone = np.asarray(compiled(name)(only_skip(name, level), images()).mask)
-        assert alone.std() > 0
-        # far above rounding, as above
-        assert np.abs(alone[0] - alone[1]).mean() > 0.001 * alone.std(), kernel
-
-
-@SKIPPING
-def test_without_its_skips_the_mask_comes_from_below_alone(name):
-    kernels, axis = SKIPS[name]
-    variables = without(variables_of(name), kernels[0], axis, 0)
-    for kernel in kernels:
-        variables = without(variables, kernel, axis, 1)
-    alone = np.asarray(compiled(name)(variables, images()).mask)  # nothing of the image is left
-    np.testing.assert_allclose(alone, alone[:1].repeat(BATCH, 0), atol=1e-6)
-
-
-def test_the_finest_skip_of_the_unet_has_full_resolution():
-    variables = only_skip("unet", 0)
-    changed = images().copy()
-    changed[:, 10, 20] += 1
-    difference = np.asarray(compiled("unet")(variables, changed).mask - compiled("unet")(variables, images()).mask)
-    rows, columns = np.nonzero(np.abs(difference[..., 0]).max(0) > 1e-6)
-    # two 3x3 convolutions before the skip and two after it reach four pixels, not one further
-    assert (rows.min(), rows.max()) == (6, 14)
-    assert (columns.min(), columns.max()) == (16, 24)
-
-
-# Deep supervision
-
-
-SUPERVISED = {  # strides of the auxiliary masks, finest first
-    "light": (8, 16),
-    "unet": (2, 4, 8),
-    "sk_unet": (2, 4, 8),
-    "deeplabv3": (8,),
-    "deeplabv3_resnet18": (16,),
-}
-
-
-def test_every_network_with_auxiliary_masks_is_tested_here():
-    assert SUPERVISED.keys() == {name for name, model in MODELS.items() if "supervise" in vars(model)}
-
-
-@pytest.mark.parametrize("name", SUPERVISED)
-def test_auxiliary_masks_come_with_heads_of_their_own_and_change_nothing_else(name):
-    image = jax.ShapeDtypeStruct((2, 32, 64, 3), jnp.float32)
-    outputs, variables = jax.eval_shape(tiny(name, supervise=True).init_with_output, jax.random.key(0), image)
-    shapes = [(2, 32 // stride, 64 // stride, 1) for stride in SUPERVISED[name]]
-    assert [auxiliary.shape for auxiliary in outputs.auxiliary] == shapes
-    plain = flatten(shapes_of(tiny(name)))
-    more = flatten(variables)
-    assert plain.items() <= more.items()
-    rng = np.random.default_rng(0)
-    given = flatten(variables_of(name))
-    full = {path: given.get(path, rng.normal(size=leaf.shape).astype(np.float32)) for path, leaf in more.items()}
-    full = {path: np.abs(value) if path.endswith("var") else value for path, value in full.items()}
-    found = quick_jit(tiny(name, supervise=True).apply)(unflatten(full), images())
-    np.testing.assert_allclose(found.mask, answers(name).mask, atol=2e-5 * np.abs(answers(name).mask).max())
-    assert all(np.isfinite(auxiliary).all() and np.std(auxiliary) > 0 for auxiliary in found.auxiliary)
-
-
-# Networks with something of their own
-
-
-def test_lesion_pooling_of_values_computed_by_hand():
-    fine = np.zeros((1, 4, 4, 1), np.float32)
-    fine[0, :2, :2] = 8.0
-    coarse = np.array([3.0, 5, 7, 9], np.float32).reshape(1, 2, 2, 1)
-    vote = np.full((1, 4, 4, 1), -30.0, np.float32)
-    vote[0, :2, :2] = 30.0  # the lesion: the first quarter, four fine pixels, one coarse pixel
-    mask, pooled = lesion_pooling([fine, coarse], [vote, np.zeros((1, 2, 2, 1), np.float32)])
-    np.testing.assert_array_equal(mask, vote)
-    weight = np.asarray(resize(jax.nn.sigmoid(vote), (2, 2))).ravel()  # the triangle reaches over its own two pixels
-    np.testing.assert_allclose(
-        pooled, [[4 * 8 / (4 + 1), (weight * [3, 5, 7, 9]).sum() / (weight.sum() + 1)]], rtol=1e-6
-    )
-    _, nothing = lesion_pooling([fine, coarse], [vote - 60, np.zeros((1, 2, 2, 1), np.float32)])
-    np.testing.assert_allclose(nothing, 0, atol=1e-6)
-
-
-def test_every_level_votes_for_the_mask_and_the_label_looks_there():
-    whole = answers("cnn_attention")
-    for level in (2, 3, 4):
-        cut = compiled("cnn_attention")(
-            replace(variables_of("cnn_attention"), f"params/mask{level}/kernel", np.zeros_like), images()
-        )
-        assert np.abs(np.asarray(cut.mask) - whole.mask).mean() > 0.01 * whole.mask.std()
-        assert np.abs(np.asarray(cut.label) - whole.label).max() > 1e-4
