@@ -182,8 +182,8 @@ def test_parity(pair, train):
 
     A rectifier whose argument rounds to the other side of zero turns rounding into whole pixels of a gradient, in
     either library. So in float32 the gradient is taken through the units that float64 lets through, and those that
-    differ are counted. Batch normalisation over few pixels multiplies rounding: where PyTorch's own float32 is further
-    than 1e-4 from its float64, ours may be twice as far as it is.
+    differ are counted. Batch normalisation over few pixels multiplies rounding: where the outputs of PyTorch's own
+    float32 are further than 1e-4 from its float64, ours may be twice as far as they are, and the gradient too.
     """
     one, name = pair
     rng = np.random.default_rng(1)
@@ -200,6 +200,7 @@ def test_parity(pair, train):
     mode = "training" if train else "evaluation"
     print(f"\n{name}, {mode}: {flipped} of {units} rectified units differ between float64 and float32", end=" ")
     assert flipped <= max(3, 1e-4 * units)
+    outside = max(distance(single[part], exact[part]) for part in exact if part.startswith("output"))
     for what, found in {"float64": double, "float32": plain | {"gradient": guided["gradient"]}}.items():
         assert found.keys() == exact.keys()
         worst: dict[str, tuple[float, float]] = {}
@@ -207,7 +208,7 @@ def test_parity(pair, train):
             error, rounding = distance(found[part], wanted), distance(single[part], wanted)
             kind = part if part.startswith(("output", "gradient")) else "statistics"
             worst[kind] = max(worst.get(kind, (0.0, 0.0)), (error, rounding))
-            allowed = 1e-6 if what == "float64" else max(1e-4, 2 * rounding)
+            allowed = 1e-6 if what == "float64" else max(1e-4, 2 * (outside if part == "gradient" else rounding))
             assert error <= allowed, (name, mode, what, part, error, rounding)
         shown = ", ".join(f"{kind} {error:.1e}" for kind, (error, _) in worst.items())
         print(f"\n  {what}: {shown}", end=" ")
