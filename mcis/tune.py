@@ -173,7 +173,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from rich.console import Console
     from rich.progress import Progress
 
     from mcis.bundle import load_weights
@@ -207,11 +206,10 @@ def _main(options: Any) -> int:
             return worth(found[crf], found[NONE], task.select)
 
         tried = search(score)
-    console = Console(markup=False, highlight=False)
     for crf, _ in sorted(tried, key=lambda one: -one[1])[:10] + tried[:1]:
         scores = mask_scores(**found[crf])
         values = "  ".join(f"{name} {scores[name]:.4f}" for name in dict.fromkeys((task.select, "dice_lesion")))
-        console.print(f"{values}  {_describe(crf)}")
+        print(f"{values}  {_describe(crf)}")
     best = max(tried[1:], key=lambda one: one[1])[0]
     more, low, high = gain(left_out(found, task.select), found[NONE], task.select)
     patients = len(np.unique(found[NONE]["group"][found[NONE]["true"] > 0]))

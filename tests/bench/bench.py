@@ -5,7 +5,8 @@
 Machines are noisy and differ, so that a ratio is what counts; milliseconds are printed beside it. Below 1 ours is
 faster. Networks run in processes of their own (networks.py), each as its users run it: ours with the malloc that `mcis
 train` sets, PyTorch as it comes, and once more with the same malloc. What is not installed (pydensecrf,
-onnxruntime) is left out and named.
+onnxruntime) is left out and named. The whole takes an hour; what is there from an earlier run on the same machine stays
+in FOLDER/bench.json and in the picture until it is measured again.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from mcis.tasks import TASKS, prepare
 from tests.bench.networks import NETWORKS, SIDES
 from tests.parity.densecrf import DenseCRF
 
+DTYPES = ("float32", "bfloat16")
 DENSECRF = ".venv-densecrf/bin/python"
 LONG = 60
 """Seconds of turns after which a row has enough, if it had three."""
@@ -124,9 +126,7 @@ class Side:
 
 
 def networks(options, missing):
-    for name, dtype, batch, what in itertools.product(
-        options.networks, ("float32", "bfloat16"), options.batches, SIDES
-    ):
+    for name, dtype, batch, what in itertools.product(options.networks, options.dtypes, options.batches, SIDES):
         if what == "training" and batch > 4:
             continue  # a step of so many takes minutes
         words = (name, dtype, batch, options.size, what)
@@ -276,17 +276,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--scans", type=int, default=1000, help="of the longer run of mcis predict")
     parser.add_argument("--out", default="bench")
     options = parser.parse_args()
-    if unknown := set(options.only.split(",")) - set(SECTIONS):
-        parser.error(f"--only={','.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
-    options.networks = options.networks.split(",")
-    if unknown := set(options.networks) - set(NETWORKS):
-        parser.error(f"--networks={','.join(sorted(unknown))}: there are {', '.join(NETWORKS)}")
+    for name, known in {"only": SECTIONS, "networks": NETWORKS, "dtypes": DTYPES}.items():
+        chosen = getattr(options, name).split(",")
+        if unknown := set(chosen) - set(known):
+            parser.error(f"--{name}={','.join(sorted(unknown))}: there are {', '.join(known)}")
+        setattr(options, name, chosen)
     options.batches = [int(batch) for batch in options.batches.split(",")]
     machine = {
         "processor": processor(),
@@ -297,9 +298,10 @@ def main():
     }
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    rows, missing = [], set()
-    for found in itertools.chain.from_iterable(SECTIONS[name](options, missing) for name in options.only.split(",")):
-        rows.append(found)
+    measured, missing = before(folder / "bench.json", machine), set()
+    for found in itertools.chain.from_iterable(SECTIONS[name](options, missing) for name in options.only):
+        measured[found["section"], found["what"]] = found
+        rows = list(measured.values())
         ratios = ", ".join(f"{other} {found['ours'] / ms:.2f}" for other, ms in found["others"].items())
         print(f"{found['section']}: {found['what']}: {found['ours']:.1f}; ratio to {ratios or 'nobody'}", flush=True)
         everything = {"machine": machine, "missing": sorted(missing), "rows": rows}
@@ -307,6 +309,14 @@ def main():
     show(rows)
     draw(rows, machine, folder / "bench.png")
     print(f"left out: {', '.join(sorted(missing)) or 'nothing'}\n{folder}/bench.json, {folder}/bench.png")
+
+
+def before(file, machine):
+    """What an earlier run on this machine has measured, by section and what: a run of some sections adds to it."""
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    return {(one["section"], one["what"]): one for one in found["rows"]} if found["machine"] == machine else {}
 
 
 def show(rows):
@@ -319,23 +329,40 @@ def show(rows):
 
 
 def draw(rows, machine, file):
-    """Ratios as bars, the line at 1."""
+    """Ratios of times, a panel a section and a mark for each of the others, the line at 1."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bars = [(f"{one['what']} / {name}", one["ours"] / ms) for one in rows for name, ms in one["others"].items()]
-    if not bars:
+    panels = {one["section"]: [] for one in rows if one["others"] and "memory" not in one["section"]}
+    for one in rows:
+        panels.get(one["section"], []).append(one)
+    if not panels:
         return
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(bars)))
-    names, ratios = zip(*reversed(bars), strict=True)
-    axes.barh(names, ratios, color=["tab:green" if ratio <= 1 else "tab:orange" for ratio in ratios])
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("ours / theirs")
-    axes.set_title(f"{machine['processor']}, {machine['cores']} cores, jax {machine['jax']}, torch {machine['torch']}")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    names = dict.fromkeys(name for ones in panels.values() for one in ones for name in one["others"])
+    heights = [len(ones) + 2 for ones in panels.values()]
+    figure, axes = pyplot.subplots(
+        len(panels), sharex=True, squeeze=False, figsize=(9, 1 + 0.23 * sum(heights)), height_ratios=heights
+    )
+    for axis, (section, ones) in zip(axes[:, 0], panels.items(), strict=True):
+        for name, marker in zip(names, "osD^vP*X", strict=False):
+            seen = [(one["ours"] / one["others"][name], i) for i, one in enumerate(ones) if name in one["others"]]
+            axis.plot(*(zip(*seen, strict=True) if seen else ((), ())), marker, label=name, alpha=0.8)
+        axis.set_yticks(range(len(ones)), [one["what"] for one in ones])
+        axis.set_ylim(len(ones) - 0.4, -0.6)
+        axis.set_title(section, loc="left", fontsize="medium")
+        axis.axvline(1, color="black", linewidth=1)
+        axis.grid(alpha=0.3)
+    axis.set_xscale("log", base=2)
+    ticks = [0.25, 0.5, 1, 2, 4]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xlabel("our time / theirs: left of the line ours is faster")
+    top = axes[0, 0].get_legend_handles_labels()
+    figure.suptitle(f"{machine['processor']}, {machine['cores']} cores, jax {machine['jax']}, torch {machine['torch']}")
+    figure.legend(*top, loc="lower center", ncols=len(names), frameon=False)
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    figure.savefig(file, dpi=100)
 
 
 if __name__ == "__main__":
