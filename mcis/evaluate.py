@@ -209,7 +209,8 @@ def _main(options: Any) -> int:
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
     if options.out or not (run / MANIFEST).exists():
-        name = f"evaluation_{options.split}{'_no_crf' if options.no_crf else ''}.json"
+        asked = [options.split, *options.sources, *(["no_crf"] if options.no_crf else [])]
+        name = f"evaluation_{'_'.join(asked)}.json"  # figures of other scans stay
         target = pathlib.Path(options.out or run / name)
         # asked before the work is done. A weights folder lists its files, and a further one would spoil it
         if any((folder / MANIFEST).exists() for folder in target.resolve().parents):

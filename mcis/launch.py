@@ -6,6 +6,7 @@ Unknown names fail and list what there is.
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -42,7 +43,8 @@ def run(options: Any, task: Any) -> int:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
-    print(f"score it once on held-out scans: mcis evaluate {run_dir} --split=test")
+    where = "" if options.data_dir is None else f" --data_dir={shlex.quote(options.data_dir)}"
+    print(f"score it once on held-out scans: mcis evaluate {shlex.quote(str(run_dir))} --split=test{where}")
     return 0
 
 

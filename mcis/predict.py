@@ -101,7 +101,7 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
     if index >= len(ORGANS):
         like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.3f}"
         times = float(row["novelty"])
-        why = f"unlike the scans the router learned from, {times:.1f} times the distance allowed" if times > 1 else ""
+        why = f"unlike the scans the router learned from, {times:.2f} times the distance allowed" if times > 1 else ""
         reason = f"{why} ({like})" if why else f"the router is unsure: {like}"
         return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     organ, label = ORGANS[index], int(row["label"])
@@ -242,9 +242,13 @@ def _main(options: Any) -> int:
     ) as report:
         results = run(scans, lambda batch: jax.device_get(compiled(variables, batch)), batch_size)
         for loaded, finding, mask in track(results, "scans", total=len(scans), disable=not sys.stderr.isatty()):
-            errors += finding.error is not None
             report.add(finding, loaded.image, mask)
+            if finding.error is not None:
+                errors += 1
+                if errors <= 3:
+                    print(f"{loaded.path}: {finding.error}", file=sys.stderr)
     print(f"{options.out}/index.html shows the findings; {options.out}/findings.jsonl holds them, one line a scan")
     if errors:
-        print(f"{errors} scans could not be read: each has a line with `error`", file=sys.stderr)
+        what = "scan" if errors == 1 else "scans"
+        print(f"{errors} {what} could not be read: a line with `error` in findings.jsonl for each", file=sys.stderr)
     return 1 if errors else 0

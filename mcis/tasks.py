@@ -81,10 +81,10 @@ class Task:
 
     name: tyro.conf.Suppress[str]
     sources: Names
-    model: str
+    model: Annotated[str, tyro.conf.arg(help=f"the network, one of {', '.join(MODELS)}.")]
     size: int
     select: str
-    features: int = 0
+    features: Annotated[int, tyro.conf.arg(help="channels of the network's first level; 0 = its own width.")] = 0
     label_loss: float = 1.0
     label_smoothing: float = 0.0
     mask_loss: float = 1.0
@@ -98,8 +98,8 @@ class Task:
     warmup: float = 0.05
     ema: float = 0.995
     clip: float = 1.0
-    denoise: str = "none"
-    edges: str = "none"
+    denoise: Annotated[str, tyro.conf.arg(help=f"noise removal, one of {', '.join(DENOISE)}.")] = "none"
+    edges: Annotated[str, tyro.conf.arg(help=f"an edge map as a further channel, one of {', '.join(EDGES)}.")] = "none"
     crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()
 

@@ -1,10 +1,10 @@
 """`mcis tune RUN`: choose the CRF of a segmentation run on its validation scans, or none where none helps.
 
 The network answers once; then the CRF's strengths are searched one after the other, each over a few values, twice
-round. The best one has the highest validation value of the metric that chose the epoch, less what lesion scans lose by
-it. After so many trials on few patients something always looks better, so that choosing is judged as a whole: each
-patient is scored with the setting that is best for the others, and the gain must hold over patients. The test split is
-not looked at.
+round; the number of updates stays. The best one has the highest validation value of the metric that chose the epoch,
+less what lesion scans lose by it. After so many trials on few patients something always looks better, so that choosing
+is judged as a whole: each patient is scored with the setting that is best for the others, and the gain must hold over
+patients. The test split is not looked at.
 """
 
 import dataclasses
@@ -215,11 +215,11 @@ def _main(options: Any) -> int:
     patients = len(np.unique(found[NONE]["group"][found[NONE]["true"] > 0]))
     print(f"best: {_describe(best)}")
     print(
-        f"choosing a CRF, each patient by the others: {more:+.4f} [{low:+.4f}, {high:+.4f}] {task.select} on "
-        f"{len(records)} validation scans, {patients} patients with a lesion"
+        f"what choosing gains, each group of scans by the CRF that is best for the others: {more:+.4f} "
+        f"[{low:+.4f}, {high:+.4f}] {task.select}; {len(records)} validation scans, {patients} groups with a lesion"
     )
     if not options.always and (patients < PATIENTS or not low > 0):
-        why = "the gain may be chance" if patients >= PATIENTS else f"below {PATIENTS} patients nothing can be said"
+        why = "the gain may be chance" if patients >= PATIENTS else f"below {PATIENTS} groups nothing can be said"
         print(f"not kept: {why}. {options.run} keeps what it has: {_describe(task.crf)}. --always keeps the best")
         return 0
     return _keep(options, weights, best)
@@ -231,7 +231,11 @@ def _keep(options: Any, weights: Any, crf: CRF) -> int:
     from mcis.tasks import task_to_json
 
     before = weights.task.crf
-    if not options.dry_run:
+    if crf == before:
+        print(f"nothing changes: {options.run} has {_describe(crf)}")
+    elif options.dry_run:
+        print(f"would keep: {_describe(crf)}; now: {_describe(before)}")
+    else:
         folder = checkpoint.weights_folder(options.run)
         manifest = weights.manifest | {"task": task_to_json(dataclasses.replace(weights.task, crf=crf))}
         half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -271,6 +272,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_no_best(scans, tmp_pa
     assert not (tmp_path / "route" / loop.BEST).exists()
 
 
+def test_figures_of_other_scans_and_without_a_crf_have_files_of_their_own(finished, phantom_dir, tmp_path):
+    run_dir = tmp_path / "route"
+    shutil.copytree(finished[0], run_dir)
+    for more in ([], ["--sources=phantom"], ["--no_crf"]):
+        assert evaluate.main([str(run_dir), "--split=validation", f"--data_dir={phantom_dir}", *more]) == 0
+    names = {"evaluation_validation.json", "evaluation_validation_phantom.json", "evaluation_validation_no_crf.json"}
+    assert {file.name for file in run_dir.glob("evaluation*")} == names
+
+
 def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir):
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest
@@ -308,3 +318,7 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "best of 12 epochs" in again.stdout
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))
+    hint = next(line for line in again.stdout.splitlines() if line.startswith("score it once"))
+    words = shlex.split(hint.partition(": ")[2])
+    scored = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    assert scored.returncode == 0 and "balanced_accuracy" in scored.stdout, scored.stderr

@@ -119,7 +119,7 @@ def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monk
     assert bundle.load_weights(run).task == before.task
     monkeypatch.setattr(tune, "gain", lambda *_: (0.1, 0.05, 0.2))
     assert tune.main(command) == 0
-    assert "below 5 patients nothing can be said" in capsys.readouterr().out
+    assert "below 5 groups nothing can be said" in capsys.readouterr().out
     assert bundle.load_weights(run).task == before.task
     monkeypatch.setattr(tune, "PATIENTS", 1)
     assert tune.main(command) == 0
@@ -155,8 +155,12 @@ def test_what_a_run_had_stays_where_nothing_better_is_kept(run, phantom_dir, mon
     assert "may be chance" in out and "weight 2" in out.rpartition("keeps what it has")[2]
     assert {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()} == before
     assert tune.main([str(run), "--off", "--dry_run"]) == 0
+    assert "would keep: no CRF; now: steps" in capsys.readouterr().out
     assert bundle.load_weights(run).task == other
     assert tune.main([str(run), "--off"]) == 0
     assert bundle.load_weights(run).task == dataclasses.replace(other, crf=tune.NONE)
+    written = (run / "best" / checkpoint.MANIFEST).stat().st_mtime_ns
+    assert tune.main([str(run), "--off"]) == 0
+    assert (run / "best" / checkpoint.MANIFEST).stat().st_mtime_ns == written
     assert tune.main([str(run), "--off", "--always"]) == 2
     assert "--off and --always exclude each other" in capsys.readouterr().err

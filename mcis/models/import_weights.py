@@ -48,6 +48,12 @@ NAMES = (  # pattern of a state dict's name without its last part -> path below 
     (r"decoder(\d)\.dec\d(conv|norm)(\d)", "decoder{0}_{2}/layer/{1}"),
     (r"conv", "mask"),
 )
+FEW = 4
+"""Arrays of one part that a report names one by one."""
+KNOWN_NAMES = (
+    "Known are torchvision's names of ResNet and DeepLabv3 (conv1.weight, backbone.conv1.weight) and Buda's of the "
+    "U-Net (encoder1.enc1conv1.weight), bare or after 'module.'"
+)
 HEAD = r"(label|mask\d*(_norm)?|auxiliary(_head)?)/"
 """What may be missing or have another width: it is initialised anew."""
 ENCODER = "encoder"
@@ -74,7 +80,14 @@ class Imported:
 
     def __str__(self) -> str:
         """A line for each kind."""
-        fresh = "; ".join(f"{path} ({why})" for path, why in self.fresh.items()) or "nothing"
+        parts: dict[tuple[str, str], list[str]] = {}
+        for path, why in self.fresh.items():
+            parts.setdefault((_part(path), why), []).append(path)
+        listed = [
+            f"{', '.join(paths) if len(paths) <= FEW else f'{len(paths)} arrays of {part}'} ({why})"
+            for (part, why), paths in parts.items()
+        ]
+        fresh = "; ".join(listed) or "nothing"
         left = ", ".join(f"{name} {shape}" for name, shape in self.left_over.items()) or "nothing"
         return f"loaded: {len(self.loaded)} arrays\ninitialised anew: {fresh}\nleft over: {left}"
 
@@ -241,8 +254,12 @@ def _merge(
     if wrong or not found:
         listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         spare = ", ".join(f"{name} {shape}" for name, shape in list(left_over.items())[:5])
+        if not given:
+            raise ValueError(f"no array has a name that is known here; there are {spare or 'none'}. {KNOWN_NAMES}")
+        width = len(wrong) > len(wanted) / 2 and not any("not in the file" in one for one in wrong)
+        advice = ". The same network of another width: another --features fits" if width else ""
         raise ValueError(
-            f"these are another network's weights: {listed}. Of the file is not used: {spare or 'nothing'}"
+            f"these are another network's weights: {listed}. Of the file is not used: {spare or 'nothing'}{advice}"
         )
     merged = {path: found[path][1] if path in found else value for path, value in wanted.items()}
     return unflatten_dict(merged, sep="/"), Imported(tuple(found), fresh, left_over)

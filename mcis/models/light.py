@@ -47,7 +47,7 @@ class Light(nn.Module):
     Attributes:
       features: channels of the finest level.
       classes: width of a label head on the pooled deepest level; 0 = none.
-      dtype: of the 1x1 products; the rest stays float32. bfloat16 products are several times faster on CPUs with AMX.
+      dtype: of the 1x1 products; the rest stays float32.
       axis_name: taken as every network takes it; not needed here.
       supervise: whether the coarser decoder levels have masks of their own, at their resolution.
     """

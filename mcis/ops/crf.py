@@ -27,9 +27,9 @@ class CRF:
     Attributes:
       steps: mean-field updates; 0 leaves probabilities as they are.
       smooth_weight: of the smoothness kernel (w2).
-      smooth_sigma: its width in pixels (theta_gamma).
+      smooth_sigma: its width in pixels of the picture as the network sees it (theta_gamma).
       weight: of the appearance kernel (w1).
-      sigma: its width in pixels (theta_alpha).
+      sigma: its width in such pixels (theta_alpha).
       grey_sigma: its width in grey levels of [0, 255] (theta_beta).
     """
 

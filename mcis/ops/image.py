@@ -134,7 +134,7 @@ def canny(image: jax.Array, low: jax.Array | float, high: jax.Array | float) -> 
         return padded[:, 1 + down : 1 + down + height, 1 + right : 1 + right + width]
 
     def crest(down: int, right: int) -> jax.Array:
-        """Whether the gradient is longest along a direction; of two equal ones in a row the first."""
+        """Whether the gradient is longest along a direction; of two equal ones in a row or column the first."""
         ahead = length >= neighbour(down, right) if 0 in (down, right) else length > neighbour(down, right)
         return (length > neighbour(-down, -right)) & ahead
 

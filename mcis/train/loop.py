@@ -232,10 +232,11 @@ def train(
 
 def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]:
     """Variables with the numbers of a state dict or of a weights folder; says what was loaded."""
-    if file.is_dir():
-        imported, report = import_variables(checkpoint.load(checkpoint.weights_folder(file))[0], variables)
-    else:
-        imported, report = import_state_dict(read_state_dict(file), variables)
+    given = checkpoint.load(checkpoint.weights_folder(file))[0] if file.is_dir() else read_state_dict(file)
+    try:
+        imported, report = (import_variables if file.is_dir() else import_state_dict)(given, variables)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     print(f"{file}: {report}", flush=True)
     return imported
 

@@ -1,6 +1,7 @@
 """`make bench`: our times as ratios to others', both sides in one run, interleaved, medians.
 
-    python tests/bench/bench.py [--only networks,crf,...] [--batches 1,4] [--rounds 7] [--size 256] [--out FOLDER]
+    PYTHONPATH=. python tests/bench/bench.py [--only networks,crf,...] [--networks unet,...] [--dtypes float32,...]
+        [--batches 1,4,...] [--rounds 7] [--size 256] [--scans 1000] [--out FOLDER]
 
 Machines are noisy and differ, so that a ratio is what counts; milliseconds are printed beside it. Below 1 ours is
 faster. Networks run in processes of their own (networks.py), each as its users run it: ours with the malloc that `mcis
