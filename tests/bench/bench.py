@@ -336,9 +336,10 @@ def draw(rows, machine, file):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = {one["section"]: [] for one in rows if one["others"] and "memory" not in one["section"]}
+    panels = {}
     for one in rows:
-        panels.get(one["section"], []).append(one)
+        if one["others"] and "memory" not in one["section"]:
+            panels.setdefault(one["section"], []).append(one)
     if not panels:
         return
     names = dict.fromkeys(name for ones in panels.values() for one in ones for name in one["others"])
