@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcis import checkpoint
@@ -70,12 +71,13 @@ def _mean(metrics: list[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
 @contextlib.contextmanager
 def _progress(title: str, total: int, done: int) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}")) as bar:
+    shown = Console().is_terminal  # of a bar a log file would get one cut-off line
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}"), disable=not shown) as bar:
         row = bar.add_task(title, total=total, completed=done, status="")
 
         def report(**fields: Any) -> None:
             bar.update(row, **fields)
-            if "status" in fields and not bar.console.is_terminal:  # a log file gets a line an epoch
+            if "status" in fields and not shown:  # it gets a line an epoch
                 print(f"{title}: {fields['status']}", flush=True)
 
         yield report
