@@ -42,4 +42,5 @@ mcis predict "$demo/scans" --weights "$demo/weights" --out "$demo/findings"
 
 heading "done"
 python -c 'import mcis; print(mcis.NOTICE)'
+echo "Trainings as small as these make mistakes: some of the findings are wrong."
 echo "The page: $PWD/$demo/findings/index.html"
