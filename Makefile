@@ -57,7 +57,7 @@ lint: $(INSTALLED)  ## style, types, and which module may import which
 tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
-parity: $(TORCH_INSTALLED)  ## every published network against PyTorch's, with equal weights, in .venv-torch
+parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTorch's with equal weights, in .venv-torch
 	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/parity/parity.py
 
 # The authors' CRF: its source is older than Cython 3 and NumPy 2, and the C++ that lies in it than Python 3.11.

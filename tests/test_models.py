@@ -34,7 +34,7 @@ COUNTS = {
     "cnn_attention": 879_465,
     "resnet18": 11_177_538,
     "resnet50": 23_512_130,
-    "light": 1_342_296,
+    "light": 1_343_176,
     "unet": 7_763_041,
     "sk_unet": 3_931_873,
     "deeplabv3": 39_633_729,

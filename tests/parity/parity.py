@@ -217,6 +217,42 @@ def test_parity(pair, train):
     print(f"\n  PyTorch's own float32: {shown}", end=" ")
 
 
+def test_the_light_network_equals_its_twin_in_pytorch():
+    """Outputs and the image's gradient; what `make bench` times it against is the same network."""
+    torch.manual_seed(0)
+    net = references.Light().double()
+    with torch.no_grad():
+        for value in net.parameters():
+            if value.ndim == 1:  # biases and scales at their first values would hide an exchange
+                value.add_(0.2 * torch.randn_like(value))
+    arrays = references.light_arrays(net.state_dict())
+    image = np.random.default_rng(0).normal(size=(2, 96, 64, 3))
+    pixels = torch.from_numpy(image).permute(0, 3, 1, 2).requires_grad_()
+    mask = net(pixels)
+    weights = np.random.default_rng(1).normal(size=(2, 96, 64, 1))
+    (mask * torch.from_numpy(weights).permute(0, 3, 1, 2)).sum().backward()
+    expected = jax.eval_shape(MODELS["light"].init, jax.random.key(0), jax.ShapeDtypeStruct(image.shape, jnp.float32))
+    shapes = {path: leaf.shape for path, leaf in flatten(expected).items()}
+    assert {path: value.shape for path, value in arrays.items()} == shapes
+
+    @jax.jit
+    def run(variables, image, weights):
+        def loss(image):
+            found = MODELS["light"].apply(variables, image).mask
+            return (found * weights).sum(), found
+
+        return jax.grad(loss, has_aux=True)(image)
+
+    single = jax.tree.map(jnp.float32, (unflatten(arrays), image, weights))
+    gradient, found = jax.device_get(run(*single))
+    errors = {
+        "output": distance(found, mask.detach().permute(0, 2, 3, 1).numpy()),
+        "gradient": distance(gradient, pixels.grad.permute(0, 2, 3, 1).numpy()),
+    }
+    print("\nlight, float32:", ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items()))
+    assert max(errors.values()) <= 1e-4
+
+
 def test_a_file_of_torch_is_read_and_one_with_code_is_not(tmp_path):
     """Real `.pth` files, opened with weights_only."""
     net = references.UNet(8)

@@ -1,5 +1,6 @@
-"""The networks of others in PyTorch, for `make parity`: torchvision's, and two written from their papers."""
+"""Networks in PyTorch, for `make parity`: torchvision's, two written from their papers, and a twin of `light`."""
 
+import functools
 import re
 import sys
 
@@ -114,8 +115,15 @@ def sk_names(state):
     return renamed
 
 
+gelu = functools.partial(nn.functional.gelu, approximate="tanh")
+
+
 class LayerNorm(nn.LayerNorm):
     """Over the channels of (B, C, H, W)."""
+
+    def __init__(self, channels):
+        """With our epsilon."""
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x):
         """Channels last and back."""
@@ -134,11 +142,28 @@ class Block(nn.Module):
 
     def forward(self, x):
         """Residual."""
-        return x + self.project(nn.functional.gelu(self.expand(self.norm(self.depthwise(x)))))
+        return x + self.project(gelu(self.expand(self.norm(self.depthwise(x)))))
+
+
+class SkipFusion(nn.Module):
+    """The light network's way to join a skip with what comes from below."""
+
+    def __init__(self, features):
+        """Normalised apart, mixed, expanded by 2."""
+        super().__init__()
+        self.norm_below, self.norm_skip = LayerNorm(features), LayerNorm(features)
+        self.depthwise = nn.Conv2d(2 * features, 2 * features, 3, padding=1, groups=2 * features, bias=False)
+        self.expand, self.project = nn.Conv2d(2 * features, 2 * features, 1), nn.Conv2d(2 * features, features, 1)
+
+    def forward(self, below, skip):
+        """(B, C, H, W), (B, C, H, W) -> (B, C, H, W)."""
+        both = torch.cat([self.norm_below(below), self.norm_skip(skip)], 1)
+        both = both + gelu(self.depthwise(both))
+        return self.project(gelu(self.expand(both)))
 
 
 class Light(nn.Module):
-    """Our light network in PyTorch, for timing."""
+    """Our light network in PyTorch."""
 
     def __init__(self, features=40, widths=(1, 2, 4, 5), kernels=(5, 5, 3, 3)):
         """As there."""
@@ -150,10 +175,8 @@ class Light(nn.Module):
             nn.Sequential(Block(widths[i], kernels[i]), Block(widths[i], kernels[i])) for i in range(4)
         )
         self.up = nn.ModuleList(nn.Conv2d(widths[i + 1], 4 * widths[i], 1) for i in range(3))
-        self.fuse = nn.ModuleList(nn.Conv2d(2 * widths[i], widths[i], 1) for i in range(3))
-        self.decoder = nn.ModuleList(
-            nn.Sequential(Block(widths[i], kernels[i]), Block(widths[i], kernels[i])) for i in range(3)
-        )
+        self.fuse = nn.ModuleList(SkipFusion(widths[i]) for i in range(3))
+        self.decoder = nn.ModuleList(Block(widths[i], kernels[i]) for i in range(3))
         self.norm, self.mask = LayerNorm(widths[0]), nn.Conv2d(widths[0], 16, 1)
 
     def forward(self, x):
@@ -163,6 +186,36 @@ class Light(nn.Module):
             x = self.encoder[i](self.down[i](nn.functional.pixel_unshuffle(x, 2 if i else 4)))
             skips.append(x)
         for i in (2, 1, 0):
-            x = torch.cat([nn.functional.pixel_shuffle(self.up[i](x), 2), skips[i]], 1)
-            x = self.decoder[i](self.fuse[i](x))
+            x = self.fuse[i](nn.functional.pixel_shuffle(self.up[i](x), 2), skips[i])
+            x = self.decoder[i](x)
         return nn.functional.pixel_shuffle(self.mask(self.norm(x)), 4)
+
+
+def light_arrays(state):
+    """The state dict of `Light` as our arrays by path.
+
+    Where pixels are folded into channels, PyTorch counts channels first and pixels within them, we the other way round.
+    """
+
+    side = {"down": "encoder", "up": "decoder", "fuse": "decoder"}
+
+    def path_of(name):
+        name = re.sub(r"^(down|up|fuse)\.(\d)", lambda m: f"{side[m[1]]}{int(m[2]) + 1}_{m[1]}", name)
+        name = re.sub(r"^encoder\.(\d)\.(\d)", lambda m: f"encoder{int(m[1]) + 1}_block{int(m[2]) + 1}", name)
+        name = re.sub(r"^decoder\.(\d)", lambda m: f"decoder{int(m[1]) + 1}_block", name)
+        return "params/" + re.sub(r"^norm\.", "mask_norm.", name).replace(".", "/")
+
+    found = {}
+    for name, value in state.items():
+        path, value = path_of(name), value.numpy()
+        if value.ndim == 4 and "depthwise" in path:
+            value = value[:, 0].transpose(1, 2, 0)
+        elif value.ndim == 4:
+            value = value[:, :, 0, 0].T
+        if path.endswith("_down/weight"):
+            pixels = 16 if "encoder1" in path else 4
+            value = value.reshape(-1, pixels, value.shape[-1]).swapaxes(0, 1).reshape(value.shape)
+        elif "_up/" in path:
+            value = value.reshape(*value.shape[:-1], -1, 4).swapaxes(-1, -2).reshape(value.shape)
+        found[path.replace("weight", "scale" if value.ndim == 1 else "kernel")] = value
+    return found
