@@ -21,6 +21,8 @@ import mcis
 FORMAT = 1
 MANIFEST = "manifest.json"
 VARIABLES = "variables"
+COMMITTED = "commit_success.txt"
+"""What Orbax leaves when a checkpoint is whole."""
 BEST = "best"
 """A run's folder of weights, those of its best epoch."""
 
@@ -104,6 +106,8 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
     temporary.mkdir()
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(temporary / VARIABLES, unflatten(flat))
+    for done in (temporary / VARIABLES).glob(COMMITTED):  # only its presence counts, and it names this machine's folder
+        done.write_text("committed\n")
     manifest = manifest | {
         "format": FORMAT,
         "versions": versions(),

@@ -81,6 +81,12 @@ def test_a_saved_folder_can_be_moved_and_copied(saved, tmp_path):
     assert_same(checkpoint.load(os.path.relpath(moved))[0], variables())
 
 
+def test_no_file_says_where_it_was_written(tmp_path):
+    checkpoint.save(tmp_path / "weights", variables(), {})
+    files = [path for path in (tmp_path / "weights").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if os.fsencode(tmp_path) in path.read_bytes()]
+
+
 def test_half_precision_rounds_parameters_and_nothing_else(tmp_path):
     checkpoint.save(tmp_path / "half", variables(), {}, half=True)
     found, manifest = checkpoint.load(tmp_path / "half")
