@@ -120,7 +120,7 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
         loaded[weights.task.name] = weights
     for name in loaded:
         there = out / name
-        if there.exists() and not (there / checkpoint.MANIFEST).is_file():
+        if there.exists() and not checkpoint.is_weights_folder(there):
             raise ValueError(f"{there} is there and holds no weights that could be replaced; name another --out")
     sizes = {}
     for name, weights in loaded.items():

@@ -130,6 +130,11 @@ def present(path: pathlib.Path) -> pathlib.Path:
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 
+def is_weights_folder(path: pathlib.Path) -> bool:
+    """Whether a folder looks like one that `save` wrote; a `manifest.json` alone may be anybody's."""
+    return (path / MANIFEST).is_file() and (path / VARIABLES).is_dir()
+
+
 def weights_folder(path: str | os.PathLike) -> pathlib.Path:
     """The weights folder that `path` means: itself, or the best one of a run."""
     best = present(pathlib.Path(path) / BEST)

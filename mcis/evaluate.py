@@ -201,19 +201,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.checkpoint import MANIFEST, write_text
+    from mcis.checkpoint import is_weights_folder, write_text
 
     run, target = pathlib.Path(options.run), None
     if options.split not in data.SPLITS:
         raise ValueError(f"no split {options.split!r}; there are: {', '.join(data.SPLITS)}")
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
-    if options.out or not (run / MANIFEST).exists():
+    if options.out or not is_weights_folder(run):
         asked = [options.split, *options.sources, *(["no_crf"] if options.no_crf else [])]
         name = f"evaluation_{'_'.join(asked)}.json"  # figures of other scans stay
         target = pathlib.Path(options.out or run / name)
         # asked before the work is done. A weights folder lists its files, and a further one would spoil it
-        if any((folder / MANIFEST).exists() for folder in target.resolve().parents):
+        if any(map(is_weights_folder, target.resolve().parents)):
             raise ValueError(
                 f"--out={target} lies in a weights folder, which takes no further files; name another place"
             )

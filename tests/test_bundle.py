@@ -100,6 +100,7 @@ def test_weights_that_are_not_finite_are_refused(runs, tmp_path):
 
 def test_a_set_never_takes_the_place_of_a_run(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs" / "route" / checkpoint.MANIFEST).write_text("{}")  # a name that others use, too
     files = sorted((tmp_path / "runs").rglob("*"))
     with pytest.raises(ValueError, match="holds no weights that could be replaced"):
         bundle.make_bundle([tmp_path / "runs" / "route", tmp_path / "runs" / "classify_brain"], tmp_path / "runs")

@@ -248,6 +248,7 @@ def test_a_run_whose_best_weights_are_gone_says_so(finished, scans, tmp_path):
 
 def test_evaluate_refuses_a_leak_and_leaves_weights_whole(finished, phantom_dir, tmp_path, capsys):
     shutil.copytree(finished[0] / loop.BEST, tmp_path / "route")
+    (tmp_path / "manifest.json").write_text("{}")  # another program's: it makes no weights folder of ours
     arguments = [str(tmp_path / "route"), f"--data_dir={phantom_dir}"]
     for _ in range(2):  # a second time, for the first wrote nothing into the sealed folder
         assert evaluate.main(arguments) == 0
