@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.errors import ScopeParamShapeError
 
 from mcis.ops import conv
@@ -141,12 +142,14 @@ class Pointwise(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Multiply every pixel's channels by the kernel."""
-        kernel = param(self, "kernel", he_normal, (x.shape[-1], self.features))
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Multiply every pixel's channels by the kernel; several inputs count as concatenated, but are not copied."""
+        widths = [part.shape[-1] for part in parts]
+        kernel = param(self, "kernel", he_normal, (sum(widths), self.features))
         bias = param(self, "bias", nn.initializers.zeros, (self.features,))
-        y = conv.pointwise(x.astype(self.dtype), kernel.astype(self.dtype))
-        return y + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
+        rows = jnp.split(kernel.astype(self.dtype), np.cumsum(widths)[:-1])
+        products = (conv.pointwise(part.astype(self.dtype), mine) for part, mine in zip(parts, rows, strict=True))
+        return sum(products, jnp.expand_dims(bias.astype(self.dtype), range(parts[0].ndim - 1)))
 
 
 class Depthwise(nn.Module):

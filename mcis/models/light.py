@@ -55,10 +55,12 @@ class SkipFusion(nn.Module):
     @nn.compact
     def __call__(self, below: jax.Array, skip: jax.Array) -> jax.Array:
         """(B, H, W, C), (B, H, W, C) -> (B, H, W, features)."""
-        both = jnp.concatenate([LayerNorm(name="norm_below")(below), LayerNorm(name="norm_skip")(skip)], -1)
-        both += nn.gelu(Depthwise(3, name="depthwise")(both))
-        y = nn.gelu(Pointwise(2 * self.features, self.dtype, name="expand")(both))
-        return Pointwise(self.features, self.dtype, name="project")(y).astype(both.dtype)
+        parts = []
+        for name, x in (("below", below), ("skip", skip)):
+            x = LayerNorm(name=f"norm_{name}")(x)
+            parts.append(x + nn.gelu(Depthwise(3, name=f"depthwise_{name}")(x)))
+        y = nn.gelu(Pointwise(2 * self.features, self.dtype, name="expand")(*parts))
+        return Pointwise(self.features, self.dtype, name="project")(y).astype(skip.dtype)
 
 
 class Light(nn.Module):

@@ -152,14 +152,16 @@ class SkipFusion(nn.Module):
         """Normalised apart, mixed, expanded by 2."""
         super().__init__()
         self.norm_below, self.norm_skip = LayerNorm(features), LayerNorm(features)
-        self.depthwise = nn.Conv2d(2 * features, 2 * features, 3, padding=1, groups=2 * features, bias=False)
+        self.depthwise_below, self.depthwise_skip = (
+            nn.Conv2d(features, features, 3, padding=1, groups=features, bias=False) for _ in range(2)
+        )
         self.expand, self.project = nn.Conv2d(2 * features, 2 * features, 1), nn.Conv2d(2 * features, features, 1)
 
     def forward(self, below, skip):
         """(B, C, H, W), (B, C, H, W) -> (B, C, H, W)."""
-        both = torch.cat([self.norm_below(below), self.norm_skip(skip)], 1)
-        both = both + gelu(self.depthwise(both))
-        return self.project(gelu(self.expand(both)))
+        below, skip = self.norm_below(below), self.norm_skip(skip)
+        below, skip = below + gelu(self.depthwise_below(below)), skip + gelu(self.depthwise_skip(skip))
+        return self.project(gelu(self.expand(torch.cat([below, skip], 1))))
 
 
 class Light(nn.Module):
