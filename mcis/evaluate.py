@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from mcis import data, scan
-from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, dice_loss, label_scores, mask_counts, mask_scores
+from mcis.ops.metrics import (
+    MASK_THRESHOLD,
+    bootstrap_interval,
+    class_scores,
+    dice_loss,
+    label_scores,
+    mask_counts,
+    mask_scores,
+)
+from mcis.ops.surface import surface_distances
 from mcis.tasks import Names, Task
 
 BATCH = 16
@@ -42,7 +51,8 @@ def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
 Rows = dict[str, np.ndarray]
 """Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask
 bool (N,); and, where the network has the head, probs float (N, K) and features (N, F), and the pixel counts both,
-predicted, true int (N,) and the soft Dice loss dice_loss float (N,) on the scans' own grid. A router's rows have
+predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dice_loss float (N,), and hd95 and
+surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
 refused bool (N,)."""
 
 
@@ -88,9 +98,14 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
             columns["has_mask"].append(bool(record["has_mask"]))
             if masks is not None:
                 prob = scan.unfit(masks[i, ..., 0], geometry)
-                columns["dice_loss"].append(dice_loss(prob, mask[..., 0]))
-                for name, count in mask_counts((prob > MASK_THRESHOLD)[None, ..., None], mask[None]).items():
+                found, true = prob > MASK_THRESHOLD, mask[..., 0]
+                columns["dice_loss"].append(dice_loss(prob, true))
+                columns["pixels"].append(true.size)
+                for name, count in mask_counts(found[None, ..., None], mask[None]).items():
                     columns[name].append(int(count[0]))
+                farthest, mean = surface_distances(found, true)
+                columns["hd95"].append(farthest)
+                columns["surface_distance"].append(mean)
         if outputs.label is not None:
             columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
             columns["features"].extend(np.asarray(outputs.features)[: len(batch)])
@@ -103,16 +118,18 @@ def metrics(task: Task, rows: Rows) -> dict[str, float]:
     known = rows["label"] >= 0
     if not task.segments and known.any():
         label, probs = rows["label"][known], rows["probs"][known]
-        found |= label_scores(probs, label)
-        for index, name in enumerate(task.classes):
-            if (label == index).any():
-                found[f"sensitivity_{name}"] = float((probs[label == index].argmax(1) == index).mean())
+        found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
     if "refused" in rows:
         found["refused"] = float(rows["refused"].mean())
     has = rows["has_mask"]
     if task.segments and has.any():
         found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
         found["dice_loss"] = float(rows["dice_loss"][has].mean())
+        lesion, hit = rows["true"][has] > 0, ~np.isnan(rows["hd95"][has])
+        if lesion.any():
+            found["missed"] = float((rows["both"][has] == 0)[lesion].mean())
+        if hit.any():  # both masks have an outline; what was missed has no distance, and counts above
+            found |= {name: float(rows[name][has][hit].mean()) for name in ("hd95", "surface_distance")}
     return found
 
 

@@ -55,6 +55,26 @@ def test_every_record_is_scored_once_in_order_on_its_own_grid():
     assert metrics(SEGMENT, rows)["dice_patient"] == pytest.approx(metrics(SEGMENT, rows)["dice_lesion"])
 
 
+def test_distances_are_over_what_was_found_and_the_rest_is_missed():
+    records = [make_record(i) for i in range(4)] + [make_record(4, lesion=False)]
+
+    def half_blind(squares):
+        mask = np.roll(bright(squares).mask, 4, axis=2)  # to the right
+        mask[1] = 0  # this lesion is not seen
+        return Outputs(mask)
+
+    rows = score_scans(SEGMENT, half_blind, records)
+    assert np.isnan(rows["hd95"]).tolist() == [False, True, False, False, True]
+    assert rows["pixels"].tolist() == [150 * 330] * 5
+    found = metrics(SEGMENT, rows)
+    assert found["missed"] == 0.25
+    _, geometry = scan.fit(data.decode(records[0])[0])
+    shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
+    assert found["hd95"] == pytest.approx(shift, abs=1)
+    assert 1 < found["surface_distance"] < found["hd95"]
+    assert "hd95" not in metrics(SEGMENT, evaluate.take(rows, np.array([1, 4])))
+
+
 def test_scans_whose_mask_is_unknown_do_not_count():
     records = [make_record(0), make_record(1, lesion=False), make_record(2, has_mask=False, lesion=False)]
     rows = score_scans(SEGMENT, lambda squares: Outputs(np.ones((*squares.shape[:3], 1), np.float32)), records)
@@ -78,6 +98,7 @@ def test_labels_by_hand_and_unknown_ones_do_not_count():
     sensitivities = {name: found[f"sensitivity_{name}"] for name in CLASSIFY.classes}
     assert sensitivities == {"normal": 1, "benign": 0, "malignant": 1}
     assert found["nll"] == pytest.approx(-np.log([0.7, 0.2, 0.8]).mean(), rel=1e-6)
+    assert found["specificity_malignant"] == 0.5 and found["auc_normal"] == 1
     assert "dice" not in found
 
 

@@ -5,8 +5,10 @@ import pytest
 from mcis.ops import losses
 from mcis.ops.metrics import (
     accuracy,
+    auc,
     balanced_accuracy,
     bootstrap_interval,
+    class_scores,
     dice,
     dice_loss,
     iou,
@@ -189,3 +191,28 @@ def test_bootstrap_of_few_groups_and_of_scores_that_are_sometimes_missing():
     lesion = np.array([1, 0, 0, 0])
     found = bootstrap_interval(lambda r, _: {"all": 0.5} | ({"rare": 0.7} if lesion[r].any() else {}), np.arange(4), 50)
     assert found == {"all": (0.5, 0.5), "rare": (pytest.approx(0.7), pytest.approx(0.7))}
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    for levels in (5, 1000):  # many ties, and hardly one
+        score, positive = rng.integers(0, levels, 80) / levels, rng.random(80) < 0.3
+        pairs = score[positive][:, None] - score[~positive][None]
+        assert auc(score, positive) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    assert auc(np.array([0.1, 0.2, 0.9]), np.array([False, False, True])) == 1
+    assert auc(np.array([0.5, 0.5]), np.array([False, True])) == 0.5
+
+
+def test_class_scores_by_hand():
+    probs = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.3, 0.6], [0.2, 0.6, 0.2]])
+    found = class_scores(probs, np.array([0, 1, 1, 1]), ("a", "b", "c"))
+    assert found["sensitivity_a"] == 1 and found["specificity_a"] == pytest.approx(2 / 3)
+    assert found["sensitivity_b"] == pytest.approx(1 / 3) and found["specificity_b"] == 1
+    assert "sensitivity_c" not in found and found["specificity_c"] == 0.75 and "auc_c" not in found
+    assert found["auc_a"] == 1 and found["auc_b"] == 1 and found["auc"] == 1
+    assert found["brier"] == pytest.approx(np.mean([0.14, 0.62, 0.86, 0.24]))
+
+
+def test_one_class_alone_has_no_specificity_and_no_area():
+    found = class_scores(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([0, 0]), ("a", "b"))
+    assert set(found) == {"brier", "sensitivity_a", "specificity_b"}

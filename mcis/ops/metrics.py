@@ -3,7 +3,10 @@
 Empty masks have one policy everywhere: both empty = Dice 1, one empty = Dice 0.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from scipy.stats import rankdata
 
 LABEL_METRICS = ("accuracy", "balanced_accuracy")
 MASK_METRICS = ("dice_lesion", "iou_lesion", "dice", "dice_balanced", "dice_patient", "dice_patient_median")
@@ -60,6 +63,44 @@ def label_scores(probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
         "balanced_accuracy": balanced_accuracy(predicted, label),
         "nll": float(-np.log(np.maximum(true_prob, 1e-7)).mean()),
     }
+
+
+def auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive scan scores above another; ties count half.
+
+    Mann & Whitney's U over its largest value, from ranks (Hanley & McNeil 1982).
+
+    Args:
+      score: (N,) float.
+      positive: (N,) bool, some true and some false.
+    """
+    ranks, count = rankdata(score), int(positive.sum())
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(score) - count)))
+
+
+def class_scores(probs: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """What each class's own scores are, from float (N, K) probs and int (N,) labels in [0, K).
+
+    Returns:
+      sensitivity_<class>, specificity_<class>: of the class that is most probable; auc_<class>: of its probability,
+      this class against the rest; auc: the mean of these over the classes; brier: mean over scans of the sum over
+      classes of (probability - truth) squared, in [0, 2] (Brier 1950). A class that does not occur has no sensitivity,
+      one that is all there is no specificity, and neither has an AUC.
+    """
+    scores: dict[str, float] = {"brier": float(np.square(probs - np.eye(probs.shape[1])[label]).sum(1).mean())}
+    predicted, areas = probs.argmax(1), []
+    for index, name in enumerate(classes):
+        positive = label == index
+        if positive.any():
+            scores[f"sensitivity_{name}"] = float((predicted[positive] == index).mean())
+        if not positive.all():
+            scores[f"specificity_{name}"] = float((predicted[~positive] != index).mean())
+        if positive.any() and not positive.all():
+            areas.append(auc(probs[:, index], positive))
+            scores[f"auc_{name}"] = areas[-1]
+    if areas:
+        scores["auc"] = float(np.mean(areas))
+    return scores
 
 
 def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from mcis.ops.calibration import reliability
+
+
+def test_bins_by_hand_whatever_the_order():
+    confidence = np.array([0.9, 0.5, 0.6, 0.8])
+    correct = np.array([True, False, True, True])
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        found = reliability(confidence[order], correct[order], bins=2)
+        assert found.count.tolist() == [2, 2]
+        assert found.confidence.tolist() == pytest.approx([0.55, 0.85])
+        assert found.accuracy.tolist() == [0.5, 1.0]
+        assert found.error == pytest.approx((0.05 + 0.15) / 2)
+
+
+def test_what_is_calibrated_lies_in_the_band_and_what_boasts_does_not():
+    rng = np.random.default_rng(1)
+    honest = rng.uniform(0.4, 1.0, 2000)
+    correct = rng.random(2000) < honest
+    found = reliability(honest, correct)
+    inside = (found.accuracy >= found.low) & (found.accuracy <= found.high)
+    assert inside.mean() >= 0.8
+    assert found.error < found.error_high
+    boast = reliability(np.minimum(honest + 0.2, 1.0), correct)
+    assert boast.error > 3 * boast.error_high
+    assert (boast.accuracy < boast.low).all()
+
+
+def test_the_band_narrows_with_the_scans_as_a_binomial_does():
+    widths = []
+    for n in (100, 10_000):
+        found = reliability(np.full(n, 0.8), np.arange(n) % 5 > 0, bins=1)
+        widths.append(float(found.high[0] - found.low[0]))
+    assert widths[0] == pytest.approx(2 * 1.96 * np.sqrt(0.16 / 100), rel=0.15)
+    assert widths[0] / widths[1] == pytest.approx(10, rel=0.15)
+
+
+def test_few_scans_make_few_bins_and_none_an_error():
+    assert reliability(np.array([0.7, 0.9]), np.array([True, True])).count.tolist() == [1, 1]
+    assert reliability(np.full(13, 0.7), np.ones(13, bool)).count.sum() == 13
+    with pytest.raises(ValueError, match="no scans"):
+        reliability(np.array([]), np.array([], bool))
