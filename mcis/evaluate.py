@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import sys
@@ -18,16 +17,9 @@ from typing import Any
 import numpy as np
 
 from mcis import data, scan
-from mcis.ops.metrics import (
-    MASK_THRESHOLD,
-    bootstrap_interval,
-    class_scores,
-    dice_loss,
-    label_scores,
-    mask_counts,
-    mask_scores,
-)
+from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
+from mcis.scores import Rows, compare_reports, read_report, report
 from mcis.tasks import Names, Task
 
 BATCH = 16
@@ -46,19 +38,6 @@ def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
                 f"{len(seen)} of the {len(set(fingerprints))} scans were used for {use} of these weights "
                 f"(fingerprint {min(seen)}, ...): this is no test. Score another split, or retrain without them"
             )
-
-
-Rows = dict[str, np.ndarray]
-"""Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask
-bool (N,); and, where the network has the head, probs float (N, K) and features (N, F), and the pixel counts both,
-predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dice_loss float (N,), and hd95 and
-surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
-refused bool (N,)."""
-
-
-def take(rows: Rows, index: np.ndarray) -> Rows:
-    """Some of the rows: an int index or a bool mask."""
-    return {name: value[index] for name, value in rows.items()}
 
 
 def _prepared(record: dict[str, Any]):
@@ -112,58 +91,6 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def metrics(task: Task, rows: Rows) -> dict[str, float]:
-    """The task's metrics over rows; {} where nothing is known of them."""
-    found: dict[str, float] = {}
-    known = rows["label"] >= 0
-    if not task.segments and known.any():
-        label, probs = rows["label"][known], rows["probs"][known]
-        found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
-    if "refused" in rows:
-        found["refused"] = float(rows["refused"].mean())
-    has = rows["has_mask"]
-    if task.segments and has.any():
-        found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
-        found["dice_loss"] = float(rows["dice_loss"][has].mean())
-        lesion, hit = rows["true"][has] > 0, ~np.isnan(rows["hd95"][has])
-        if lesion.any():
-            found["missed"] = float((rows["both"][has] == 0)[lesion].mean())
-        if hit.any():  # both masks have an outline; what was missed has no distance, and counts above
-            found |= {name: float(rows[name][has][hit].mean()) for name in ("hd95", "surface_distance")}
-    return found
-
-
-def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
-    """Metric -> value and the ends of its 95 % bootstrap interval by group; one group has none: None."""
-    point = metrics(task, rows)
-
-    def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
-        return metrics(task, take(rows, index) | {"group": group})
-
-    intervals = bootstrap_interval(score, rows["group"], draws)
-    ends = {name: [end if math.isfinite(end) else None for end in intervals[name]] for name in point}
-    return {name: {"value": value, "low": ends[name][0], "high": ends[name][1]} for name, value in point.items()}
-
-
-def report(task: Task, rows: Rows, split: str) -> dict[str, Any]:
-    """Metrics of every source and, where there are several, of all together."""
-    parts = {source: take(rows, rows["source"] == source) for source in np.unique(rows["source"]).tolist()}
-    if len(parts) > 1:
-        parts["all"] = rows
-    return {
-        "task": task.name,
-        "split": split,
-        "sources": {
-            name: {
-                "scans": len(part["label"]),
-                "groups": len(np.unique(part["group"])),
-                "metrics": with_intervals(task, part),
-            }
-            for name, part in parts.items()
-        },
-    }
-
-
 def print_report(found: dict[str, Any]) -> None:
     """The report as a table on standard output."""
     from rich.console import Console
@@ -174,18 +101,21 @@ def print_report(found: dict[str, Any]) -> None:
     table.add_column("metric")
     for name, part in sources.items():
         table.add_column(f"{name}\n{part['scans']} scans\n{part['groups']} groups", justify="right")
-    names = dict.fromkeys(name for part in sources.values() for name in part["metrics"])
-    for name in names:
-        table.add_row(name, *(_cell(part["metrics"].get(name)) for part in sources.values()))
+    against = found.get("against", {}).get("metrics", {})
+    if against:
+        table.add_column(f"all, less {found['against']['report']}", justify="right")
+    for name in dict.fromkeys(name for part in sources.values() for name in part["metrics"]):
+        cells = [_cell(part["metrics"].get(name)) for part in sources.values()]
+        table.add_row(name, *cells, *([_cell(against.get(name), "+")] if against else []))
     # a file or a pipe has no width: nothing is cut there. "[" is no markup here
-    Console(width=None if sys.stdout.isatty() else 30 + 28 * len(sources), markup=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 30 + 28 * len(table.columns), markup=False).print(table)
 
 
-def _cell(found: dict[str, float | None] | None) -> str:
+def _cell(found: dict[str, float | None] | None, sign: str = "") -> str:
     if found is None:
         return ""
-    interval = "no interval" if found["low"] is None else f"{found['low']:.3f}, {found['high']:.3f}"
-    return f"{found['value']:.3f} [{interval}]"
+    interval = "no interval" if found["low"] is None else f"{found['low']:{sign}.3f}, {found['high']:{sign}.3f}"
+    return f"{found['value']:{sign}.3f} [{interval}]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -203,6 +133,7 @@ def main(argv: Sequence[str]) -> int:
           split: train, validation or test. Look at test once, at the end.
           sources: prepared data sets to score; by default those the task was trained on.
           no_crf: leave out the CRF that `mcis tune` kept with the weights.
+          against: the JSON file of another run's evaluation on the same scans, to say how much better this one is.
           out: JSON file to write; by default evaluation_<split>[_no_crf].json in the run's folder. A weights folder,
             whose files are sealed, gets none.
         """
@@ -211,6 +142,7 @@ def main(argv: Sequence[str]) -> int:
         split: str = "test"
         sources: Names = ()
         no_crf: bool = False
+        against: str | None = None
         out: str | None = None
 
     options = parse_dataclass(Evaluate, argv, "mcis evaluate")
@@ -236,7 +168,10 @@ def _main(options: Any) -> int:
             )
         if target.is_dir() or not os.access(target.parent, os.W_OK):
             raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
+    other = None if options.against is None else read_report(options.against)
     found = evaluate(options.run, options.split, options.sources, options.data_dir, not options.no_crf)
+    if other is not None:
+        found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
     print_report(found)
     if target is not None:
         write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from mcis import data, evaluate, scan
-from mcis.evaluate import metrics, report, score_scans
+from mcis import data, evaluate, scan, scores
+from mcis.evaluate import score_scans
 from mcis.models import Outputs
+from mcis.scores import metrics, report, take, with_intervals
 from mcis.tasks import TASKS
 
 SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TASKS["route"]
@@ -72,7 +73,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]
-    assert "hd95" not in metrics(SEGMENT, evaluate.take(rows, np.array([1, 4])))
+    assert "hd95" not in metrics(SEGMENT, take(rows, np.array([1, 4])))
 
 
 def test_scans_whose_mask_is_unknown_do_not_count():
@@ -81,7 +82,7 @@ def test_scans_whose_mask_is_unknown_do_not_count():
     found = metrics(SEGMENT, rows)
     assert found["false_masks"] == 1.0
     assert found["dice"] == pytest.approx(found["dice_lesion"] / 2)
-    only_unknown = evaluate.take(rows, ~rows["has_mask"])
+    only_unknown = take(rows, ~rows["has_mask"])
     assert metrics(SEGMENT, only_unknown) == {}
 
 
@@ -113,7 +114,7 @@ def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
     records += [make_record(i, source="busbra", lesion=bool(i % 2)) for i in range(6, 10)]
     rows = score_scans(SEGMENT, bright, records)
     rows["both"][0] = 0
-    found = report(SEGMENT, rows, "test")
+    found = report(SEGMENT, rows, "test", draws=100)
     assert found["task"] == "segment_breast"
     assert found["split"] == "test"
     counts = {name: (part["scans"], part["groups"]) for name, part in found["sources"].items()}
@@ -124,11 +125,11 @@ def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
     busi = found["sources"]["busi"]["metrics"]["dice_lesion"]
     assert busi["low"] < busi["value"] < busi["high"]
     assert json.loads(json.dumps(found)) == found
-    assert "all" not in report(SEGMENT, evaluate.take(rows, rows["source"] == "busi"), "test")["sources"]
+    assert "all" not in report(SEGMENT, take(rows, rows["source"] == "busi"), "test", draws=100)["sources"]
 
 
 def test_one_group_has_no_interval():
-    found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0)]), "test")
+    found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0)]), "test", draws=100)
     cell = found["sources"]["busi"]["metrics"]["dice_lesion"]
     assert cell["low"] is None and cell["high"] is None
     json.dumps(found, allow_nan=False)
@@ -137,15 +138,15 @@ def test_one_group_has_no_interval():
 
 def test_a_report_is_printed_whole_into_a_pipe(capsys):
     records = [make_record(i, source=f"source{i % 5}") for i in range(15)]
-    evaluate.print_report(report(SEGMENT, score_scans(SEGMENT, bright, records), "test"))
+    evaluate.print_report(report(SEGMENT, score_scans(SEGMENT, bright, records), "test", draws=100))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "dice_lesion" in line]
     assert line.count("[") == line.count("]") == 6  # five sources and all
 
 
 def test_a_patient_drawn_twice_counts_twice(monkeypatch):
     rows = score_scans(SEGMENT, bright, [make_record(i, group=f"p{i // 2}") for i in range(8)])
-    monkeypatch.setattr(evaluate, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
-    assert evaluate.with_intervals(SEGMENT, rows, draws=50)["groups"] == {"value": 4, "low": 4, "high": 4}
+    monkeypatch.setattr(scores, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
+    assert with_intervals(SEGMENT, rows, draws=50)["groups"] == {"value": 4, "low": 4, "high": 4}
 
 
 @pytest.mark.parametrize(("prob", "covered"), [(0.45, False), (0.55, True)])
@@ -163,7 +164,7 @@ def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
 
 def test_rows_are_taken_together():
     rows = score_scans(SEGMENT, bright, [make_record(i) for i in range(3)])
-    chosen = evaluate.take(rows, np.array([2, 2, 0]))
+    chosen = take(rows, np.array([2, 2, 0]))
     assert chosen["scan_id"].tolist() == ["s2", "s2", "s0"]
     assert {name: len(value) for name, value in chosen.items()} == dict.fromkeys(rows, 3)
 

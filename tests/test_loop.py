@@ -282,6 +282,17 @@ def test_figures_of_other_scans_and_without_a_crf_have_files_of_their_own(finish
     assert {file.name for file in run_dir.glob("evaluation*")} == names
 
 
+def test_a_run_is_scored_against_anothers_evaluation(finished, phantom_dir, tmp_path, capsys):
+    arguments = [str(finished[0] / loop.BEST), "--split=validation", f"--data_dir={phantom_dir}"]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert evaluate.main([*arguments, f"--out={first}"]) == 0
+    assert evaluate.main([*arguments, f"--out={second}", f"--against={first}"]) == 0
+    assert json.loads(second.read_text())["against"]["metrics"]["accuracy"] == {"value": 0, "low": 0, "high": 0}
+    assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
+    assert evaluate.main([*arguments, f"--out={second}", f"--against={tmp_path / 'third.json'}"]) == 2
+    assert "third.json is no evaluation of this version" in capsys.readouterr().err
+
+
 def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir):
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest

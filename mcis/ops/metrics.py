@@ -65,6 +65,11 @@ def label_scores(probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
     }
 
 
+def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """How many scans of class i were called j: int (N,) twice, in [0, K) -> int (K, K)."""
+    return np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
 def auc(score: np.ndarray, positive: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive scan scores above another; ties count half.
 

@@ -1,0 +1,180 @@
+"""Per-scan results and what they add up to: metrics with intervals, by source, size and class; and two runs compared.
+
+Everything here is a function of `Rows`, which a report's JSON file keeps, so that what was scored once can be scored
+another way, or against another run, without weights or scans.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mcis.ops.calibration import reliability
+from mcis.ops.metrics import bootstrap_interval, class_scores, confusion, label_scores, mask_scores
+from mcis.tasks import Task, task_named
+
+Rows = dict[str, np.ndarray]
+"""Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask
+bool (N,); and, where the network has the head, probs float (N, K) and features (N, F), and the pixel counts both,
+predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dice_loss float (N,), and hd95 and
+surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
+refused bool (N,)."""
+
+
+def take(rows: Rows, index: np.ndarray) -> Rows:
+    """Some of the rows: an int index or a bool mask."""
+    return {name: value[index] for name, value in rows.items()}
+
+
+def metrics(task: Task, rows: Rows) -> dict[str, float]:
+    """The task's metrics over rows; {} where nothing is known of them."""
+    found: dict[str, float] = {}
+    known = rows["label"] >= 0
+    if not task.segments and known.any():
+        label, probs = rows["label"][known], rows["probs"][known]
+        found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
+    if "refused" in rows:
+        found["refused"] = float(rows["refused"].mean())
+    has = rows["has_mask"]
+    if task.segments and has.any():
+        found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
+        found["dice_loss"] = float(rows["dice_loss"][has].mean())
+        lesion, hit = rows["true"][has] > 0, ~np.isnan(rows["hd95"][has])
+        if lesion.any():
+            found["missed"] = float((rows["both"][has] == 0)[lesion].mean())
+        if hit.any():  # both masks have an outline; what was missed has no distance, and counts above
+            found |= {name: float(rows[name][has][hit].mean()) for name in ("hd95", "surface_distance")}
+    return found
+
+
+def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
+    """Metric -> value and the ends of its 95 % bootstrap interval by group; one group has none: None."""
+
+    def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
+        return metrics(task, take(rows, index) | {"group": group})
+
+    return _with_intervals(score, rows["group"], draws)
+
+
+def _with_intervals(
+    score: Callable[[np.ndarray, np.ndarray], dict[str, float]], group: np.ndarray, draws: int
+) -> dict[str, dict[str, float | None]]:
+    point = score(np.arange(len(group)), group)
+    intervals = bootstrap_interval(score, group, draws)
+    ends = {name: [end if math.isfinite(end) else None for end in intervals[name]] for name in point}
+    return {name: {"value": value, "low": ends[name][0], "high": ends[name][1]} for name, value in point.items()}
+
+
+LESION_SIZES = {"under 1 %": (0.0, 0.01), "1 to 5 %": (0.01, 0.05), "above 5 %": (0.05, 1.0)}
+"""Lesions by their share of the scan's area, above the first number and up to the second."""
+
+
+def subsets(task: Task, rows: Rows) -> dict[str, np.ndarray]:
+    """Parts of a segmentation task's rows that have metrics of their own, as bool (N,): lesion sizes and classes."""
+    if not task.segments:
+        return {}
+    share = np.where(rows["has_mask"], rows["true"] / rows["pixels"], 0.0)
+    sizes = {f"lesions {name}": (share > low) & (share <= high) for name, (low, high) in LESION_SIZES.items()}
+    classes = {name: rows["has_mask"] & (rows["label"] == index) for index, name in enumerate(task.classes)}
+    return {name: chosen for name, chosen in (sizes | classes).items() if chosen.any()}
+
+
+def report(task: Task, rows: Rows, split: str, draws: int = 1000) -> dict[str, Any]:
+    """JSON values: metrics of every source and, where there are several, of all together; and the rows."""
+    parts = {source: take(rows, rows["source"] == source) for source in np.unique(rows["source"]).tolist()}
+    if len(parts) > 1:
+        parts["all"] = rows
+    return {
+        "task": task.name,
+        "split": split,
+        "classes": list(task.classes),
+        "sources": {name: _part(task, part, draws) for name, part in parts.items()},
+        "rows": rows_to_json(rows),
+    }
+
+
+def _part(task: Task, rows: Rows, draws: int) -> dict[str, Any]:
+    def scored(rows: Rows) -> dict[str, Any]:
+        return {
+            "scans": len(rows["label"]),
+            "groups": len(np.unique(rows["group"])),
+            "metrics": with_intervals(task, rows, draws),
+        }
+
+    found = scored(rows)
+    if chosen := subsets(task, rows):
+        found["subsets"] = {name: scored(take(rows, index)) for name, index in chosen.items()}
+    known = rows["label"] >= 0
+    if not task.segments and known.any():
+        label, probs = rows["label"][known], rows["probs"][known]
+        said = reliability(probs.max(1), probs.argmax(1) == label)
+        found["reliability"] = {name: np.asarray(value).tolist() for name, value in vars(said).items()}
+        found["confusion"] = confusion(probs.argmax(1), label, len(task.classes)).tolist()  # [true][said]
+    return found
+
+
+def rows_to_json(rows: Rows) -> dict[str, list]:
+    """Rows as JSON values, column by column; nan is None. Features, which only the weights understand, are left out."""
+    return {
+        name: [None if isinstance(value, float) and math.isnan(value) else value for value in column.tolist()]
+        for name, column in rows.items()
+        if name != "features"
+    }
+
+
+def rows_from_json(columns: dict[str, list]) -> Rows:
+    """The inverse of `rows_to_json`; ValueError unless every column has as many entries."""
+    rows = {
+        name: np.array([math.nan if value is None else value for value in column]) for name, column in columns.items()
+    }
+    if len({len(column) for column in rows.values()}) > 1:
+        raise ValueError("its rows have columns of different lengths")
+    return rows
+
+
+def compare(task: Task, rows: Rows, other: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
+    """How much higher each metric of `rows` is than of `other`, on the same scans, with 95 % intervals by group.
+
+    Both are scored on the same draws of groups, so that what makes a draw hard or easy falls out of the difference.
+
+    Raises:
+      ValueError: the rows are not of the same scans.
+    """
+    first, second = (np.char.add(np.char.add(r["source"], "/"), r["scan_id"]) for r in (rows, other))
+    left, right = np.argsort(first), np.argsort(second)
+    if len(first) != len(second) or (first[left] != second[right]).any():
+        shared = len(np.intersect1d(first, second))
+        raise ValueError(f"a comparison needs the same scans: of {len(first)} and {len(second)}, {shared} are the same")
+    rows, other = take(rows, left), take(other, right)
+
+    def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
+        a, b = (metrics(task, take(r, index) | {"group": group}) for r in (rows, other))
+        return {name: a[name] - b[name] for name in a if name in b}
+
+    return _with_intervals(score, rows["group"], draws)
+
+
+def read_report(path: str | os.PathLike) -> dict[str, Any]:
+    """What `report` made, from its JSON file; ValueError where it is none."""
+    try:
+        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        rows = rows_from_json(dict(found["rows"]))
+        metrics(task_named(found["task"]), rows)  # it has all that is scored
+        rows["source"], rows["scan_id"]
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no evaluation of this version ({type(error).__name__}: {error}); `mcis evaluate` writes them"
+        ) from None
+
+
+def compare_reports(found: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """`compare` for two reports; ValueError unless they are of the same task and scans."""
+    if found["task"] != other["task"]:
+        raise ValueError(f"a comparison needs the same task: {found['task']} and {other['task']} are not")
+    rows, others = (rows_from_json(report["rows"]) for report in (found, other))
+    return compare(task_named(found["task"]), rows, others)

@@ -1,0 +1,135 @@
+"""What rows of results add up to, and two runs' rows compared; rows made by hand, for there are no scans here."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mcis import scores
+from mcis.scores import compare, metrics, report, rows_from_json, rows_to_json, take
+from mcis.tasks import TASKS
+
+SEGMENT, CLASSIFY = TASKS["segment_breast"], TASKS["classify_breast"]
+
+
+def segmented(n=24, overlap=0.8, seed=0):
+    """Three of four scans have a lesion, of one percent to twelve, found but for the share that `overlap` leaves."""
+    rng = np.random.default_rng(seed)
+    true = np.where(np.arange(n) % 4 > 0, (np.arange(n) % 12 + 1) * 100, 0)
+    both = np.floor(true * np.clip(overlap + 0.1 * rng.normal(size=n), 0, 1)).astype(int)
+    distance = np.where(true > 0, rng.uniform(1, 9, n), np.nan)
+    return {
+        "source": np.where(np.arange(n) < n // 2, "busi", "busbra"),
+        "group": np.array([f"g{i // 2}" for i in range(n)]),
+        "scan_id": np.array([f"s{i}" for i in range(n)]),
+        "label": np.where(true > 0, 1 + np.arange(n) % 2, 0),
+        "has_mask": np.ones(n, bool),
+        "both": both,
+        "predicted": true,
+        "true": true,
+        "pixels": np.full(n, 10_000),
+        "dice_loss": rng.random(n),
+        "hd95": distance,
+        "surface_distance": distance / 2,
+    }
+
+
+def classified(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    probs = rng.dirichlet([1, 1, 1], n)
+    rows = {name: value for name, value in segmented(n).items() if name in ("source", "group", "scan_id", "has_mask")}
+    return rows | {"label": np.arange(n) % 4 - 1, "probs": probs, "features": rng.normal(size=(n, 5))}
+
+
+def test_lesions_are_scored_by_their_share_of_the_scan_and_scans_by_class():
+    rows = segmented()
+    found = scores.subsets(SEGMENT, rows)
+    share = rows["true"] / 10_000
+    assert set(found) == {"lesions 1 to 5 %", "lesions above 5 %", *SEGMENT.classes}
+    assert (found["lesions 1 to 5 %"] == ((share > 0.01) & (share <= 0.05))).all()
+    assert (found["normal"] == (rows["true"] == 0)).all()
+    assert scores.subsets(SEGMENT, rows | {"true": rows["true"] // 4})["lesions under 1 %"].any()
+    unknown = scores.subsets(SEGMENT, rows | {"has_mask": np.zeros(24, bool)})
+    assert unknown == {}
+    part = report(SEGMENT, rows, "test", draws=100)["sources"]["all"]["subsets"]
+    assert part["malignant"]["scans"] == found["malignant"].sum()
+    assert part["malignant"]["metrics"]["dice"]["value"] == metrics(SEGMENT, take(rows, found["malignant"]))["dice"]
+
+
+def test_a_classifiers_report_has_its_confusions_and_its_reliability():
+    rows = classified()
+    part = report(CLASSIFY, rows, "test", draws=100)["sources"]["all"]
+    known = rows["label"] >= 0
+    assert np.sum(part["confusion"]) == known.sum() == sum(part["reliability"]["count"])
+    right = np.trace(part["confusion"]) / known.sum()
+    assert right == pytest.approx(part["metrics"]["accuracy"]["value"])
+    for index, name in enumerate(CLASSIFY.classes):
+        share = part["confusion"][index][index] / sum(part["confusion"][index])
+        assert share == pytest.approx(part["metrics"][f"sensitivity_{name}"]["value"])
+    assert "subsets" not in part
+
+
+@pytest.mark.parametrize(("task", "rows"), [(SEGMENT, segmented()), (CLASSIFY, classified())])
+def test_a_report_read_back_scores_the_same(task, rows, tmp_path):
+    made = report(task, rows, "test", draws=100)
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(made, allow_nan=False))
+    again = rows_from_json(scores.read_report(file)["rows"])
+    assert metrics(task, again) == metrics(task, rows)
+    assert set(again) == set(rows) - {"features"}
+    assert report(task, again, "test", draws=100) == made
+
+
+def test_a_run_compared_with_itself_does_not_differ_whatever_the_order():
+    rows = segmented()
+    found = compare(SEGMENT, take(rows, np.arange(24)[::-1]), rows, draws=50)
+    assert set(found) == set(metrics(SEGMENT, rows))
+    for cell in found.values():
+        assert abs(cell["low"]) < 1e-12 and abs(cell["value"]) < 1e-12 and abs(cell["high"]) < 1e-12
+
+
+def test_a_small_gain_on_every_scan_is_seen_where_two_intervals_overlap():
+    worse = segmented(overlap=0.6)
+    better = worse | {"both": np.minimum(worse["both"] + worse["true"] // 20, worse["true"])}
+    alone = [scores.with_intervals(SEGMENT, rows)["dice_lesion"] for rows in (worse, better)]
+    assert alone[1]["low"] < alone[0]["high"]
+    gain = compare(SEGMENT, better, worse)["dice_lesion"]
+    assert gain["low"] > 0
+    assert gain["value"] == pytest.approx(alone[1]["value"] - alone[0]["value"])
+    loss = compare(SEGMENT, worse, better)["dice_lesion"]
+    assert loss["value"] == pytest.approx(-gain["value"]) and loss["high"] < 0
+
+
+def test_other_scans_or_another_task_are_no_comparison():
+    rows = segmented()
+    with pytest.raises(ValueError, match="of 24 and 23, 23 are the same"):
+        compare(SEGMENT, rows, take(rows, np.arange(23)))
+    other = report(CLASSIFY, classified(), "test", draws=100)
+    with pytest.raises(ValueError, match="segment_breast and classify_breast are not"):
+        scores.compare_reports(report(SEGMENT, rows, "test", draws=100), other)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda made: "no json",
+        lambda made: [],
+        lambda made: made | {"task": "segment_knee"},
+        lambda made: {name: value for name, value in made.items() if name != "rows"},
+        lambda made: made | {"rows": made["rows"] | {"true": made["rows"]["true"][1:]}},
+        lambda made: made | {"rows": {name: value for name, value in made["rows"].items() if name != "scan_id"}},
+        lambda made: made | {"rows": made["rows"] | {"both": ["x"] * 24}},
+    ],
+)
+def test_what_is_no_report_is_refused_by_name(damage, tmp_path):
+    made = damage(report(SEGMENT, segmented(), "test", draws=100))
+    file = tmp_path / "report.json"
+    file.write_text(made if isinstance(made, str) else json.dumps(made))
+    with pytest.raises(ValueError, match=r"report\.json is no evaluation of this version"):
+        scores.read_report(file)
+
+
+def test_missing_distances_are_null_in_the_file():
+    columns = rows_to_json(segmented())
+    assert columns["hd95"][0] is None and columns["hd95"][1] > 0
+    json.dumps(columns, allow_nan=False)
