@@ -15,6 +15,7 @@ import numpy as np
 
 from mcis.ops.calibration import reliability
 from mcis.ops.metrics import bootstrap_interval, class_scores, confusion, label_scores, mask_scores
+from mcis.organs import ORGANS
 from mcis.tasks import Task, task_named
 
 Rows = dict[str, np.ndarray]
@@ -22,7 +23,11 @@ Rows = dict[str, np.ndarray]
 bool (N,); and, where the network has the head, probs float (N, K) and features (N, F), and the pixel counts both,
 predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dice_loss float (N,), and hd95 and
 surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
-refused bool (N,)."""
+refused bool (N,). The cascade's rows have organ int (N,), label of that organ's classes, and what it said of them:
+said_organ (len(ORGANS) = unsupported), said_label int (N,), segmented bool (N,); else its mask is empty."""
+
+CASCADE = "cascade"
+"""What stands for the task's name in a report of all experts together; its Task is None."""
 
 
 def take(rows: Rows, index: np.ndarray) -> Rows:
@@ -30,8 +35,10 @@ def take(rows: Rows, index: np.ndarray) -> Rows:
     return {name: value[index] for name, value in rows.items()}
 
 
-def metrics(task: Task, rows: Rows) -> dict[str, float]:
-    """The task's metrics over rows; {} where nothing is known of them."""
+def metrics(task: Task | None, rows: Rows) -> dict[str, float]:
+    """The task's metrics over rows, or the cascade's; {} where nothing is known of them."""
+    if task is None:
+        return cascade_metrics(rows)
     found: dict[str, float] = {}
     known = rows["label"] >= 0
     if not task.segments and known.any():
@@ -39,19 +46,58 @@ def metrics(task: Task, rows: Rows) -> dict[str, float]:
         found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
     if "refused" in rows:
         found["refused"] = float(rows["refused"].mean())
-    has = rows["has_mask"]
-    if task.segments and has.any():
-        found |= mask_scores(rows["both"][has], rows["predicted"][has], rows["true"][has], rows["group"][has])
-        found["dice_loss"] = float(rows["dice_loss"][has].mean())
-        lesion, hit = rows["true"][has] > 0, ~np.isnan(rows["hd95"][has])
-        if lesion.any():
-            found["missed"] = float((rows["both"][has] == 0)[lesion].mean())
-        if hit.any():  # both masks have an outline; what was missed has no distance, and counts above
-            found |= {name: float(rows[name][has][hit].mean()) for name in ("hd95", "surface_distance")}
+    return found | mask_metrics(rows) if task.segments else found
+
+
+def mask_metrics(rows: Rows) -> dict[str, float]:
+    """Metrics of the rows whose mask is known; {} where none is."""
+    rows = take(rows, rows["has_mask"])
+    if not len(rows["true"]):
+        return {}
+    found = mask_scores(rows["both"], rows["predicted"], rows["true"], rows["group"])
+    found["dice_loss"] = float(rows["dice_loss"].mean())
+    lesion, outlined = rows["true"] > 0, ~np.isnan(rows["hd95"])
+    if lesion.any():
+        found["missed"] = float((rows["both"] == 0)[lesion].mean())
+    if outlined.any():  # both masks have an outline; what was given none has no distance, and counts above
+        found |= {name: float(rows[name][outlined].mean()) for name in ("hd95", "surface_distance")}
     return found
 
 
-def with_intervals(task: Task, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
+def cascade_metrics(rows: Rows) -> dict[str, float]:
+    """What the whole cascade gets right, and where it loses what it loses.
+
+    Returns:
+      organ, refused, wrong_organ: shares of all scans; accuracy: of scans of known class, organ and class right, and
+      sensitivity_<organ>_<class>; those of `mask_metrics`, in which a lesion that router or classifier lost has no
+      mask and Dice 0; and where a lesion scan was lost: lost_by_router (refused, or of another organ),
+      lost_by_classifier (called free of lesions), lost_by_segmenter (a mask that misses it), as shares of lesion scans.
+    """
+    right, refused = rows["said_organ"] == rows["organ"], rows["said_organ"] == len(ORGANS)
+    found = {
+        "organ": float(right.mean()),
+        "refused": float(refused.mean()),
+        "wrong_organ": float((~right & ~refused).mean()),
+    }
+    known, agreed = rows["label"] >= 0, right & (rows["said_label"] == rows["label"])
+    if known.any():
+        found["accuracy"] = float(agreed[known].mean())
+    for index, organ in enumerate(ORGANS):
+        for label, name in enumerate(organ.classes):
+            chosen = (rows["organ"] == index) & (rows["label"] == label)
+            if chosen.any():
+                found[f"sensitivity_{organ.name}_{name}"] = float(agreed[chosen].mean())
+    found |= mask_metrics(rows)
+    lesion = rows["has_mask"] & (rows["true"] > 0)
+    if lesion.any():
+        segmented = rows["segmented"]
+        found["lost_by_router"] = float((~right)[lesion].mean())
+        found["lost_by_classifier"] = float((right & ~segmented)[lesion].mean())
+        found["lost_by_segmenter"] = float((right & segmented & (rows["both"] == 0))[lesion].mean())
+    return found
+
+
+def with_intervals(task: Task | None, rows: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
     """Metric -> value and the ends of its 95 % bootstrap interval by group; one group has none: None."""
 
     def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
@@ -73,8 +119,13 @@ LESION_SIZES = {"under 1 %": (0.0, 0.01), "1 to 5 %": (0.01, 0.05), "above 5 %":
 """Lesions by their share of the scan's area, above the first number and up to the second."""
 
 
-def subsets(task: Task, rows: Rows) -> dict[str, np.ndarray]:
-    """Parts of a segmentation task's rows that have metrics of their own, as bool (N,): lesion sizes and classes."""
+def subsets(task: Task | None, rows: Rows) -> dict[str, np.ndarray]:
+    """Parts of the rows that have metrics of their own, as bool (N,): sizes of lesions and classes of scans.
+
+    The cascade's are those of its organs.
+    """
+    if task is None:
+        return {organ.name: rows["organ"] == i for i, organ in enumerate(ORGANS) if (rows["organ"] == i).any()}
     if not task.segments:
         return {}
     share = np.where(rows["has_mask"], rows["true"] / rows["pixels"], 0.0)
@@ -83,21 +134,21 @@ def subsets(task: Task, rows: Rows) -> dict[str, np.ndarray]:
     return {name: chosen for name, chosen in (sizes | classes).items() if chosen.any()}
 
 
-def report(task: Task, rows: Rows, split: str, draws: int = 1000) -> dict[str, Any]:
+def report(task: Task | None, rows: Rows, split: str, draws: int = 1000) -> dict[str, Any]:
     """JSON values: metrics of every source and, where there are several, of all together; and the rows."""
     parts = {source: take(rows, rows["source"] == source) for source in np.unique(rows["source"]).tolist()}
     if len(parts) > 1:
         parts["all"] = rows
     return {
-        "task": task.name,
+        "task": CASCADE if task is None else task.name,
         "split": split,
-        "classes": list(task.classes),
+        "classes": [] if task is None else list(task.classes),
         "sources": {name: _part(task, part, draws) for name, part in parts.items()},
         "rows": rows_to_json(rows),
     }
 
 
-def _part(task: Task, rows: Rows, draws: int) -> dict[str, Any]:
+def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
     def scored(rows: Rows) -> dict[str, Any]:
         return {
             "scans": len(rows["label"]),
@@ -109,7 +160,7 @@ def _part(task: Task, rows: Rows, draws: int) -> dict[str, Any]:
     if chosen := subsets(task, rows):
         found["subsets"] = {name: scored(take(rows, index)) for name, index in chosen.items()}
     known = rows["label"] >= 0
-    if not task.segments and known.any():
+    if task is not None and not task.segments and known.any():
         label, probs = rows["label"][known], rows["probs"][known]
         said = reliability(probs.max(1), probs.argmax(1) == label)
         found["reliability"] = {name: np.asarray(value).tolist() for name, value in vars(said).items()}
@@ -136,7 +187,7 @@ def rows_from_json(columns: dict[str, list]) -> Rows:
     return rows
 
 
-def compare(task: Task, rows: Rows, other: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
+def compare(task: Task | None, rows: Rows, other: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
     """How much higher each metric of `rows` is than of `other`, on the same scans, with 95 % intervals by group.
 
     Both are scored on the same draws of groups, so that what makes a draw hard or easy falls out of the difference.
@@ -163,7 +214,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     try:
         found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         rows = rows_from_json(dict(found["rows"]))
-        metrics(task_named(found["task"]), rows)  # it has all that is scored
+        metrics(_task_of(found), rows)  # it has all that is scored
         rows["source"], rows["scan_id"]
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,9 +223,13 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         ) from None
 
 
+def _task_of(found: dict[str, Any]) -> Task | None:
+    return None if found["task"] == CASCADE else task_named(found["task"])
+
+
 def compare_reports(found: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """`compare` for two reports; ValueError unless they are of the same task and scans."""
     if found["task"] != other["task"]:
         raise ValueError(f"a comparison needs the same task: {found['task']} and {other['task']} are not")
     rows, others = (rows_from_json(report["rows"]) for report in (found, other))
-    return compare(task_named(found["task"]), rows, others)
+    return compare(_task_of(found), rows, others)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mcis import data, evaluate, scan, scores
+from mcis.cascade import Prediction
 from mcis.evaluate import score_scans
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
@@ -74,6 +75,29 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]
     assert "hd95" not in metrics(SEGMENT, take(rows, np.array([1, 4])))
+
+
+def test_the_cascade_is_scored_as_it_answers():
+    records = [make_record(i, label=1 + i % 2) for i in range(evaluate.BATCH + 3)]
+
+    def predict(squares):
+        n = len(squares)
+        organ = np.where(np.arange(n) == 1, 0, np.where(np.arange(n) == 2, 2, 1))
+        segmented = organ < 2
+        mask = bright(squares).mask * segmented[:, None, None, None]
+        unasked, probs = np.full(n, np.nan), np.zeros((n, 3))
+        return Prediction(organ, organ, unasked, unasked, np.full(n, 1), probs, segmented, mask)
+
+    rows = evaluate.score_cascade(predict, records)
+    assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
+    odd = {1, 2, evaluate.BATCH + 1, evaluate.BATCH + 2}  # another organ, and none
+    wrong = np.isin(np.arange(len(records)), list(odd))
+    assert (rows["said_organ"] != rows["organ"]).tolist() == wrong.tolist()
+    assert (rows["both"] == 0).tolist() == np.isnan(rows["hd95"]).tolist() == wrong.tolist()
+    assert rows["predicted"][1] > 0 == rows["predicted"][2]
+    found = metrics(None, rows)
+    assert found["lost_by_router"] == pytest.approx(4 / len(records))
+    assert found["dice_lesion"] == pytest.approx(metrics(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
 
 
 def test_scans_whose_mask_is_unknown_do_not_count():

@@ -12,6 +12,7 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -280,6 +281,32 @@ def test_figures_of_other_scans_and_without_a_crf_have_files_of_their_own(finish
         assert evaluate.main([str(run_dir), "--split=validation", f"--data_dir={phantom_dir}", *more]) == 0
     names = {"evaluation_validation.json", "evaluation_validation_phantom.json", "evaluation_validation_no_crf.json"}
     assert {file.name for file in run_dir.glob("evaluation*")} == names
+
+
+def test_a_set_of_weights_is_scored_as_one_cascade_but_not_on_scans_it_has_seen(
+    finished, phantom_dir, tmp_path, capsys
+):
+    weights, out = tmp_path / "set", tmp_path / "cascade.json"
+    shutil.copytree(finished[0] / loop.BEST, weights / "route")
+    manifest = checkpoint.read_manifest(weights / "route")
+    arguments = [str(weights), "--sources=phantom", f"--data_dir={phantom_dir}"]
+    assert evaluate.main(arguments) == 2  # a router alone makes no cascade
+    assert "a router and nothing else" in capsys.readouterr().err
+    task = dataclasses.replace(TASKS["segment_breast"], features=4, size=32)
+    init = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+    segmenter = manifest | {"task": task_to_json(task), "classes": list(task.classes)}
+    checkpoint.save(weights / task.name, init, segmenter)
+    files = sorted(weights.rglob("*"))
+    assert evaluate.main([*arguments, f"--out={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert found["task"] == "cascade" and found["split"] == "test"
+    assert len(found["rows"]["said_organ"]) == len(data.records("phantom", "test", phantom_dir))
+    assert evaluate.main(arguments) == 0 and sorted(weights.rglob("*")) == files  # a set gets no further file
+    seen = data.text(data.records("phantom", "test", phantom_dir)[0]["fingerprint"])
+    segmenter["fingerprints"] = {"train": [seen], "validation": []}
+    checkpoint.save(weights / task.name, init, segmenter)
+    assert evaluate.main(arguments) == 2
+    assert "were used for train" in capsys.readouterr().err
 
 
 def test_a_run_is_scored_against_anothers_evaluation(finished, phantom_dir, tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mcis import scores
+from mcis.ops.metrics import dice
 from mcis.scores import compare, metrics, report, rows_from_json, rows_to_json, take
 from mcis.tasks import TASKS
 
@@ -133,3 +134,45 @@ def test_missing_distances_are_null_in_the_file():
     columns = rows_to_json(segmented())
     assert columns["hd95"][0] is None and columns["hd95"][1] > 0
     json.dumps(columns, allow_nan=False)
+
+
+def cascaded():
+    """Eight scans: three brains, of which one is taken for a breast; four lesions of the breast and a normal one."""
+    rows = take(segmented(), np.array([1, 2, 3, 5, 6, 7, 9, 0]))
+    brain, breast, unsupported = 0, 1, 2
+    rows |= {
+        "organ": np.array([brain, brain, brain, breast, breast, breast, breast, breast]),
+        "label": np.array([1, 1, -1, 1, 2, 2, 1, 0]),
+        "said_organ": np.array([brain, breast, brain, breast, breast, unsupported, breast, breast]),
+        "said_label": np.array([1, 1, 0, 2, 0, -1, 1, 0]),
+        "segmented": np.array([True, True, False, True, False, False, True, False]),
+    }
+    lost = ~rows["segmented"] | (rows["said_organ"] != rows["organ"])
+    lost[6] = True  # a mask beside its lesion
+    predicted = np.where(rows["segmented"], rows["predicted"], 0)
+    return rows | {"both": np.where(lost, 0, rows["both"]), "predicted": predicted}
+
+
+def test_the_cascade_loses_a_lesion_in_one_place_only():
+    rows = cascaded()
+    found = metrics(None, rows)
+    assert (found["organ"], found["wrong_organ"], found["refused"]) == (6 / 8, 1 / 8, 1 / 8)
+    assert found["accuracy"] == 3 / 7  # the label of one is unknown
+    assert found["sensitivity_brain_tumor"] == 0.5 and found["sensitivity_breast_benign"] == 0.5
+    assert found["sensitivity_breast_malignant"] == 0 and found["sensitivity_breast_normal"] == 1
+    lost = [found[f"lost_by_{where}"] for where in ("router", "classifier", "segmenter")]
+    assert lost == pytest.approx([2 / 7, 2 / 7, 1 / 7])
+    assert found["missed"] == pytest.approx(sum(lost))
+    kept = dice(rows["both"], rows["predicted"], rows["true"])[[0, 3]]
+    assert found["dice_lesion"] == pytest.approx(kept.sum() / 7) and (kept > 0.5).all()
+
+
+def test_a_cascades_report_is_read_back_and_compared(tmp_path):
+    made = report(None, cascaded(), "test", draws=50)
+    assert made["task"] == "cascade"
+    assert set(made["sources"]["busi"]["subsets"]) == {"brain", "breast"}
+    (tmp_path / "report.json").write_text(json.dumps(made, allow_nan=False))
+    again = scores.read_report(tmp_path / "report.json")
+    assert scores.compare_reports(made, again)["organ"]["value"] == 0
+    with pytest.raises(ValueError, match="cascade and segment_breast are not"):
+        scores.compare_reports(made, report(SEGMENT, segmented(), "test", draws=50))
