@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import sys
@@ -100,11 +99,11 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[dict[s
         for i, (record, mask, _, geometry) in enumerate(batch):
             said = {"said_organ": int(organ[i]), "said_label": int(label[i]), "segmented": bool(segmented[i])}
             truth = {"organ": ORGAN_NAMES.index(data.text(record["organ"])), "label": int(record["label"])}
-            # a mask of another organ's network finds nothing: it was not this organ's lesion that it outlined
-            prob = scan.unfit(masks[i, ..., 0], geometry)
-            row = _facts(record) | truth | said | _overlap(prob, mask[..., 0])
-            if said["said_organ"] != truth["organ"]:
-                row |= {"both": 0, "hd95": math.nan, "surface_distance": math.nan}
+            row = _facts(record) | truth | said
+            # the mask of another organ's network is none of this organ's
+            right = said["said_organ"] == truth["organ"]
+            prob = scan.unfit(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)
+            row |= _overlap(prob, mask[..., 0])
             _append(columns, row)
     return {name: np.array(values) for name, values in columns.items()}
 
@@ -180,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
           split: train, validation or test. Look at test once, at the end.
           sources: prepared data sets to score; by default those the task was trained on.
           no_crf: leave out the CRF that `mcis tune` kept with the weights.
-          against: the JSON file of another run's evaluation on the same scans, to say how much better this one is.
+          against: the JSON file of another run's evaluation of the same scans, to say how much higher each figure is.
           out: JSON file to write; by default evaluation_<split>[_no_crf].json in the run's folder. A weights folder,
             whose files are sealed, and a set get none.
         """

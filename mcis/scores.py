@@ -69,9 +69,10 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
 
     Returns:
       organ, refused, wrong_organ: shares of all scans; accuracy: of scans of known class, organ and class right, and
-      sensitivity_<organ>_<class>; those of `mask_metrics`, in which a lesion that router or classifier lost has no
-      mask and Dice 0; and where a lesion scan was lost: lost_by_router (refused, or of another organ),
-      lost_by_classifier (called free of lesions), lost_by_segmenter (a mask that misses it), as shares of lesion scans.
+      sensitivity_<organ>_<class>, both without organs that have no classifier; those of `mask_metrics`, where what
+      router or classifier lost has no mask and Dice 0; and where a lesion scan was lost: lost_by_router (refused, or of
+      another organ), lost_by_classifier (called free of lesions), lost_by_segmenter (no mask, or one that misses it),
+      as shares of lesion scans.
     """
     right, refused = rows["said_organ"] == rows["organ"], rows["said_organ"] == len(ORGANS)
     found = {
@@ -79,21 +80,23 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
         "refused": float(refused.mean()),
         "wrong_organ": float((~right & ~refused).mean()),
     }
-    known, agreed = rows["label"] >= 0, right & (rows["said_label"] == rows["label"])
+    known = (rows["label"] >= 0) & ~(right & (rows["said_label"] < 0))
+    agreed = right & (rows["said_label"] == rows["label"])
     if known.any():
         found["accuracy"] = float(agreed[known].mean())
     for index, organ in enumerate(ORGANS):
         for label, name in enumerate(organ.classes):
-            chosen = (rows["organ"] == index) & (rows["label"] == label)
+            chosen = known & (rows["organ"] == index) & (rows["label"] == label)
             if chosen.any():
                 found[f"sensitivity_{organ.name}_{name}"] = float(agreed[chosen].mean())
     found |= mask_metrics(rows)
     lesion = rows["has_mask"] & (rows["true"] > 0)
     if lesion.any():
-        segmented = rows["segmented"]
+        pairs = zip(rows["organ"].tolist(), rows["said_label"].tolist(), strict=True)
+        free = right & np.array([label >= 0 and not ORGANS[organ].is_lesion(label) for organ, label in pairs])
         found["lost_by_router"] = float((~right)[lesion].mean())
-        found["lost_by_classifier"] = float((right & ~segmented)[lesion].mean())
-        found["lost_by_segmenter"] = float((right & segmented & (rows["both"] == 0))[lesion].mean())
+        found["lost_by_classifier"] = float(free[lesion].mean())
+        found["lost_by_segmenter"] = float((right & ~free & (rows["both"] == 0))[lesion].mean())
     return found
 
 
@@ -111,7 +114,10 @@ def _with_intervals(
 ) -> dict[str, dict[str, float | None]]:
     point = score(np.arange(len(group)), group)
     intervals = bootstrap_interval(score, group, draws)
-    ends = {name: [end if math.isfinite(end) else None for end in intervals[name]] for name in point}
+    ends = {
+        name: [end if math.isfinite(end) else None for end in intervals.get(name, (math.nan, math.nan))]
+        for name in point
+    }
     return {name: {"value": value, "low": ends[name][0], "high": ends[name][1]} for name, value in point.items()}
 
 
@@ -190,10 +196,11 @@ def rows_from_json(columns: dict[str, list]) -> Rows:
 def compare(task: Task | None, rows: Rows, other: Rows, draws: int = 1000) -> dict[str, dict[str, float | None]]:
     """How much higher each metric of `rows` is than of `other`, on the same scans, with 95 % intervals by group.
 
-    Both are scored on the same draws of groups, so that what makes a draw hard or easy falls out of the difference.
+    Both are scored on the same draws of groups, so that what makes a draw hard or easy falls out of the difference;
+    distances over the scans in which both runs have one.
 
     Raises:
-      ValueError: the rows are not of the same scans.
+      ValueError: the rows are not of the same scans, or what is true of them differs.
     """
     first, second = (np.char.add(np.char.add(r["source"], "/"), r["scan_id"]) for r in (rows, other))
     left, right = np.argsort(first), np.argsort(second)
@@ -201,6 +208,13 @@ def compare(task: Task | None, rows: Rows, other: Rows, draws: int = 1000) -> di
         shared = len(np.intersect1d(first, second))
         raise ValueError(f"a comparison needs the same scans: of {len(first)} and {len(second)}, {shared} are the same")
     rows, other = take(rows, left), take(other, right)
+    for name in ("group", "label", "has_mask", "true", "pixels", "organ"):
+        if name in rows and name in other and (rows[name] != other[name]).any():
+            raise ValueError(f"a comparison needs the same truth: {name} differs; score both on the same prepared data")
+    if "hd95" in rows and "hd95" in other:  # a distance is compared where both have one
+        neither = np.isnan(rows["hd95"]) | np.isnan(other["hd95"])
+        distances = ("hd95", "surface_distance")
+        rows, other = (r | {name: np.where(neither, np.nan, r[name]) for name in distances} for r in (rows, other))
 
     def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
         a, b = (metrics(task, take(r, index) | {"group": group}) for r in (rows, other))
@@ -215,9 +229,10 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         rows = rows_from_json(dict(found["rows"]))
         metrics(_task_of(found), rows)  # it has all that is scored
-        rows["source"], rows["scan_id"]
+        if not len(rows["source"]) or not len(rows["scan_id"]):
+            raise ValueError("it holds no scans")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path} is no evaluation of this version ({type(error).__name__}: {error}); `mcis evaluate` writes them"
         ) from None

@@ -42,3 +42,8 @@ def test_few_scans_make_few_bins_and_none_an_error():
     assert reliability(np.full(13, 0.7), np.ones(13, bool)).count.sum() == 13
     with pytest.raises(ValueError, match="no scans"):
         reliability(np.array([]), np.array([], bool))
+
+
+def test_the_order_of_equal_confidences_means_nothing():
+    found = reliability(np.full(1000, 0.8), np.arange(1000) < 800)  # all that are wrong come last
+    assert found.error < found.error_high

@@ -105,6 +105,8 @@ def test_other_scans_or_another_task_are_no_comparison():
     rows = segmented()
     with pytest.raises(ValueError, match="of 24 and 23, 23 are the same"):
         compare(SEGMENT, rows, take(rows, np.arange(23)))
+    with pytest.raises(ValueError, match="same truth: true differs"):
+        compare(SEGMENT, rows, rows | {"true": rows["true"] // 2})
     other = report(CLASSIFY, classified(), "test", draws=100)
     with pytest.raises(ValueError, match="segment_breast and classify_breast are not"):
         scores.compare_reports(report(SEGMENT, rows, "test", draws=100), other)
@@ -120,6 +122,8 @@ def test_other_scans_or_another_task_are_no_comparison():
         lambda made: made | {"rows": made["rows"] | {"true": made["rows"]["true"][1:]}},
         lambda made: made | {"rows": {name: value for name, value in made["rows"].items() if name != "scan_id"}},
         lambda made: made | {"rows": made["rows"] | {"both": ["x"] * 24}},
+        lambda made: made | {"rows": made["rows"] | {"has_mask": ["x"] * 24}},
+        lambda made: made | {"rows": {name: [] for name in made["rows"]}},
     ],
 )
 def test_what_is_no_report_is_refused_by_name(damage, tmp_path):
@@ -167,6 +171,15 @@ def test_the_cascade_loses_a_lesion_in_one_place_only():
     assert found["dice_lesion"] == pytest.approx(kept.sum() / 7) and (kept > 0.5).all()
 
 
+def test_a_set_without_a_classifier_or_a_segmenter_blames_neither_on_the_other():
+    rows = cascaded()
+    found = metrics(None, rows | {"said_label": np.full(8, -1), "said_organ": rows["organ"]})
+    assert "accuracy" not in found and found["lost_by_classifier"] == 0
+    bare = {name: np.zeros(8, int) for name in ("both", "predicted")} | {"segmented": np.zeros(8, bool)}
+    found = metrics(None, rows | bare | {"said_label": rows["label"], "said_organ": rows["organ"]})
+    assert found["lost_by_classifier"] == 0 and found["lost_by_segmenter"] == 1
+
+
 def test_a_cascades_report_is_read_back_and_compared(tmp_path):
     made = report(None, cascaded(), "test", draws=50)
     assert made["task"] == "cascade"
@@ -176,3 +189,19 @@ def test_a_cascades_report_is_read_back_and_compared(tmp_path):
     assert scores.compare_reports(made, again)["organ"]["value"] == 0
     with pytest.raises(ValueError, match="cascade and segment_breast are not"):
         scores.compare_reports(made, report(SEGMENT, segmented(), "test", draws=50))
+
+
+def test_a_run_that_drops_its_worst_lesions_gains_no_distance():
+    rows = segmented()
+    far = rows["hd95"] > 5
+    fewer = rows | {name: np.where(far, np.nan, rows[name]) for name in ("hd95", "surface_distance")}
+    fewer |= {name: np.where(far, 0, rows[name]) for name in ("both", "predicted")}
+    found = compare(SEGMENT, fewer, rows, draws=50)
+    assert found["missed"]["value"] > 0.2
+    assert found["hd95"]["value"] == found["surface_distance"]["value"] == 0
+
+
+def test_a_metric_that_no_draw_has_has_no_interval():
+    rows = take(classified(), np.array([1, 2, 3])) | {"group": np.array(["a", "b", "c"])}
+    for cell in scores.with_intervals(CLASSIFY, rows, draws=1).values():
+        assert cell["low"] is None or cell["low"] <= cell["high"]

@@ -41,20 +41,22 @@ def reliability(
       correct: bool (N,).
       bins: at most; there are never more than scans.
       draws: simulated data sets.
-      seed: of the simulation.
+      seed: of the simulation, and of the order among equal confidences.
 
     Raises:
       ValueError: no scans.
     """
     if not len(confidence):
         raise ValueError("no scans to compare confidences with")
-    order = np.argsort(confidence, kind="stable")
+    rng = np.random.default_rng(seed)
+    # equal confidences in chance order: scans come sorted by source, and a bin of one source would look wrong
+    order = np.lexsort((rng.random(len(confidence)), confidence))
     confidence, correct = np.asarray(confidence, np.float64)[order], np.asarray(correct, np.float64)[order]
     starts = np.linspace(0, len(order), min(bins, len(order)) + 1).astype(int)[:-1]
     count = np.diff(np.append(starts, len(order)))
     said = np.add.reduceat(confidence, starts) / count
     found = np.add.reduceat(correct, starts) / count
-    drawn = np.random.default_rng(seed).random((draws, len(order))) < confidence
+    drawn = rng.random((draws, len(order))) < confidence
     simulated = np.add.reduceat(drawn.astype(np.float64), starts, axis=1) / count
     low, high = np.percentile(simulated, [2.5, 97.5], axis=0)
 
