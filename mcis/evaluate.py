@@ -93,11 +93,9 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[dict[s
     columns: dict[str, list] = collections.defaultdict(list)
     for batch, squares in _batches(records):
         found = predict(squares)
-        organ, label, segmented, masks = (
-            np.asarray(x) for x in (found.organ, found.label, found.segmented, found.mask)
-        )
+        organ, label, masks = (np.asarray(x) for x in (found.organ, found.label, found.mask))
         for i, (record, mask, _, geometry) in enumerate(batch):
-            said = {"said_organ": int(organ[i]), "said_label": int(label[i]), "segmented": bool(segmented[i])}
+            said = {"said_organ": int(organ[i]), "said_label": int(label[i])}
             truth = {"organ": ORGAN_NAMES.index(data.text(record["organ"])), "label": int(record["label"])}
             row = _facts(record) | truth | said
             # the mask of another organ's network is none of this organ's
@@ -199,11 +197,12 @@ def _main(options: Any) -> int:
     from mcis.checkpoint import is_weights_folder, write_text
 
     run, target = pathlib.Path(options.run), None
+    cascade = is_set(run)
     if options.split not in data.SPLITS:
         raise ValueError(f"no split {options.split!r}; there are: {', '.join(data.SPLITS)}")
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
-    if options.out or not (is_weights_folder(run) or is_set(run)):
+    if options.out or not (is_weights_folder(run) or cascade):
         asked = [options.split, *options.sources, *(["no_crf"] if options.no_crf else [])]
         name = f"evaluation_{'_'.join(asked)}.json"  # figures of other scans stay
         target = pathlib.Path(options.out or run / name)
@@ -215,7 +214,7 @@ def _main(options: Any) -> int:
         if target.is_dir() or not os.access(target.parent, os.W_OK):
             raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
     other = None if options.against is None else read_report(options.against)
-    score = evaluate_cascade if is_set(run) else evaluate
+    score = evaluate_cascade if cascade else evaluate
     found = score(options.run, options.split, options.sources, options.data_dir, not options.no_crf)
     if other is not None:
         found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
@@ -277,8 +276,9 @@ def evaluate_cascade(
     every = dict.fromkeys(source for task in tasks.values() for source in task.sources)
     records = _records(sources or tuple(every), split, data_dir, None)
     if split == "test":
+        fingerprints = [data.text(record["fingerprint"]) for record in records]
         for expert in experts.values():
-            check_unseen([data.text(record["fingerprint"]) for record in records], expert.manifest)
+            check_unseen(fingerprints, expert.manifest)
     predict = jax.jit(make_predict(tasks, Settings()))
     variables = {name: expert.variables for name, expert in experts.items()}
     return report(None, score_cascade(lambda batch: predict(variables, batch), records), split)

@@ -24,7 +24,7 @@ bool (N,); and, where the network has the head, probs float (N, K) and features 
 predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dice_loss float (N,), and hd95 and
 surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
 refused bool (N,). The cascade's rows have organ int (N,), label of that organ's classes, and what it said of them:
-said_organ (len(ORGANS) = unsupported), said_label int (N,), segmented bool (N,); else its mask is empty."""
+said_organ (len(ORGANS) = unsupported) and said_label int (N,); what was not segmented has an empty mask."""
 
 CASCADE = "cascade"
 """What stands for the task's name in a report of all experts together; its Task is None."""

@@ -149,11 +149,11 @@ def cascaded():
         "label": np.array([1, 1, -1, 1, 2, 2, 1, 0]),
         "said_organ": np.array([brain, breast, brain, breast, breast, unsupported, breast, breast]),
         "said_label": np.array([1, 1, 0, 2, 0, -1, 1, 0]),
-        "segmented": np.array([True, True, False, True, False, False, True, False]),
     }
-    lost = ~rows["segmented"] | (rows["said_organ"] != rows["organ"])
+    outlined = np.array([True, True, False, True, False, False, True, False])
+    lost = ~outlined | (rows["said_organ"] != rows["organ"])
     lost[6] = True  # a mask beside its lesion
-    predicted = np.where(rows["segmented"], rows["predicted"], 0)
+    predicted = np.where(outlined, rows["predicted"], 0)
     return rows | {"both": np.where(lost, 0, rows["both"]), "predicted": predicted}
 
 
@@ -175,7 +175,7 @@ def test_a_set_without_a_classifier_or_a_segmenter_blames_neither_on_the_other()
     rows = cascaded()
     found = metrics(None, rows | {"said_label": np.full(8, -1), "said_organ": rows["organ"]})
     assert "accuracy" not in found and found["lost_by_classifier"] == 0
-    bare = {name: np.zeros(8, int) for name in ("both", "predicted")} | {"segmented": np.zeros(8, bool)}
+    bare = {name: np.zeros(8, int) for name in ("both", "predicted")}
     found = metrics(None, rows | bare | {"said_label": rows["label"], "said_organ": rows["organ"]})
     assert found["lost_by_classifier"] == 0 and found["lost_by_segmenter"] == 1
 
