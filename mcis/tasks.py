@@ -183,7 +183,7 @@ MAX_SIZE = 4 * CANVAS
 MAX_STEPS = 100
 """Most updates of a CRF: they are unrolled in the compiled program."""
 SHARES = ("label_smoothing", "lesion_share", "warmup", "ema")
-PROBABILITIES = ("flip", "blur", "grey", "missing")
+PROBABILITIES = ("flip", "blur", "grey", "missing", "coarse", "marks")
 
 
 def _check_numbers(row: Any, prefix: str, positive: tuple[str, ...], shares: tuple[str, ...]) -> None:

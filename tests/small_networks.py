@@ -15,7 +15,10 @@ from mcis.models import MODELS
 SKIPS = {  # kernels that read each skip connection, finest first, and the axis of their input channels. Of these the
     # first half comes from below, the second is the skip
     "light": ([[f"params/decoder{level}_fuse/expand/kernel"] for level in (1, 2, 3)], 0),
-    "unet": ([[f"params/decoder{level}_1/layer/conv/kernel"] for level in (1, 2, 3, 4)], 2),
+    **dict.fromkeys(
+        ("unet", "unet_attention"),
+        ([[f"params/decoder{level}_1/layer/conv/kernel"] for level in (1, 2, 3, 4)], 2),
+    ),
     "sk_unet": (
         [[f"params/decoder{level}_1/branch{branch}/conv/kernel" for branch in (1, 2)] for level in (1, 2, 3, 4)],
         2,

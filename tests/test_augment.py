@@ -21,9 +21,13 @@ INTENSITY = {
     "blur": 1.0,
     "grey": 1.0,
     "missing": 1.0,
+    "depth_gain": 1.0,
+    "speckle": 0.5,
+    "coarse": 1.0,
+    "marks": 1.0,
 }
 ZERO = {field.name: 0.0 for field in dataclasses.fields(Augmentation)}
-FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5, "missing": 0.5}
+FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5, "missing": 0.5, "coarse": 0.5, "marks": 0.5}
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is what costs here
@@ -89,7 +93,7 @@ def test_each_part_changes_scans_keeps_ranges_and_obeys_its_key(part):
     assert (np.abs(changed - image).max((1, 2, 3)) > 1e-3).sum() >= BATCH // 4
     again, other = (run(image, mask, seed=seed, **{part: FULL[part]})[0] for seed in (0, 1))
     np.testing.assert_array_equal(again, changed)
-    if part not in ("flip", "blur", "grey", "missing"):
+    if part not in ("flip", "blur", "grey", "missing", "coarse", "marks"):
         assert np.abs(other - changed).max() > 1e-3
         assert len({scan.tobytes() for scan in run(image[:1].repeat(BATCH, 0), mask, **{part: FULL[part]})[0]}) == BATCH
 
@@ -215,6 +219,49 @@ def test_blur_is_the_binomial_twice_with_edges_held():
     np.testing.assert_allclose(blurred, np.broadcast_to(wanted[None, ..., None], blurred.shape), atol=2e-4)
     flat, _ = run(point * 0 + 0.5, batch()[1], blur=1.0)
     np.testing.assert_allclose(flat, 0.5, atol=1e-5)
+
+
+def test_depth_gain_is_one_factor_a_row_within_its_amplitude():
+    image, mask = batch()
+    gain = np.log2(run(image * 0.4, mask, depth_gain=1.0)[0] / (image * 0.4))  # small enough that nothing is clipped
+    np.testing.assert_allclose(gain, gain[:, :, :1, :1] + 0 * gain, atol=1e-3)
+    assert np.abs(gain).max() <= 1.001
+    assert np.ptp(gain, axis=1).max() > 0.5
+
+
+def test_speckle_grows_with_the_signal_and_has_a_grain():
+    image, mask = batch()
+    flat = np.full_like(image, 0.4)
+    flat[:, :, : SIDE // 2] = 0.2
+    noise = run(flat, mask, speckle=0.3)[0] - flat
+    left, right = noise[:, :, : SIDE // 2].std(), noise[:, :, SIDE // 2 :].std()
+    assert 1.8 < right / left < 2.2
+    across = noise[:, :, SIDE // 2 :, 0]
+    assert np.corrcoef(across[:, :, 1:].ravel(), across[:, :, :-1].ravel())[0, 1] > 0.4
+
+
+def test_coarse_keeps_means_and_loses_what_is_finer():
+    image, mask = batch()
+    stripes = np.zeros_like(image)
+    stripes[:, :, ::2] = 1.0
+    np.testing.assert_allclose(run(stripes, mask, coarse=1.0)[0][:, :, 4:-4], 0.5, atol=0.15)
+    wide = np.zeros_like(image)
+    wide[:, :, SIDE // 2 :] = 1.0
+    np.testing.assert_allclose(run(wide, mask, coarse=1.0)[0].mean(), 0.5, atol=0.01)
+
+
+def test_marks_are_few_bright_pixels_and_the_rest_is_as_it_was():
+    image, mask = batch()
+    marked_, _ = run(image * 0.5, mask, marks=1.0)
+    new = np.abs(marked_ - image * 0.5).max(-1) > 1e-5
+    share = new.mean((1, 2))
+    assert (share > 0.01).all()
+    assert (share < 0.35).all()  # of a scan of 32 pixels the letters alone are a sixth
+    for scan, where in zip(marked_, new, strict=True):
+        assert len(np.unique(scan[where].round(4))) == 1
+        assert scan[where].min() >= 0.6
+    none, _ = run(image, mask, marks=0.0)
+    np.testing.assert_allclose(none, image, atol=1e-5)
 
 
 def test_black_padding_stays_near_black_under_gamma_and_bias():

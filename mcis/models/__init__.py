@@ -27,6 +27,7 @@ MODELS: dict[str, nn.Module] = {
     "resnet50": ResNet(depth=50),
     "light": Light(),
     "unet": UNet(),
+    "unet_attention": UNet(attention=True),
     "sk_unet": SKUNet(),
     "deeplabv3": DeepLabV3(),
     "deeplabv3_resnet18": DeepLabV3(depth=18, output_stride=16),

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcis.models.layers import BatchNorm, Conv, LabelHead, Pointwise, check_size
+from mcis.models.layers import BatchNorm, Conv, LabelHead, Pointwise, check_size, lesion_pooling
 from mcis.models.outputs import Outputs
 from mcis.ops import conv
 from mcis.ops.image import resize
@@ -80,28 +80,9 @@ class CNN(nn.Module):
         pooled, mask = levels[-1].mean((1, 2)), None
         if self.attention:
             votes = [Pointwise(1, name=f"mask{level}")(x) for level, x in enumerate(levels[1:], 2)]
-            coarse, lesion = lesion_pooling(levels[1:], votes)
+            coarse = votes[0]
+            for vote in votes[1:]:
+                coarse = coarse + resize(vote, (coarse.shape[1], coarse.shape[2]))
             mask = resize(coarse, (image.shape[1], image.shape[2]))
-            pooled = jnp.concatenate([pooled, lesion], -1)
+            pooled = jnp.concatenate([pooled, lesion_pooling(levels[1:], coarse)], -1)
         return Outputs(mask, LabelHead(self.classes, name="label")(pooled, train), pooled)
-
-
-def lesion_pooling(levels: list[jax.Array], logits: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Averages of features over the lesion.
-
-    Args:
-      levels: features (B, H, W, C) of some levels, finest first; H and W halve from level to level.
-      logits: each level's vote for the mask, (B, H, W, 1).
-
-    Returns:
-      Mask logits (B, H, W, 1) of the finest level, the sum of the votes; and features (B, sum of the C), each level's
-      mean weighted by the mask. One pixel of zeros is added to each mean: where no lesion is, they fade.
-    """
-    coarse = logits[0]
-    for vote in logits[1:]:
-        coarse = coarse + resize(vote, (coarse.shape[1], coarse.shape[2]))
-    pooled = []
-    for x in levels:
-        weight = resize(jax.nn.sigmoid(coarse), (x.shape[1], x.shape[2]))
-        pooled.append((weight * x).sum((1, 2)) / (weight.sum((1, 2)) + 1.0))
-    return coarse, jnp.concatenate(pooled, -1)

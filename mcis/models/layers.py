@@ -7,6 +7,7 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 
 from mcis.ops import conv
+from mcis.ops.image import resize
 from mcis.ops.norm import layer_norm
 
 he_normal = nn.initializers.he_normal()
@@ -192,6 +193,24 @@ class LabelHead(nn.Module):
         """Logits."""
         features = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(features.astype(jnp.float32))
         return nn.Dense(self.classes, name="dense")(features)
+
+
+def lesion_pooling(levels: list[jax.Array], mask: jax.Array) -> jax.Array:
+    """Averages of features over the lesion.
+
+    Args:
+      levels: features (B, H, W, C) of some levels, each of its own size.
+      mask: logits (B, H, W, 1) of any size.
+
+    Returns:
+      float32 (B, sum of the C): each level's mean weighted by the mask's probability. One pixel of zeros is added to each
+      mean: where no lesion is, they fade.
+    """
+    pooled = []
+    for x in levels:
+        weight = resize(jax.nn.sigmoid(mask), (x.shape[1], x.shape[2]))
+        pooled.append((weight * x.astype(jnp.float32)).sum((1, 2)) / (weight.sum((1, 2)) + 1.0))
+    return jnp.concatenate(pooled, -1)
 
 
 def check_size(image: jax.Array, stride: int, network: str) -> None:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcis.models.layers import ConvNorm, ConvTranspose2x2, LabelHead, Pointwise, check_size
+from mcis.models.layers import ConvNorm, ConvTranspose2x2, LabelHead, Pointwise, check_size, lesion_pooling
 from mcis.models.outputs import Outputs
 from mcis.ops import conv
 
@@ -41,6 +41,8 @@ class UNet(nn.Module):
       dtype: of the computation; parameters and outputs stay float32.
       axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
       supervise: whether the coarser decoder levels have masks of their own, at their resolution.
+      attention: whether the label head sees the decoder's features too, averaged over the lesion: as the mask has it,
+        which the label's loss cannot bend.
     """
 
     stride: ClassVar[int] = 2**LEVELS
@@ -53,6 +55,7 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
     supervise: bool = False
+    attention: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
@@ -64,7 +67,7 @@ class UNet(nn.Module):
                 x = self.layer(self.features << level, self.dtype, self.axis_name, name=f"{name}_{i}")(x, train)
             return x
 
-        x, skips, auxiliary = image.astype(self.dtype), [], []
+        x, skips, levels, auxiliary = image.astype(self.dtype), [], [], []
         for level in range(LEVELS):
             x = two_layers(x, level, f"encoder{level + 1}")
             skips.append(x)
@@ -75,8 +78,11 @@ class UNet(nn.Module):
             x = ConvTranspose2x2(self.features << level, self.dtype, name=f"upconv{level + 1}")(x)
             x = jnp.concatenate([x, skips[level]], -1)
             x = two_layers(x, level, f"decoder{level + 1}")
+            levels.append(x)
             if self.supervise and level:
                 auxiliary.append(Pointwise(1, self.dtype, name=f"mask{level + 1}")(x).astype(jnp.float32))
         mask = Pointwise(1, self.dtype, name="mask")(x).astype(jnp.float32)
+        if self.classes and self.attention:
+            pooled = jnp.concatenate([pooled, lesion_pooling(levels, jax.lax.stop_gradient(mask))], -1)
         label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
         return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))

@@ -29,6 +29,11 @@ class Augmentation:
       blur: probability of a 3x3 binomial blur, applied twice.
       grey: probability that a colour image becomes grey: one of its channels, or a mixture of them.
       missing: probability that one channel of a colour image shows another, as where an MRI sequence is missing.
+      depth_gain: log2 amplitude of a gain that changes with depth, row by row (ultrasound's time-gain compensation).
+      speckle: largest standard deviation of multiplicative noise with a grain of two pixels.
+      coarse: probability that half of the resolution is lost.
+      marks: probability that callipers, a dotted line and letters are drawn on, as sonographers leave them: where they
+        stand on lesions alone, a network learns to read them.
     """
 
     flip: float = 0.5
@@ -44,6 +49,10 @@ class Augmentation:
     blur: float = 0.2
     grey: float = 0.3
     missing: float = 0.2
+    depth_gain: float = 0.0
+    speckle: float = 0.0
+    coarse: float = 0.0
+    marks: float = 0.0
 
 
 def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
@@ -61,11 +70,14 @@ def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augment
     keys = jax.random.split(key, image.shape[0])
 
     def one(key, image, mask):
-        blur, geometry, intensity = jax.random.split(key, 3)
+        blur, coarse, geometry, intensity, marks = jax.random.split(key, 5)
         # Blurred before it is sampled: after, XLA's CPU backend would sample again for each of the blur's many reads.
         image = jnp.where(_happens(blur, settings.blur), _binomial(_binomial(image)), image)
+        side = image.shape[0]
+        half = resize(resize(image[None], (side // 2, side // 2)), (side, side))[0]
+        image = jnp.where(_happens(coarse, settings.coarse), half, image)
         both = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings)
-        changed = _intensity(intensity, both[..., :-1], settings)
+        changed = _marks(marks, _intensity(intensity, both[..., :-1], settings), settings)
         return changed, (both[..., -1:] >= 0.5).astype(jnp.float32)
 
     return jax.vmap(one)(keys, image, mask)
@@ -116,12 +128,16 @@ def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
 
 def _intensity(key, image, s: Augmentation):
     """Change grey values of (S, S, C) in [0, 1]; what was black padding stays near black."""
-    channels, gamma, contrast, brightness, bias, noise, level = jax.random.split(key, 7)
+    channels, gamma, contrast, brightness, bias, depth, speckle, grain, noise, level = jax.random.split(key, 10)
+    side = image.shape[0]
     mixture = _channel_mixture(channels, image.shape[-1], s)
     image = (image[..., None] * mixture[None, None]).sum(-2)
     image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(_uniform(gamma, s.gamma)))
     field = jax.random.uniform(bias, (1, 4, 4, 1), minval=-s.bias, maxval=s.bias)
-    image = image * jnp.exp2(resize(field, image.shape[:2])[0])
+    rows = jax.random.uniform(depth, (1, 6, 1, 1), minval=-s.depth_gain, maxval=s.depth_gain)
+    image = image * jnp.exp2(resize(field, (side, side)) + resize(rows, (side, 1)))[0]
+    coarse = resize(jax.random.normal(grain, (1, side // 2, side // 2, 1)), (side, side))[0]
+    image = image * (1.0 + jax.random.uniform(speckle, (), maxval=s.speckle) * coarse)
     centre = image.mean()
     image = (image - centre) * jnp.exp2(_uniform(contrast, s.contrast)) + centre
     image = image + s.brightness * jax.random.normal(brightness)
@@ -129,6 +145,39 @@ def _intensity(key, image, s: Augmentation):
     # one noise for all channels: grey scans stay grey
     image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
     return jnp.clip(image, 0.0, 1.0)
+
+
+CROSSES = 4
+"""Most callipers drawn on a scan."""
+LETTERS = (5, 40)
+"""Height and width of a line of letters, pixels; every fourth column is a gap."""
+
+
+def _marks(key, image, s: Augmentation):
+    """Callipers, a dotted line between two of them and a line of letters on (S, S, C) in [0, 1], near white."""
+    drawn, place, count, size, letters, corner, light, lined = jax.random.split(key, 8)
+    side = image.shape[0]
+    y, x = (jnp.arange(side, dtype=jnp.float32).reshape(shape) for shape in ((-1, 1), (1, -1)))
+    points = jax.random.uniform(place, (CROSSES, 2), maxval=side)
+    arm = jax.random.uniform(size, (), minval=1.5, maxval=4.0)
+    number = jax.random.randint(count, (), 0, CROSSES + 1)
+    mark = jnp.zeros((side, side), bool)
+    for i in range(CROSSES):
+        down, across = jnp.abs(y - points[i, 0]), jnp.abs(x - points[i, 1])
+        mark |= (i < number) & (jnp.maximum(down, across) <= arm) & (jnp.minimum(down, across) < 0.5)
+    along = points[1] - points[0]
+    length = jnp.sqrt(jnp.square(along).sum()) + 1e-3
+    unit = along / length
+    reached = (y - points[0, 0]) * unit[0] + (x - points[0, 1]) * unit[1]
+    beside = jnp.abs((y - points[0, 0]) * unit[1] - (x - points[0, 1]) * unit[0])
+    dots = (reached >= 0) & (reached <= length) & (beside < 0.6) & (jnp.mod(reached, 4.0) < 1.5)
+    mark |= dots & (number >= 2) & _happens(lined, 0.5)
+    height, width = LETTERS[0], min(LETTERS[1], side)
+    strokes = jax.random.bernoulli(letters, 0.5, (height, width)) & (jnp.arange(width) % 4 != 3)[None]
+    at = jax.random.randint(corner, (2,), 0, jnp.array([side - height + 1, side - width + 1]))
+    mark |= jax.lax.dynamic_update_slice(jnp.zeros((side, side), bool), strokes, (at[0], at[1]))
+    level = jax.random.uniform(light, (), minval=0.6)
+    return jnp.where((mark & _happens(drawn, s.marks))[..., None], level, image)
 
 
 def _channel_mixture(key, channels, s: Augmentation):
