@@ -203,8 +203,8 @@ def lesion_pooling(levels: list[jax.Array], mask: jax.Array) -> jax.Array:
       mask: logits (B, H, W, 1) of any size.
 
     Returns:
-      float32 (B, sum of the C): each level's mean weighted by the mask's probability. One pixel of zeros is added to each
-      mean: where no lesion is, they fade.
+      float32 (B, sum of the C): each level's mean weighted by the mask's probability. One pixel of zeros is added to
+      each mean: where no lesion is, they fade.
     """
     pooled = []
     for x in levels:
