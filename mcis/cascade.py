@@ -197,7 +197,8 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         outputs = run["route"](variables["route"], image)
         assert outputs.label is not None
         assert outputs.features is not None
-        choice, prob = outputs.label.argmax(-1).astype(jnp.int32), outputs.label.max(-1)
+        among = outputs.label[:, : len(ORGANS)]  # what follows is the probability of none of them
+        choice, prob = among.argmax(-1).astype(jnp.int32), among.max(-1)
         known, novelty = supported(settings, variables["route"], prob, outputs.features)
         return jnp.where(known, choice, UNSUPPORTED), choice, prob, novelty
 
@@ -267,8 +268,9 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
         not_asked = jnp.full(batch, jnp.nan, jnp.float32)
         if task.organ is None:
             assert outputs.label is not None
-            organ = outputs.label.argmax(-1).astype(jnp.int32)
-            return Prediction(organ, organ, outputs.label.max(-1), not_asked, unknown, blank, no, zeros)
+            among = outputs.label[:, : len(ORGANS)]
+            organ, choice = outputs.label.argmax(-1).astype(jnp.int32), among.argmax(-1).astype(jnp.int32)
+            return Prediction(organ, choice, among.max(-1), not_asked, unknown, blank, no, zeros)
         organ = jnp.full(batch, ORGAN_NAMES.index(task.organ), jnp.int32)
         if task.segments:
             assert outputs.mask is not None

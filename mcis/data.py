@@ -4,6 +4,7 @@ The contract with the builder is the feature schema alone; the builder is never 
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -173,6 +174,23 @@ def load(
     if scans is None or not len(scans):
         raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {organ or ''} scans".replace("  ", " "))
     return scans
+
+
+def folds_of(scans: Scans, folds: int) -> np.ndarray:
+    """A fold for each scan, int (N,) in [0, folds): whole groups, evenly over each source's classes.
+
+    Groups of one source whose first scan has the same label are dealt out in the order of a hash of their names: the
+    same scans always fall into the same folds.
+    """
+    first = {group: row for row, group in reversed(list(enumerate(scans.group.tolist())))}
+    strata: dict[tuple[str, int], list[str]] = {}
+    for group in sorted(first, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        row = first[group]
+        strata.setdefault((str(scans.source[row]), int(scans.label[row])), []).append(group)
+    fold: dict[str, int] = {}
+    for _, groups in sorted(strata.items()):  # dealt on where the last stratum ended, so that folds stay of one size
+        fold |= {group: (len(fold) + i) % folds for i, group in enumerate(groups)}
+    return np.array([fold[group] for group in scans.group.tolist()], np.int32)
 
 
 def training_batches(

@@ -27,6 +27,8 @@ def run(options: Any, task: Any) -> int:
     if pathlib.PurePath(name).name != name or name.startswith("."):
         raise ValueError(f"--run={name}: a name is needed, not a path; --runs_dir says in which folder")
     run_dir = pathlib.Path(options.runs_dir) / name
+    if options.fold is not None and not 0 <= options.fold < options.folds:
+        raise ValueError(f"--fold={options.fold}: there are folds 0 to {options.folds - 1}; --folds says how many")
 
     enable_compilation_cache()
     from mcis import data
@@ -35,6 +37,10 @@ def run(options: Any, task: Any) -> int:
     ensure_phantom(task.sources, options.data_dir)
     splits = ("train", "validation")
     to_train, to_validate = (data.load(task.sources, split, options.data_dir, task.organ) for split in splits)
+    if options.fold is not None:
+        both = data.Scans.join([to_train, to_validate])
+        held_out = data.folds_of(both, options.folds) == options.fold
+        to_train, to_validate = both.take(~held_out), both.take(held_out)
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     if options.fresh and run_dir.exists():
@@ -62,6 +68,9 @@ def parse(argv: Sequence[str]):
         Attributes:
           runs_dir: folder of the runs.
           run: name of the run, a folder in runs_dir; by default the task's name.
+          fold: train on the training and validation scans but those of this fold, from 0, and validate on it: the folds
+            together give every scan an answer from a network that has not seen its group.
+          folds: number of folds.
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
           init_from: start from these weights: a state dict of torchvision or of Buda's U-Net (.safetensors, .pth), a
@@ -70,6 +79,8 @@ def parse(argv: Sequence[str]):
 
         runs_dir: str = "runs"
         run: str = ""
+        fold: int | None = None
+        folds: int = 5
         seed: int = 0
         fresh: bool = False
         init_from: pathlib.Path | None = None

@@ -20,7 +20,7 @@ from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF, mean_field
 from mcis.ops.image import canny_edges, gaussian_blur, median3x3, resize, sobel_edges, standardise, to_float
 from mcis.ops.metrics import LABEL_METRICS, MASK_METRICS
-from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 from mcis.scan import CANVAS
 
 Names = Annotated[
@@ -70,7 +70,8 @@ class Task:
       warmup: share of training in which the learning rate rises linearly.
       ema: decay a step of the averaged variables, which are the ones evaluated and kept.
       clip: largest global norm of a gradient.
-      select: the validation metric whose best epoch is kept, one of `metrics`.
+      select: the validation metric whose best epoch is kept, one of `metrics`; or "last", for which the last epoch is
+        kept whatever it scores, so that the validation scans have chosen nothing.
       features: the network's width, channels of its first level; 0 = its own, which `check` fills in.
       denoise: noise removal at the network's size, before augmentation, a name in DENOISE.
       edges: an edge map as a further channel, a name in EDGES.
@@ -111,7 +112,7 @@ class Task:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the label head's classes."""
-        return ORGAN_NAMES if self.organ is None else organ_named(self.organ).classes
+        return (*ORGAN_NAMES, UNSUPPORTED) if self.organ is None else organ_named(self.organ).classes
 
     @property
     def segments(self) -> bool:
@@ -121,7 +122,7 @@ class Task:
     def label_of(self, organ: str, label: int) -> int:
         """The label head's target for a scan: its organ's index for the router, else its class; UNKNOWN stays."""
         if self.organ is None:
-            return ORGAN_NAMES.index(organ)
+            return self.classes.index(organ)
         return label if organ == self.organ else UNKNOWN
 
     def make_model(self, axis_name: str | None = None) -> nn.Module:
@@ -173,11 +174,13 @@ class Task:
         what = "mask_loss" if self.segments else "label_loss"
         if not getattr(self, what):
             raise ValueError(f"{what}=0: then {self.name} has nothing to learn; it must be above 0")
-        if self.select not in self.metrics:
-            raise ValueError(f"select={self.select!r}: {self.name} can be chosen by {', '.join(self.metrics)}")
+        if self.select not in (LAST, *self.metrics):
+            raise ValueError(f"select={self.select!r}: {self.name} can be chosen by {LAST}, {', '.join(self.metrics)}")
         return dataclasses.replace(self, features=self.width)
 
 
+LAST = "last"
+"""What `select` is where the last epoch is kept."""
 MAX_SIZE = 4 * CANVAS
 """Largest `size`; scans come on the CANVAS, so that more pixels than it has show nothing more."""
 MAX_STEPS = 100

@@ -116,6 +116,13 @@ def folder() -> None:
     text("folder/labels.csv", "\n".join(rows) + "\n")
 
 
+def foreign() -> None:
+    """Two kinds, one of two pictures, in colour and in grey."""
+    write("foreign/photo/a.png", np.dstack([picture(70 + c) for c in range(3)]))
+    write("foreign/photo/b.jpg", picture(73))
+    write("foreign/x_ray/a.png", picture(74))
+
+
 if __name__ == "__main__":
-    for source in (busi, busbra, lgg, br35h, folder):
+    for source in (busi, busbra, lgg, br35h, folder, foreign):
         source()

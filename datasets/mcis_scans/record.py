@@ -25,7 +25,7 @@ class Record:
       image: uint8 (H, W, 3), RGB, at scan size.
       mask: uint8 {0,1} (H, W, 1), 1 = lesion; all zero where `has_mask` is False.
       has_mask: whether the mask is ground truth. An empty mask that is ground truth says "no lesion here".
-      organ: a name of `mcis.organs.ORGANS`.
+      organ: a name of `mcis.organs.ORGANS`, or UNSUPPORTED.
       label: index into the organ's classes, or UNKNOWN.
       patient: who was scanned, or None where the source does not say.
     """

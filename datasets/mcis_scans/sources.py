@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from mcis import phantom, scan
-from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 
 from . import via
 from .record import MAX_DEPTH, Item, MakeMask, Record, Rejection, empty, load, read_table, union_of
@@ -139,6 +139,17 @@ def folder(root: pathlib.Path) -> Iterator[Item]:
     yield from _orphans(masks, "masks")
 
 
+def foreign(root: pathlib.Path) -> Iterator[Item]:
+    """Pictures that are scans of no organ here, a folder a kind: what a router learns to refuse.
+
+    A kind stands in a patient's place, so that no kind lies in two splits: refusal is told on kinds never seen.
+    """
+    for kind in sorted(path for path in root.iterdir() if path.is_dir()):
+        for path in scan.pictures(kind):
+            scan_id = f"{kind.name}/{_key(path, kind)}"
+            yield load(scan_id, path, None, organ=UNSUPPORTED, label=UNKNOWN, patient=kind.name)
+
+
 def phantoms(per_class: int = 40) -> Iterator[Record]:
     """Synthetic scans with exact masks, `per_class` of every class of every organ; each its own patient."""
     counts: dict[str, int] = {}
@@ -210,6 +221,13 @@ SOURCES: dict[str, Source] = {
         requires=("yes", "no", "Br35H-Mask-RCNN"),
         layout="Br35H/: yes/y0.jpg, no/no0.jpg, Br35H-Mask-RCNN/{TRAIN,VAL,TEST}/: pictures and a VIA .json each",
         origin="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection (no licence stated: research only)",
+    ),
+    "foreign": Source(
+        title="pictures of other kinds, for the router to refuse; by kind",
+        read=foreign,
+        requires=("*/*.[jp][pn]g",),
+        layout="a folder a kind, of PNG or JPEG pictures: ct_head/, us_lung/, natural_photo/ ...",
+        origin="your own collection",
     ),
     "phantom": Source(
         title="synthetic brain MRI and breast ultrasound with exact masks; made here, needs no files",

@@ -21,7 +21,8 @@ from mcis.data import Scans, balance, evaluation_batches, targets, training_batc
 from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
-from mcis.tasks import Task, task_to_json
+from mcis.organs import ORGANS
+from mcis.tasks import LAST, Task, task_to_json
 from mcis.train.parallel import (
     check_batch,
     make_mesh,
@@ -132,7 +133,7 @@ def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
     true = scans.mask.sum((1, 2, 3))
     probs = np.eye(len(task.classes))[np.maximum(label, 0)]
     found = scores(task, {"probs": probs, "both": true, "predicted": true, "true": true}, scans, label)
-    if task.select not in found:
+    if task.select not in (LAST, *found):
         computable = ", ".join(name for name in task.metrics if name in found) or "none"
         raise ValueError(
             f"select={task.select!r} cannot be computed on these validation scans: none has what it needs (a lesion's "
@@ -215,13 +216,15 @@ def train(
                     "train_seconds": round(trained - started, 2),
                     "validation_seconds": round(time.time() - trained, 2),
                 }
-                best = max((past["validation"][task.select] for past in history), default=-math.inf)
+                best = max((merit(task, past) for past in history), default=-math.inf)
                 history.append(line)
-                if line["validation"][task.select] > best:
+                if merit(task, line) > best:
                     variables = dict(state.ema)
                     if task.organ is None:
-                        seen = collect(evaluate, state.ema, train_scans, label, task.batch_size)["features"]
-                        variables["novelty"] = fit_novelty(seen, label, results["features"])
+                        known = label < len(ORGANS)
+                        seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
+                        held_out = results["features"][validation_label < len(ORGANS)]
+                        variables["novelty"] = fit_novelty(seen["features"], label[known], held_out)
                     _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans)
                 saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
                 manager.save(int(state.step), args=saved)
@@ -229,7 +232,12 @@ def train(
                 # the log follows the checkpoint: epochs that a crash took back are not in it twice
                 checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
                 report(status=_status(task, history))
-    return max(history, key=lambda past: past["validation"][task.select])
+    return max(history, key=functools.partial(merit, task))
+
+
+def merit(task: Task, line: dict[str, Any]) -> float:
+    """What an epoch is chosen by, from its log line: the larger, the better."""
+    return line["epoch"] if task.select == LAST else line["validation"][task.select]
 
 
 def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]:
@@ -320,5 +328,8 @@ def _save_best(run_dir, task, seed, variables, line, train_scans, validation_sca
 
 
 def _status(task: Task, history: list[dict]) -> str:
-    values = [line["validation"][task.select] for line in history]
+    if task.select == LAST:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in history[-1]["validation"].items())
+        return f"epoch {len(history)}: {figures}"
+    values = [merit(task, line) for line in history]
     return f"epoch {len(values)}: {task.select} {values[-1]:.3f}, best {max(values):.3f}"
