@@ -11,7 +11,7 @@ import numpy as np
 
 from mcis import checkpoint
 from mcis.scan import CANVAS
-from mcis.tasks import TASKS, Task, task_from_json
+from mcis.tasks import MEMBERS, NETWORK, TASKS, Task, task_from_json
 
 SHIPPED = pathlib.Path(__file__).parent / "weights"
 """The weights that come with the package."""
@@ -59,7 +59,12 @@ def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) ->
     """CheckpointError unless the arrays are those of the task's network."""
     image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, task.channels), "float32")
     expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
-    network = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
+    network = {name: tree for name, tree in variables.items() if name in NETWORK}
+    if MEMBERS in variables:
+        members = {value.shape[:1] for value in checkpoint.flatten(variables[MEMBERS]).values()}
+        if network or len(members) != 1 or members <= {(), (0,)}:
+            raise checkpoint.CheckpointError(f"{folder}: an ensemble's arrays need one member at least, all as many")
+        network = jax.tree.map(lambda value: value[0], variables[MEMBERS])
     checkpoint.check_shapes(network, expected, folder)
 
 
@@ -112,21 +117,51 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
     if not runs:
         raise ValueError("no runs given; name at least one run folder")
     out = pathlib.Path(out)
-    loaded: dict[str, Weights] = {}
+    loaded: dict[str, list[Weights]] = {}
     for run in runs:
         weights = load_weights(run)
-        if weights.task.name in loaded:
-            raise ValueError(f"{run}: a second run of {weights.task.name}; a set has one a task")
-        loaded[weights.task.name] = weights
+        loaded.setdefault(weights.task.name, []).append(weights)
     for name in loaded:
         there = out / name
         if there.exists() and not checkpoint.is_weights_folder(there):
             raise ValueError(f"{there} is there and holds no weights that could be replaced; name another --out")
     sizes = {}
-    for name, weights in loaded.items():
+    for name, members in loaded.items():
+        weights = members[0] if len(members) == 1 else ensemble(members)
         checkpoint.save(out / name, weights.variables, weights.manifest, half=half)
         sizes[name] = sum(p.stat().st_size for p in (out / name).rglob("*") if p.is_file())
     return sizes
+
+
+def ensemble(members: Sequence[Weights]) -> Weights:
+    """Networks of one task as one, whose answer is the mean of theirs; it has seen what any of them has.
+
+    Raises:
+      ValueError: they differ in more than their seeds and scans, are ensembles, or are routers, whose notion of a
+        foreign scan is each one's own.
+    """
+    first = members[0]
+    if first.task.organ is None:
+        raise ValueError(f"a second run of {first.task.name}: a set has one router")
+    for other in members[1:]:
+        ours, theirs = vars(first.task), vars(other.task)
+        if differing := [name for name in ours if ours[name] != theirs[name]]:
+            raise ValueError(
+                f"runs of {first.task.name} make an ensemble only where they agree in {', '.join(differing)}"
+            )
+    if any(MEMBERS in member.variables for member in members):
+        raise ValueError(f"{first.task.name}: an ensemble cannot be a member of another; name the runs it was made of")
+    networks = [{name: m.variables[name] for name in NETWORK if name in m.variables} for m in members]
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
+    seen = {use: {name for m in members for name in m.manifest["fingerprints"][use]} for use in ("train", "validation")}
+    figures = [member.manifest["validation"] for member in members]
+    manifest = first.manifest | {
+        "epoch": max(member.manifest["epoch"] for member in members),
+        "seeds": [member.manifest.get("seed") for member in members],
+        "validation": {name: float(np.mean([f[name] for f in figures])) for name in figures[0]},
+        "fingerprints": {"train": sorted(seen["train"]), "validation": sorted(seen["validation"] - seen["train"])},
+    }
+    return Weights(first.task, {MEMBERS: stacked}, manifest)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.ops.novelty import distance
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN
 from mcis.tasks import Task, make_expert
@@ -53,6 +54,10 @@ class Prediction:
       label_probs: float32 (B, CLASSES), zero past the organ's classes and where there is no label.
       segmented: bool (B,), whether the scan was given to a segmenter.
       mask: float32 (B, S, S, 1), lesion probability on the canvas; 0 where not segmented.
+      confidence: float32 (B,), the label's probability times the mask's `expected_dice`, each 1 where there is none;
+        NaN where unsupported.
+      review: bool (B,), whether the confidence is below the organ's limit, as `mcis calibrate` set it: somebody should
+        look. False where no limit was set.
     """
 
     organ: jax.Array
@@ -63,6 +68,8 @@ class Prediction:
     label_probs: jax.Array
     segmented: jax.Array
     mask: jax.Array
+    confidence: jax.Array
+    review: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +78,18 @@ class Settings:
 
     Attributes:
       organ: index of the organ of every scan; None asks the router.
-      threshold: the router's smallest probability; below it a scan is unsupported.
+      threshold: the router's smallest probability; below it a scan is unsupported. None takes the one that was fitted
+        (`mcis calibrate`), THRESHOLD where none was.
       novelty: whether a scan outside the router's training distribution is unsupported.
     """
 
     organ: int | None = None
-    threshold: float = 0.9
+    threshold: float | None = None
     novelty: bool = True
+
+
+THRESHOLD = 0.9
+"""The router's smallest probability where none was fitted."""
 
 
 def supported(settings: Settings, router: dict[str, Any], prob: Array, features: Array) -> tuple[jax.Array, jax.Array]:
@@ -85,11 +97,13 @@ def supported(settings: Settings, router: dict[str, Any], prob: Array, features:
 
     Args:
       settings: the thresholds.
-      router: the router's variables, with "novelty" where it was trained with one (`ops.novelty`).
+      router: the router's variables, with "novelty" where it was trained with one (`ops.novelty`), and "threshold"
+        where one was fitted.
       prob: float (B,), the router's largest probability.
       features: float (B, F), the router's.
     """
-    known = jnp.asarray(prob >= settings.threshold)
+    fitted = router.get("threshold", THRESHOLD) if settings.threshold is None else settings.threshold
+    known = jnp.asarray(prob >= fitted)
     if not settings.novelty or "novelty" not in router:
         return known, jnp.full(known.shape, jnp.nan, jnp.float32)
     novelty = distance(router["novelty"], features) / router["novelty"]["limit"]
@@ -241,9 +255,37 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
         lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED - 1), jnp.maximum(label, 0)]
         segmented, mask = segment(variables, image, organ, (organ < UNSUPPORTED) & (lesion | ~classified))
-        return Prediction(organ, choice, organ_prob, novelty, label, probs, segmented, mask)
+        sure = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
+        confidence = jnp.where(organ < UNSUPPORTED, sure, jnp.nan)
+        review = confidence < review_limits(variables, classifiers, segmenters)[organ]
+        return Prediction(organ, choice, organ_prob, novelty, label, probs, segmented, mask, confidence, review)
 
     return predict
+
+
+def expected_dice(mask: jax.Array) -> jax.Array:
+    """The Dice that a mask can expect of itself if its probabilities are right: float (B, H, W, 1) -> float32 (B,).
+
+    2 sum(p m) / (sum(p) + sum(m)) for probabilities p and the mask m that is cut from them, one pixel added to both
+    sides: the overlap's expectation over that of the areas.
+    """
+    cut = (mask > MASK_THRESHOLD).astype(jnp.float32)
+    axes = (1, 2, 3)
+    return (2.0 * (mask * cut).sum(axes) + 1.0) / (mask.sum(axes) + cut.sum(axes) + 1.0)
+
+
+def review_limits(
+    variables: dict[str, Any], classifiers: Mapping[int, str], segmenters: Mapping[int, str]
+) -> jax.Array:
+    """The confidence below which a scan of each organ is for review, float32 (UNSUPPORTED + 1,); 0 where none was set.
+
+    It lies with the network that gives the organ's label, or its mask where nothing gives a label.
+    """
+    limits = [jnp.float32(0.0)] * (UNSUPPORTED + 1)
+    for index, name in {**segmenters, **classifiers}.items():
+        if "calibration" in variables[name]:
+            limits[index] = jnp.asarray(variables[name]["calibration"]["review"], jnp.float32)
+    return jnp.stack(limits)
 
 
 def _slot(organ: jax.Array, of_organ: Mapping[int, str]) -> jax.Array:
@@ -266,18 +308,23 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
         unknown, zeros = jnp.full(batch, UNKNOWN, jnp.int32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
         blank, no = jnp.zeros((batch, CLASSES), jnp.float32), jnp.zeros(batch, bool)
         not_asked = jnp.full(batch, jnp.nan, jnp.float32)
+
+        def said(organ, choice, organ_prob, label, probs, segmented, mask):
+            fields = (organ, choice, organ_prob, not_asked, label, probs, segmented, mask)
+            return Prediction(*fields, not_asked, no)
+
         if task.organ is None:
             assert outputs.label is not None
             among = outputs.label[:, : len(ORGANS)]
             organ, choice = outputs.label.argmax(-1).astype(jnp.int32), among.argmax(-1).astype(jnp.int32)
-            return Prediction(organ, choice, among.max(-1), not_asked, unknown, blank, no, zeros)
+            return said(organ, choice, among.max(-1), unknown, blank, no, zeros)
         organ = jnp.full(batch, ORGAN_NAMES.index(task.organ), jnp.int32)
         if task.segments:
             assert outputs.mask is not None
-            return Prediction(organ, organ, not_asked, not_asked, unknown, blank, ~no, outputs.mask)
+            return said(organ, organ, not_asked, unknown, blank, ~no, outputs.mask)
         assert outputs.label is not None
         probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
         label = probs.argmax(-1).astype(jnp.int32)
-        return Prediction(organ, organ, not_asked, not_asked, label, probs, no, zeros)
+        return said(organ, organ, not_asked, label, probs, no, zeros)
 
     return predict

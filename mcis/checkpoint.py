@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 VARIABLES = "variables"
 COMMITTED = "commit_success.txt"
 """What Orbax leaves when a checkpoint is whole."""
+PARAMETERS = ("params/", "members/params/")
+"""How the paths of parameters begin, of one network and of an ensemble's."""
 BEST = "best"
 """A run's folder of weights, those of its best epoch."""
 
@@ -92,7 +94,7 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
     if half:
         with np.errstate(over="ignore"):
             flat = {
-                key: value.astype(np.float16) if key.startswith("params/") and value.dtype == np.float32 else value
+                key: value.astype(np.float16) if key.startswith(PARAMETERS) and value.dtype == np.float32 else value
                 for key, value in flat.items()
             }
         for key, value in flat.items():

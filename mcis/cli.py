@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
     "tune": ("mcis.tune", "choose a segmentation run's CRF on validation"),
+    "calibrate": ("mcis.calibrate", "fit probabilities, refusal and review on folds"),
     "info": ("mcis.info", "versions, devices, tasks, data and weights"),
 }
 

@@ -109,6 +109,8 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         finding = dataclasses.replace(finding, label=organ.classes[label], label_probs=probs)
+    if not math.isnan(confidence := float(row["confidence"])):
+        finding = dataclasses.replace(finding, confidence=confidence, review=bool(row["review"]))
     if not row["segmented"] or loaded.geometry is None:
         return finding, None
     return finding, (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)

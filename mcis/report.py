@@ -64,6 +64,9 @@ class Finding:
       error: why there is no finding.
       reason: why the scan is "unsupported", in words.
       notes: what was changed in reading the scan, in words ("alpha laid over black").
+      confidence: the label's probability times the Dice that the mask expects of itself, [0, 1]; see `cascade`.
+      review: whether the confidence is below its organ's limit, so that somebody should look; None for an
+        "unsupported" scan.
     """
 
     scan: str
@@ -78,6 +81,8 @@ class Finding:
     error: str | None = None
     reason: str | None = None
     notes: list[str] | None = None
+    confidence: float | None = None
+    review: bool | None = None
 
     def __post_init__(self):
         if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in ("scan", "error")):
@@ -175,7 +180,14 @@ class _Page:
     def __init__(self, out: pathlib.Path):
         by_organ = dict.fromkeys((*organs.ORGAN_NAMES, organs.UNSUPPORTED), 0)
         by_label = {label: 0 for organ in organs.ORGANS for label in organ.classes}
-        self.counts: dict[str, Any] = {"scans": 0, "errors": 0, "lesions": 0, "organs": by_organ, "labels": by_label}
+        self.counts: dict[str, Any] = {
+            "scans": 0,
+            "errors": 0,
+            "lesions": 0,
+            "review": 0,
+            "organs": by_organ,
+            "labels": by_label,
+        }
         self._out = out
         self._template = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         self._rows: list[str] = []  # of the last file, which may not be full yet
@@ -192,6 +204,7 @@ class _Page:
         self.counts["scans"] += 1
         self.counts["errors"] += finding.error is not None
         self.counts["lesions"] += row["lesions"] or 0
+        self.counts["review"] += bool(finding.review)
         for kind, name in (("organs", finding.organ), ("labels", finding.label)):
             if name is not None:
                 self.counts[kind][name] = self.counts[kind].get(name, 0) + 1

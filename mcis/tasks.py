@@ -17,6 +17,7 @@ import tyro
 
 from mcis.models import MODELS, Outputs, model_named
 from mcis.ops.augment import Augmentation
+from mcis.ops.calibration import calibrated
 from mcis.ops.crf import CRF, mean_field
 from mcis.ops.image import canny_edges, gaussian_blur, median3x3, resize, sobel_edges, standardise, to_float
 from mcis.ops.metrics import LABEL_METRICS, MASK_METRICS
@@ -179,6 +180,10 @@ class Task:
         return dataclasses.replace(self, features=self.width)
 
 
+NETWORK = ("params", "batch_stats")
+"""Collections of variables that are the network's own."""
+MEMBERS = "members"
+"""The collection that holds an ensemble's networks."""
 LAST = "last"
 """What `select` is where the last epoch is kept."""
 MAX_SIZE = 4 * CANVAS
@@ -337,16 +342,30 @@ def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.A
       function of (variables, uint8 (B, H, W, 3)) -> Outputs: mask probabilities float32 (B, size, size, 1), label
       probabilities (B, K), features (B, F), None where the network has no such head, and no mask from a classifier;
       and the prepared scans, float32 (B, size, size, 3) in [0, 1].
+
+      Variables with MEMBERS are an ensemble's: each array there has one more axis in front, the members, and the answer
+      is the mean of theirs. With "calibration" (`ops.calibration`), label probabilities are put through it.
     """
     model = task.make_model()
 
     def network(variables, image):
         prepared = prepare(image, task.size, task.denoise)
-        outputs = cast(Outputs, model.apply(variables, present(prepared, task.edges), train=False))
-        # a classifier's coarse mask only tells it where to look
-        mask = jax.nn.sigmoid(outputs.mask) if task.segments and outputs.mask is not None else None
-        label = None if outputs.label is None else jax.nn.softmax(outputs.label)
-        return Outputs(mask, label, outputs.features), prepared
+        shown = present(prepared, task.edges)
+
+        def answer(member):
+            outputs = cast(Outputs, model.apply(member, shown, train=False))
+            # a classifier's coarse mask only tells it where to look
+            mask = jax.nn.sigmoid(outputs.mask) if task.segments and outputs.mask is not None else None
+            label = None if outputs.label is None else jax.nn.softmax(outputs.label)
+            return Outputs(mask, label, outputs.features)
+
+        if MEMBERS in variables:  # one after the other: compiled once, and in the memory of one
+            outputs = jax.tree.map(lambda x: x.mean(0), jax.lax.map(answer, variables[MEMBERS]))
+        else:
+            outputs = answer({name: tree for name, tree in variables.items() if name in NETWORK})
+        if outputs.label is not None and "calibration" in variables:
+            outputs = outputs.replace(label=calibrated(outputs.label, variables["calibration"]))
+        return outputs, prepared
 
     return network
 

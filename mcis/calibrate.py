@@ -1,0 +1,299 @@
+"""`mcis calibrate SET RUN...`: put the probabilities and limits of a set of weights right on scans no network has seen.
+
+The runs are folds: each was trained without one fold of the scans and kept its last epoch, so that it has neither
+learned from that fold nor been chosen by it. Together they give every scan an answer as a stranger's scan would get it.
+From these are fitted
+
+- for each task with labels, the calibration of its probabilities (`ops.calibration`);
+- for each organ, the confidence below which a scan is for review: a fifth of the scans lies there;
+- for the router, the limit of what it refuses: a hundredth of the known scans lies beyond.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mcis import data
+from mcis.ops.calibration import fit_calibration, reliability
+from mcis.ops.metrics import dice, label_scores
+from mcis.organs import ORGANS
+from mcis.tasks import LAST, Task
+
+BATCH = 16
+REVIEW = 0.20
+"""Share of scans that are for review."""
+GOOD_DICE = 0.5
+"""A lesion's mask below it counts as an error."""
+
+Answers = dict[str, np.ndarray]
+"""Columns of N scans, each answered by the network that has not seen it: fingerprint, group, source str; label int, the
+task's target; has_mask bool; and, where the network has the head, probs float (N, K); expected_dice float and the
+counts both, predicted, true int of the mask on the canvas; and the router's novelty float, in units of its limit."""
+
+
+def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
+    """Answers of fold runs of one task to the scans each has left out.
+
+    Args:
+      folds: `bundle.Weights` of the runs.
+      scans: among them all that were left out.
+
+    Raises:
+      ValueError: a scan was left out by two of the runs, or not found.
+    """
+    task = folds[0].task
+    label = data.targets(scans, task)
+    parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    taken = np.zeros(len(scans), bool)
+    answer = make_answer(task)
+    for weights in folds:
+        left_out = set(weights.manifest["fingerprints"]["validation"])
+        mine = np.isin(scans.fingerprint, list(left_out))
+        if (mine & taken).any():
+            raise ValueError(f"two runs of {task.name} left out the same scans; name each fold once")
+        if len(set(scans.fingerprint[mine])) != len(left_out):
+            raise ValueError(
+                f"of the {len(left_out)} scans that a run of {task.name} left out, {mine.sum()} are prepared here; "
+                "build the sources it was trained on, or say with --data_dir where they are"
+            )
+        taken |= mine
+        chosen = scans.take(mine)
+        for name in ("fingerprint", "group", "source", "has_mask"):
+            parts[name].append(getattr(chosen, name))
+        parts["label"].append(label[mine])
+        for rows, batch in data.evaluation_batches(chosen, label[mine], BATCH):
+            for name, value in answer(weights.variables, batch.image, batch.mask).items():
+                parts[name].append(np.asarray(value)[: len(rows)])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def make_answer(task: Task) -> Any:
+    """A jitted function of (variables, image, mask), a Batch's, to the columns of Answers that come from a network."""
+    import jax
+
+    from mcis.cascade import expected_dice
+    from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
+    from mcis.ops.novelty import distance
+    from mcis.tasks import make_expert
+
+    expert = make_expert(task)
+
+    def answer(variables, image, mask):
+        outputs = expert(variables, image)
+        found = {}
+        if outputs.label is not None:
+            found["probs"] = outputs.label
+        if outputs.mask is not None:
+            found |= {"expected_dice": expected_dice(outputs.mask), **mask_counts(outputs.mask > MASK_THRESHOLD, mask)}
+        if "novelty" in variables and outputs.features is not None:
+            found["novelty"] = distance(variables["novelty"], outputs.features) / variables["novelty"]["limit"]
+        return found
+
+    return jax.jit(answer)
+
+
+def fit_labels(answers: Answers) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The calibration of a task's label probabilities, and what it changes: figures before and after."""
+    known = answers["label"] >= 0
+    probs, label = answers["probs"][known], answers["label"][known]
+    calibration = fit_calibration(probs, label)
+    after = apply(calibration, probs)
+    facts: dict[str, Any] = {"scans": len(label), "groups": len(np.unique(answers["group"][known]))}
+    for when, p in (("before", probs), ("after", after)):
+        said = reliability(p.max(1), p.argmax(1) == label)
+        facts[when] = label_scores(p, label) | {"calibration_error": said.error, "by_chance_up_to": said.error_high}
+    return calibration, facts
+
+
+def apply(calibration: Mapping[str, np.ndarray], probs: np.ndarray) -> np.ndarray:
+    """`ops.calibration.calibrated` on the host."""
+    import jax.numpy as jnp
+
+    from mcis.ops.calibration import calibrated
+
+    return np.asarray(calibrated(jnp.asarray(probs), dict(calibration)))
+
+
+def fit_review(organ: int, labels: Answers | None, masks: Answers | None) -> tuple[float, dict[str, Any]]:
+    """The confidence below which REVIEW of an organ's scans lie, and how many of the errors those hold.
+
+    Confidence is the cascade's: the calibrated probability of the label, times the mask's expected Dice where the label
+    is a lesion's. An error is a wrong label, or a lesion whose mask has a Dice below GOOD_DICE.
+
+    Args:
+      organ: index into ORGANS.
+      labels: answers of the network that gives the label, its probabilities calibrated; None where there is none.
+      masks: answers of the network that gives the mask; None where there is none.
+    """
+    base = labels if labels is not None else masks
+    assert base is not None
+    sure, wrong = np.ones(len(base["label"])), np.zeros(len(base["label"]), bool)
+    lesion = np.ones(len(base["label"]), bool)
+    judged = np.ones(len(base["label"]), bool)
+    if labels is not None:
+        said = labels["probs"].argmax(1)
+        sure, judged = labels["probs"].max(1), labels["label"] >= 0
+        wrong = judged & (said != labels["label"])
+        lesion = np.isin(said, [k for k, name in enumerate(ORGANS[organ].classes) if name in ORGANS[organ].lesions])
+    if masks is not None:
+        row_of = {name: row for row, name in enumerate(masks["fingerprint"].tolist())}
+        rows = np.array([row_of[name] for name in base["fingerprint"].tolist()])
+        sure = sure * np.where(lesion, masks["expected_dice"][rows], 1.0)
+        overlap = dice(*(masks[name][rows] for name in ("both", "predicted", "true")))
+        has_lesion = masks["has_mask"][rows] & (masks["true"][rows] > 0)
+        wrong |= has_lesion & lesion & (overlap < GOOD_DICE)
+    limit = float(np.quantile(sure[judged], REVIEW))
+    flagged = sure[judged] < limit
+    wrong = wrong[judged]
+    return limit, {
+        "scans": int(judged.sum()),
+        "errors": int(wrong.sum()),
+        "flagged": float(flagged.mean()),
+        "errors_flagged": float(wrong[flagged].sum() / max(wrong.sum(), 1)),
+        "error_rate_flagged": float(wrong[flagged].mean()) if flagged.any() else 0.0,
+        "error_rate_others": float(wrong[~flagged].mean()),
+    }
+
+
+REFUSED = 0.01
+"""Share of the known scans that the router may refuse."""
+
+
+def fit_router(answers: Answers) -> tuple[dict[str, float], dict[str, Any]]:
+    """The router's limits, of which each refuses half of REFUSED of the known scans; and what they refuse.
+
+    Returns:
+      {"threshold": its smallest probability, "novelty": its largest distance in units of the limit it has}; and the
+      shares refused, of known scans and of each foreign kind.
+    """
+    known = answers["label"] < len(ORGANS)
+    prob = answers["probs"][:, : len(ORGANS)].max(1)
+    limits = {
+        "threshold": float(np.quantile(prob[known], REFUSED / 2)),
+        "novelty": float(np.quantile(answers["novelty"][known], 1 - REFUSED / 2)),
+    }
+    refused = (prob < limits["threshold"]) | (answers["novelty"] > limits["novelty"])
+    wrong = known & ~refused & (answers["probs"][:, : len(ORGANS)].argmax(1) != answers["label"])
+    facts = {
+        "known": int(known.sum()),
+        "known_refused": float(refused[known].mean()),
+        "known_to_the_wrong_organ": float(wrong[known].mean()),
+        "sources_refused": _shares(answers["source"][known], refused[known]),
+        "foreign": int((~known).sum()),
+        "foreign_refused": float(refused[~known].mean()) if (~known).any() else None,
+        "kinds_refused": _shares(answers["group"][~known], refused[~known]),
+    }
+    return limits, facts
+
+
+def _shares(name: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    return {str(each): float(chosen[name == each].mean()) for each in np.unique(name)}
+
+
+def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> dict[str, dict[str, Any]]:
+    """Fit what the module's text says and write it into the set of weights; task name -> the facts of its fit.
+
+    Raises:
+      CheckpointError, MissingData, ValueError: no such set, run or data; runs of a task that the set does not have, or
+        of another network than the set's; runs whose left-out scans have chosen their epoch.
+    """
+    from mcis import checkpoint
+    from mcis.bundle import load_bundle, load_weights
+    from mcis.cascade import label_experts, mask_experts
+
+    bundle = load_bundle(folder)
+    folds: dict[str, list[Any]] = {}
+    for run in runs:
+        weights = load_weights(run)
+        check_fold(run, weights, bundle)
+        folds.setdefault(weights.task.name, []).append(weights)
+    answers: dict[str, Answers] = {}
+    for name, members in folds.items():
+        task = members[0].task
+        parts = [data.load(task.sources, split, data_dir, task.organ) for split in ("train", "validation")]
+        answers[name] = out_of_fold(members, data.Scans.join(parts))
+    fitted: dict[str, dict[str, Any]] = {name: {} for name in answers}
+    facts: dict[str, dict[str, Any]] = {name: {} for name in answers}
+    experts = {name: weights.task for name, weights in bundle.items()}
+    classifiers, segmenters = label_experts(experts), mask_experts(experts)
+    for name in answers:
+        if name == "route":
+            limits, facts[name]["refusal"] = fit_router(answers[name])
+            novelty = bundle[name].variables["novelty"]
+            fitted[name] = {
+                "threshold": np.float32(limits["threshold"]),
+                "novelty": novelty | {"limit": np.float32(novelty["limit"] * limits["novelty"])},
+            }
+        elif "probs" in answers[name]:
+            calibration, facts[name]["labels"] = fit_labels(answers[name])
+            answers[name] = answers[name] | {"probs": apply(calibration, answers[name]["probs"])}
+            fitted[name]["calibration"] = calibration
+    for organ in range(len(ORGANS)):
+        labels, masks = (answers.get(table.get(organ, "")) for table in (classifiers, segmenters))
+        name = classifiers.get(organ, segmenters.get(organ, ""))
+        if name in answers and "calibration" in fitted[name]:
+            limit, facts[name]["review"] = fit_review(organ, labels, masks)
+            fitted[name]["calibration"] |= {"review": np.float32(limit)}
+    for name, more in fitted.items():
+        weights = bundle[name]
+        half = any(dtype == "float16" for dtype, _ in weights.manifest["arrays"].values())
+        manifest = weights.manifest | {"calibration": facts[name]}
+        checkpoint.save(pathlib.Path(folder) / name, weights.variables | more, manifest, half=half)
+    return facts
+
+
+def check_fold(run: str, weights: Any, bundle: Mapping[str, Any]) -> None:
+    """ValueError unless a run's left-out scans can stand for scans that the set's network has not seen."""
+    task = weights.task
+    if task.name not in bundle:
+        raise ValueError(f"{run} holds {task.name}, which the set does not have; it has {', '.join(bundle)}")
+    if task.select != LAST:
+        raise ValueError(
+            f"{run}: its epoch was chosen by {task.select} on the scans it left out, which therefore are no strangers "
+            f"to it; train the folds with --select={LAST}"
+        )
+    ours, theirs = (json.dumps(dataclasses.asdict(t), sort_keys=True) for t in (task, bundle[task.name].task))
+    if ours != theirs:
+        raise ValueError(f"{run} was trained otherwise than {task.name} of the set; its answers say nothing of that")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: exit status 0, or 2 when nothing was fitted."""
+    import tyro
+
+    from mcis.command import Options, exit_status, parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Calibrate(Options):
+        """Fit probabilities, refusal and review of a set of weights to the scans that its fold runs have left out.
+
+        Attributes:
+          weights: folder of the set, which is changed.
+          runs: folders of the fold runs, of one task or of several: `--fold=0 --select=last`, and so on.
+          out: JSON file for what was found; it is in the manifests too.
+        """
+
+        weights: tyro.conf.Positional[str] = tyro.MISSING
+        runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
+        out: str | None = None
+
+    options = parse_dataclass(Calibrate, argv, "mcis calibrate")
+    return exit_status("mcis calibrate", lambda: _main(options))
+
+
+def _main(options: Any) -> int:
+    from mcis.checkpoint import write_text
+    from mcis.command import enable_compilation_cache
+
+    enable_compilation_cache()
+    facts = calibrate(options.weights, options.runs, options.data_dir)
+    text = json.dumps(facts, indent=1)
+    print(text)
+    if options.out is not None:
+        write_text(pathlib.Path(options.out), text + "\n")
+    return 0
