@@ -42,7 +42,60 @@ def test_a_set_holds_each_run_in_half_precision_and_answers_nearly_the_same(runs
     np.testing.assert_allclose(expert(half.variables, scans).label, expert(whole.variables, scans).label, atol=2e-3)
 
 
-def test_two_runs_of_one_task_are_refused(runs, tmp_path):
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory):
+    """Three runs of one task that differ in their seed and in the scans they have left out."""
+    folder = tmp_path_factory.mktemp("folds")
+    task = dataclasses.replace(TASKS["segment_breast"], model="light", features=4, size=32, select="last").check()
+    for k in range(3):
+        variables = jax.jit(task.make_model().init)(jax.random.key(k, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+        seen = {"train": [f"{i}" for i in range(3) if i != k], "validation": [f"{k}"]}
+        manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3, "seed": k}
+        manifest |= {"validation": {"accuracy": k / 2}, "fingerprints": seen}
+        checkpoint.save(folder / f"fold{k}" / "best", variables, manifest)
+    return [folder / f"fold{k}" for k in range(3)]
+
+
+def test_runs_of_one_task_make_an_ensemble_that_answers_with_the_mean(folds, tmp_path):
+    bundle.make_bundle(folds, tmp_path / "set", half=False)
+    made = bundle.load_bundle(tmp_path / "set")["segment_breast"]
+    scans = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    expert = make_expert(made.task)
+    each = [expert(bundle.load_weights(fold).variables, scans) for fold in folds]
+    found = expert(made.variables, scans)
+    assert np.ptp([one.label for one in each], axis=0).max() > 1e-3
+    np.testing.assert_allclose(found.label, np.mean([one.label for one in each], 0), atol=1e-5)
+    np.testing.assert_allclose(found.mask, np.mean([one.mask for one in each], 0), atol=1e-4)
+    assert made.manifest["fingerprints"] == {"train": ["0", "1", "2"], "validation": []}
+    assert made.manifest["validation"] == {"accuracy": 0.5} and made.manifest["seeds"] == [0, 1, 2]
+    halved = bundle.make_bundle(folds, tmp_path / "half")
+    assert (
+        halved["segment_breast"] < 1.9 * bundle.make_bundle(folds[:1], tmp_path / "one", half=False)["segment_breast"]
+    )
+    with pytest.raises(ValueError, match="cannot be a member of another"):
+        bundle.make_bundle([tmp_path / "set" / "segment_breast"] * 2, tmp_path / "nested")
+
+
+def test_runs_that_learned_otherwise_make_no_ensemble(folds, tmp_path):
+    variables, manifest = checkpoint.load(folds[0] / "best")
+    manifest["task"]["epochs"] += 1
+    checkpoint.save(tmp_path / "other", variables, manifest)
+    with pytest.raises(ValueError, match="runs of segment_breast differ in epochs"):
+        bundle.make_bundle([folds[0], tmp_path / "other"], tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_ensemble_of_ragged_arrays_is_refused(folds, tmp_path):
+    bundle.make_bundle(folds, tmp_path / "set")
+    variables, manifest = checkpoint.load(tmp_path / "set" / "segment_breast")
+    flat = checkpoint.flatten(variables)
+    name = next(iter(flat))
+    checkpoint.save(tmp_path / "bad", checkpoint.unflatten(flat | {name: flat[name][:2]}), manifest)
+    with pytest.raises(checkpoint.CheckpointError, match="an ensemble's arrays"):
+        bundle.load_weights(tmp_path / "bad")
+
+
+def test_two_routers_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="a second run of route"):
         bundle.make_bundle([runs / "route", runs / "route"], tmp_path / "set")
     assert not (tmp_path / "set").exists()

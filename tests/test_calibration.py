@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mcis.ops.calibration import reliability
+from mcis.ops.calibration import calibrated, fit_calibration, reliability
 
 
 def test_bins_by_hand_whatever_the_order():
@@ -47,3 +47,36 @@ def test_few_scans_make_few_bins_and_none_an_error():
 def test_the_order_of_equal_confidences_means_nothing():
     found = reliability(np.full(1000, 0.8), np.arange(1000) < 800)  # all that are wrong come last
     assert found.error < found.error_high
+
+
+def test_a_fit_undoes_what_made_probabilities_wrong():
+    rng = np.random.default_rng(0)
+    true = rng.dirichlet([1.0, 1.0, 1.0], 6000)
+    label = np.array([rng.choice(3, p=p) for p in true])
+    boast = true**2.5 * np.exp([0.5, -0.2, -0.3])
+    boast /= boast.sum(1, keepdims=True)
+    found = fit_calibration(boast, label)
+    assert found["slope"] == pytest.approx(1 / 2.5, abs=0.03)
+    assert found["bias"].mean() == pytest.approx(0, abs=1e-6)
+    right = np.asarray(calibrated(boast, found))
+    np.testing.assert_allclose(right.sum(1), 1, atol=1e-5)
+    assert np.abs(right - true).max() < 0.05 < np.abs(boast - true).max()
+    said = reliability(right.max(1), right.argmax(1) == label)
+    assert said.error < said.error_high
+
+
+def test_calibration_by_hand_and_of_certainty():
+    probs = np.float32([[0.8, 0.2], [1.0, 0.0]])
+    found = np.asarray(calibrated(probs, {"slope": np.float32(0.5), "bias": np.float32([0.0, np.log(3)])}))
+    np.testing.assert_allclose(found[0], [2 / 5, 3 / 5], atol=1e-6)  # odds 4:1 -> 2:1 -> 2:3
+    assert np.isfinite(found).all()
+
+
+def test_a_class_of_few_scans_is_hardly_moved():
+    probs = np.float32([[0.6, 0.4]] * 2)
+    alone = fit_calibration(probs, np.array([1, 1]))
+    assert np.abs(alone["bias"]).max() < 8
+    weighted = fit_calibration(np.float32([[0.6, 0.4]] * 4), np.array([0, 0, 0, 1]), np.array([1.0, 1.0, 1.0, 3.0]))
+    np.testing.assert_allclose(
+        np.asarray(calibrated(probs[:1], weighted)), [[0.5, 0.5]], atol=0.02
+    )  # as if there were three of each

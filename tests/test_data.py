@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcis import data, scan
-from mcis.organs import ORGANS, UNKNOWN
+from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
 from mcis.tasks import TASKS
 
 
@@ -61,6 +61,21 @@ def test_splits_share_no_group(phantom_dir):
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
 
 
+def test_folds_keep_groups_whole_and_share_each_class_of_each_source_evenly(scans):
+    group = np.array([f"{scan_id[:-1]}" for scan_id in scans.scan_id])  # up to ten scans a group
+    source = np.where(np.char.str_len(group) % 2 == 0, "a", "b")
+    several = dataclasses.replace(scans, group=group, source=source)
+    fold = data.folds_of(several, 3)
+    assert all(len(set(fold[group == name])) == 1 for name in set(group))
+    single = data.folds_of(scans, 3)
+    for organ in set(scans.organ):
+        for label in set(scans.label[scans.organ == organ]):
+            counts = np.bincount(single[(scans.organ == organ) & (scans.label == label)], minlength=3)
+            assert np.ptp(counts) <= 2  # two organs may share a label
+    order = np.random.default_rng(0).permutation(len(scans))
+    np.testing.assert_array_equal(data.folds_of(scans.take(order), 3), single[order])
+
+
 def stream(scans, task, seed=0):
     label = data.targets(scans, task)
     return data.training_batches(scans, label, *data.balance(scans, task), 8, seed)
@@ -88,8 +103,8 @@ def test_batches_are_balanced(scans, task):
         assert share == pytest.approx(task.lesion_share, abs=0.03)
     else:
         label = np.concatenate([batch.label for batch in drawn])
-        counts = np.bincount(label, minlength=len(task.classes))
-        np.testing.assert_allclose(counts / counts.sum(), 1 / len(task.classes), atol=0.03)
+        counts = np.bincount(label)  # phantoms have nothing foreign
+        np.testing.assert_allclose(counts / counts.sum(), 1 / len(counts), atol=0.03)
 
 
 def test_even_sources_take_the_source_away_from_the_class(scans):
@@ -128,6 +143,9 @@ def test_scans_of_unknown_label_teach_no_classifier_and_a_mask_that_is_missing_n
 def test_targets_follow_the_task(scans):
     route = data.targets(scans, TASKS["route"])
     assert [ORGANS[i].name for i in route] == scans.organ.tolist()
+    foreign = dataclasses.replace(scans, organ=np.full(len(scans), UNSUPPORTED), label=np.full(len(scans), UNKNOWN))
+    assert set(data.targets(foreign, TASKS["route"]).tolist()) == {len(ORGANS)}
+    assert set(data.targets(foreign, TASKS["segment_brain"]).tolist()) == {UNKNOWN}
     breast = data.targets(scans, TASKS["classify_breast"])
     np.testing.assert_array_equal(breast == UNKNOWN, scans.organ != "breast")
     np.testing.assert_array_equal(breast[scans.organ == "breast"], scans.label[scans.organ == "breast"])

@@ -51,6 +51,19 @@ def test_a_run_leaves_its_task_log_checkpoint_and_best_weights(finished, scans):
     assert set(weights.variables["novelty"]) == {"mean", "whiten", "limit"}
 
 
+def test_the_last_epoch_is_kept_where_no_metric_is_to_choose(scans, tmp_path):
+    best = loop.train(dataclasses.replace(SMALL, select="last", epochs=2), *scans, tmp_path / "last")
+    assert best["epoch"] == bundle.load_weights(tmp_path / "last").manifest["epoch"] == 2
+
+
+def test_novelty_is_told_by_known_scans_alone(scans, tmp_path):
+    train, validation = (
+        dataclasses.replace(part, organ=np.where(part.label == 0, "unsupported", part.organ)) for part in scans
+    )
+    loop.train(dataclasses.replace(SMALL, epochs=1), train, validation, tmp_path / "run")
+    assert len(bundle.load_weights(tmp_path / "run").variables["novelty"]["mean"]) == 2  # one an organ
+
+
 def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     run_dir, best = finished
     found = evaluate.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))

@@ -49,7 +49,7 @@ def rows_of(out):
 def test_keys_of_a_line_and_their_order():
     keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
     line = Finding("a.png").to_json()
-    assert list(json.loads(line)) == [*keys, "lesion_area_px", "error", "reason", "notes"]
+    assert list(json.loads(line)) == [*keys, "lesion_area_px", "error", "reason", "notes", "confidence", "review"]
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
