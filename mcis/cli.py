@@ -12,6 +12,7 @@ COMMANDS = {
     "bundle": ("mcis.bundle", "gather runs into a set of weights"),
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
+    "shortcuts": ("mcis.shortcuts", "how much of a task can be read off its scans' frames alone"),
     "tune": ("mcis.tune", "choose a segmentation run's CRF on validation"),
     "calibrate": ("mcis.calibrate", "fit probabilities, refusal and review on folds"),
     "info": ("mcis.info", "versions, devices, tasks, data and weights"),
