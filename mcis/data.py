@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from mcis import scan
 from mcis.command import data_folder
-from mcis.organs import UNKNOWN
+from mcis.organs import UNKNOWN, organ_named
 
 Array = Any
 """A NumPy array on the host, a JAX array inside the jit."""
@@ -245,10 +245,15 @@ def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
 
     A cell is a class, or lesion and no lesion for a segmentation task; with `task.even_sources` it is one of these in
     one source. A segmentation task draws lesion scans with `task.lesion_share`, other tasks draw their classes evenly.
-    Scans that the task can learn nothing from are in cell UNKNOWN.
+    A lesion scan without outline is drawn where the task has a label head. Scans that the task can learn nothing from
+    are in cell UNKNOWN.
     """
     if task.segments:
         kind = np.where(scans.has_mask, scans.mask.any((1, 2, 3)), UNKNOWN).astype(int)
+        if task.label_loss:  # a scan whose lesion nobody has outlined still has a label to learn from
+            pairs = zip(scans.organ.tolist(), scans.label.tolist(), strict=True)
+            lesion = np.array([label != UNKNOWN and organ_named(organ).is_lesion(label) for organ, label in pairs])
+            kind = np.where(~scans.has_mask & (targets(scans, task) >= 0), lesion, kind)
         shares = {0: 1.0 - task.lesion_share, 1: task.lesion_share}
     else:
         kind = targets(scans, task).astype(int)

@@ -137,7 +137,19 @@ def test_scans_of_unknown_label_teach_no_classifier_and_a_mask_that_is_missing_n
         stream(unknown, TASKS["classify_breast"])
     maskless = dataclasses.replace(scans, has_mask=np.zeros(len(scans), bool))
     with pytest.raises(ValueError, match="no scan to learn from"):
-        stream(maskless, TASKS["segment_brain"])
+        stream(maskless, dataclasses.replace(TASKS["segment_brain"], label_loss=0.0))
+
+
+def test_a_lesion_that_nobody_outlined_is_drawn_for_its_label(scans):
+    brain = scans.take(scans.organ == "brain")
+    tumor = brain.label == 1
+    maskless = dataclasses.replace(brain, has_mask=~tumor, mask=brain.mask * ~tumor[:, None, None, None])
+    task = TASKS["segment_brain"]
+    assert task.label_loss
+    cell, _ = data.balance(maskless, dataclasses.replace(task, even_sources=False))
+    np.testing.assert_array_equal(cell, tumor)
+    alone, _ = data.balance(maskless, dataclasses.replace(task, even_sources=False, label_loss=0.0))
+    np.testing.assert_array_equal(alone, np.where(tumor, UNKNOWN, 0))
 
 
 def test_targets_follow_the_task(scans):
