@@ -164,20 +164,28 @@ REFUSED = 0.01
 """Share of the known scans that the router may refuse."""
 
 
+TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of the known scans for which it is said what would be refused of the foreign ones."""
+
+
 def fit_router(answers: Answers) -> tuple[dict[str, float], dict[str, Any]]:
     """The router's limits, of which each refuses half of REFUSED of the known scans; and what they refuse.
 
     Returns:
       {"threshold": its smallest probability, "novelty": its largest distance in units of the limit it has}; and the
-      shares refused, of known scans and of each foreign kind.
+      shares refused, of known scans and of each foreign kind, and how the two go together.
     """
     known = answers["label"] < len(ORGANS)
     prob = answers["probs"][:, : len(ORGANS)].max(1)
-    limits = {
-        "threshold": float(np.quantile(prob[known], REFUSED / 2)),
-        "novelty": float(np.quantile(answers["novelty"][known], 1 - REFUSED / 2)),
-    }
-    refused = (prob < limits["threshold"]) | (answers["novelty"] > limits["novelty"])
+
+    def refuse(share: float) -> tuple[dict[str, float], np.ndarray]:
+        limits = {
+            "threshold": float(np.quantile(prob[known], share / 2)),
+            "novelty": float(np.quantile(answers["novelty"][known], 1 - share / 2)),
+        }
+        return limits, (prob < limits["threshold"]) | (answers["novelty"] > limits["novelty"])
+
+    limits, refused = refuse(REFUSED)
     wrong = known & ~refused & (answers["probs"][:, : len(ORGANS)].argmax(1) != answers["label"])
     facts = {
         "known": int(known.sum()),
@@ -188,6 +196,9 @@ def fit_router(answers: Answers) -> tuple[dict[str, float], dict[str, Any]]:
         "foreign_refused": float(refused[~known].mean()) if (~known).any() else None,
         "kinds_refused": _shares(answers["group"][~known], refused[~known]),
     }
+    if (~known).any():
+        curve = [refuse(share)[1] for share in TRADE_OFF]
+        facts["trade_off"] = [{"known": float(r[known].mean()), "foreign": float(r[~known].mean())} for r in curve]
     return limits, facts
 
 

@@ -152,6 +152,8 @@ def test_the_router_refuses_a_hundredth_of_what_it_knows_and_says_what_else():
     assert facts["foreign_refused"] == 1.0 and facts["kinds_refused"] == {"foreign/x": 1.0, "foreign/y": 1.0}
     assert limits["threshold"] == pytest.approx(0.9, abs=0.005) and limits["novelty"] == pytest.approx(1.0, abs=0.01)
     assert facts["known_to_the_wrong_organ"] == 0
+    known = [point["known"] for point in facts["trade_off"]]
+    assert known == sorted(known) and known[-1] == pytest.approx(0.2, abs=0.02)
 
 
 def test_runs_that_say_nothing_of_strangers_are_refused(runs, weights, tmp_path, capsys):
