@@ -148,7 +148,7 @@ def test_the_router_refuses_a_hundredth_of_what_it_knows_and_says_what_else():
         "group": np.where(np.arange(2 * count) % 2 == 0, "foreign/x", "foreign/y"),
     }
     limits, facts = calibrate.fit_router(answers)
-    assert 0.005 <= facts["known_refused"] <= 0.0101
+    assert 0.009 <= facts["known_refused"] <= 0.0101
     assert facts["foreign_refused"] == 1.0 and facts["kinds_refused"] == {"foreign/x": 1.0, "foreign/y": 1.0}
     assert limits["threshold"] == pytest.approx(0.9, abs=0.005) and limits["novelty"] == pytest.approx(1.0, abs=0.01)
     assert facts["known_to_the_wrong_organ"] == 0
