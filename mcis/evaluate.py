@@ -1,138 +1,22 @@
-"""`mcis evaluate RUN --split=test`: metrics of a task, or of a set of weights as one cascade, with intervals.
+"""`mcis evaluate RUN --split=test`: metrics with intervals, as figures (report.json) and as a page (report.html).
 
-Scoring is a separate act from training, which sees validation only. A test score of scans that the weights were
-trained on, or chosen by, is refused.
+mcis evaluate runs/segment_breast --split=validation
+mcis evaluate mcis/weights --folder my_scans/ --out my_report/
 """
 
-import collections
-import concurrent.futures
+import contextlib
 import dataclasses
+import datetime
+import io
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from mcis import data, scan
-from mcis.ops.crf import CRF
-from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
-from mcis.ops.surface import surface_distances
-from mcis.organs import ORGAN_NAMES
-from mcis.scores import Rows, compare_reports, read_report, report
-from mcis.tasks import TASKS, Names, Task
-
-BATCH = 16
-
-
-class LeakError(ValueError):
-    """Scans to be scored as a test were seen in training."""
-
-
-def check_unseen(fingerprints: Sequence[str], manifest: dict[str, Any]) -> None:
-    """LeakError if any scan to be tested was trained on or chose the epoch, by content fingerprint."""
-    for use in ("train", "validation"):
-        seen = set(manifest["fingerprints"][use]) & set(fingerprints)
-        if seen:
-            raise LeakError(
-                f"{len(seen)} of the {len(set(fingerprints))} scans were used for {use} of these weights "
-                f"(fingerprint {min(seen)}, ...): this is no test. Score another split, or retrain without them"
-            )
-
-
-def _prepared(record: dict[str, Any]):
-    image, mask = data.decode(record)
-    square, geometry = scan.fit(image)
-    return record, mask, square, geometry
-
-
-def _batches(records: Sequence[dict[str, Any]]) -> Iterator[tuple[list, np.ndarray]]:
-    """Records decoded and laid on the canvas, BATCH at once; the last squares are filled up with black ones."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(records), BATCH):
-            chosen = [records[i] for i in range(start, min(start + BATCH, len(records)))]
-            batch = list(pool.map(_prepared, chosen))
-            squares = np.zeros((BATCH, scan.CANVAS, scan.CANVAS, 3), np.uint8)
-            for i, (_, _, square, _) in enumerate(batch):
-                squares[i] = square
-            yield batch, squares
-
-
-def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequence[dict[str, Any]]) -> Rows:
-    """Run a task's expert over records.
-
-    Args:
-      task: whose targets are scored.
-      expert: uint8 (BATCH, S, S, 3) -> `Outputs` of probabilities on the canvas.
-      records: of `data.records`.
-    """
-    columns: dict[str, list] = collections.defaultdict(list)
-    for batch, squares in _batches(records):
-        outputs = expert(squares)
-        masks = None if outputs.mask is None else np.asarray(outputs.mask)
-        for i, (record, mask, _, geometry) in enumerate(batch):
-            row = _facts(record) | {"label": task.label_of(data.text(record["organ"]), int(record["label"]))}
-            if masks is not None:
-                row |= _overlap(scan.unfit(masks[i, ..., 0], geometry), mask[..., 0])
-            _append(columns, row)
-        if outputs.label is not None:
-            columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
-            columns["features"].extend(np.asarray(outputs.features)[: len(batch)])
-    return {name: np.array(values) for name, values in columns.items()}
-
-
-def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[dict[str, Any]]) -> Rows:
-    """Run the cascade over records of all organs.
-
-    Args:
-      predict: uint8 (BATCH, S, S, 3) -> a `cascade.Prediction`.
-      records: of `data.records`.
-    """
-    columns: dict[str, list] = collections.defaultdict(list)
-    for batch, squares in _batches(records):
-        found = predict(squares)
-        organ, label, masks = (np.asarray(x) for x in (found.organ, found.label, found.mask))
-        for i, (record, mask, _, geometry) in enumerate(batch):
-            said = {"said_organ": int(organ[i]), "said_label": int(label[i])}
-            truth = {"organ": ORGAN_NAMES.index(data.text(record["organ"])), "label": int(record["label"])}
-            row = _facts(record) | truth | said
-            # the mask of another organ's network is none of this organ's
-            right = said["said_organ"] == truth["organ"]
-            prob = scan.unfit(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)
-            row |= _overlap(prob, mask[..., 0])
-            _append(columns, row)
-    return {name: np.array(values) for name, values in columns.items()}
-
-
-def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What a row says of its scan."""
-    source = data.text(record["source"])
-    return {
-        "source": source,
-        "group": f"{source}/{data.text(record['group'])}",
-        "scan_id": data.text(record["scan_id"]),
-        "has_mask": bool(record["has_mask"]),
-    }
-
-
-def _overlap(prob: np.ndarray, true: np.ndarray) -> dict[str, Any]:
-    """What a row says of lesion probabilities float (H, W) beside the mask {0,1} (H, W)."""
-    found = prob > MASK_THRESHOLD
-    counts = mask_counts(found[None, ..., None], true[None, ..., None])
-    farthest, mean = surface_distances(found, true)
-    return {name: int(count[0]) for name, count in counts.items()} | {
-        "pixels": true.size,
-        "dice_loss": dice_loss(prob, true),
-        "hd95": farthest,
-        "surface_distance": mean,
-    }
-
-
-def _append(columns: dict[str, list], row: dict[str, Any]) -> None:
-    for name, value in row.items():
-        columns[name].append(value)
+PAGE = "report.html"
 
 
 def print_report(found: dict[str, Any]) -> None:
@@ -140,7 +24,8 @@ def print_report(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found['task']}, {found['split']} split: value [95 % interval by group]")
+    what = f"folder {found['folder']['name']}" if "folder" in found else f"{found['split']} split"
+    table = Table(title=f"{found['task']}, {what}: value [95 % interval by group]")
     sources = found["sources"]
     table.add_column("metric")
     for name, part in sources.items():
@@ -167,24 +52,29 @@ def main(argv: Sequence[str]) -> int:
     import tyro
 
     from mcis.command import Options, exit_status, parse_dataclass
+    from mcis.tasks import Names
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate(Options):
-        """Score a run's best weights on a split, per source and together, with 95 % bootstrap intervals by group.
+        """Score a run's best weights, per source and together, with 95 % bootstrap intervals by group.
 
         Attributes:
           run: a run's folder, or a weights folder; or a set of weights, which is scored as one cascade.
           split: train, validation or test. Look at test once, at the end.
           sources: prepared data sets to score; by default those the task was trained on.
+          folder: score all scans of a folder of one's own instead (images/, masks/, labels.csv, as for
+            `mcis build folder`). It is prepared in a temporary place, and nothing is left there.
           no_crf: leave out the CRF that `mcis tune` kept with the weights.
-          against: the JSON file of another run's evaluation of the same scans, to say how much higher each figure is.
-          out: JSON file to write; by default evaluation_<split>[_no_crf].json in the run's folder. A weights folder,
-            whose files are sealed, and a set get none.
+          against: the folder, or its report.json, of another run's evaluation of the same scans, to say how much higher
+            each figure is.
+          out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder. A
+            weights folder, whose files are sealed, and a set get none.
         """
 
         run: tyro.conf.Positional[str] = tyro.MISSING
         split: str = "test"
         sources: Names = ()
+        folder: str | None = None
         no_crf: bool = False
         against: str | None = None
         out: str | None = None
@@ -194,113 +84,137 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.checkpoint import is_weights_folder, write_text
+    from mcis import scoring
+    from mcis.command import enable_compilation_cache
+    from mcis.scores import compare_reports, read_report, report
 
-    run, target = pathlib.Path(options.run), None
-    cascade = is_set(run)
-    if options.split not in data.SPLITS:
-        raise ValueError(f"no split {options.split!r}; there are: {', '.join(data.SPLITS)}")
-    if not run.is_dir():
-        raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
-    if options.out or not (is_weights_folder(run) or cascade):
-        asked = [options.split, *options.sources, *(["no_crf"] if options.no_crf else [])]
-        name = f"evaluation_{'_'.join(asked)}.json"  # figures of other scans stay
-        target = pathlib.Path(options.out or run / name)
-        # asked before the work is done. A weights folder lists its files, and a further one would spoil it
-        if any(map(is_weights_folder, target.resolve().parents)):
-            raise ValueError(
-                f"--out={target} lies in a weights folder, which takes no further files; name another place"
-            )
-        if target.is_dir() or not os.access(target.parent, os.W_OK):
-            raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
+    _check(options)
+    out = _place(options)
     other = None if options.against is None else read_report(options.against)
-    score = evaluate_cascade if cascade else evaluate
-    found = score(options.run, options.split, options.sources, options.data_dir, not options.no_crf)
-    if other is not None:
-        found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
-    print_report(found)
-    if target is not None:
-        write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")
-        print(f"{target} holds the same figures")
+    enable_compilation_cache()
+    subject = scoring.load_subject(options.run, not options.no_crf)
+    with _prepared(options, subject) as (records, facts):
+        if options.folder or options.split == "test":
+            for manifest in subject.manifests.values():
+                scoring.check_unseen(records.fingerprints, manifest)
+        rows = scoring.score(subject, records)
+        found = report(subject.task, rows, options.split) | facts | _facts(options.run, subject, rows)
+        if other is not None:
+            found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
+        print_report(found)
+        if out is not None:
+            _write(out, found, rows, subject, records)
+            print(f"{out / PAGE} shows it, report.json beside it holds the same figures")
     return 0
 
 
-def evaluate(
-    run: str, split: str, sources: Sequence[str] = (), data_dir: str | None = None, crf: bool = True
-) -> dict[str, Any]:
-    """Score a run's best weights on a split of some sources, with the CRF kept with them or without.
+def _check(options: Any) -> None:
+    """ValueError where the options do not go together or name what is not there."""
+    from mcis.data import SPLITS
 
-    Raises:
-      CheckpointError, MissingData, ValueError: no such weights, data or split.
-      LeakError: `split` is test and the weights have seen some of it.
-    """
-    import jax
-
-    from mcis.bundle import load_weights
-    from mcis.cascade import Settings, supported
-    from mcis.command import enable_compilation_cache
-    from mcis.tasks import make_expert
-
-    enable_compilation_cache()
-    weights = load_weights(run)
-    task = weights.task if crf else without_crf(weights.task)
-    records = _records(sources or task.sources, split, data_dir, task.organ)
-    if split == "test":
-        check_unseen([data.text(record["fingerprint"]) for record in records], weights.manifest)
-    expert = jax.jit(make_expert(task))
-    rows = score_scans(task, lambda batch: expert(weights.variables, batch), records)
-    if task.organ is None:
-        known, _ = supported(Settings(), weights.variables, rows["probs"].max(1), rows["features"])
-        rows["refused"] = ~np.asarray(known)
-    return report(task, rows, split)
+    if options.folder is not None:
+        if options.sources or options.data_dir or options.split != "test":
+            raise ValueError("--folder scores all scans of that folder; leave --sources, --split and --data_dir away")
+        if not pathlib.Path(options.folder).is_dir():
+            raise ValueError(f"--folder={options.folder}: no such folder")
+    if options.split not in SPLITS:
+        raise ValueError(f"no split {options.split!r}; there are: {', '.join(SPLITS)}")
+    if not pathlib.Path(options.run).is_dir():
+        raise ValueError(f"{options.run}: no such folder; name a run's, or a weights folder")
 
 
-def evaluate_cascade(
-    weights: str, split: str, sources: Sequence[str] = (), data_dir: str | None = None, crf: bool = True
-) -> dict[str, Any]:
-    """Score a set of weights as one cascade, as `mcis predict` runs it: by default on all that they were trained on.
+def _place(options: Any) -> pathlib.Path | None:
+    """The folder to write, asked before the work is done; None where none was named and there is none by default."""
+    from mcis.checkpoint import is_weights_folder
+    from mcis.scoring import is_set
 
-    Raises:
-      CheckpointError, MissingData, ValueError: no such weights, data or split; no router.
-      LeakError: `split` is test and one of the networks has seen some of it.
-    """
-    import jax
-
-    from mcis.bundle import load_bundle
-    from mcis.cascade import Settings, make_predict
-    from mcis.command import enable_compilation_cache
-
-    enable_compilation_cache()
-    experts = load_bundle(weights)
-    tasks = {name: expert.task if crf else without_crf(expert.task) for name, expert in experts.items()}
-    every = dict.fromkeys(source for task in tasks.values() for source in task.sources)
-    records = _records(sources or tuple(every), split, data_dir, None)
-    if split == "test":
-        fingerprints = [data.text(record["fingerprint"]) for record in records]
-        for expert in experts.values():
-            check_unseen(fingerprints, expert.manifest)
-    predict = jax.jit(make_predict(tasks, Settings()))
-    variables = {name: expert.variables for name, expert in experts.items()}
-    return report(None, score_cascade(lambda batch: predict(variables, batch), records), split)
+    run = pathlib.Path(options.run)
+    if not options.out and (is_weights_folder(run) or is_set(run)):
+        return None
+    folder = [f"folder_{_name(options.folder)}"] if options.folder else [options.split, *options.sources]
+    asked = [*folder, *(["no_crf"] if options.no_crf else [])]  # figures of other scans stay
+    out = pathlib.Path(options.out or run / f"evaluation_{'_'.join(asked)}")
+    # a weights folder lists its files, and a further one would spoil it
+    if any(map(is_weights_folder, (out.resolve(), *out.resolve().parents))):
+        raise ValueError(f"--out={out} lies in a weights folder, which takes no further files; name another place")
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"--out={out} cannot be written: a folder is needed, and {above} is none that can be written")
+    return out
 
 
-def is_set(folder: pathlib.Path) -> bool:
-    """Whether a folder holds weights, or runs, by the names of their tasks: a set that makes a cascade."""
-    from mcis.checkpoint import is_weights_folder, weights_folder
-
-    alone = is_weights_folder(weights_folder(folder))
-    return not alone and any(is_weights_folder(weights_folder(folder / name)) for name in TASKS)
+def _name(folder: str) -> str:
+    return pathlib.Path(folder).resolve().name
 
 
-def without_crf(task: Task) -> Task:
-    """The task, its masks as the network makes them."""
-    return dataclasses.replace(task, crf=CRF(steps=0))
+@contextlib.contextmanager
+def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The records to score, and what a report says of where they are from."""
+    from mcis.data import SPLITS, prepared
+    from mcis.scoring import read_records
+
+    if options.folder is None:
+        sources = options.sources or subject.sources
+        yield read_records(sources, (options.split,), options.data_dir, subject.organ), {}
+        return
+    from mcis.build import build
+
+    with tempfile.TemporaryDirectory(prefix="mcis_") as place:
+        print(
+            f"reading {options.folder}; among thousands of scans the search for near-duplicates takes minutes",
+            flush=True,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # what it says of splits and its place is not to the point here
+            build("folder", from_=options.folder, data_dir=place, progress=False)
+        audit = json.loads((prepared("folder", place) / "audit.json").read_text(encoding="utf-8"))
+        for one in audit["rejections"]:
+            print(f"not scored: {one['scan']}: {one['reason']}")
+        facts = {"name": _name(options.folder), "rejected": audit["rejections"]}
+        facts["contradictions"] = len(audit["contradictions"])
+        records = read_records(("folder",), SPLITS, place, subject.organ)
+        yield records, {"split": "all", "folder": facts}
 
 
-def _records(sources: Sequence[str], split: str, data_dir: str | None, organ: str | None) -> list[dict[str, Any]]:
-    parts = [data.records(source, split, data_dir) for source in sources]
-    records = [part[i] for part in parts for i in range(len(part))]
-    records = [record for record in records if organ in (None, data.text(record["organ"]))]
-    if not records:
-        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no scans")
-    return records
+def _facts(run: str, subject: Any, rows: Any) -> dict[str, Any]:
+    """What a report says of itself: where it is from, and whether the weights have seen what they were scored on."""
+    import numpy as np
+
+    import mcis
+    from mcis.checkpoint import versions
+    from mcis.scoring import leaks
+
+    fingerprints = rows["fingerprint"].tolist()
+    return {
+        "notice": mcis.NOTICE,
+        "run": run,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions() | {"numpy": np.__version__},
+        "weights": subject.facts(),
+        "audit": {
+            "scans": len(fingerprints),
+            "fingerprints": len(set(fingerprints)),
+            "groups": len(set(rows["group"].tolist())),
+            "networks": leaks(fingerprints, subject.manifests),
+        },
+    }
+
+
+def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, records: Any) -> None:
+    """Write report.json, then the page; the scans of its gallery go through the network again, and only these."""
+    from mcis import evaluation_page, gallery
+    from mcis.checkpoint import write_text
+    from mcis.scores import REPORT
+    from mcis.scoring import look
+
+    chosen = gallery.choose(rows, found["task"])
+    found["gallery"] = {
+        title: [f"{rows['source'][at]}/{rows['scan_id'][at]}" for at in index] for title, index in chosen.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / REPORT, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    cards = []
+    shown = [(title, at) for title, index in chosen.items() for at in index]
+    for (title, at), seen in zip(shown, look(subject, records, [at for _, at in shown]), strict=True):
+        caption = gallery.caption(rows, at, found["task"], found["classes"])
+        cards.append(evaluation_page.Card(title, gallery.picture(*seen), caption))
+    write_text(out / PAGE, evaluation_page.page(found, rows, cards))

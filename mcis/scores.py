@@ -15,7 +15,7 @@ import numpy as np
 
 from mcis.ops.calibration import reliability
 from mcis.ops.metrics import bootstrap_interval, class_scores, confusion, label_scores, mask_scores
-from mcis.organs import ORGANS
+from mcis.organs import ORGANS, organ_named
 from mcis.tasks import Task, task_named
 
 Rows = dict[str, np.ndarray]
@@ -24,7 +24,9 @@ bool (N,); and, where the network has the head, probs float (N, K) and features 
 predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dice_loss float (N,), and hd95 and
 surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
 refused bool (N,). The cascade's rows have organ int (N,), label of that organ's classes, and what it said of them:
-said_organ (len(ORGANS) = unsupported) and said_label int (N,); what was not segmented has an empty mask."""
+said_organ (len(ORGANS) = unsupported) and said_label int (N,), organ_prob and novelty float (N,), and label_probs
+(N, CLASSES), zero past the classes of said_organ and where there is no label; what was not segmented has an empty mask.
+Rows of prepared scans have fingerprint str (N,), of their content."""
 
 CASCADE = "cascade"
 """What stands for the task's name in a report of all experts together; its Task is None."""
@@ -69,7 +71,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
 
     Returns:
       organ, refused, wrong_organ: shares of all scans; accuracy: of scans of known class, organ and class right, and
-      sensitivity_<organ>_<class>, both without organs that have no classifier; those of `mask_metrics`, where what
+      sensitivity_<organ>_<class>, both without organs that have no classifier; auc_<organ>, auc_<organ>_<class>,
+      brier_<organ> and nll_<organ> of what the router sent to the right organ; those of `mask_metrics`, where what
       router or classifier lost has no mask and Dice 0; and where a lesion scan was lost: lost_by_router (refused, or of
       another organ), lost_by_classifier (called free of lesions), lost_by_segmenter (no mask, or one that misses it),
       as shares of lesion scans.
@@ -89,14 +92,46 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
             chosen = known & (rows["organ"] == index) & (rows["label"] == label)
             if chosen.any():
                 found[f"sensitivity_{organ.name}_{name}"] = float(agreed[chosen].mean())
+    for name, (label, probs) in routed(rows).items():
+        scores = class_scores(probs, label, organ_named(name).classes) | label_scores(probs, label)
+        for metric, value in scores.items():
+            kind, _, of = metric.partition("_")
+            if kind in ("auc", "brier", "nll"):
+                found["_".join(filter(None, (kind, name, of)))] = value
     found |= mask_metrics(rows)
     lesion = rows["has_mask"] & (rows["true"] > 0)
     if lesion.any():
-        pairs = zip(rows["organ"].tolist(), rows["said_label"].tolist(), strict=True)
-        free = right & np.array([label >= 0 and not ORGANS[organ].is_lesion(label) for organ, label in pairs])
-        found["lost_by_router"] = float((~right)[lesion].mean())
-        found["lost_by_classifier"] = float(free[lesion].mean())
-        found["lost_by_segmenter"] = float((right & ~free & (rows["both"] == 0))[lesion].mean())
+        found |= {f"lost_by_{where}": float((lost(rows) == where)[lesion].mean()) for where in LOSERS}
+    return found
+
+
+LOSERS = ("router", "classifier", "segmenter")
+"""Where the cascade can lose a lesion, in order."""
+
+
+def lost(rows: Rows) -> np.ndarray:
+    """Where the cascade lost each lesion scan, str (N,): one of LOSERS, or "" where it was found or there is none."""
+    right = rows["said_organ"] == rows["organ"]
+    pairs = zip(rows["organ"].tolist(), rows["said_label"].tolist(), strict=True)
+    free = np.array([label >= 0 and not ORGANS[organ].is_lesion(label) for organ, label in pairs])
+    lesion = rows["has_mask"] & (rows["true"] > 0)
+    where = [~right & lesion, right & free & lesion, right & ~free & (rows["both"] == 0) & lesion]
+    return np.select(where, LOSERS, "")
+
+
+def routed(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What the cascade's classifiers said of the scans that the router sent to their organ, where the class is known.
+
+    Returns:
+      organ name -> label int (M,), probs float (M, K) by its K classes; no organ without such scans.
+    """
+    found = {}
+    for index, organ in enumerate(ORGANS) if "label_probs" in rows else ():
+        here = (
+            (rows["organ"] == index) & (rows["said_organ"] == index) & (rows["label"] >= 0) & (rows["said_label"] >= 0)
+        )
+        if here.any():
+            found[organ.name] = rows["label"][here], rows["label_probs"][here, : len(organ.classes)]
     return found
 
 
@@ -166,12 +201,23 @@ def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
     if chosen := subsets(task, rows):
         found["subsets"] = {name: scored(take(rows, index)) for name, index in chosen.items()}
     known = rows["label"] >= 0
-    if task is not None and not task.segments and known.any():
-        label, probs = rows["label"][known], rows["probs"][known]
-        said = reliability(probs.max(1), probs.argmax(1) == label)
-        found["reliability"] = {name: np.asarray(value).tolist() for name, value in vars(said).items()}
-        found["confusion"] = confusion(probs.argmax(1), label, len(task.classes)).tolist()  # [true][said]
+    if task is None:
+        where, lesion = lost(rows), rows["has_mask"] & (rows["true"] > 0)
+        found["lost"] = {"lesions": int(lesion.sum())} | {name: int((where == name).sum()) for name in LOSERS}
+        found["routed"] = {name: _said(label, probs) for name, (label, probs) in routed(rows).items()}
+        return found
+    if not task.segments and known.any():
+        found |= _said(rows["label"][known], rows["probs"][known])
     return found
+
+
+def _said(label: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
+    """How often classes were called each other, [true][said], and the calibration of what was said."""
+    said = reliability(probs.max(1), probs.argmax(1) == label)
+    return {
+        "reliability": {name: np.asarray(value).tolist() for name, value in vars(said).items()},
+        "confusion": confusion(probs.argmax(1), label, probs.shape[1]).tolist(),
+    }
 
 
 def rows_to_json(rows: Rows) -> dict[str, list]:
@@ -223,10 +269,16 @@ def compare(task: Task | None, rows: Rows, other: Rows, draws: int = 1000) -> di
     return _with_intervals(score, rows["group"], draws)
 
 
+REPORT = "report.json"
+"""The file of an evaluation's folder that has its figures."""
+
+
 def read_report(path: str | os.PathLike) -> dict[str, Any]:
-    """What `report` made, from its JSON file; ValueError where it is none."""
+    """What `report` made, from its JSON file or the folder that has it as REPORT; ValueError where it is none."""
+    path = pathlib.Path(path)
+    path = path / REPORT if path.is_dir() else path
     try:
-        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         rows = rows_from_json(dict(found["rows"]))
         metrics(_task_of(found), rows)  # it has all that is scored
         if not len(rows["source"]) or not len(rows["scan_id"]):

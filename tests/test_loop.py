@@ -66,7 +66,7 @@ def test_novelty_is_told_by_known_scans_alone(scans, tmp_path):
 
 def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     run_dir, best = finished
-    found = evaluate.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
+    found = scoring.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
     measured = found["sources"]["phantom"]["metrics"]
     assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
     assert measured["nll"]["value"] == pytest.approx(best["validation"]["nll"], abs=1e-5)
@@ -337,10 +337,10 @@ def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir)
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest
     test = [data.text(record["fingerprint"]) for record in data.records("phantom", "test", phantom_dir)]
-    evaluate.check_unseen(test, manifest)
+    scoring.check_unseen(test, manifest)
     for use in ("train", "validation"):
-        with pytest.raises(evaluate.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
-            evaluate.check_unseen([*test, manifest["fingerprints"][use][0]], manifest)
+        with pytest.raises(scoring.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
+            scoring.check_unseen([*test, manifest["fingerprints"][use][0]], manifest)
 
 
 @pytest.mark.parametrize("name", TASKS)
