@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
           folder: score all scans of a folder of one's own instead (images/, masks/, labels.csv, as for
             `mcis build folder`). It is prepared in a temporary place, and nothing is left there.
           no_crf: leave out the CRF that `mcis tune` kept with the weights.
+          heat: draw where the classifiers look on the scans of the gallery, and check on so many lesion scans whether
+            that is the lesion; a second or two each on a CPU. 0 leaves both out.
           against: the folder, or its report.json, of another run's evaluation of the same scans, to say how much higher
             each figure is.
           out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder. A
@@ -76,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
         sources: Names = ()
         folder: str | None = None
         no_crf: bool = False
+        heat: int = 40
         against: str | None = None
         out: str | None = None
 
@@ -103,7 +106,7 @@ def _main(options: Any) -> int:
             found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
         print_report(found)
         if out is not None:
-            _write(out, found, rows, subject, records)
+            _write(out, found, rows, subject, records, options.heat)
             print(f"{out / PAGE} shows it, report.json beside it holds the same figures")
     return 0
 
@@ -117,6 +120,8 @@ def _check(options: Any) -> None:
             raise ValueError("--folder scores all scans of that folder; leave --sources, --split and --data_dir away")
         if not pathlib.Path(options.folder).is_dir():
             raise ValueError(f"--folder={options.folder}: no such folder")
+    if options.heat < 0:
+        raise ValueError(f"--heat={options.heat}: a number of scans, 0 or more, is needed")
     if options.split not in SPLITS:
         raise ValueError(f"no split {options.split!r}; there are: {', '.join(SPLITS)}")
     if not pathlib.Path(options.run).is_dir():
@@ -199,10 +204,11 @@ def _facts(run: str, subject: Any, rows: Any) -> dict[str, Any]:
     }
 
 
-def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, records: Any) -> None:
+def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, records: Any, heat: int) -> None:
     """Write report.json, then the page; the scans of its gallery go through the network again, and only these."""
     from mcis import evaluation_page, gallery
     from mcis.checkpoint import write_text
+    from mcis.heat import check, make_heat
     from mcis.scores import REPORT
     from mcis.scoring import look
 
@@ -210,6 +216,9 @@ def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, re
     found["gallery"] = {
         title: [f"{rows['source'][at]}/{rows['scan_id'][at]}" for at in index] for title, index in chosen.items()
     }
+    map_of = make_heat(subject) if heat else None
+    if map_of is not None:
+        found["heat"] = check(map_of, records, rows, heat)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / REPORT, json.dumps(found, indent=1, allow_nan=False) + "\n")
     cards = []
@@ -217,4 +226,7 @@ def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, re
     for (title, at), seen in zip(shown, look(subject, records, [at for _, at in shown]), strict=True):
         caption = gallery.caption(rows, at, found["task"], found["classes"])
         cards.append(evaluation_page.Card(title, gallery.picture(*seen), caption))
+        said = gallery.said_label(rows, at)
+        if map_of is not None and title in gallery.EXPLAINED and (drawn := map_of(records[at], said)) is not None:
+            cards.append(evaluation_page.Card(title, gallery.heat_picture(seen.image, drawn), [("looks at", "above")]))
     write_text(out / PAGE, evaluation_page.page(found, rows, cards))

@@ -20,7 +20,7 @@ SERIES = tuple(f"#01020{n}" for n in range(5, 10))
 """Colours that stand for the page's own: matplotlib knows no style sheet."""
 _COLOURS = {INK: "currentColor", FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(SERIES)}
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be read, searched and takes the page's font
     "text.parse_math": False,  # a name with a dollar is a name
     "svg.hashsalt": "mcis",  # the same figures give the same file

@@ -27,6 +27,10 @@ WRONG = "Wrong classes, most confident first"
 USUAL = "Scans around the median probability of the true class"
 
 
+EXPLAINED = (WRONG, USUAL)
+"""Titles below which it is shown where the classifier looked."""
+
+
 def choose(rows: Rows, kind: str) -> dict[str, list[int]]:
     """Title -> rows to show, at most SHOWN, in order; a title without such rows is left out.
 
@@ -88,8 +92,8 @@ def caption(rows: Rows, at: int, kind: str, classes: Sequence[str]) -> list[tupl
     said = [("scan", str(row["scan_id"])), ("source", str(row["source"])), ("group", str(row["group"]))]
     label = int(row["label"])
     if kind == "cascade":
-        organ = ORGANS[row["organ"]]
-        said.append(("is", f"{organ.name}, {_name(organ.classes, label)}"))
+        organ = ORGANS[row["organ"]] if row["organ"] < len(ORGANS) else None
+        said.append(("is", UNSUPPORTED if organ is None else f"{organ.name}, {_name(organ.classes, label)}"))
         said.append(("said", _cascade(row)))
     else:
         said.append(("is", _name(classes, label)))
@@ -123,6 +127,25 @@ def _cascade(row: Mapping[str, np.ndarray]) -> str:
 
 def _name(classes: Sequence[str], label: int) -> str:
     return classes[label] if label >= 0 else "unknown"
+
+
+def said_label(rows: Rows, at: int) -> int:
+    """The class that was said of a row; -1 for none."""
+    if "said_label" in rows:
+        return int(rows["said_label"][at])
+    return int(rows["probs"][at].argmax()) if "probs" in rows else -1
+
+
+def heat_picture(image: np.ndarray, heat: np.ndarray) -> bytes:
+    """A scan under a map of what speaks for a class, the more the more opaque, as JPEG like `picture`'s.
+
+    Args:
+      image: uint8 RGB (H, W, 3).
+      heat: float (H, W); what is not above 0 is left clear.
+    """
+    strength = np.clip(heat / max(float(heat.max()), 1e-6), 0.0, 1.0)[..., None] * 0.75
+    red = np.array([255.0, 40.0, 30.0])
+    return picture(np.rint(image * (1 - strength) + red * strength).astype(np.uint8), None, None)
 
 
 def picture(image: np.ndarray, true: np.ndarray | None, said: np.ndarray | None) -> bytes:

@@ -38,6 +38,11 @@ ORGANS: tuple[Organ, ...] = (
 ORGAN_NAMES: tuple[str, ...] = tuple(organ.name for organ in ORGANS)
 
 
+def organ_index(name: str) -> int:
+    """The position in ORGANS of the organ called `name`; len(ORGANS) for UNSUPPORTED."""
+    return len(ORGANS) if name == UNSUPPORTED else ORGANS.index(organ_named(name))
+
+
 def organ_named(name: str) -> Organ:
     """The row of ORGANS called `name`; ValueError lists the names there are."""
     for organ in ORGANS:

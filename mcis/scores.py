@@ -47,7 +47,7 @@ def metrics(task: Task | None, rows: Rows) -> dict[str, float]:
         label, probs = rows["label"][known], rows["probs"][known]
         found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
     if "refused" in rows:
-        found["refused"] = float(rows["refused"].mean())
+        found |= _refusal(rows["refused"], rows["label"] == len(ORGANS))
     return found | mask_metrics(rows) if task.segments else found
 
 
@@ -70,7 +70,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
     """What the whole cascade gets right, and where it loses what it loses.
 
     Returns:
-      organ, refused, wrong_organ: shares of all scans; accuracy: of scans of known class, organ and class right, and
+      organ, wrong_organ: shares of all scans, foreign ones included; refused: share of the others, foreign_refused of
+      the foreign; accuracy: of scans of known class, organ and class right, and
       sensitivity_<organ>_<class>, both without organs that have no classifier; auc_<organ>, auc_<organ>_<class>,
       brier_<organ> and nll_<organ> of what the router sent to the right organ; those of `mask_metrics`, where what
       router or classifier lost has no mask and Dice 0; and where a lesion scan was lost: lost_by_router (refused, or of
@@ -78,11 +79,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
       as shares of lesion scans.
     """
     right, refused = rows["said_organ"] == rows["organ"], rows["said_organ"] == len(ORGANS)
-    found = {
-        "organ": float(right.mean()),
-        "refused": float(refused.mean()),
-        "wrong_organ": float((~right & ~refused).mean()),
-    }
+    found = {"organ": float(right.mean()), "wrong_organ": float((~right & ~refused).mean())}
+    found |= _refusal(refused, rows["organ"] == len(ORGANS))
     known = (rows["label"] >= 0) & ~(right & (rows["said_label"] < 0))
     agreed = right & (rows["said_label"] == rows["label"])
     if known.any():
@@ -92,8 +90,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
             chosen = known & (rows["organ"] == index) & (rows["label"] == label)
             if chosen.any():
                 found[f"sensitivity_{organ.name}_{name}"] = float(agreed[chosen].mean())
-    for name, (label, probs) in routed(rows).items():
-        scores = class_scores(probs, label, organ_named(name).classes) | label_scores(probs, label)
+    for name, (true, probs) in routed(rows).items():
+        scores = class_scores(probs, true, organ_named(name).classes) | label_scores(probs, true)
         for metric, value in scores.items():
             kind, _, of = metric.partition("_")
             if kind in ("auc", "brier", "nll"):
@@ -105,6 +103,12 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
     return found
 
 
+def _refusal(refused: np.ndarray, foreign: np.ndarray) -> dict[str, float]:
+    """Shares refused, of scans of a known organ and of foreign ones; bool (N,) twice."""
+    parts = {"refused": ~foreign, "foreign_refused": foreign}
+    return {name: float(refused[part].mean()) for name, part in parts.items() if part.any()}
+
+
 LOSERS = ("router", "classifier", "segmenter")
 """Where the cascade can lose a lesion, in order."""
 
@@ -113,7 +117,9 @@ def lost(rows: Rows) -> np.ndarray:
     """Where the cascade lost each lesion scan, str (N,): one of LOSERS, or "" where it was found or there is none."""
     right = rows["said_organ"] == rows["organ"]
     pairs = zip(rows["organ"].tolist(), rows["said_label"].tolist(), strict=True)
-    free = np.array([label >= 0 and not ORGANS[organ].is_lesion(label) for organ, label in pairs])
+    free = np.array(
+        [organ < len(ORGANS) and label >= 0 and not ORGANS[organ].is_lesion(label) for organ, label in pairs]
+    )
     lesion = rows["has_mask"] & (rows["true"] > 0)
     where = [~right & lesion, right & free & lesion, right & ~free & (rows["both"] == 0) & lesion]
     return np.select(where, LOSERS, "")
@@ -125,7 +131,7 @@ def routed(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Returns:
       organ name -> label int (M,), probs float (M, K) by its K classes; no organ without such scans.
     """
-    found = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for index, organ in enumerate(ORGANS) if "label_probs" in rows else ():
         here = (
             (rows["organ"] == index) & (rows["said_organ"] == index) & (rows["label"] >= 0) & (rows["said_label"] >= 0)
@@ -163,10 +169,12 @@ LESION_SIZES = {"under 1 %": (0.0, 0.01), "1 to 5 %": (0.01, 0.05), "above 5 %":
 def subsets(task: Task | None, rows: Rows) -> dict[str, np.ndarray]:
     """Parts of the rows that have metrics of their own, as bool (N,): sizes of lesions and classes of scans.
 
-    The cascade's are those of its organs.
+    The cascade's and the router's are organs, and kinds of foreign pictures.
     """
-    if task is None:
-        return {organ.name: rows["organ"] == i for i, organ in enumerate(ORGANS) if (rows["organ"] == i).any()}
+    if task is None or task.organ is None:
+        organ = rows["organ"] if task is None else rows["label"]
+        kinds = {name: rows["group"] == name for name in np.unique(rows["group"][organ == len(ORGANS)]).tolist()}
+        return {row.name: organ == i for i, row in enumerate(ORGANS) if (organ == i).any()} | kinds
     if not task.segments:
         return {}
     share = np.where(rows["has_mask"], rows["true"] / rows["pixels"], 0.0)
@@ -207,7 +215,7 @@ def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
         found["routed"] = {name: _said(label, probs) for name, (label, probs) in routed(rows).items()}
         return found
     if not task.segments and known.any():
-        found |= _said(rows["label"][known], rows["probs"][known])
+        found |= _said(np.asarray(rows["label"][known]), np.asarray(rows["probs"][known]))
     return found
 
 

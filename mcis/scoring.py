@@ -22,7 +22,7 @@ from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
-from mcis.organs import ORGAN_NAMES
+from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows, report
 from mcis.tasks import TASKS, Task
 
@@ -66,7 +66,7 @@ def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]
 
 
 def _prepared(record: Record):
-    image, mask = data.decode(record)
+    image, mask = data.decode(dict(record))
     square, geometry = scan.fit(image)
     return record, mask, square, geometry
 
@@ -121,7 +121,7 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
         for i, (record, mask, _, geometry) in enumerate(batch):
             said = {"said_organ": int(organ[i]), "said_label": int(label[i])}
             said |= {name: value[i] for name, value in told.items()}
-            truth = {"organ": ORGAN_NAMES.index(data.text(record["organ"])), "label": int(record["label"])}
+            truth = {"organ": organ_index(data.text(record["organ"])), "label": int(record["label"])}
             row = _facts(record) | truth | said
             # the mask of another organ's network is none of this organ's
             right = said["said_organ"] == truth["organ"]
@@ -192,7 +192,7 @@ class Subject:
         return None if self.task is None else self.task.organ
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """JSON values that say which weights these are: task name -> network, training, versions, the manifest's hash."""
+        """JSON values that say which weights these are: task name -> network, training, versions, manifest's hash."""
         found = {}
         for name, manifest in self.manifests.items():
             task, file = self.tasks[name], self.folders[name] / MANIFEST
@@ -245,7 +245,7 @@ def score(subject: Subject, records: Sequence[Record]) -> Rows:
         from mcis.cascade import Settings, supported
 
         router = subject.variables[subject.task.name]
-        known, _ = supported(Settings(), router, rows["probs"].max(1), rows["features"])
+        known, _ = supported(Settings(), router, rows["probs"][:, : len(ORGANS)].max(1), rows["features"])
         rows["refused"] = ~np.asarray(known)
     return rows
 
@@ -264,9 +264,9 @@ def look(subject: Subject, records: Sequence[Record], index: Sequence[int]) -> I
         found = subject.answer(squares)
         masks = None if found.mask is None else np.asarray(found.mask)
         for i, (record, mask, _, geometry) in enumerate(batch):
-            image, _ = data.decode(record)
+            image, _ = data.decode(dict(record))
             said = None if masks is None else (scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
-            if subject.task is None and int(found.organ[i]) != ORGAN_NAMES.index(data.text(record["organ"])):
+            if subject.task is None and int(found.organ[i]) != organ_index(data.text(record["organ"])):
                 said = np.zeros(mask.shape[:2], np.uint8)  # as it was scored
             yield Look(image, mask[..., 0] if record["has_mask"] else None, said)
 

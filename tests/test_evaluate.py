@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from mcis import data, evaluate, scan, scores
+from mcis import data, evaluate, scan, scores, scoring
 from mcis.cascade import Prediction
-from mcis.evaluate import score_scans
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
+from mcis.scoring import score_scans
 from mcis.tasks import TASKS
 
 SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TASKS["route"]
@@ -47,7 +47,7 @@ def bright(squares):
 
 
 def test_every_record_is_scored_once_in_order_on_its_own_grid():
-    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * evaluate.BATCH + 3)]
+    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * scoring.BATCH + 3)]
     rows = score_scans(SEGMENT, bright, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
     assert rows["group"].tolist() == [f"busi/p{i}" for i in range(len(records))]
@@ -78,7 +78,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
 
 
 def test_the_cascade_is_scored_as_it_answers():
-    records = [make_record(i, label=1 + i % 2) for i in range(evaluate.BATCH + 3)]
+    records = [make_record(i, label=1 + i % 2) for i in range(scoring.BATCH + 3)]
 
     def predict(squares):
         n = len(squares)
@@ -86,11 +86,11 @@ def test_the_cascade_is_scored_as_it_answers():
         segmented = organ < 2
         mask = bright(squares).mask * segmented[:, None, None, None]
         unasked, probs = np.full(n, np.nan), np.zeros((n, 3))
-        return Prediction(organ, organ, unasked, unasked, np.full(n, 1), probs, segmented, mask)
+        return Prediction(organ, organ, unasked, unasked, np.full(n, 1), probs, segmented, mask, unasked, segmented)
 
-    rows = evaluate.score_cascade(predict, records)
+    rows = scoring.score_cascade(predict, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
-    odd = {1, 2, evaluate.BATCH + 1, evaluate.BATCH + 2}  # another organ, and none
+    odd = {1, 2, scoring.BATCH + 1, scoring.BATCH + 2}  # another organ, and none
     wrong = np.isin(np.arange(len(records)), list(odd))
     assert (rows["said_organ"] != rows["organ"]).tolist() == wrong.tolist()
     assert (rows["both"] == 0).tolist() == np.isnan(rows["hd95"]).tolist() == wrong.tolist()

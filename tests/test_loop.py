@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import bundle, checkpoint, data, evaluate
+from mcis import bundle, checkpoint, data, evaluate, scoring
 from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop
 
@@ -266,13 +266,13 @@ def test_evaluate_refuses_a_leak_and_leaves_weights_whole(finished, phantom_dir,
     arguments = [str(tmp_path / "route"), f"--data_dir={phantom_dir}"]
     for _ in range(2):  # a second time, for the first wrote nothing into the sealed folder
         assert evaluate.main(arguments) == 0
-    assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'found.json'}"]) == 2
-    assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'variables' / 'found.json'}"]) == 2
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'found'}"]) == 2
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'variables' / 'found'}"]) == 2
     assert capsys.readouterr().err.count("takes no further files") == 2
     assert evaluate.main([*arguments, "--split=a/b"]) == 2
     assert "no split 'a/b'; there are: train" in capsys.readouterr().err
-    assert evaluate.main([*arguments, f"--out={tmp_path / 'found.json'}"]) == 0
-    assert json.loads((tmp_path / "found.json").read_text())["split"] == "test"
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'found'}", "--heat=0"]) == 0
+    assert json.loads((tmp_path / "found" / "report.json").read_text())["split"] == "test"
     variables, manifest = checkpoint.load(tmp_path / "route")
     manifest["fingerprints"]["train"].append(data.text(data.records("phantom", "test", phantom_dir)[0]["fingerprint"]))
     checkpoint.save(tmp_path / "route", variables, manifest)
@@ -292,14 +292,16 @@ def test_figures_of_other_scans_and_without_a_crf_have_files_of_their_own(finish
     shutil.copytree(finished[0], run_dir)
     for more in ([], ["--sources=phantom"], ["--no_crf"]):
         assert evaluate.main([str(run_dir), "--split=validation", f"--data_dir={phantom_dir}", *more]) == 0
-    names = {"evaluation_validation.json", "evaluation_validation_phantom.json", "evaluation_validation_no_crf.json"}
-    assert {file.name for file in run_dir.glob("evaluation*")} == names
+    names = {"evaluation_validation", "evaluation_validation_phantom", "evaluation_validation_no_crf"}
+    assert {folder.name for folder in run_dir.glob("evaluation*")} == names
+    for name in names:
+        assert {file.name for file in (run_dir / name).iterdir()} == {"report.json", "report.html"}
 
 
 def test_a_set_of_weights_is_scored_as_one_cascade_but_not_on_scans_it_has_seen(
     finished, phantom_dir, tmp_path, capsys
 ):
-    weights, out = tmp_path / "set", tmp_path / "cascade.json"
+    weights, out = tmp_path / "set", tmp_path / "cascade"
     shutil.copytree(finished[0] / loop.BEST, weights / "route")
     manifest = checkpoint.read_manifest(weights / "route")
     arguments = [str(weights), "--sources=phantom", f"--data_dir={phantom_dir}"]
@@ -310,8 +312,8 @@ def test_a_set_of_weights_is_scored_as_one_cascade_but_not_on_scans_it_has_seen(
     segmenter = manifest | {"task": task_to_json(task), "classes": list(task.classes)}
     checkpoint.save(weights / task.name, init, segmenter)
     files = sorted(weights.rglob("*"))
-    assert evaluate.main([*arguments, f"--out={out}"]) == 0
-    found = json.loads(out.read_text())
+    assert evaluate.main([*arguments, f"--out={out}", "--heat=2"]) == 0
+    found = json.loads((out / "report.json").read_text())
     assert found["task"] == "cascade" and found["split"] == "test"
     assert len(found["rows"]["said_organ"]) == len(data.records("phantom", "test", phantom_dir))
     assert evaluate.main(arguments) == 0 and sorted(weights.rglob("*")) == files  # a set gets no further file
@@ -324,10 +326,14 @@ def test_a_set_of_weights_is_scored_as_one_cascade_but_not_on_scans_it_has_seen(
 
 def test_a_run_is_scored_against_anothers_evaluation(finished, phantom_dir, tmp_path, capsys):
     arguments = [str(finished[0] / loop.BEST), "--split=validation", f"--data_dir={phantom_dir}"]
-    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first, second = tmp_path / "first", tmp_path / "second"
     assert evaluate.main([*arguments, f"--out={first}"]) == 0
     assert evaluate.main([*arguments, f"--out={second}", f"--against={first}"]) == 0
-    assert json.loads(second.read_text())["against"]["metrics"]["accuracy"] == {"value": 0, "low": 0, "high": 0}
+    assert json.loads((second / "report.json").read_text())["against"]["metrics"]["accuracy"] == {
+        "value": 0,
+        "low": 0,
+        "high": 0,
+    }
     assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
     assert evaluate.main([*arguments, f"--out={second}", f"--against={tmp_path / 'third.json'}"]) == 2
     assert "third.json is no evaluation of this version" in capsys.readouterr().err

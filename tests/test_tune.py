@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, tune
+from mcis import bundle, checkpoint, scoring, tune
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks import TASKS, task_to_json

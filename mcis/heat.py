@@ -1,0 +1,81 @@
+"""Where the classifiers of an evaluation look, and how often that is the lesion."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mcis import data, scan
+from mcis.ops.metrics import bootstrap_interval
+from mcis.organs import ORGANS, organ_index
+from mcis.scores import Rows
+from mcis.scoring import Record, Subject
+
+Heat = Callable[[Record, int], np.ndarray | None]
+"""A record and a class -> how much hiding each pixel lowers the class's probability, float32 (H, W) of the scan's size
+(`ops.occlusion`); None where nothing classifies such a scan."""
+
+
+def make_heat(subject: Subject) -> Heat | None:
+    """The maps of a classifier, or of a cascade's; None where a subject is no classifier of lesions."""
+    import jax
+
+    from mcis.cascade import label_experts
+    from mcis.ops.occlusion import occlusion_map
+    from mcis.tasks import make_expert
+
+    if subject.task is not None and (subject.task.segments or subject.task.organ is None):
+        return None
+    maps = {}
+    for organ, name in label_experts(subject.tasks).items():
+        expert, variables = make_expert(subject.tasks[name]), subject.variables[name]
+
+        def heat(image, label, expert=expert, variables=variables):
+            return occlusion_map(lambda scans: expert(variables, scans).label, image, label)
+
+        maps[organ] = jax.jit(heat)
+
+    def of(record: Record, label: int) -> np.ndarray | None:
+        run = maps.get(organ_index(data.text(record["organ"])))
+        if run is None or label < 0:
+            return None
+        square, geometry = scan.fit(data.decode(dict(record))[0])
+        return scan.unfit(np.asarray(run(square, label)), geometry)
+
+    return of
+
+
+def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict[str, Any] | None:
+    """How often a map's peak lies in the lesion: the pointing game (Zhang et al. 2018).
+
+    Args:
+      heat: of `make_heat`.
+      records: the scans that were scored.
+      rows: their results.
+      count: scans to look at, evenly spread over those whose class is a lesion's and was found.
+
+    Returns:
+      {"scans", "groups", "in_lesion", "low", "high", "by_chance"}: the share of peaks in the lesion with its 95 %
+      interval by group, and what peaks anywhere would have, the lesions' share of their scans; None without such scans.
+    """
+    said = rows["said_label"] if "said_label" in rows else rows["probs"].argmax(1)
+    organ = rows["organ"] if "organ" in rows else np.array([organ_index(data.text(r["organ"])) for r in records])
+    lesion = [o < len(ORGANS) and ORGANS[o].is_lesion(int(k)) for o, k in zip(organ, rows["label"], strict=True)]
+    drawn = [bool(record["has_mask"]) for record in records]
+    index = np.flatnonzero(np.array(lesion) & (said == rows["label"]) & np.array(drawn))
+    index = (
+        index[np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))] if len(index) else index
+    )
+    if not len(index):
+        return None
+    hits, shares = [], []
+    for at in index.tolist():
+        mask, found = data.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
+        assert found is not None  # something said the class
+        hits.append(bool(mask[np.unravel_index(found.argmax(), found.shape)]))
+        shares.append(float(mask.mean()))
+    group = rows["group"][index]
+    low, high = bootstrap_interval(lambda chosen, _: {"hit": float(np.mean(np.array(hits)[chosen]))}, group)["hit"]
+    ends = {"low": low, "high": high} if np.isfinite(low) else {"low": None, "high": None}
+    counts = {"scans": len(index), "groups": len(np.unique(group))}
+    return counts | {"in_lesion": float(np.mean(hits))} | ends | {"by_chance": float(np.mean(shares))}
