@@ -20,10 +20,9 @@ folds=${FOLDS:-5} members=${MEMBERS:-3} jobs=${JOBS:-1}
 read -r -a options <<<"${OPTIONS:-}"
 data=(${DATA:+"--data_dir=$DATA"})
 
-sources=lgg,br35h,busi,busbra
-if mcis info "${data[@]}" | grep -q foreign; then
-  sources=$sources,foreign
-else
+route=(--task=route)
+if ! mcis info "${data[@]}" | grep -q '/foreign/'; then
+  route+=(--sources=lgg,br35h,busi,busbra)
   echo "no source 'foreign' is prepared: the router will learn from known scans alone" >&2
 fi
 
@@ -38,9 +37,9 @@ train() { # NAME OPTIONS...: one run, its log beside it
 }
 
 plan() { # a run a line
-  echo "route --task=route --sources=$sources"
+  echo "route ${route[*]}"
   for ((k = 0; k < folds; k++)); do
-    echo "route_fold$k --task=route --sources=$sources --fold=$k --folds=$folds"
+    echo "route_fold$k ${route[*]} --fold=$k --folds=$folds"
     for task in segment_breast segment_brain; do
       echo "${task}_fold$k --task=$task --fold=$k --folds=$folds"
     done

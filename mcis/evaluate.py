@@ -159,7 +159,7 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
     from mcis.scoring import read_records
 
     if options.folder is None:
-        sources = options.sources or subject.sources
+        sources = options.sources or subject.sources(options.data_dir)
         yield read_records(sources, (options.split,), options.data_dir, subject.organ), {}
         return
     from mcis.build import build

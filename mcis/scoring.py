@@ -27,6 +27,8 @@ from mcis.scores import Rows, report
 from mcis.tasks import TASKS, Task
 
 BATCH = 16
+FOREIGN = "foreign"
+"""The source of pictures to be refused."""
 
 Record = Mapping[str, Any]
 """A scan as it is stored: of `data.records`."""
@@ -181,10 +183,10 @@ class Subject:
     tasks: dict[str, Task]
     folders: dict[str, pathlib.Path]
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every source that one of the networks was trained on."""
-        return tuple(dict.fromkeys(source for task in self.tasks.values() for source in task.sources))
+    def sources(self, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
+        """Every source that one of the networks was trained on; foreign pictures, a collection of one's own, if any."""
+        every = dict.fromkeys(source for task in self.tasks.values() for source in task.sources)
+        return tuple(name for name in every if name != FOREIGN or data.versions_of(name, data_dir))
 
     @property
     def organ(self) -> str | None:
@@ -337,7 +339,7 @@ def evaluate(
       LeakError: `split` is test and one of the networks has seen some of it.
     """
     subject = load_subject(run, crf)
-    records = read_records(sources or subject.sources, (split,), data_dir, subject.organ)
+    records = read_records(sources or subject.sources(data_dir), (split,), data_dir, subject.organ)
     if split == "test":
         for manifest in subject.manifests.values():
             check_unseen(records.fingerprints, manifest)

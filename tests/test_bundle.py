@@ -80,7 +80,7 @@ def test_runs_that_learned_otherwise_make_no_ensemble(folds, tmp_path):
     variables, manifest = checkpoint.load(folds[0] / "best")
     manifest["task"]["epochs"] += 1
     checkpoint.save(tmp_path / "other", variables, manifest)
-    with pytest.raises(ValueError, match="runs of segment_breast differ in epochs"):
+    with pytest.raises(ValueError, match="runs of segment_breast make an ensemble only where they agree in epochs"):
         bundle.make_bundle([folds[0], tmp_path / "other"], tmp_path / "set")
     assert not (tmp_path / "set").exists()
 

@@ -22,7 +22,15 @@ from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop
 
 SMALL = dataclasses.replace(
-    TASKS["route"], sources=("phantom",), features=4, size=32, epochs=3, batch_size=16, ema=0.5, learning_rate=1e-2
+    TASKS["route"],
+    sources=("phantom",),
+    select="balanced_accuracy",
+    features=4,
+    size=32,
+    epochs=3,
+    batch_size=16,
+    ema=0.5,
+    learning_rate=1e-2,
 )
 
 
