@@ -56,8 +56,8 @@ class Prediction:
       mask: float32 (B, S, S, 1), lesion probability on the canvas; 0 where not segmented.
       confidence: float32 (B,), the label's probability times the mask's `expected_dice`, each 1 where there is none;
         NaN where unsupported.
-      review: bool (B,), whether the confidence is below the organ's limit, as `mcis calibrate` set it: somebody should
-        look. False where no limit was set.
+      review: int32 (B,), 1 where the confidence is below the organ's limit, as `mcis calibrate` set it, so that
+        somebody should look, else 0; UNKNOWN where unsupported or where no limit was set.
     """
 
     organ: jax.Array
@@ -257,7 +257,8 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         segmented, mask = segment(variables, image, organ, (organ < UNSUPPORTED) & (lesion | ~classified))
         sure = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
         confidence = jnp.where(organ < UNSUPPORTED, sure, jnp.nan)
-        review = confidence < review_limits(variables, classifiers, segmenters)[organ]
+        limit = review_limits(variables, classifiers, segmenters)[organ]
+        review = jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32))
         return Prediction(organ, choice, organ_prob, novelty, label, probs, segmented, mask, confidence, review)
 
     return predict
@@ -277,11 +278,11 @@ def expected_dice(mask: jax.Array) -> jax.Array:
 def review_limits(
     variables: dict[str, Any], classifiers: Mapping[int, str], segmenters: Mapping[int, str]
 ) -> jax.Array:
-    """The confidence below which a scan of each organ is for review, float32 (UNSUPPORTED + 1,); 0 where none was set.
+    """The confidence below which a scan of each organ is for review, float32 (UNSUPPORTED + 1,); NaN for none.
 
     It lies with the network that gives the organ's label, or its mask where nothing gives a label.
     """
-    limits = [jnp.float32(0.0)] * (UNSUPPORTED + 1)
+    limits = [jnp.float32(jnp.nan)] * (UNSUPPORTED + 1)
     for index, name in {**segmenters, **classifiers}.items():
         if "calibration" in variables[name]:
             limits[index] = jnp.asarray(variables[name]["calibration"]["review"], jnp.float32)
@@ -311,7 +312,7 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
 
         def said(organ, choice, organ_prob, label, probs, segmented, mask):
             fields = (organ, choice, organ_prob, not_asked, label, probs, segmented, mask)
-            return Prediction(*fields, not_asked, no)
+            return Prediction(*fields, not_asked, unknown)
 
         if task.organ is None:
             assert outputs.label is not None

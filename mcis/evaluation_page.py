@@ -26,6 +26,10 @@ SIZES = (0.01, 0.05)
 """Shares of the scan at which lesions of another size begin, as in `scores.LESION_SIZES`."""
 
 
+USES = {"train": "were trained on", "validation": "chose the epoch"}
+"""What weights may have used a scan for, by the manifest's names."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """One scan of the gallery: under which title, its picture as JPEG, and names and values to say below it."""
@@ -74,7 +78,8 @@ def _what(found: Mapping[str, Any]) -> str:
 def _header(title: str, found: Mapping[str, Any]) -> str:
     parts, audit = found["sources"], found["audit"]
     sources = ", ".join(f"{name} ({part['scans']} scans, {part['groups']} groups)" for name, part in parts.items())
-    seen = sum(use["scored"] for network in audit["networks"].values() for use in network.values())
+    used = {use for network in audit["networks"].values() for use, count in network.items() if count["scored"]}
+    seen = " and ".join(words for use, words in USES.items() if use in used)
     facts = {"scored": found["run"], "on": _what(found), "sources": sources, "date": found["date"]}
     if "folder" in found:
         rejected, unsure = found["folder"]["rejected"], found["folder"]["contradictions"]
@@ -85,9 +90,9 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
     verdict = (
         f'<dt>leak audit</dt><dd class="{"bad" if seen else "good"}">'
         + (
-            "some of these scans were used in training; see below"
+            f"some of these scans {seen}; see below"
             if seen
-            else "none of these scans was used in training"
+            else "none of these scans was trained on, and none chose an epoch"
         )
         + "</dd>"
     )

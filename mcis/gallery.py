@@ -57,19 +57,32 @@ def _masks(rows: Rows) -> dict[str, list[int]]:
     lesion = np.flatnonzero(rows["has_mask"] & (rows["true"] > 0))
     # of equally bad ones, the largest lesion first
     ranked = lesion[np.lexsort((-(rows["true"] / rows["pixels"])[lesion], overlap[lesion]))].tolist()
+    ranked = _one_a_group(ranked, rows)
     worst = ranked[:SHOWN]
     empty = np.flatnonzero(rows["has_mask"] & (rows["true"] == 0) & (rows["predicted"] > 0))
     covered = (rows["predicted"] / rows["pixels"])[empty]
-    return {WORST: worst, MIDDLE: _middle(ranked, worst), FALSE: empty[np.argsort(-covered)][:SHOWN].tolist()}
+    return {
+        WORST: worst,
+        MIDDLE: _middle(ranked, worst),
+        FALSE: _one_a_group(empty[np.argsort(-covered)].tolist(), rows)[:SHOWN],
+    }
 
 
 def _labels(rows: Rows, probs: np.ndarray, known: np.ndarray) -> dict[str, list[int]]:
     index = np.flatnonzero(known)
     said, truth = probs[index].argmax(1), rows["label"][index]
     wrong = index[said != truth]
-    wrong = wrong[np.argsort(-probs[wrong].max(1), kind="stable")][:SHOWN].tolist()
-    ranked = index[np.argsort(probs[index, truth], kind="stable")].tolist()
+    wrong = _one_a_group(wrong[np.argsort(-probs[wrong].max(1), kind="stable")].tolist(), rows)[:SHOWN]
+    ranked = _one_a_group(index[np.argsort(probs[index, truth], kind="stable")].tolist(), rows)
     return {WRONG: wrong, USUAL: _middle(ranked, wrong)}
+
+
+def _one_a_group(ranked: Sequence[int], rows: Rows) -> list[int]:
+    """The first of each group, in order: near-duplicates would show one mistake many times."""
+    first: dict[str, int] = {}
+    for at in ranked:
+        first.setdefault(str(rows["group"][at]), at)
+    return list(first.values())
 
 
 def _middle(ranked: Sequence[int], shown: Sequence[int]) -> list[int]:

@@ -110,7 +110,8 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         finding = dataclasses.replace(finding, label=organ.classes[label], label_probs=probs)
     if not math.isnan(confidence := float(row["confidence"])):
-        finding = dataclasses.replace(finding, confidence=confidence, review=bool(row["review"]))
+        review = None if row["review"] == UNKNOWN else bool(row["review"])
+        finding = dataclasses.replace(finding, confidence=confidence, review=review)
     if not row["segmented"] or loaded.geometry is None:
         return finding, None
     return finding, (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
@@ -171,7 +172,8 @@ def main(argv: Sequence[str]) -> int:
           weights: folder of a set of weights; by default those that come with mcis.
           organ: every scan is of this organ; the router is not asked.
           task: run this task's network alone on every scan.
-          threshold: the router's smallest probability; below it a scan is unsupported. By default 0.9.
+          threshold: the router's smallest probability; below it a scan is unsupported. By default the one
+            that was fitted with the weights.
           novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is.
           overwrite: replace the report that is in the folder.
         """

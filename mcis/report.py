@@ -66,7 +66,7 @@ class Finding:
       notes: what was changed in reading the scan, in words ("alpha laid over black").
       confidence: the label's probability times the Dice that the mask expects of itself, [0, 1]; see `cascade`.
       review: whether the confidence is below its organ's limit, so that somebody should look; None for an
-        "unsupported" scan.
+        "unsupported" scan, and where the weights have no limit.
     """
 
     scan: str
