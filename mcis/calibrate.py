@@ -46,6 +46,8 @@ def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
     Raises:
       ValueError: a scan was left out by two of the runs, or not found.
     """
+    from mcis.train.loop import collect
+
     task = folds[0].task
     label = data.targets(scans, task)
     parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
@@ -66,14 +68,13 @@ def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
         for name in ("fingerprint", "group", "source", "has_mask"):
             parts[name].append(getattr(chosen, name))
         parts["label"].append(label[mine])
-        for rows, batch in data.evaluation_batches(chosen, label[mine], BATCH):
-            for name, value in answer(weights.variables, batch.image, batch.mask).items():
-                parts[name].append(np.asarray(value)[: len(rows)])
+        for name, value in collect(answer, weights.variables, chosen, label[mine], BATCH).items():
+            parts[name].append(value)
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def make_answer(task: Task) -> Any:
-    """A jitted function of (variables, image, mask), a Batch's, to the columns of Answers that come from a network."""
+    """A jitted function of (variables, Batch) to the columns of Answers that come from a network."""
     import jax
 
     from mcis.cascade import expected_dice
@@ -83,13 +84,16 @@ def make_answer(task: Task) -> Any:
 
     expert = make_expert(task)
 
-    def answer(variables, image, mask):
-        outputs = expert(variables, image)
+    def answer(variables, batch):
+        outputs = expert(variables, batch.image)
         found = {}
         if outputs.label is not None:
             found["probs"] = outputs.label
         if outputs.mask is not None:
-            found |= {"expected_dice": expected_dice(outputs.mask), **mask_counts(outputs.mask > MASK_THRESHOLD, mask)}
+            found |= {
+                "expected_dice": expected_dice(outputs.mask),
+                **mask_counts(outputs.mask > MASK_THRESHOLD, batch.mask),
+            }
         if "novelty" in variables and outputs.features is not None:
             found["novelty"] = distance(variables["novelty"], outputs.features) / variables["novelty"]["limit"]
         return found
@@ -119,7 +123,7 @@ def apply(calibration: Mapping[str, np.ndarray], probs: np.ndarray) -> np.ndarra
     return np.asarray(calibrated(jnp.asarray(probs), dict(calibration)))
 
 
-def fit_review(organ: int, labels: Answers | None, masks: Answers | None) -> tuple[float, dict[str, Any]]:
+def fit_review(organ: int, labels: Answers, masks: Answers | None) -> tuple[float, dict[str, Any]]:
     """The confidence below which REVIEW of an organ's scans lie, and how many of the errors those hold.
 
     Confidence is the cascade's: the calibrated probability of the label, times the mask's expected Dice where the label
@@ -127,26 +131,18 @@ def fit_review(organ: int, labels: Answers | None, masks: Answers | None) -> tup
 
     Args:
       organ: index into ORGANS.
-      labels: answers of the network that gives the label, its probabilities calibrated; None where there is none.
+      labels: answers of the network that gives the label, its probabilities calibrated.
       masks: answers of the network that gives the mask; None where there is none.
     """
-    base = labels if labels is not None else masks
-    assert base is not None
-    sure, wrong = np.ones(len(base["label"])), np.zeros(len(base["label"]), bool)
-    lesion = np.ones(len(base["label"]), bool)
-    judged = np.ones(len(base["label"]), bool)
-    if labels is not None:
-        said = labels["probs"].argmax(1)
-        sure, judged = labels["probs"].max(1), labels["label"] >= 0
-        wrong = judged & (said != labels["label"])
-        lesion = np.isin(said, [k for k, name in enumerate(ORGANS[organ].classes) if name in ORGANS[organ].lesions])
+    said, judged = labels["probs"].argmax(1), labels["label"] >= 0
+    sure, wrong = labels["probs"].max(1), said != labels["label"]
+    lesion = np.isin(said, [k for k in range(len(ORGANS[organ].classes)) if ORGANS[organ].is_lesion(k)])
     if masks is not None:
         row_of = {name: row for row, name in enumerate(masks["fingerprint"].tolist())}
-        rows = np.array([row_of[name] for name in base["fingerprint"].tolist()])
+        rows = np.array([row_of[name] for name in labels["fingerprint"].tolist()])
         sure = sure * np.where(lesion, masks["expected_dice"][rows], 1.0)
         overlap = dice(*(masks[name][rows] for name in ("both", "predicted", "true")))
-        has_lesion = masks["has_mask"][rows] & (masks["true"][rows] > 0)
-        wrong |= has_lesion & lesion & (overlap < GOOD_DICE)
+        wrong |= masks["has_mask"][rows] & (masks["true"][rows] > 0) & lesion & (overlap < GOOD_DICE)
     limit = float(np.quantile(sure[judged], REVIEW))
     flagged = sure[judged] < limit
     wrong = wrong[judged]
@@ -175,7 +171,7 @@ def fit_router(answers: Answers) -> tuple[dict[str, float], dict[str, Any]]:
     known scans 86 % against 83 %, halves 83 %; docs/experiments.md); the distance catches what is like nothing at all.
 
     Returns:
-      {"threshold": its smallest probability, "novelty": its largest distance in units of the limit it has}; and the
+      {"threshold": its smallest probability, "reach": its largest distance in units of `ops.novelty`'s limit}; and the
       shares refused, of known scans and of each foreign kind, and how the two go together.
     """
     known = answers["label"] < len(ORGANS)
@@ -184,9 +180,9 @@ def fit_router(answers: Answers) -> tuple[dict[str, float], dict[str, Any]]:
     def refuse(share: float) -> tuple[dict[str, float], np.ndarray]:
         limits = {
             "threshold": float(np.quantile(prob[known], 0.9 * share)),
-            "novelty": float(np.quantile(answers["novelty"][known], 1 - 0.1 * share)),
+            "reach": float(np.quantile(answers["novelty"][known], 1 - 0.1 * share)),
         }
-        return limits, (prob < limits["threshold"]) | (answers["novelty"] > limits["novelty"])
+        return limits, (prob < limits["threshold"]) | (answers["novelty"] > limits["reach"])
 
     limits, refused = refuse(REFUSED)
     wrong = known & ~refused & (answers["probs"][:, : len(ORGANS)].argmax(1) != answers["label"])
@@ -238,20 +234,14 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     for name in answers:
         if name == "route":
             limits, facts[name]["refusal"] = fit_router(answers[name])
-            novelty = bundle[name].variables["novelty"]
-            fitted[name] = {
-                "threshold": np.float32(limits["threshold"]),
-                "novelty": novelty | {"limit": np.float32(novelty["limit"] * limits["novelty"])},
-            }
+            fitted[name] = {key: np.float32(limit) for key, limit in limits.items()}
         elif "probs" in answers[name]:
             calibration, facts[name]["labels"] = fit_labels(answers[name])
             answers[name] = answers[name] | {"probs": apply(calibration, answers[name]["probs"])}
             fitted[name]["calibration"] = calibration
-    for organ in range(len(ORGANS)):
-        labels, masks = (answers.get(table.get(organ, "")) for table in (classifiers, segmenters))
-        name = classifiers.get(organ, segmenters.get(organ, ""))
-        if name in answers and "calibration" in fitted[name]:
-            limit, facts[name]["review"] = fit_review(organ, labels, masks)
+    for organ, name in classifiers.items():
+        if name in answers:
+            limit, facts[name]["review"] = fit_review(organ, answers[name], answers.get(segmenters.get(organ, "")))
             fitted[name]["calibration"] |= {"review": np.float32(limit)}
     for name, more in fitted.items():
         weights = bundle[name]

@@ -98,7 +98,7 @@ def supported(settings: Settings, router: dict[str, Any], prob: Array, features:
     Args:
       settings: the thresholds.
       router: the router's variables, with "novelty" where it was trained with one (`ops.novelty`), and "threshold"
-        where one was fitted.
+        and "reach", how far beyond that limit a scan may lie, where they were fitted.
       prob: float (B,), the router's largest probability.
       features: float (B, F), the router's.
     """
@@ -106,7 +106,8 @@ def supported(settings: Settings, router: dict[str, Any], prob: Array, features:
     known = jnp.asarray(prob >= fitted)
     if not settings.novelty or "novelty" not in router:
         return known, jnp.full(known.shape, jnp.nan, jnp.float32)
-    novelty = distance(router["novelty"], features) / router["novelty"]["limit"]
+    limit = router["novelty"]["limit"] * router.get("reach", 1.0)
+    novelty = distance(router["novelty"], features) / limit
     return known & (novelty <= 1), novelty
 
 
@@ -257,7 +258,7 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         segmented, mask = segment(variables, image, organ, (organ < UNSUPPORTED) & (lesion | ~classified))
         sure = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
         confidence = jnp.where(organ < UNSUPPORTED, sure, jnp.nan)
-        limit = review_limits(variables, classifiers, segmenters)[organ]
+        limit = review_limits(variables, classifiers)[organ]
         review = jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32))
         return Prediction(organ, choice, organ_prob, novelty, label, probs, segmented, mask, confidence, review)
 
@@ -275,15 +276,13 @@ def expected_dice(mask: jax.Array) -> jax.Array:
     return (2.0 * (mask * cut).sum(axes) + 1.0) / (mask.sum(axes) + cut.sum(axes) + 1.0)
 
 
-def review_limits(
-    variables: dict[str, Any], classifiers: Mapping[int, str], segmenters: Mapping[int, str]
-) -> jax.Array:
+def review_limits(variables: dict[str, Any], classifiers: Mapping[int, str]) -> jax.Array:
     """The confidence below which a scan of each organ is for review, float32 (UNSUPPORTED + 1,); NaN for none.
 
-    It lies with the network that gives the organ's label, or its mask where nothing gives a label.
+    It lies with the network that gives the organ's label.
     """
     limits = [jnp.float32(jnp.nan)] * (UNSUPPORTED + 1)
-    for index, name in {**segmenters, **classifiers}.items():
+    for index, name in classifiers.items():
         if "calibration" in variables[name]:
             limits[index] = jnp.asarray(variables[name]["calibration"]["review"], jnp.float32)
     return jnp.stack(limits)

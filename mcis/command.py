@@ -97,6 +97,14 @@ def keep_memory() -> None:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
+def print_table(table: Any) -> None:
+    """A `rich` table on standard output; in a file or a pipe, which has no width, nothing is cut."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 30 + 28 * len(table.columns)
+    Console(width=width, markup=False).print(table)  # "[" is no markup here
+
+
 def cache_dir() -> pathlib.Path:
     """The user's cache folder for mcis: $XDG_CACHE_HOME/mcis or ~/.cache/mcis."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mcis"

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,8 +20,13 @@ PAGE = "report.html"
 
 def print_report(found: dict[str, Any]) -> None:
     """The report as a table on standard output."""
-    from rich.console import Console
     from rich.table import Table
+
+    from mcis.command import print_table
+    from mcis.ops.metrics import with_interval
+
+    def cell(metric: dict[str, float | None] | None, sign: str = "") -> str:
+        return "" if metric is None else with_interval(metric, sign)
 
     what = f"folder {found['folder']['name']}" if "folder" in found else f"{found['split']} split"
     table = Table(title=f"{found['task']}, {what}: value [95 % interval by group]")
@@ -34,17 +38,9 @@ def print_report(found: dict[str, Any]) -> None:
     if against:
         table.add_column(f"all, less {found['against']['report']}", justify="right")
     for name in dict.fromkeys(name for part in sources.values() for name in part["metrics"]):
-        cells = [_cell(part["metrics"].get(name)) for part in sources.values()]
-        table.add_row(name, *cells, *([_cell(against.get(name), "+")] if against else []))
-    # a file or a pipe has no width: nothing is cut there. "[" is no markup here
-    Console(width=None if sys.stdout.isatty() else 30 + 28 * len(table.columns), markup=False).print(table)
-
-
-def _cell(found: dict[str, float | None] | None, sign: str = "") -> str:
-    if found is None:
-        return ""
-    interval = "no interval" if found["low"] is None else f"{found['low']:{sign}.3f}, {found['high']:{sign}.3f}"
-    return f"{found['value']:{sign}.3f} [{interval}]"
+        cells = [cell(part["metrics"].get(name)) for part in sources.values()]
+        table.add_row(name, *cells, *([cell(against.get(name), "+")] if against else []))
+    print_table(table)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from mcis import evaluation_plots as plots
 from mcis.evaluation_words import meaning
 from mcis.gallery import SAID, TRUE, Rows
-from mcis.ops.metrics import dice
+from mcis.ops.metrics import dice, with_interval
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
 
 CASCADE = "cascade"
@@ -107,8 +107,8 @@ def _list(facts: Mapping[str, Any], more: str = "") -> str:
 def _cell(found: Mapping[str, float | None] | None, sign: str = "") -> str:
     if found is None:
         return "<td></td>"
-    ends = "no interval" if found["low"] is None else f"{found['low']:{sign}.3f}, {found['high']:{sign}.3f}"
-    return f'<td class="n">{found["value"]:{sign}.3f} <small>[{ends}]</small></td>'
+    value, ends = with_interval(found, sign).split(" ", 1)
+    return f'<td class="n">{value} <small>{ends}</small></td>'
 
 
 def _table(parts: Mapping[str, Mapping[str, Any]], why: bool) -> str:

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +21,10 @@ import cv2
 import numpy as np
 
 from mcis import data, scan
-from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval
+from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval, with_interval
 from mcis.organs import UNKNOWN
 from mcis.scores import read_report, rows_from_json
+from mcis.scoring import read_records
 from mcis.tasks import Names, Task, task_named
 
 RIM = 0.02
@@ -259,8 +259,9 @@ def network_answers(report: dict[str, Any], task: Task, split: str, scored: Fram
 
 def print_audit(found: dict[str, Any]) -> None:
     """The audit as a table on standard output, and below it what could not be scored."""
-    from rich.console import Console
     from rich.table import Table
+
+    from mcis.command import print_table
 
     table = Table(title=f"{found['task']}, {found['split']} split, from the frame: value [95 % interval by group]")
     parts = found["sources"] | {f"{name} left out": part for name, part in found["left_out"].items()}
@@ -271,20 +272,13 @@ def print_audit(found: dict[str, Any]) -> None:
     for metric in METRICS:
         for who in dict.fromkeys(who for part in parts.values() for who in part["metrics"]):
             sign = "+" if who in BETTER.values() else ""
-            cells = [_cell(part["metrics"].get(who, {}).get(metric), sign) for part in parts.values()]
+            said = [part["metrics"].get(who, {}).get(metric) for part in parts.values()]
+            cells = ["" if one is None else with_interval(one, sign) for one in said]
             table.add_row(metric, who, *cells)
         table.add_section()
-    # a file or a pipe has no width: nothing is cut there. "[" is no markup here
-    Console(width=None if sys.stdout.isatty() else 60 + 28 * len(parts), markup=False).print(table)
+    print_table(table)
     for note in found["notes"]:
         print(note)
-
-
-def _cell(found: dict[str, float | None] | None, sign: str) -> str:
-    if found is None:
-        return ""
-    interval = "no interval" if found["low"] is None else f"{found['low']:{sign}.3f}, {found['high']:{sign}.3f}"
-    return f"{found['value']:{sign}.3f} [{interval}]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -301,7 +295,8 @@ def main(argv: Sequence[str]) -> int:
           task: whose labels; of a segmentation task, those of its label head.
           sources: prepared data sets; by default those of the task.
           split: validation or test, what is scored; what is learned from is the training split. Look at test once.
-          against: the JSON file of a network's evaluation on the same scans, to stand beside the frame.
+          against: the folder, or its report.json, of a network's evaluation on the same scans, to stand beside the
+            frame.
           out: JSON file to write.
         """
 
@@ -330,9 +325,9 @@ def _main(options: Any) -> int:
             raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
     report = None if options.against is None else read_report(options.against)
     sources = options.sources or task.sources
-    scored = frames_of(task, _records(sources, options.split, options.data_dir))
+    scored = frames_of(task, read_records(sources, (options.split,), options.data_dir, None))
     network = None if report is None else network_answers(report, task, options.split, scored)
-    train = frames_of(task, _records(sources, "train", options.data_dir))
+    train = frames_of(task, read_records(sources, ("train",), options.data_dir, None))
     asked = {"task": task.name, "split": options.split, "against": options.against}
     found = asked | audit(task, train, scored, network)
     print_audit(found)
@@ -340,10 +335,3 @@ def _main(options: Any) -> int:
         write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")
         print(f"{target} holds the same figures")
     return 0
-
-
-def _records(sources: Sequence[str], split: str, data_dir: str | None) -> list[dict[str, Any]]:
-    parts = [data.records(source, split, data_dir) for source in sources]
-    if not (records := [part[i] for part in parts for i in range(len(part))]):
-        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no scans")
-    return records

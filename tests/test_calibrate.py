@@ -87,6 +87,10 @@ def test_a_calibrated_set_answers_with_its_limits(runs, weights, scans, phantom_
     assert labels["after"]["nll"] <= labels["before"]["nll"] + 1e-6
     assert review["flagged"] == pytest.approx(0.2, abs=0.06)
     assert facts["route"]["refusal"]["known_refused"] <= 2 / facts["route"]["refusal"]["known"] + 0.01
+    assert calibrate.main([str(weights), *every, f"--data_dir={phantom_dir}"]) == 0  # once more changes nothing
+    again = bundle.load_bundle(weights)
+    for name, one in after.items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.variables, again[name].variables)
     tasks = {name: one.task for name, one in after.items()}
     run = jax.jit(cascade.make_predict(tasks, cascade.Settings(organ=1)))
     breast = scans.take(scans.organ == "breast")
@@ -150,7 +154,7 @@ def test_the_router_refuses_a_hundredth_of_what_it_knows_and_says_what_else():
     limits, facts = calibrate.fit_router(answers)
     assert 0.009 <= facts["known_refused"] <= 0.0101
     assert facts["foreign_refused"] == 1.0 and facts["kinds_refused"] == {"foreign/x": 1.0, "foreign/y": 1.0}
-    assert limits["threshold"] == pytest.approx(0.9, abs=0.005) and limits["novelty"] == pytest.approx(1.0, abs=0.01)
+    assert limits["threshold"] == pytest.approx(0.9, abs=0.005) and limits["reach"] == pytest.approx(1.0, abs=0.01)
     assert facts["known_to_the_wrong_organ"] == 0
     known = [point["known"] for point in facts["trade_off"]]
     assert known == sorted(known) and known[-1] == pytest.approx(0.2, abs=0.02)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import bundle, checkpoint, data, evaluate, scoring
+from mcis import bundle, checkpoint, data, evaluate, launch, scoring
 from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop
 
@@ -385,3 +385,22 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     words = shlex.split(hint.partition(": ")[2])
     scored = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
     assert scored.returncode == 0 and "balanced_accuracy" in scored.stdout, scored.stderr
+
+
+def test_folds_leave_out_each_scan_once_and_no_test_scan(scans, phantom_dir, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def record(task, train_scans, validation_scans, *rest):
+        seen.append((set(train_scans.fingerprint), set(validation_scans.fingerprint)))
+        return {"epoch": 1, "validation": {}}
+
+    monkeypatch.setattr(loop, "train", record)
+    options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}", "--folds=3"]
+    for fold in range(3):
+        assert launch.main([*options, f"--fold={fold}"]) == 0
+    every = set(np.concatenate([part.fingerprint for part in scans]))
+    for trained, left_out in seen:
+        assert trained | left_out == every and not trained & left_out
+    assert sum(len(left_out) for _, left_out in seen) == len(every)
+    assert launch.main([*options, "--fold=3"]) == 2
+    assert "there are folds 0 to 2" in capsys.readouterr().err

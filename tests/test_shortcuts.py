@@ -16,7 +16,13 @@ BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
 
 
 def make_record(image, label, number, source="lgg", organ="brain"):
-    facts = {"organ": organ, "group": f"p{number}", "source": source, "scan_id": f"s{number}"}
+    facts = {
+        "organ": organ,
+        "group": f"p{number}",
+        "source": source,
+        "scan_id": f"s{number}",
+        "fingerprint": f"f{number}",
+    }
     return {"image": scan.encode_png(image), "mask": scan.encode_png(0 * image[..., :1]), "has_mask": True} | {
         "label": label,
         **{name: value.encode() for name, value in facts.items()},

@@ -3,7 +3,7 @@
 Empty masks have one policy everywhere: both empty = Dice 1, one empty = Dice 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
@@ -135,6 +135,12 @@ def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group
         scores["dice_patient"] = float(patients.mean())
         scores["dice_patient_median"] = float(np.median(patients))
     return scores
+
+
+def with_interval(found: Mapping[str, float | None], sign: str = "") -> str:
+    """A figure in words, "0.812 [0.763, 0.851]", from its value, low and high; with `sign` "+" differences have one."""
+    ends = "no interval" if found["low"] is None else f"{found['low']:{sign}.3f}, {found['high']:{sign}.3f}"
+    return f"{found['value']:{sign}.3f} [{ends}]"
 
 
 def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
