@@ -22,6 +22,7 @@ from mcis import data
 from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
 from mcis.organs import ORGANS
+from mcis.refusal import fit_router
 from mcis.tasks import LAST, Task
 
 BATCH = 16
@@ -154,55 +155,6 @@ def fit_review(organ: int, labels: Answers, masks: Answers | None) -> tuple[floa
         "error_rate_flagged": float(wrong[flagged].mean()) if flagged.any() else 0.0,
         "error_rate_others": float(wrong[~flagged].mean()),
     }
-
-
-REFUSED = 0.01
-"""Share of the known scans that the router may refuse."""
-
-
-TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Shares of the known scans for which it is said what would be refused of the foreign ones."""
-
-
-def fit_router(answers: Answers) -> tuple[dict[str, float], dict[str, Any]]:
-    """The router's limits, which together refuse REFUSED of the known scans; and what they refuse.
-
-    Nine tenths of that are the probability's, which of kinds left out refuses more than the distance does (at 1 % of
-    known scans 86 % against 83 %, halves 83 %; docs/experiments.md); the distance catches what is like nothing at all.
-
-    Returns:
-      {"threshold": its smallest probability, "reach": its largest distance in units of `ops.novelty`'s limit}; and the
-      shares refused, of known scans and of each foreign kind, and how the two go together.
-    """
-    known = answers["label"] < len(ORGANS)
-    prob = answers["probs"][:, : len(ORGANS)].max(1)
-
-    def refuse(share: float) -> tuple[dict[str, float], np.ndarray]:
-        limits = {
-            "threshold": float(np.quantile(prob[known], 0.9 * share)),
-            "reach": float(np.quantile(answers["novelty"][known], 1 - 0.1 * share)),
-        }
-        return limits, (prob < limits["threshold"]) | (answers["novelty"] > limits["reach"])
-
-    limits, refused = refuse(REFUSED)
-    wrong = known & ~refused & (answers["probs"][:, : len(ORGANS)].argmax(1) != answers["label"])
-    facts = {
-        "known": int(known.sum()),
-        "known_refused": float(refused[known].mean()),
-        "known_to_the_wrong_organ": float(wrong[known].mean()),
-        "sources_refused": _shares(answers["source"][known], refused[known]),
-        "foreign": int((~known).sum()),
-        "foreign_refused": float(refused[~known].mean()) if (~known).any() else None,
-        "kinds_refused": _shares(answers["group"][~known], refused[~known]),
-    }
-    if (~known).any():
-        curve = [refuse(share)[1] for share in TRADE_OFF]
-        facts["trade_off"] = [{"known": float(r[known].mean()), "foreign": float(r[~known].mean())} for r in curve]
-    return limits, facts
-
-
-def _shares(name: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
-    return {str(each): float(chosen[name == each].mean()) for each in np.unique(name)}
 
 
 def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> dict[str, dict[str, Any]]:

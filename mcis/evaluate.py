@@ -1,6 +1,7 @@
 """`mcis evaluate RUN --split=test`: metrics with intervals, as figures (report.json) and as a page (report.html).
 
 mcis evaluate runs/segment_breast --split=validation
+mcis evaluate runs/segment_breast_fold?                     # each of the fold runs on the scans it has left out
 mcis evaluate mcis/weights --folder my_scans/ --out my_report/
 """
 
@@ -23,13 +24,13 @@ def print_report(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     from mcis.command import print_table
+    from mcis.evaluation_words import scans_scored
     from mcis.ops.metrics import with_interval
 
     def cell(metric: dict[str, float | None] | None, sign: str = "") -> str:
         return "" if metric is None else with_interval(metric, sign)
 
-    what = f"folder {found['folder']['name']}" if "folder" in found else f"{found['split']} split"
-    table = Table(title=f"{found['task']}, {what}: value [95 % interval by group]")
+    table = Table(title=f"{found['task']}, {scans_scored(found)}: value [95 % interval by group]")
     sources = found["sources"]
     table.add_column("metric")
     for name, part in sources.items():
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
         """Score a run's best weights, per source and together, with 95 % bootstrap intervals by group.
 
         Attributes:
-          run: a run's folder, or a weights folder; or a set of weights, which is scored as one cascade.
+          runs: a run's folder, or a weights folder; a set of weights, which is scored as one cascade; or several fold
+            runs of one task, each of which answers the scans that it has left out.
           split: train, validation or test. Look at test once, at the end.
           sources: prepared data sets to score; by default those the task was trained on.
           folder: score all scans of a folder of one's own instead (images/, masks/, labels.csv, as for
@@ -65,11 +67,11 @@ def main(argv: Sequence[str]) -> int:
             that is the lesion; a second or two each on a CPU. 0 leaves both out.
           against: the folder, or its report.json, of another run's evaluation of the same scans, to say how much higher
             each figure is.
-          out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder. A
-            weights folder, whose files are sealed, and a set get none.
+          out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder, of
+            fold runs <task>_folds beside the first. A weights folder, whose files are sealed, and a set get none.
         """
 
-        run: tyro.conf.Positional[str] = tyro.MISSING
+        runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
         split: str = "test"
         sources: Names = ()
         folder: str | None = None
@@ -83,21 +85,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis import scoring
     from mcis.command import enable_compilation_cache
     from mcis.scores import compare_reports, read_report, report
+    from mcis.subject import Subject, check_all_unseen, load_folds, load_subject, score
 
     _check(options)
-    out = _place(options)
+    out = None if len(options.runs) > 1 else _place(options)
     other = None if options.against is None else read_report(options.against)
     enable_compilation_cache()
-    subject = scoring.load_subject(options.run, not options.no_crf)
+    if len(options.runs) == 1:
+        subject: Any = load_subject(options.runs[0], not options.no_crf)
+    else:
+        subject = load_folds(options.runs, not options.no_crf)
+        out = _place(options, subject.task.name)
     with _prepared(options, subject) as (records, facts):
-        if options.folder or options.split == "test":
-            for manifest in subject.manifests.values():
-                scoring.check_unseen(records.fingerprints, manifest)
-        rows = scoring.score(subject, records)
-        found = report(subject.task, rows, options.split) | facts | _facts(options.run, subject, rows)
+        if isinstance(subject, Subject) and (options.folder or options.split == "test"):
+            check_all_unseen(records.fingerprints, subject.manifests)
+        rows = score(subject, records)
+        found = report(subject.task, rows, options.split) | facts | _facts(options.runs, subject, rows)
         if other is not None:
             found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
         print_report(found)
@@ -116,25 +121,30 @@ def _check(options: Any) -> None:
             raise ValueError("--folder scores all scans of that folder; leave --sources, --split and --data_dir away")
         if not pathlib.Path(options.folder).is_dir():
             raise ValueError(f"--folder={options.folder}: no such folder")
+    if len(options.runs) > 1 and (options.folder or options.split != "test"):
+        raise ValueError("several runs are folds, scored on what each has left out; leave --split and --folder away")
     if options.heat < 0:
         raise ValueError(f"--heat={options.heat}: a number of scans, 0 or more, is needed")
     if options.split not in SPLITS:
         raise ValueError(f"no split {options.split!r}; there are: {', '.join(SPLITS)}")
-    if not pathlib.Path(options.run).is_dir():
-        raise ValueError(f"{options.run}: no such folder; name a run's, or a weights folder")
+    for run in options.runs:
+        if not pathlib.Path(run).is_dir():
+            raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
 
 
-def _place(options: Any) -> pathlib.Path | None:
+def _place(options: Any, folds_of: str = "") -> pathlib.Path | None:
     """The folder to write, asked before the work is done; None where none was named and there is none by default."""
     from mcis.checkpoint import is_weights_folder
-    from mcis.scoring import is_set
+    from mcis.subject import is_set
 
-    run = pathlib.Path(options.run)
+    run = pathlib.Path(options.runs[0])
     if not options.out and (is_weights_folder(run) or is_set(run)):
         return None
     folder = [f"folder_{_name(options.folder)}"] if options.folder else [options.split, *options.sources]
-    asked = [*folder, *(["no_crf"] if options.no_crf else [])]  # figures of other scans stay
-    out = pathlib.Path(options.out or run / f"evaluation_{'_'.join(asked)}")
+    beside = [f"{folds_of}_folds", *options.sources]
+    asked = [*(beside if folds_of else ["evaluation", *folder]), *(["no_crf"] if options.no_crf else [])]
+    place = run.resolve().parent if folds_of else run
+    out = pathlib.Path(options.out or place / "_".join(asked))  # by what was asked: figures of other scans stay
     # a weights folder lists its files, and a further one would spoil it
     if any(map(is_weights_folder, (out.resolve(), *out.resolve().parents))):
         raise ValueError(f"--out={out} lies in a weights folder, which takes no further files; name another place")
@@ -153,7 +163,12 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
     """The records to score, and what a report says of where they are from."""
     from mcis.data import SPLITS, prepared
     from mcis.scoring import read_records
+    from mcis.subject import LEFT_OUT, Folds, read_left_out
 
+    if isinstance(subject, Folds):
+        sources = options.sources or subject.sources(options.data_dir)
+        yield read_left_out(subject, sources, options.data_dir), {"split": LEFT_OUT, "folds": len(subject.runs)}
+        return
     if options.folder is None:
         sources = options.sources or subject.sources(options.data_dir)
         yield read_records(sources, (options.split,), options.data_dir, subject.organ), {}
@@ -176,18 +191,17 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
         yield records, {"split": "all", "folder": facts}
 
 
-def _facts(run: str, subject: Any, rows: Any) -> dict[str, Any]:
+def _facts(runs: Sequence[str], subject: Any, rows: Any) -> dict[str, Any]:
     """What a report says of itself: where it is from, and whether the weights have seen what they were scored on."""
     import numpy as np
 
     import mcis
     from mcis.checkpoint import versions
-    from mcis.scoring import leaks
 
     fingerprints = rows["fingerprint"].tolist()
     return {
         "notice": mcis.NOTICE,
-        "run": run,
+        "run": ", ".join(runs),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions() | {"numpy": np.__version__},
         "weights": subject.facts(),
@@ -195,7 +209,7 @@ def _facts(run: str, subject: Any, rows: Any) -> dict[str, Any]:
             "scans": len(fingerprints),
             "fingerprints": len(set(fingerprints)),
             "groups": len(set(rows["group"].tolist())),
-            "networks": leaks(fingerprints, subject.manifests),
+            "networks": subject.seen(fingerprints),
         },
     }
 
@@ -206,7 +220,7 @@ def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, re
     from mcis.checkpoint import write_text
     from mcis.heat import check, make_heat
     from mcis.scores import REPORT
-    from mcis.scoring import look
+    from mcis.subject import look
 
     chosen = gallery.choose(rows, found["task"])
     found["gallery"] = {

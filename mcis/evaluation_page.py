@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from mcis import evaluation_plots as plots
-from mcis.evaluation_words import meaning
+from mcis.evaluation_fitted import fitted
+from mcis.evaluation_html import cell, fact_list, figure
+from mcis.evaluation_words import meaning, scans_scored
 from mcis.gallery import SAID, TRUE, Rows
-from mcis.ops.metrics import dice, with_interval
+from mcis.ops.metrics import dice
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
 
 CASCADE = "cascade"
@@ -57,12 +59,13 @@ def page(found: Mapping[str, Any], rows: Rows, cards: Sequence[Card]) -> str:
         "subsets": ("By size, class or organ", _subsets(found)),
         "gallery": ("Scans to look at", _gallery(cards)),
         "audit": ("Were these scans seen in training?", _audit(found)),
+        "fitted": ("Fitted on folds", fitted(found)),
         "weights": ("Weights", _weights(found)),
     }
     there = {name: (title, text) for name, (title, text) in sections.items() if text}
     nav = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in there.items())
     body = "".join(f'<section id="{name}"><h2>{title}</h2>{text}</section>' for name, (title, text) in there.items())
-    title = f"{found['task']}, {_what(found)}"
+    title = f"{found['task']}, {scans_scored(found)}"
     # one pass: a text from data that looks like a field of the template stays a text
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title),
@@ -71,16 +74,12 @@ def page(found: Mapping[str, Any], rows: Rows, cards: Sequence[Card]) -> str:
     )
 
 
-def _what(found: Mapping[str, Any]) -> str:
-    return f"the folder {found['folder']['name']}" if "folder" in found else f"{found['split']} split"
-
-
 def _header(title: str, found: Mapping[str, Any]) -> str:
     parts, audit = found["sources"], found["audit"]
     sources = ", ".join(f"{name} ({part['scans']} scans, {part['groups']} groups)" for name, part in parts.items())
     used = {use for network in audit["networks"].values() for use, count in network.items() if count["scored"]}
     seen = " and ".join(words for use, words in USES.items() if use in used)
-    facts = {"scored": found["run"], "on": _what(found), "sources": sources, "date": found["date"]}
+    facts = {"scored": found["run"], "on": scans_scored(found), "sources": sources, "date": found["date"]}
     if "folder" in found:
         rejected, unsure = found["folder"]["rejected"], found["folder"]["contradictions"]
         facts["not scored"] = "; ".join(f"{one['scan']}: {one['reason']}" for one in rejected[:20]) or "none"
@@ -92,23 +91,11 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
         + (
             f"some of these scans {seen}; see below"
             if seen
-            else "none of these scans was trained on, and none chose an epoch"
+            else "no network was trained on a scan it is scored on, or had its epoch chosen by one"
         )
         + "</dd>"
     )
-    return f"<header><h1>{escape(title)}</h1>{_list(facts, verdict)}</header>"
-
-
-def _list(facts: Mapping[str, Any], more: str = "") -> str:
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
-    return f'<dl class="facts">{rows}{more}</dl>'
-
-
-def _cell(found: Mapping[str, float | None] | None, sign: str = "") -> str:
-    if found is None:
-        return "<td></td>"
-    value, ends = with_interval(found, sign).split(" ", 1)
-    return f'<td class="n">{value} <small>{ends}</small></td>'
+    return f"<header><h1>{escape(title)}</h1>{fact_list(facts, verdict)}</header>"
 
 
 def _table(parts: Mapping[str, Mapping[str, Any]], why: bool) -> str:
@@ -120,7 +107,7 @@ def _table(parts: Mapping[str, Mapping[str, Any]], why: bool) -> str:
     names = dict.fromkeys(name for part in parts.values() for name in part["metrics"])
     lines = []
     for name in names:
-        cells = "".join(_cell(part["metrics"].get(name)) for part in parts.values())
+        cells = "".join(cell(part["metrics"].get(name)) for part in parts.values())
         lines.append(
             f"<tr><th>{escape(name)}</th>{cells}{f'<td class=why>{escape(meaning(name))}</td>' if why else ''}</tr>"
         )
@@ -149,9 +136,9 @@ def _against(found: Mapping[str, Any]) -> str:
     if "against" not in found:
         return ""
     lines = []
-    for name, cell in found["against"]["metrics"].items():
-        sure = cell["low"] is not None and (cell["low"] > 0 or cell["high"] < 0)
-        row = f"<th>{escape(name)}</th>{_cell(cell, '+')}<td class=why>{escape(meaning(name))}</td>"
+    for name, higher in found["against"]["metrics"].items():
+        sure = higher["low"] is not None and (higher["low"] > 0 or higher["high"] < 0)
+        row = f"<th>{escape(name)}</th>{cell(higher, '+')}<td class=why>{escape(meaning(name))}</td>"
         lines.append(f"<tr{' class=sure' if sure else ''}>{row}</tr>")
     return (
         f"<p>How much higher each figure is than that of {escape(found['against']['report'])}, on the same scans, with "
@@ -171,13 +158,8 @@ def _lost(found: Mapping[str, Any]) -> str:
     return (
         "<p>Of the scans with a lesion: refused or sent to another organ by the router, called free of lesions by the "
         "classifier, given no mask or one beside the lesion by the segmenter; found, the rest.</p>"
-        + _figure(plots.shares(parts, "Where lesion scans were lost, by source"), "", broad=True)
+        + figure(plots.shares(parts, "Where lesion scans were lost, by source"), "", broad=True)
     )
-
-
-def _figure(svg: str, caption: str, broad: bool = False) -> str:
-    text = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure{' class=broad' if broad else ''}>{text}{svg}</figure>"
 
 
 def _classes(found: Mapping[str, Any], rows: Rows) -> str:
@@ -221,11 +203,11 @@ def _said(title: str, part: Mapping[str, Any], label: np.ndarray, probs: np.ndar
     found = part["reliability"]
     drawn = []
     if curves:
-        drawn.append(_figure(plots.roc(curves, f"ROC curves, {title}"), "ROC, each class against the rest"))
+        drawn.append(figure(plots.roc(curves, f"ROC curves, {title}"), "ROC, each class against the rest"))
         precision = plots.precision_recall(curves, f"Precision-recall curves, {title}")
-        drawn.append(_figure(precision, "precision and recall; dotted, the class's share"))
+        drawn.append(figure(precision, "precision and recall; dotted, the class's share"))
     error = f"{found['error']:.3f}; a calibrated model stays below {found['error_high']:.3f} in 95 % of such sets"
-    drawn.append(_figure(plots.reliability(found, f"Reliability, {title}"), f"calibration error {error}"))
+    drawn.append(figure(plots.reliability(found, f"Reliability, {title}"), f"calibration error {error}"))
     table = _confusion(part["confusion"], classes, classes)
     drawn.append(f"<figure><figcaption>confusion: scans, share of the class</figcaption>{table}</figure>")
     few = "" if curves else '<p class="quiet">All of one class: there is no curve.</p>'
@@ -278,10 +260,10 @@ def _masks(found: Mapping[str, Any], rows: Rows) -> str:
     return (
         f"<p>The {int(lesion.sum())} scans with a lesion whose outline is known. Dice 0: no mask, or one beside the "
         f"lesion.</p>{false}"
-        + _figure(plots.dice_boxes(boxes, "Dice by source and class"), "by source and class, scans", broad=True)
+        + figure(plots.dice_boxes(boxes, "Dice by source and class"), "by source and class, scans", broad=True)
         + '<div class="plots">'
-        + _figure(plots.dice_histogram(by_source, "Histogram of Dice"), "how many scans have which Dice")
-        + _figure(sized, "against the lesion's size; dotted, 1 % and 5 %; the median in fifths of the scans")
+        + figure(plots.dice_histogram(by_source, "Histogram of Dice"), "how many scans have which Dice")
+        + figure(sized, "against the lesion's size; dotted, 1 % and 5 %; the median in fifths of the scans")
         + "</div>"
     )
 
@@ -321,7 +303,7 @@ def _audit(found: Mapping[str, Any]) -> str:
     for name, uses in audit["networks"].items():
         cells = "".join(
             f'<td class="n">{use["used"]}</td><td class="n {"bad" if use["scored"] else "good"}">{use["scored"]}</td>'
-            for use in (uses["train"], uses["validation"])
+            for use in (uses.get(name, {"used": 0, "scored": 0}) for name in USES)
         )
         lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     head = "".join(f'<th class="n">{use}</th><th class="n">of these scored</th>' for use in ("trained on", "chosen by"))
@@ -343,11 +325,12 @@ def _weights(found: Mapping[str, Any]) -> str:
             "network": f"{facts['model']}, {facts['features']} features, {facts['size']} px",
             "trained on": ", ".join(facts["sources"]),
             "epoch": facts["epoch"],
+            "networks": facts["members"],
             "CRF": f"{facts['crf_steps']} updates" if facts["crf_steps"] else "none",
             "made with": ", ".join(f"{key} {value}" for key, value in facts["versions"].items()),
             "sha256 of manifest.json": facts["manifest_sha256"],
         }
-        text += f"<h3>{escape(name)}</h3>{_list(said)}"
+        text += f"<h3>{escape(name)}</h3>{fact_list(said)}"
     return text
 
 

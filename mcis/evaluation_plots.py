@@ -218,6 +218,46 @@ def _percent() -> Callable[[float, int], str]:
     return lambda value, _: f"{value:g}"
 
 
+def trade_off(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], label: str) -> str:
+    """What is refused of foreign pictures against what is of known scans, with bands of 95 % over kinds.
+
+    Args:
+      points: each {"known", "far", "near"} -> {"value", "low", "high"}; far or near may be missing in all.
+      chosen: the one that the limits make.
+      label: what the picture shows.
+    """
+    made: list[str] = []
+    with _axes(label, (3.6, 3.2), made) as axes:
+        known = [100 * max(point["known"]["value"], 1e-4) for point in points]
+        for colour, name in zip(SERIES, [name for name in ("far", "near") if name in chosen], strict=False):
+            values, low, high = ([point[name][end] for point in points] for end in ("value", "low", "high"))
+            if None not in low:
+                axes.fill_between(known, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(known, values, color=colour, marker="o", markersize=3, label=f"{name} kinds")
+            axes.plot(100 * max(chosen["known"]["value"], 1e-4), chosen[name]["value"], "D", color=colour, markersize=8)
+        axes.set(xlabel="known scans refused, %", ylabel="foreign pictures refused", xscale="log", ylim=(-0.03, 1.03))
+        axes.xaxis.set_major_formatter(_percent())
+        axes.legend(loc="lower right")
+    return made[0]
+
+
+def kinds(shares: Mapping[str, Mapping[str, Any]], label: str) -> str:
+    """Kinds of pictures below each other, the share of each that was refused as a bar, and its pictures counted.
+
+    Args:
+      shares: kind -> {"value", "scans", ...}.
+      label: what the picture shows.
+    """
+    made: list[str] = []
+    ranked = sorted(shares.items(), key=lambda item: (item[1]["value"], item[0]))
+    with _axes(label, (3.6, 0.7 + 0.19 * len(ranked)), made) as axes:
+        axes.barh(range(len(ranked)), [100 * kind["value"] for _, kind in ranked], height=0.65, color=SERIES[0])
+        axes.set_yticks(range(len(ranked)), [f"{name}, {kind['scans']}" for name, kind in ranked], fontsize=8)
+        axes.set(xlabel="% refused", xlim=(0, 101), ylim=(len(ranked) - 0.4, -0.6))
+        axes.grid(False, axis="y")
+    return made[0]
+
+
 def shares(parts: Mapping[str, Mapping[str, int]], label: str) -> str:
     """What became of the scans of each part, as bars of 100 %, counts inside.
 

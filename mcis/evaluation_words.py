@@ -1,5 +1,8 @@
 """What each metric says, in a few words, for readers of a report. Standard library only."""
 
+from collections.abc import Mapping
+from typing import Any
+
 MEANINGS = {
     "accuracy": "share of scans called what they are; of a cascade, organ and class",
     "balanced_accuracy": "mean over the classes of the share that is called so",
@@ -20,6 +23,9 @@ MEANINGS = {
     "dice_patient_median": "median Dice over groups with a lesion, their scans pooled",
     "dice_loss": "mean soft Dice loss over all scans; lower is better",
     "false_masks": "share of scans without a lesion that were given a mask; lower is better",
+    "gated_dice": "dice, no mask being given to what the network itself calls free of lesions, as the cascade does",
+    "gated_dice_lesion": "dice_lesion, no mask being given to what the network itself calls free of lesions",
+    "gated_false_masks": "false_masks, no mask being given to what the network itself calls free of lesions",
     "missed": "share of lesion scans whose mask is empty or beside the lesion; lower is better",
     "hd95": "95th percentile Hausdorff distance, pixels, where both outlines exist; lower is better",
     "surface_distance": "mean distance between outlines, pixels, where both exist; lower is better",
@@ -28,6 +34,13 @@ MEANINGS = {
     "lost_by_segmenter": "share of lesion scans given no mask, or one beside the lesion",
 }
 """Metric -> what it says; a metric of one class or organ has that as its ending."""
+
+
+def scans_scored(found: Mapping[str, Any]) -> str:
+    """Which scans a report is of, in words."""
+    if "folder" in found:
+        return f"folder {found['folder']['name']}"
+    return f"left out of {found['folds']} folds" if "folds" in found else f"{found['split']} split"
 
 
 def meaning(name: str) -> str:

@@ -47,7 +47,7 @@ def choose(rows: Rows, kind: str) -> dict[str, list[int]]:
             found |= {
                 title: index for title, index in _labels(rows, rows["label_probs"], known).items() if title == WRONG
             }
-    elif not kind.startswith("segment_"):
+    elif "probs" in rows:
         found |= _labels(rows, rows["probs"], rows["label"] >= 0)
     return {title: index for title, index in found.items() if index}
 

@@ -9,22 +9,39 @@ from mcis import data, scan
 from mcis.ops.metrics import bootstrap_interval
 from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows
-from mcis.scoring import Record, Subject
+from mcis.scoring import Record
+from mcis.subject import Folds, Subject
 
 Heat = Callable[[Record, int], np.ndarray | None]
 """A record and a class -> how much hiding each pixel lowers the class's probability, float32 (H, W) of the scan's size
 (`ops.occlusion`); None where nothing classifies such a scan."""
 
 
-def make_heat(subject: Subject) -> Heat | None:
+def make_heat(subject: Subject | Folds) -> Heat | None:
     """The maps of a classifier, or of a cascade's; None where a subject is no classifier of lesions."""
+    if isinstance(subject, Subject):
+        return _make_heat(subject)
+    made = {name: _make_heat(run) for name, run in subject.runs.items()}
+    if not all(made.values()):
+        return None
+    run_of = {fingerprint: name for name, mine in subject.left_out().items() for fingerprint in mine}
+
+    def of(record: Record, label: int) -> np.ndarray | None:
+        run = made[run_of[data.text(record["fingerprint"])]]
+        assert run is not None
+        return run(record, label)
+
+    return of
+
+
+def _make_heat(subject: Subject) -> Heat | None:
     import jax
 
     from mcis.cascade import label_experts
     from mcis.ops.occlusion import occlusion_map
     from mcis.tasks import make_expert
 
-    if subject.task is not None and (subject.task.segments or subject.task.organ is None):
+    if subject.task is not None and subject.task.organ is None:
         return None
     maps = {}
     for organ, name in label_experts(subject.tasks).items():
@@ -34,6 +51,8 @@ def make_heat(subject: Subject) -> Heat | None:
             return occlusion_map(lambda scans: expert(variables, scans).label, image, label)
 
         maps[organ] = jax.jit(heat)
+    if not maps:
+        return None
 
     def of(record: Record, label: int) -> np.ndarray | None:
         run = maps.get(organ_index(data.text(record["organ"])))

@@ -43,12 +43,25 @@ def metrics(task: Task | None, rows: Rows) -> dict[str, float]:
         return cascade_metrics(rows)
     found: dict[str, float] = {}
     known = rows["label"] >= 0
-    if not task.segments and known.any():
+    if "probs" in rows and known.any():
         label, probs = rows["label"][known], rows["probs"][known]
         found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
     if "refused" in rows:
         found |= _refusal(rows["refused"], rows["label"] == len(ORGANS))
-    return found | mask_metrics(rows) if task.segments else found
+    if not task.segments:
+        return found
+    return found | mask_metrics(rows) | (gated_metrics(task, rows) if "probs" in rows else {})
+
+
+def gated_metrics(task: Task, rows: Rows) -> dict[str, float]:
+    """Dice as the cascade would have it: a scan that the network itself calls free of lesions is given no mask."""
+    kept = np.array([organ_named(str(task.organ)).is_lesion(label) for label in range(len(task.classes))])
+    gated = rows | {name: np.where(kept[rows["probs"].argmax(1)], rows[name], 0) for name in ("both", "predicted")}
+    gated = take(gated, rows["has_mask"])
+    if not len(gated["true"]):
+        return {}
+    found = mask_scores(gated["both"], gated["predicted"], gated["true"], gated["group"])
+    return {f"gated_{name}": found[name] for name in ("dice", "dice_lesion", "false_masks") if name in found}
 
 
 def mask_metrics(rows: Rows) -> dict[str, float]:
@@ -214,7 +227,7 @@ def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
         found["lost"] = {"lesions": int(lesion.sum())} | {name: int((where == name).sum()) for name in LOSERS}
         found["routed"] = {name: _said(label, probs) for name, (label, probs) in routed(rows).items()}
         return found
-    if not task.segments and known.any():
+    if "probs" in rows and known.any():
         found |= _said(np.asarray(rows["label"][known]), np.asarray(rows["probs"][known]))
     return found
 

@@ -1,4 +1,4 @@
-"""Prepared scans and weights -> rows of results: of a task's network, or of a set of weights as one cascade.
+"""Prepared scans and answers -> rows of results: of a task's network, or of a set of weights as one cascade.
 
 Scoring is a separate act from training, which sees validation only. A test score of scans that the weights were
 trained on, or chosen by, is refused.
@@ -7,24 +7,19 @@ trained on, or chosen by, is refused.
 import collections
 import concurrent.futures
 import dataclasses
-import functools
-import hashlib
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mcis import data, scan
-from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
-from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
-from mcis.organs import ORGANS, organ_index
-from mcis.scores import Rows, report
-from mcis.tasks import TASKS, Task
+from mcis.organs import organ_index
+from mcis.scores import Rows
+from mcis.tasks import LAST, Task
 
 BATCH = 16
 FOREIGN = "foreign"
@@ -38,9 +33,14 @@ class LeakError(ValueError):
     """Scans to be scored as a test were seen in training."""
 
 
+def uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What weights have used scans for: training, and choosing the epoch unless the last one was kept."""
+    return ("train",) if manifest["task"]["select"] == LAST else ("train", "validation")
+
+
 def check_unseen(fingerprints: Sequence[str], manifest: Mapping[str, Any]) -> None:
     """LeakError if any scan to be tested was trained on or chose the epoch, by content fingerprint."""
-    for use in ("train", "validation"):
+    for use in uses(manifest):
         seen = set(manifest["fingerprints"][use]) & set(fingerprints)
         if seen:
             raise LeakError(
@@ -50,7 +50,7 @@ def check_unseen(fingerprints: Sequence[str], manifest: Mapping[str, Any]) -> No
 
 
 def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many of the scored scans' contents each network has seen: task name -> {"train", "validation"} -> counts.
+    """How many of the scored scans' contents each network has seen: task name -> use, of `uses` -> counts.
 
     Each use says `used`, how many contents there were, and `scored`, how many of the scored ones are among them.
     """
@@ -61,7 +61,7 @@ def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]
                 "used": len(set(manifest["fingerprints"][use])),
                 "scored": len(scored & {*manifest["fingerprints"][use]}),
             }
-            for use in ("train", "validation")
+            for use in uses(manifest)
         }
         for name, manifest in manifests.items()
     }
@@ -73,7 +73,7 @@ def _prepared(record: Record):
     return record, mask, square, geometry
 
 
-def _batches(records: Sequence[Record]) -> Iterator[tuple[list, np.ndarray]]:
+def batches(records: Sequence[Record]) -> Iterator[tuple[list, np.ndarray]]:
     """Records decoded and laid on the canvas, BATCH at once; the last squares are filled up with black ones."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for start in range(0, len(records), BATCH):
@@ -94,7 +94,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
       records: of `data.records`.
     """
     columns: dict[str, list] = collections.defaultdict(list)
-    for batch, squares in _batches(records):
+    for batch, squares in batches(records):
         outputs = expert(squares)
         masks = None if outputs.mask is None else np.asarray(outputs.mask)
         for i, (record, mask, _, geometry) in enumerate(batch):
@@ -116,7 +116,7 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
       records: of `data.records`.
     """
     columns: dict[str, list] = collections.defaultdict(list)
-    for batch, squares in _batches(records):
+    for batch, squares in batches(records):
         found = predict(squares)
         organ, label, masks = (np.asarray(x) for x in (found.organ, found.label, found.mask))
         told = {name: np.asarray(getattr(found, name)) for name in ("organ_prob", "novelty", "label_probs")}
@@ -164,116 +164,6 @@ def _append(columns: dict[str, list], row: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is scored: a task's network, or a set of them as one cascade.
-
-    Attributes:
-      task: the network's, None for the cascade.
-      answer: uint8 (BATCH, S, S, 3) -> `Outputs` of probabilities on the canvas; of the cascade a `Prediction`.
-      variables: of each network, by task name.
-      manifests: what each network's weights say of themselves, by task name.
-      tasks: the networks' tasks, by name.
-      folders: where each network's weights lie, by task name.
-    """
-
-    task: Task | None
-    answer: Callable[[np.ndarray], Any]
-    variables: dict[str, dict[str, Any]]
-    manifests: dict[str, dict[str, Any]]
-    tasks: dict[str, Task]
-    folders: dict[str, pathlib.Path]
-
-    def sources(self, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
-        """Every source that one of the networks was trained on; foreign pictures, a collection of one's own, if any."""
-        every = dict.fromkeys(source for task in self.tasks.values() for source in task.sources)
-        return tuple(name for name in every if name != FOREIGN or data.versions_of(name, data_dir))
-
-    @property
-    def organ(self) -> str | None:
-        """The organ whose scans it answers; None for all."""
-        return None if self.task is None else self.task.organ
-
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """JSON values that say which weights these are: task name -> network, training, versions, manifest's hash."""
-        found = {}
-        for name, manifest in self.manifests.items():
-            task, file = self.tasks[name], self.folders[name] / MANIFEST
-            found[name] = {
-                "model": task.model,
-                "features": task.width,
-                "size": task.size,
-                "sources": list(task.sources),
-                "epoch": manifest["epoch"],
-                "crf_steps": task.crf.steps,
-                "versions": manifest["versions"],
-                "manifest_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            }
-        return found
-
-
-def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
-    """Read a run, a weights folder or a set of weights, ready to answer, with the CRF kept with them or without.
-
-    Raises:
-      CheckpointError, ValueError: no such weights; a set without a router.
-    """
-    import jax
-
-    from mcis.bundle import load_bundle, load_weights
-    from mcis.cascade import Settings, make_predict
-    from mcis.tasks import make_expert
-
-    path = pathlib.Path(run)
-    cascade = is_set(path)
-    one = None if cascade else load_weights(path)
-    experts = load_bundle(path) if one is None else {one.task.name: one}
-    tasks = {name: expert.task if crf else without_crf(expert.task) for name, expert in experts.items()}
-    variables = {name: expert.variables for name, expert in experts.items()}
-    if one is None:
-        task, answer = None, functools.partial(jax.jit(make_predict(tasks, Settings())), variables)
-    else:
-        (task,) = tasks.values()
-        answer = functools.partial(jax.jit(make_expert(task)), one.variables)
-    folders = {name: present(weights_folder(path / name if cascade else path)) for name in experts}
-    return Subject(task, answer, variables, {name: e.manifest for name, e in experts.items()}, tasks, folders)
-
-
-def score(subject: Subject, records: Sequence[Record]) -> Rows:
-    """Run what is scored over records."""
-    if subject.task is None:
-        return score_cascade(subject.answer, records)
-    rows = score_scans(subject.task, subject.answer, records)
-    if subject.task.organ is None:
-        from mcis.cascade import Settings, supported
-
-        router = subject.variables[subject.task.name]
-        known, _ = supported(Settings(), router, rows["probs"][:, : len(ORGANS)].max(1), rows["features"])
-        rows["refused"] = ~np.asarray(known)
-    return rows
-
-
-class Look(NamedTuple):
-    """A scan looked at again: image uint8 (H, W, 3); masks uint8 {0,1} (H, W), None where not known or not asked."""
-
-    image: np.ndarray
-    true: np.ndarray | None
-    said: np.ndarray | None
-
-
-def look(subject: Subject, records: Sequence[Record], index: Sequence[int]) -> Iterator[Look]:
-    """Run what is scored over some of the records again, for their pictures; in the order of `index`."""
-    for batch, squares in _batches([records[i] for i in index]):
-        found = subject.answer(squares)
-        masks = None if found.mask is None else np.asarray(found.mask)
-        for i, (record, mask, _, geometry) in enumerate(batch):
-            image, _ = data.decode(dict(record))
-            said = None if masks is None else (scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
-            if subject.task is None and int(found.organ[i]) != organ_index(data.text(record["organ"])):
-                said = np.zeros(mask.shape[:2], np.uint8)  # as it was scored
-            yield Look(image, mask[..., 0] if record["has_mask"] else None, said)
-
-
-@dataclasses.dataclass(frozen=True)
 class Records(Sequence):
     """Records of several splits as one sequence, each read when it is asked for.
 
@@ -293,6 +183,10 @@ class Records(Sequence):
     def __getitem__(self, at: Any) -> Any:
         part, row = self.places[at]
         return self.parts[part][row]
+
+    def take(self, index: Sequence[int]) -> "Records":
+        """Some of them."""
+        return Records(self.parts, tuple(self.places[i] for i in index), tuple(self.fingerprints[i] for i in index))
 
 
 def read_records(
@@ -316,42 +210,3 @@ def read_records(
         kind = "scans" if organ is None else f"{organ} scans"
         raise ValueError(f"split {' or '.join(map(repr, splits))} of {', '.join(sources)} holds no {kind}")
     return Records(parts, tuple(places), tuple(fingerprints))
-
-
-def evaluate(
-    run: str | os.PathLike,
-    split: str,
-    sources: Sequence[str] = (),
-    data_dir: str | os.PathLike | None = None,
-    crf: bool = True,
-) -> dict[str, Any]:
-    """Score weights on a split of some sources, by default of all they were trained on: what `scores.report` says.
-
-    Args:
-      run: a run or a weights folder; or a set of weights, which is scored as the cascade that `mcis predict` runs.
-      split: train, validation or test.
-      sources: names of prepared data sets.
-      data_dir: where these are.
-      crf: whether masks go through the CRF that was kept with the weights.
-
-    Raises:
-      CheckpointError, MissingData, ValueError: no such weights, data or split; a set without a router.
-      LeakError: `split` is test and one of the networks has seen some of it.
-    """
-    subject = load_subject(run, crf)
-    records = read_records(sources or subject.sources(data_dir), (split,), data_dir, subject.organ)
-    if split == "test":
-        for manifest in subject.manifests.values():
-            check_unseen(records.fingerprints, manifest)
-    return report(subject.task, score(subject, records), split)
-
-
-def is_set(folder: pathlib.Path) -> bool:
-    """Whether a folder holds weights, or runs, by the names of their tasks: a set that makes a cascade."""
-    alone = is_weights_folder(weights_folder(folder))
-    return not alone and any(is_weights_folder(weights_folder(folder / name)) for name in TASKS)
-
-
-def without_crf(task: Task) -> Task:
-    """The task, its masks as the network makes them."""
-    return dataclasses.replace(task, crf=CRF(steps=0))

@@ -91,6 +91,49 @@ def random_variables():
     return make
 
 
+@pytest.fixture(scope="session")
+def phantom_scans(phantom_dir):
+    """The phantoms of training and validation."""
+    from mcis import data
+
+    return data.Scans.join([data.load(("phantom",), split, phantom_dir) for split in ("train", "validation")])
+
+
+@pytest.fixture(scope="session")
+def fold_runs(phantom_scans, random_variables, tmp_path_factory):
+    """Task -> folders of two fold runs with random weights, of a joint segmenter and a router."""
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from mcis import checkpoint, data
+    from mcis.tasks import LAST, TASKS, task_to_json
+
+    def novelty(task):  # whitened by nothing
+        empty = np.zeros((1, task.size, task.size, 3), np.float32)
+        outputs, _ = task.make_model().init_with_output(jax.random.key(0), empty, train=False)
+        features = outputs.features.shape[1]
+        whiten = np.eye(features, dtype=np.float32)
+        return {"mean": np.zeros((1, features), np.float32), "whiten": whiten, "limit": np.float32(1.0)}
+
+    small = {"sources": ("phantom",), "features": 4, "size": 32, "select": LAST}
+    segment = dataclasses.replace(TASKS["segment_breast"], model="light", **small).check()
+    route = dataclasses.replace(TASKS["route"], **small).check()
+    folder, folds, made = tmp_path_factory.mktemp("folds"), 2, {}
+    for task in (segment, route):
+        mine = phantom_scans if task.organ is None else phantom_scans.take(phantom_scans.organ == task.organ)
+        fold, made[task.name] = data.folds_of(mine, folds), []
+        for k in range(folds):
+            variables = random_variables(task, k) | ({"novelty": novelty(task)} if task.organ is None else {})
+            manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1, "seed": k}
+            seen = {"train": mine.fingerprint[fold != k], "validation": mine.fingerprint[fold == k]}
+            manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {n: sorted(v) for n, v in seen.items()}}
+            made[task.name].append(folder / f"{task.name}_{k}")
+            checkpoint.save(made[task.name][k] / "best", variables, manifest)
+    return made
+
+
 def _buda(features=4, channels=3):
     """A state dict as Buda's U-Net of this width has it, with other numbers in each array."""
     rng, state = np.random.default_rng(0), {}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import bundle, checkpoint, data, evaluate, launch, scoring
+from mcis import bundle, checkpoint, data, evaluate, launch, scoring, subject
 from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop
 
@@ -71,7 +71,7 @@ def test_the_last_epoch_is_kept_where_no_metric_is_to_choose_and_novelty_is_told
 
 def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     run_dir, best = finished
-    found = scoring.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
+    found = subject.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
     measured = found["sources"]["phantom"]["metrics"]
     assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
     assert measured["nll"]["value"] == pytest.approx(best["validation"]["nll"], abs=1e-5)

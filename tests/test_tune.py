@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, scoring, tune
+from mcis import bundle, checkpoint, subject, tune
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks import TASKS, task_to_json
@@ -124,7 +124,7 @@ def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monk
     monkeypatch.setattr(tune, "PATIENTS", 1)
     assert tune.main(command) == 0
     after = bundle.load_weights(run)
-    with_crf, without = (scoring.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
+    with_crf, without = (subject.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
     dice = [found["sources"]["phantom"]["metrics"]["dice_loss"]["value"] for found in (with_crf, without)]
     assert dice[0] != dice[1]
     assert after.task == dataclasses.replace(before.task, crf=chosen)

@@ -1,0 +1,83 @@
+"""The section on what was fitted to folds says what the calibration's facts say."""
+
+import json
+import re
+
+import numpy as np
+
+from mcis.evaluation_fitted import fitted
+from mcis.organs import ORGANS
+from mcis.refusal import fit_router
+
+LABELS = {
+    "scans": 1468,
+    "groups": 909,
+    "before": {
+        "accuracy": 0.8,
+        "balanced_accuracy": 0.81,
+        "nll": 0.5,
+        "calibration_error": 0.09,
+        "by_chance_up_to": 0.03,
+    },
+    "after": {
+        "accuracy": 0.801,
+        "balanced_accuracy": 0.811,
+        "nll": 0.4,
+        "calibration_error": 0.02,
+        "by_chance_up_to": 0.03,
+    },
+}
+REVIEW = {
+    "scans": 1468,
+    "errors": 400,
+    "flagged": 0.2,
+    "errors_flagged": 0.45,
+    "error_rate_flagged": 0.61,
+    "error_rate_others": 0.19,
+}
+
+
+def router_facts(kinds):
+    rng = np.random.default_rng(0)
+    known = np.arange(400) < 300
+    prob = np.where(known, rng.uniform(0.9, 1.0, 400), rng.uniform(0.5, 1.0, 400))
+    return fit_router(
+        {
+            "label": np.where(known, 0, len(ORGANS)),
+            "probs": np.stack([prob, np.zeros(400), 1 - prob], 1),
+            "novelty": rng.uniform(0, 1, 400),
+            "source": np.where(known, "lgg", "foreign"),
+            "group": np.where(
+                known, [f"lgg/{i // 3}" for i in range(400)], [kinds[i % len(kinds)] for i in range(400)]
+            ),
+        }
+    )[1]
+
+
+def test_every_part_that_was_fitted_is_there():
+    refusal = router_facts(["foreign/xray", "foreign/<b>", "foreign/us_lung"])
+    found = {
+        "weights": {
+            "segment_breast": {"calibration": {"labels": LABELS, "review": REVIEW}},
+            "segment_brain": {},
+            "route": {"calibration": json.loads(json.dumps({"refusal": refusal}))},
+        }
+    }
+    page = fitted(found)
+    assert "segment_brain" not in page
+    for text in ("1468 scans of 909 groups", "0.090", "0.020", "20% of 1468 scans", "45% of 400 errors"):
+        assert text in page, text
+    far = refusal["refused"]["far"]
+    assert f"{far['value']:.3f} <small>[{far['low']:.3f}, {far['high']:.3f}]" in page
+    drawn = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]*)"', page)
+    assert drawn == ["What refusing more known scans would refuse", "Refused, by kind"]
+    assert "xray, 34" in page or "xray, 33" in page  # a bar says its kind and its pictures
+    assert "<b>" not in page
+
+
+def test_a_router_of_known_scans_alone_has_no_curve_and_nothing_fitted_no_section():
+    refusal = router_facts(["foreign/xray", "foreign/us_lung"])
+    known = {name: {"known": refusal[name]["known"]} for name in ("scans", "groups", "refused")}
+    page = fitted({"weights": {"route": {"calibration": {"refusal": known}}}})
+    assert "known" in page and "<svg" not in page
+    assert fitted({"weights": {"route": {}, "segment_breast": {}}}) == ""

@@ -1,0 +1,64 @@
+"""Refusal: the limits' shares, intervals over kinds, near and far."""
+
+import numpy as np
+import pytest
+
+from mcis import refusal
+from mcis.organs import ORGANS
+
+COUNT = 2000
+
+
+@pytest.fixture
+def answers():
+    """Known scans of two sources; far pictures all unsure, and near ones of which one kind is taken for known."""
+    rng = np.random.default_rng(0)
+    known = np.arange(2 * COUNT) < COUNT
+    kind = np.array(["foreign/xray", "foreign/photo", "foreign/mri_knee", "foreign/us_lung"])[np.arange(2 * COUNT) % 4]
+    prob = np.where(known, rng.uniform(0.9, 1.0, 2 * COUNT), rng.uniform(0.0, 0.8, 2 * COUNT))
+    prob = np.where(~known & (kind == "foreign/us_lung"), 0.999, prob)
+    return {
+        "label": np.where(known, 0, len(ORGANS)),
+        "probs": np.stack([prob, np.zeros(2 * COUNT), 1 - prob], 1),
+        "novelty": np.where(known, rng.uniform(0, 1, 2 * COUNT), 0.5),
+        "source": np.where(known, np.where(np.arange(2 * COUNT) % 2 == 0, "a", "b"), "foreign"),
+        "group": np.where(known, [f"a/{i // 10}" for i in range(2 * COUNT)], kind),
+    }
+
+
+def test_a_hundredth_of_the_known_is_refused_and_it_is_said_what_else(answers):
+    limits, facts = refusal.fit_router(answers)
+    refused = facts["refused"]
+    assert 0.009 <= refused["known"]["value"] <= 0.0101
+    assert refused["known"]["low"] < refused["known"]["value"] < refused["known"]["high"] < 0.02
+    assert limits["threshold"] == pytest.approx(0.9, abs=0.005) and limits["reach"] == pytest.approx(1.0, abs=0.01)
+    assert facts["to_the_wrong_organ"] == 0
+    assert set(facts["sources"]) == {"a", "b"} and facts["sources"]["a"]["scans"] == COUNT // 2
+    known = [point["known"]["value"] for point in facts["trade_off"]]
+    assert known == sorted(known) and known[-1] == pytest.approx(0.2, abs=0.02)
+
+
+def test_intervals_of_the_foreign_are_over_kinds(answers):
+    facts = refusal.fit_router(answers)[1]
+    assert facts["groups"] == {"known": COUNT // 10, "far": 2, "near": 2}
+    assert facts["refused"]["far"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    # half of the near kinds' pictures; a draw of kinds has none, one or both of the kind that is taken for known
+    assert facts["refused"]["near"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert facts["kinds"]["foreign/us_lung"] == {"scans": COUNT // 4, "value": 0.0, "low": None, "high": None}
+
+
+def test_known_scans_alone_have_limits_too(answers):
+    known = answers["label"] < len(ORGANS)
+    limits, facts = refusal.fit_router({name: value[known] for name, value in answers.items()})
+    assert limits == refusal.fit_router(answers)[0]
+    assert set(facts["refused"]) == {"known"} and "trade_off" not in facts and facts["kinds"] == {}
+
+
+@pytest.mark.parametrize("kind", ["foreign/us_lung", "mri_spine", "ct_head", "MRI-knee", "foreign/breast_specimen"])
+def test_near_kinds(kind):
+    assert refusal.is_near(kind)
+
+
+@pytest.mark.parametrize("kind", ["foreign/xray_chest", "mammogram", "natural_photo", "ct_abdomen", "focus_chart"])
+def test_far_kinds(kind):
+    assert not refusal.is_near(kind)
