@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
 def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) -> None:
     """CheckpointError unless the arrays are those of the task's network."""
     image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, task.channels), "float32")
-    expected = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
+    outputs, expected = jax.eval_shape(task.make_model().init_with_output, jax.random.key(0), image)
     network = {name: tree for name, tree in variables.items() if name in NETWORK}
     if MEMBERS in variables:
         members = {value.shape[:1] for value in checkpoint.flatten(variables[MEMBERS]).values()}
@@ -66,6 +66,25 @@ def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) ->
             raise checkpoint.CheckpointError(f"{folder}: an ensemble's arrays need one member at least, all as many")
         network = jax.tree.map(lambda value: value[0], variables[MEMBERS])
     checkpoint.check_shapes(network, expected, folder)
+    fitted = {name: tree for name, tree in variables.items() if name not in (*NETWORK, MEMBERS)}
+    width = 0 if outputs.features is None else outputs.features.shape[1]
+    checkpoint.check_shapes(fitted, _fitted_shapes(task, fitted, width), folder)
+
+
+def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """The arrays that what was fitted after training must have, of the parts there are; `width` is the features'."""
+    shape = jax.ShapeDtypeStruct
+    number, wanted = shape((), "float32"), {}
+    if "calibration" in fitted:
+        wanted["calibration"] = {"slope": number, "bias": shape((len(task.classes),), "float32")}
+        wanted["calibration"] |= {"review": number} if "review" in fitted["calibration"] else {}
+    if task.organ is None:
+        wanted |= {name: number for name in ("threshold", "reach") if name in fitted}
+        if "novelty" in fitted:
+            known = np.shape(fitted["novelty"].get("mean", ()))[:1] or (1,)  # the organs that it was trained on
+            mean, whiten = shape((*known, width), "float32"), shape((width, width), "float32")
+            wanted["novelty"] = {"mean": mean, "whiten": whiten, "limit": number}
+    return wanted
 
 
 def _check_manifest(manifest: dict[str, Any], task: Task) -> None:

@@ -283,8 +283,8 @@ def review_limits(variables: dict[str, Any], classifiers: Mapping[int, str]) -> 
     """
     limits = [jnp.float32(jnp.nan)] * (UNSUPPORTED + 1)
     for index, name in classifiers.items():
-        if "calibration" in variables[name]:
-            limits[index] = jnp.asarray(variables[name]["calibration"]["review"], jnp.float32)
+        if "review" in (fitted := variables[name].get("calibration", {})):
+            limits[index] = jnp.asarray(fitted["review"], jnp.float32)
     return jnp.stack(limits)
 
 

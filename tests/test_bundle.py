@@ -201,6 +201,24 @@ def test_weights_of_another_width_name_the_array(runs, tmp_path):
         bundle.load_weights(tmp_path / "route")
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "value", "said"),
+    [
+        ("segment_breast", "calibration", {"slope": 1.0}, r"calibration/bias is missing, the network has \(3,\)"),
+        ("segment_breast", "calibration", {"slope": 1.0, "bias": np.ones(2)}, r"calibration/bias is \(2,\)"),
+        ("segment_breast", "reach", 1.0, "reach is .*, the network has none"),
+        ("route", "novelty", {"mean": np.ones((2, 3)), "limit": 1.0}, "novelty/mean is .2, 3."),
+        ("route", "threshold", np.ones(2), "threshold is .2,., the network has .."),
+    ],
+)
+def test_what_was_fitted_is_checked_before_it_is_used(fold_runs, tmp_path, task, name, value, said):
+    variables, manifest = checkpoint.load(fold_runs[task][0] / "best")
+    value = jax.tree.map(np.float32, value)
+    checkpoint.save(tmp_path / "odd", variables | {name: value}, manifest)
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        bundle.load_weights(tmp_path / "odd")
+
+
 def test_the_command(runs, tmp_path, capsys):
     assert bundle.main([str(runs / "route"), "--out", str(tmp_path / "set")]) == 0
     printed = capsys.readouterr().out
