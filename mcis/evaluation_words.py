@@ -10,6 +10,7 @@ MEANINGS = {
     "brier": "mean squared error of the probabilities, 0 to 2; lower is better",
     "sensitivity": "share of this class that is called so",
     "specificity": "share of the others that is not called so",
+    "specificity_at_90": "share of the others below the threshold that 90 % of this class reach",
     "auc": "area under the ROC curve, of this class against the rest, or the mean over classes",
     "organ": "share of scans whose organ is told",
     "refused": "share of scans of a known organ that were refused; lower is better",

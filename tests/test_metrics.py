@@ -213,6 +213,17 @@ def test_class_scores_by_hand():
     assert found["brier"] == pytest.approx(np.mean([0.14, 0.62, 0.86, 0.24]))
 
 
+def test_a_specificity_is_stated_where_nine_in_ten_are_found():
+    positive = np.arange(40) < 20  # twenty: two of them may be missed
+    score = np.where(positive, np.linspace(0.3, 0.9, 40), 0.0)
+    score[20:] = np.linspace(0, 0.5, 20)
+    found = class_scores(np.stack([1 - score, score], 1), positive.astype(int), ("a", "b"))
+    threshold = np.sort(score[:20])[2]
+    assert (score[:20] >= threshold).sum() == 18
+    assert found["specificity_at_90_b"] == pytest.approx((score[20:] < threshold).mean())
+    assert 0 < found["specificity_at_90_b"] < 1
+
+
 def test_one_class_alone_has_no_specificity_and_no_area():
     found = class_scores(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([0, 0]), ("a", "b"))
     assert set(found) == {"brier", "sensitivity_a", "specificity_b"}
