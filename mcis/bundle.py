@@ -74,7 +74,8 @@ def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) ->
 def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[str, Any]:
     """The arrays that what was fitted after training must have, of the parts there are; `width` is the features'."""
     shape = jax.ShapeDtypeStruct
-    number, wanted = shape((), "float32"), {}
+    number = shape((), "float32")
+    wanted: dict[str, Any] = {}
     if "calibration" in fitted:
         wanted["calibration"] = {"slope": number, "bias": shape((len(task.classes),), "float32")}
         wanted["calibration"] |= {"review": number} if "review" in fitted["calibration"] else {}
