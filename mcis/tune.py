@@ -1,10 +1,12 @@
-"""`mcis tune RUN`: choose the CRF of a segmentation run on its validation scans, or none where none helps.
+"""`mcis tune RUN...`: choose the CRF of a segmentation run on its validation scans, or none where none helps.
+
+Of several runs, which are folds, each answers the scans that it has left out, and one CRF is chosen for all.
 
 The network answers once; then the CRF's strengths are searched one after the other, each over a few values, twice
-round; the number of updates stays. The best one has the highest validation value of the metric that chose the epoch,
-less what lesion scans lose by it. After so many trials on few patients something always looks better, so that choosing
-is judged as a whole: each patient is scored with the setting that is best for the others, and the gain must hold over
-patients. The test split is not looked at.
+round; the number of updates stays. The best one has the highest value of a metric, by default the one that chose the
+epoch, less what lesion scans lose by it. After so many trials on few patients something always looks better, so that
+choosing is judged as a whole: each patient is scored with the setting that is best for the others, and the gain must
+hold over patients. The test split is not looked at.
 """
 
 import dataclasses
@@ -144,6 +146,16 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
     return counts_of
 
 
+def joined(parts: Sequence[Callable[[CRF], Counts]]) -> Callable[[CRF], Counts]:
+    """The counts of several networks' scans, one after the other, as a function of the CRF."""
+
+    def counts_of(crf: CRF) -> Counts:
+        found = [part(crf) for part in parts]
+        return {name: np.concatenate([counts[name] for counts in found]) for name in found[0]}
+
+    return counts_of
+
+
 def main(argv: Sequence[str]) -> int:
     """The command."""
     import tyro
@@ -155,14 +167,16 @@ def main(argv: Sequence[str]) -> int:
         """Choose the CRF of a segmentation run on its validation scans, and keep it with the weights.
 
         Attributes:
-          run: a run's folder, or a weights folder.
+          runs: a run's folder, or a weights folder; or several fold runs, which get one CRF together.
+          by: the metric it is chosen by; by default the one that chose the epoch, or dice_patient.
           sources: prepared data sets to tune on; by default those the task was trained on.
           dry_run: only show the table.
           always: keep the best CRF even where its gain may be chance, to measure what it does.
           off: choose nothing; take out the CRF that is kept with the weights.
         """
 
-        run: tyro.conf.Positional[str] = tyro.MISSING
+        runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
+        by: str | None = None
         sources: Names = ()
         dry_run: bool = False
         always: bool = False
@@ -180,67 +194,89 @@ def _main(options: Any) -> int:
     from mcis.ops.metrics import MASK_METRICS
 
     enable_compilation_cache()
-    weights = load_weights(options.run)
-    task = weights.task
-    if not task.segments or task.select not in MASK_METRICS:
+    weights = [load_weights(run) for run in options.runs]
+    task = weights[0].task
+    by = options.by or (task.select if task.select in MASK_METRICS else "dice_patient")
+    if not task.segments or by not in MASK_METRICS:
         raise ValueError(
-            f"{options.run} holds {task.name}, whose epoch was chosen by {task.select}: a CRF is chosen by the same "
-            f"metric, which must be one of a mask: {', '.join(MASK_METRICS)}"
+            f"{options.runs[0]} holds {task.name}, and a CRF would be chosen by {by}: it takes a task that segments, "
+            f"and --by one of {', '.join(MASK_METRICS)}"
         )
     if options.off and options.always:
         raise ValueError("--off and --always exclude each other: one takes the CRF out, the other puts one in")
     if options.off:
         return _keep(options, weights, NONE)
-    parts = [data.records(source, "validation", options.data_dir) for source in options.sources or task.sources]
-    records = [part[i] for part in parts for i in range(len(part))]
-    records = [r for r in records if bool(r["has_mask"]) and data.text(r["organ"]) == task.organ]
-    if not any(data.decode(record)[1].any() for record in records):
-        raise ValueError("the validation split of these sources holds no outlined lesion")
-    counts_of, found = make_counts(task, weights.variables, records), {}
+    parts = [
+        (one, [r for r in records if bool(r["has_mask"]) and data.text(r["organ"]) == task.organ])
+        for one, records in _scans(options, weights)
+    ]
+    count = sum(len(records) for _, records in parts)
+    if not any(data.decode(record)[1].any() for _, records in parts for record in records):
+        raise ValueError("there is no outlined lesion among the scans to choose by")
+    counts_of, found = joined([make_counts(task, one.variables, records) for one, records in parts if records]), {}
     with Progress(transient=True) as bar:
         row = bar.add_task("settings", total=1 + ROUNDS * sum(len(values) for values in VALUES.values()))
 
         def score(crf: CRF) -> float:
             found[crf] = counts_of(crf)
             bar.advance(row)
-            return worth(found[crf], found[NONE], task.select)
+            return worth(found[crf], found[NONE], by)
 
         tried = search(score)
     for crf, _ in sorted(tried, key=lambda one: -one[1])[:10] + tried[:1]:
         scores = mask_scores(**found[crf])
-        values = "  ".join(f"{name} {scores[name]:.4f}" for name in dict.fromkeys((task.select, "dice_lesion")))
+        values = "  ".join(f"{name} {scores[name]:.4f}" for name in dict.fromkeys((by, "dice_lesion")))
         print(f"{values}  {_describe(crf)}")
     best = max(tried[1:], key=lambda one: one[1])[0]
-    more, low, high = gain(left_out(found, task.select), found[NONE], task.select)
+    more, low, high = gain(left_out(found, by), found[NONE], by)
     patients = len(np.unique(found[NONE]["group"][found[NONE]["true"] > 0]))
     print(f"best: {_describe(best)}")
     print(
         f"what choosing gains, each group of scans by the CRF that is best for the others: {more:+.4f} "
-        f"[{low:+.4f}, {high:+.4f}] {task.select}; {len(records)} validation scans, {patients} groups with a lesion"
+        f"[{low:+.4f}, {high:+.4f}] {by}; {count} scans, {patients} groups with a lesion"
     )
     if not options.always and (patients < PATIENTS or not low > 0):
         why = "the gain may be chance" if patients >= PATIENTS else f"below {PATIENTS} groups nothing can be said"
-        print(f"not kept: {why}. {options.run} keeps what it has: {_describe(task.crf)}. --always keeps the best")
+        print(f"not kept: {why}. What there is stays: {_describe(task.crf)}. --always keeps the best")
         return 0
     return _keep(options, weights, best)
 
 
-def _keep(options: Any, weights: Any, crf: CRF) -> int:
+def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
+    """Each network and the records it is to answer: of one run the validation split's, of folds what each left out."""
+    from mcis.subject import load_folds, read_left_out
+
+    task = weights[0].task
+    sources = options.sources or task.sources
+    if len(weights) == 1:
+        parts = [data.records(source, "validation", options.data_dir) for source in sources]
+        return [(weights[0], [part[i] for part in parts for i in range(len(part))])]
+    folds = load_folds(options.runs)
+    records = read_left_out(folds, sources, options.data_dir)
+    left_out = [set(one.manifest["fingerprints"]["validation"]) for one in weights]
+    return [
+        (one, [records[i] for i, name in enumerate(records.fingerprints) if name in mine])
+        for one, mine in zip(weights, left_out, strict=True)
+    ]
+
+
+def _keep(options: Any, weights: Sequence[Any], crf: CRF) -> int:
     """Write the weights anew with a CRF, unless the run is dry."""
     from mcis import checkpoint
     from mcis.tasks import task_to_json
 
-    before = weights.task.crf
-    if crf == before:
-        print(f"nothing changes: {options.run} has {_describe(crf)}")
-    elif options.dry_run:
-        print(f"would keep: {_describe(crf)}; now: {_describe(before)}")
-    else:
-        folder = checkpoint.weights_folder(options.run)
-        manifest = weights.manifest | {"task": task_to_json(dataclasses.replace(weights.task, crf=crf))}
-        half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
-        checkpoint.save(folder, weights.variables, manifest, half=half)
-        print(f"kept in {folder}: {_describe(crf)}; before: {_describe(before)}")
+    for run, one in zip(options.runs, weights, strict=True):
+        before = one.task.crf
+        if crf == before:
+            print(f"nothing changes: {run} has {_describe(crf)}")
+        elif options.dry_run:
+            print(f"would keep: {_describe(crf)}; now: {_describe(before)}")
+        else:
+            folder = checkpoint.weights_folder(run)
+            manifest = one.manifest | {"task": task_to_json(dataclasses.replace(one.task, crf=crf))}
+            half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
+            checkpoint.save(folder, one.variables, manifest, half=half)
+            print(f"kept in {folder}: {_describe(crf)}; before: {_describe(before)}")
     return 0
 
 

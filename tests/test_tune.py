@@ -1,13 +1,14 @@
 """The search for a CRF, and the command on a run."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, subject, tune
+from mcis import bundle, checkpoint, data, subject, tune
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks import TASKS, task_to_json
@@ -132,6 +133,26 @@ def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monk
     assert "weight 4" in capsys.readouterr().out
 
 
+def test_fold_runs_get_one_crf_by_what_each_left_out(fold_runs, phantom_dir, tmp_path, monkeypatch, capsys):
+    runs = []
+    for k, run in enumerate(fold_runs["segment_breast"]):
+        shutil.copytree(run, tmp_path / f"fold{k}")
+        runs.append(str(tmp_path / f"fold{k}"))
+    asked = []
+    make_counts = tune.make_counts
+    monkeypatch.setattr(tune, "VALUES", {"weight": (4.0,)})
+    monkeypatch.setattr(tune, "make_counts", lambda *a: asked.append(a[2]) or make_counts(*a))
+    assert tune.main([*runs, "--always", f"--data_dir={phantom_dir}"]) == 0
+    for run, records in zip(runs, asked, strict=True):
+        weights = bundle.load_weights(run)
+        mine = {data.text(record["fingerprint"]) for record in records}
+        assert mine == set(weights.manifest["fingerprints"]["validation"])
+        assert weights.task.crf == CRF(weight=4.0)
+    assert f"dice_patient; {sum(map(len, asked))} scans" in " ".join(capsys.readouterr().out.split())
+    assert tune.main([*runs, "--by=accuracy"]) == 2
+    assert "--by one of dice_lesion" in capsys.readouterr().err
+
+
 def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
     task = dataclasses.replace(TASKS["route"], sources=("phantom",), features=4, size=32)
     variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
@@ -139,7 +160,7 @@ def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
     manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
     checkpoint.save(tmp_path / "route", variables, manifest)
     assert tune.main([str(tmp_path / "route")]) == 2
-    assert "must be one of a mask" in capsys.readouterr().err
+    assert "it takes a task that segments" in capsys.readouterr().err
 
 
 def test_what_a_run_had_stays_where_nothing_better_is_kept(run, phantom_dir, monkeypatch, capsys):
@@ -152,7 +173,7 @@ def test_what_a_run_had_stays_where_nothing_better_is_kept(run, phantom_dir, mon
     monkeypatch.setattr(tune, "PATIENTS", 1)
     assert tune.main([str(run), f"--data_dir={phantom_dir}"]) == 0
     out = capsys.readouterr().out.replace("\n", " ")
-    assert "may be chance" in out and "weight 2" in out.rpartition("keeps what it has")[2]
+    assert "may be chance" in out and "weight 2" in out.rpartition("What there is stays")[2]
     assert {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()} == before
     assert tune.main([str(run), "--off", "--dry_run"]) == 0
     assert "would keep: no CRF; now: steps" in capsys.readouterr().out

@@ -220,7 +220,8 @@ def train(
                 history.append(line)
                 if merit(task, line) > best:
                     variables = dict(state.ema)
-                    if task.organ is None:
+                    # where the last epoch is kept the others need no novelty, which is as long as another evaluation
+                    if task.organ is None and (task.select != LAST or epoch + 1 == task.epochs):
                         known = label < len(ORGANS)
                         seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
                         held_out = results["features"][validation_label < len(ORGANS)]
