@@ -219,8 +219,9 @@ def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
         }
 
     found = scored(rows)
-    if chosen := subsets(task, rows):
-        found["subsets"] = {name: scored(take(rows, index)) for name, index in chosen.items()}
+    if chosen := subsets(task, rows):  # a segmenter's are of its masks: among lesions of one size labels say little
+        shown = {name: column for name, column in rows.items() if name != "probs" or task is None or not task.segments}
+        found["subsets"] = {name: scored(take(shown, index)) for name, index in chosen.items()}
     known = rows["label"] >= 0
     if task is None:
         where, lesion = lost(rows), rows["has_mask"] & (rows["true"] > 0)

@@ -16,7 +16,7 @@ SKIPS = {  # kernels that read each skip connection, finest first, and the axis 
     # first half comes from below, the second is the skip
     "light": ([[f"params/decoder{level}_fuse/expand/kernel"] for level in (1, 2, 3)], 0),
     **dict.fromkeys(
-        ("unet", "unet_attention"),
+        ("unet", "unet_attention", "unet_folded"),
         ([[f"params/decoder{level}_1/layer/conv/kernel"] for level in (1, 2, 3, 4)], 2),
     ),
     "sk_unet": (

@@ -114,6 +114,7 @@ SUPERVISED = {  # strides of the auxiliary masks, finest first
     "light": (8, 16),
     "unet": (2, 4, 8),
     "unet_attention": (2, 4, 8),
+    "unet_folded": (4, 8, 16),
     "sk_unet": (2, 4, 8),
     "deeplabv3": (8,),
     "deeplabv3_resnet18": (16,),
@@ -168,6 +169,17 @@ def test_every_level_votes_for_the_mask_and_the_label_looks_there():
         )
         assert np.abs(np.asarray(cut.mask) - whole.mask).mean() > 0.01 * whole.mask.std()
         assert np.abs(np.asarray(cut.label) - whole.label).max() > 1e-4
+
+
+def test_each_unfolded_pixel_has_a_channel_of_its_own():
+    for channel in range(4):
+        lifted = replace(
+            variables_of("unet_folded"), "params/mask/bias", lambda b, c=channel: b + np.eye(4, dtype=np.float32)[c]
+        )
+        change = np.asarray(compiled("unet_folded")(lifted, images()).mask - answers("unet_folded").mask)[..., 0]
+        expected = np.zeros_like(change)
+        expected[:, channel // 2 :: 2, channel % 2 :: 2] = 1.0
+        np.testing.assert_allclose(change, expected, atol=1e-5)
 
 
 def test_the_label_follows_the_mask_and_cannot_bend_it():

@@ -16,9 +16,9 @@ from mcis.models.light import Light
 from mcis.models.outputs import Outputs
 from mcis.models.resnet import ResNet
 from mcis.models.sk_unet import SKUNet
-from mcis.models.unet import UNet
+from mcis.models.unet import FoldedUNet, UNet
 
-__all__ = ["CNN", "MODELS", "DeepLabV3", "Light", "Outputs", "ResNet", "SKUNet", "UNet", "model_named"]
+__all__ = ["CNN", "MODELS", "DeepLabV3", "FoldedUNet", "Light", "Outputs", "ResNet", "SKUNet", "UNet", "model_named"]
 
 MODELS: dict[str, nn.Module] = {
     "cnn": CNN(),
@@ -28,6 +28,7 @@ MODELS: dict[str, nn.Module] = {
     "light": Light(),
     "unet": UNet(),
     "unet_attention": UNet(attention=True),
+    "unet_folded": FoldedUNet(attention=True),
     "sk_unet": SKUNet(),
     "deeplabv3": DeepLabV3(),
     "deeplabv3_resnet18": DeepLabV3(depth=18, output_stride=16),

@@ -49,6 +49,8 @@ class UNet(nn.Module):
     segments: ClassVar[bool] = True
     layer: ClassVar[type[nn.Module]] = ConvNormReLU
     """What each level has two of: a module of features, dtype and axis_name, called with (B, H, W, C) and `train`."""
+    fold: ClassVar[int] = 1
+    """Pixels of a side that are folded into channels first and unfolded last; 1 = none."""
 
     features: int = 32
     classes: int = 0
@@ -68,6 +70,8 @@ class UNet(nn.Module):
             return x
 
         x, skips, levels, auxiliary = image.astype(self.dtype), [], [], []
+        if self.fold > 1:
+            x = conv.space_to_depth(x, self.fold)
         for level in range(LEVELS):
             x = two_layers(x, level, f"encoder{level + 1}")
             skips.append(x)
@@ -81,8 +85,21 @@ class UNet(nn.Module):
             levels.append(x)
             if self.supervise and level:
                 auxiliary.append(Pointwise(1, self.dtype, name=f"mask{level + 1}")(x).astype(jnp.float32))
-        mask = Pointwise(1, self.dtype, name="mask")(x).astype(jnp.float32)
+        mask = Pointwise(self.fold**2, self.dtype, name="mask")(x).astype(jnp.float32)
+        if self.fold > 1:
+            mask = conv.depth_to_space(mask, self.fold)
         if self.classes and self.attention:
             pooled = jnp.concatenate([pooled, lesion_pooling(levels, jax.lax.stop_gradient(mask))], -1)
         label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
         return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))
+
+
+class FoldedUNet(UNet):
+    """The U-Net on half the side: 2x2 pixels are folded into channels first and unfolded last (Shi et al. 2016).
+
+    What costs most on a CPU, few channels at full resolution, is left out: a step takes a third of the U-Net's time at
+    the same width of what is left. H and W must be divisible by 32.
+    """
+
+    stride: ClassVar[int] = 2 ** (LEVELS + 1)
+    fold: ClassVar[int] = 2
