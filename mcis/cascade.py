@@ -1,9 +1,9 @@
 """The cascade: route a scan, classify it, outline its lesion; one jitted function of variables and a batch.
 
 A batch is routed whole; then its scans are sorted by organ, cut into chunks of one organ, and each chunk runs its
-organ's expert under `lax.switch`: at most one extra chunk an organ, no work for an organ that is absent. This happens
-twice, organ -> classifier, then lesion -> segmenter, so that only what is called a lesion is segmented. Nothing here
-knows of training: variables are arguments.
+organ's expert under `lax.switch`: at most one extra chunk an organ, no work for an organ that is absent. Where an organ
+has a classifier and a segmenter this happens twice, so that only what is called a lesion is segmented; a joint network
+runs once and gives both. Nothing here knows of training: variables are arguments.
 """
 
 import dataclasses
@@ -138,18 +138,13 @@ def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array,
     return which, rows
 
 
-def dispatch(
-    expert: jax.Array,
-    experts: Sequence[Callable[[jax.Array], jax.Array]],
-    empty: jax.ShapeDtypeStruct,
-    scans: jax.Array,
-) -> jax.Array:
-    """Give each scan to its expert: (B, ...) scans -> (B, ...), zero for scans that have none.
+def dispatch(expert: jax.Array, experts: Sequence[Callable[[jax.Array], Any]], empty: Any, scans: jax.Array) -> Any:
+    """Give each scan to its expert: (B, ...) scans -> a tree of (B, ...), zero for scans that have none.
 
     Args:
       expert: int32 (B,), index into `experts`, or len(experts) for none.
-      experts: functions of (C, ...) to (C, ...).
-      empty: shape and type of one scan's answer, the same for all experts.
+      experts: functions of (C, ...) to a tree of (C, ...).
+      empty: tree of the shapes and types of one scan's answer, the same for all experts.
       scans: (B, ...).
     """
     batch = scans.shape[0]
@@ -157,14 +152,17 @@ def dispatch(
     which, rows = chunk_table(expert, len(experts), chunk)
 
     def nothing(_):
-        return jnp.zeros((chunk, *empty.shape), empty.dtype)
+        return jax.tree.map(lambda leaf: jnp.zeros((chunk, *leaf.shape), leaf.dtype), empty)
 
     def one(item):
         index, row = item
         return lax.switch(index, [*experts, nothing], scans[jnp.minimum(row, batch - 1)])
 
-    found = lax.map(one, (which, rows)).reshape(-1, *empty.shape)
-    return jnp.zeros((batch, *empty.shape), empty.dtype).at[rows.reshape(-1)].set(found, mode="drop")
+    def in_order(found, leaf):
+        found = found.reshape(-1, *leaf.shape)
+        return jnp.zeros((batch, *leaf.shape), leaf.dtype).at[rows.reshape(-1)].set(found, mode="drop")
+
+    return jax.tree.map(in_order, lax.map(one, (which, rows)), empty)
 
 
 def check_experts(experts: Experts, settings: Settings) -> None:
@@ -203,6 +201,7 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
     check_experts(experts, settings)
     run = {name: make_expert(task) for name, task in experts.items()}
     classifiers, segmenters = label_experts(experts), mask_experts(experts)
+    apart = {index: name for index, name in segmenters.items() if classifiers.get(index) != name}
 
     def route(variables, image):
         batch = image.shape[0]
@@ -218,24 +217,30 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         return jnp.where(known, choice, UNSUPPORTED), choice, prob, novelty
 
     def classify(variables, image, organ):
+        """Label probabilities, and the masks of joint networks."""
+        none = jnp.zeros((image.shape[0], CLASSES), jnp.float32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
         if not classifiers:
-            return jnp.zeros((image.shape[0], CLASSES), jnp.float32)
+            return none
 
-        def expert(name):
-            def probs(scans):
-                label = run[name](variables[name], scans).label
+        def expert(index, name):
+            def answer(scans):
+                outputs = run[name](variables[name], scans)
+                label, mask = outputs.label, outputs.mask if segmenters.get(index) == name else None
                 assert label is not None  # `label_experts` chose it for its label head
-                return jnp.pad(label, ((0, 0), (0, CLASSES - label.shape[1])))
+                if mask is None:
+                    mask = jnp.zeros((*scans.shape[:3], 1), jnp.float32)
+                return jnp.pad(label, ((0, 0), (0, CLASSES - label.shape[1]))), mask
 
-            return probs
+            return answer
 
-        empty = jax.ShapeDtypeStruct((CLASSES,), jnp.float32)
-        return dispatch(_slot(organ, classifiers), [expert(name) for name in classifiers.values()], empty, image)
+        empty = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), none)
+        return dispatch(_slot(organ, classifiers), [expert(*item) for item in classifiers.items()], empty, image)
 
     def segment(variables, image, organ, wanted):
-        if not segmenters:
-            return jnp.zeros(image.shape[0], bool), jnp.zeros((*image.shape[:3], 1), jnp.float32)
-        slot = jnp.where(wanted, _slot(organ, segmenters), len(segmenters))
+        """Masks of the scans whose organ has a segmenter of its own."""
+        if not apart:
+            return jnp.zeros((*image.shape[:3], 1), jnp.float32)
+        slot = jnp.where(wanted, _slot(organ, apart), len(apart))
 
         def expert(name):
             def mask(scans):
@@ -245,17 +250,18 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
 
             return mask
 
-        masks = [expert(name) for name in segmenters.values()]
         empty = jax.ShapeDtypeStruct((*image.shape[1:3], 1), jnp.float32)
-        return slot < len(segmenters), dispatch(slot, masks, empty, image)
+        return dispatch(slot, [expert(name) for name in apart.values()], empty, image)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
         organ, choice, organ_prob, novelty = route(variables, image)
-        probs = classify(variables, image, organ)
+        probs, mask = classify(variables, image, organ)
         classified = probs.sum(-1) > 0
         label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
         lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED - 1), jnp.maximum(label, 0)]
-        segmented, mask = segment(variables, image, organ, (organ < UNSUPPORTED) & (lesion | ~classified))
+        segmented = (_slot(organ, segmenters) < len(segmenters)) & (lesion | ~classified)
+        mask = jnp.where(jnp.expand_dims(segmented, (1, 2, 3)), mask, 0.0)
+        mask = mask + segment(variables, image, organ, segmented)
         sure = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
         confidence = jnp.where(organ < UNSUPPORTED, sure, jnp.nan)
         limit = review_limits(variables, classifiers)[organ]

@@ -136,8 +136,32 @@ def test_a_given_organ_skips_the_router(variables, scans):
 def test_a_joint_network_takes_the_place_of_a_missing_classifier(variables, scans):
     experts = {name: task for name, task in TINY.items() if not name.startswith("classify_")}
     out = predict(cascade.Settings(organ=1), experts)(variables, scans)
-    label = make_expert(TINY["segment_breast"])(variables["segment_breast"], scans).label
-    np.testing.assert_array_equal(out.label, label.argmax(-1))
+    outputs = make_expert(TINY["segment_breast"])(variables["segment_breast"], scans)
+    np.testing.assert_array_equal(out.label, outputs.label.argmax(-1))
+    lesion = np.asarray(out.label) > 0
+    assert 0 < lesion.sum() < len(scans), "lesions and others must occur for this test to mean something"
+    np.testing.assert_array_equal(out.segmented, lesion)
+    np.testing.assert_allclose(out.mask[lesion], outputs.mask[lesion], atol=1e-5)
+    assert not out.mask[~lesion].any()
+
+
+def test_a_joint_network_runs_once(monkeypatch, scans, variables):
+    """Its label and its mask come from one run, beside an organ whose classifier and segmenter are two networks."""
+    built = []
+
+    def counted(task):
+        expert = make_expert(task)
+
+        def run(variables, image):
+            built.append(task.name)
+            return expert(variables, image)
+
+        return run
+
+    monkeypatch.setattr(cascade, "make_expert", counted)
+    experts = {name: task for name, task in TINY.items() if name != "classify_breast"}
+    jax.eval_shape(cascade.make_predict(experts, cascade.Settings(threshold=0.0)), variables, scans)
+    assert sorted(set(built)) == sorted(experts) and built.count("segment_breast") == built.count("segment_brain")
 
 
 def test_without_any_classifier_every_scan_is_segmented_and_has_no_label(variables, scans):
