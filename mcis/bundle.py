@@ -11,7 +11,7 @@ import numpy as np
 
 from mcis import checkpoint
 from mcis.scan import CANVAS
-from mcis.tasks import MEMBERS, NETWORK, TASKS, Task, task_from_json
+from mcis.tasks import LAST, MEMBERS, NETWORK, TASKS, Task, task_from_json
 
 SHIPPED = pathlib.Path(__file__).parent / "weights"
 """The weights that come with the package."""
@@ -67,6 +67,9 @@ def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) ->
         network = jax.tree.map(lambda value: value[0], variables[MEMBERS])
     checkpoint.check_shapes(network, expected, folder)
     fitted = {name: tree for name, tree in variables.items() if name not in (*NETWORK, MEMBERS)}
+    for name in {"calibration", "novelty"} & set(fitted):
+        if not isinstance(fitted[name], dict):
+            raise checkpoint.CheckpointError(f"{folder}: {name} is one array; it must be several, by name")
     width = 0 if outputs.features is None else outputs.features.shape[1]
     checkpoint.check_shapes(fitted, _fitted_shapes(task, fitted, width), folder)
 
@@ -132,7 +135,8 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
 
     Raises:
       CheckpointError: a run has no usable weights.
-      ValueError: there are no runs, or two of the same task; or what stands at `out` is no set of weights.
+      ValueError: there are no runs, an unfinished one that was to keep its last epoch, or some of the same task that
+        make no ensemble; or what stands at `out` is no set of weights.
     """
     if not runs:
         raise ValueError("no runs given; name at least one run folder")
@@ -140,6 +144,7 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
     loaded: dict[str, list[Weights]] = {}
     for run in runs:
         weights = load_weights(run)
+        check_finished(run, weights.manifest)
         loaded.setdefault(weights.task.name, []).append(weights)
     for name in loaded:
         there = out / name
@@ -151,6 +156,13 @@ def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half:
         checkpoint.save(out / name, weights.variables, weights.manifest, half=half)
         sizes[name] = sum(p.stat().st_size for p in (out / name).rglob("*") if p.is_file())
     return sizes
+
+
+def check_finished(run: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
+    """ValueError where weights that were to be of the last epoch are of an earlier one."""
+    task, epoch = manifest["task"], manifest["epoch"]
+    if task["select"] == LAST and epoch < task["epochs"]:
+        raise ValueError(f"{run} is unfinished, at epoch {epoch} of {task['epochs']}; train it to its end")
 
 
 def ensemble(members: Sequence[Weights]) -> Weights:

@@ -205,6 +205,8 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
 
 def check_fold(run: str, weights: Any, bundle: Mapping[str, Any]) -> None:
     """ValueError unless a run's left-out scans can stand for scans that the set's network has not seen."""
+    from mcis.bundle import check_finished
+
     task = weights.task
     if task.name not in bundle:
         raise ValueError(f"{run} holds {task.name}, which the set does not have; it has {', '.join(bundle)}")
@@ -213,6 +215,7 @@ def check_fold(run: str, weights: Any, bundle: Mapping[str, Any]) -> None:
             f"{run}: its epoch was chosen by {task.select} on the scans it left out, which therefore are no strangers "
             f"to it; train the folds with --select={LAST}"
         )
+    check_finished(run, weights.manifest)
     ours, theirs = (json.dumps(dataclasses.asdict(t), sort_keys=True) for t in (task, bundle[task.name].task))
     if ours != theirs:
         raise ValueError(f"{run} was trained otherwise than {task.name} of the set; its answers say nothing of that")

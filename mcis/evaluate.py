@@ -1,7 +1,7 @@
 """`mcis evaluate RUN --split=test`: metrics with intervals, as figures (report.json) and as a page (report.html).
 
 mcis evaluate runs/segment_breast --split=validation
-mcis evaluate runs/segment_breast_fold?                     # each of the fold runs on the scans it has left out
+mcis evaluate runs/segment_breast_fold? --split=left_out    # each of the fold runs on the scans it has left out
 mcis evaluate mcis/weights --folder my_scans/ --out my_report/
 """
 
@@ -56,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
         """Score a run's best weights, per source and together, with 95 % bootstrap intervals by group.
 
         Attributes:
-          runs: a run's folder, or a weights folder; a set of weights, which is scored as one cascade; or several fold
-            runs of one task, each of which answers the scans that it has left out.
-          split: train, validation or test. Look at test once, at the end.
+          runs: a run's folder, or a weights folder; a set of weights, which is scored as one cascade; or fold runs of
+            one task, each of which answers the scans that it has left out.
+          split: train, validation or test, at which to look once, at the end; or left_out, what runs that kept their
+            last epoch have left out.
           sources: prepared data sets to score; by default those the task was trained on.
           folder: score all scans of a folder of one's own instead (images/, masks/, labels.csv, as for
             `mcis build folder`). It is prepared in a temporary place, and nothing is left there.
@@ -67,8 +68,8 @@ def main(argv: Sequence[str]) -> int:
             that is the lesion; a second or two each on a CPU. 0 leaves both out.
           against: the folder, or its report.json, of another run's evaluation of the same scans, to say how much higher
             each figure is.
-          out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder, of
-            fold runs <task>_folds beside the first. A weights folder, whose files are sealed, and a set get none.
+          out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder. A
+            weights folder, whose files are sealed, a set and several runs get none.
         """
 
         runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
@@ -87,19 +88,19 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Any) -> int:
     from mcis.command import enable_compilation_cache
     from mcis.scores import compare_reports, read_report, report
-    from mcis.subject import Subject, check_all_unseen, load_folds, load_subject, score
+    from mcis.subject import LEFT_OUT, check_all_unseen, load_folds, load_subject, score
 
     _check(options)
-    out = None if len(options.runs) > 1 else _place(options)
+    out = _place(options)
     other = None if options.against is None else read_report(options.against)
     enable_compilation_cache()
-    if len(options.runs) == 1:
-        subject: Any = load_subject(options.runs[0], not options.no_crf)
-    else:
+    subject: Any
+    if options.split == LEFT_OUT:
         subject = load_folds(options.runs, not options.no_crf)
-        out = _place(options, subject.task.name)
+    else:
+        subject = load_subject(options.runs[0], not options.no_crf)
     with _prepared(options, subject) as (records, facts):
-        if isinstance(subject, Subject) and (options.folder or options.split == "test"):
+        if options.folder or options.split == "test":
             check_all_unseen(records.fingerprints, subject.manifests)
         rows = score(subject, records)
         found = report(subject.task, rows, options.split) | facts | _facts(options.runs, subject, rows)
@@ -115,36 +116,37 @@ def _main(options: Any) -> int:
 def _check(options: Any) -> None:
     """ValueError where the options do not go together or name what is not there."""
     from mcis.data import SPLITS
+    from mcis.subject import LEFT_OUT
 
+    if not options.runs:
+        raise ValueError("name a run's folder, a weights folder or a set of weights to score")
+    if len(options.runs) > 1 and options.split != LEFT_OUT:
+        raise ValueError(f"several runs are scored as folds, on what each has left out: --split={LEFT_OUT}")
     if options.folder is not None:
         if options.sources or options.data_dir or options.split != "test":
             raise ValueError("--folder scores all scans of that folder; leave --sources, --split and --data_dir away")
         if not pathlib.Path(options.folder).is_dir():
             raise ValueError(f"--folder={options.folder}: no such folder")
-    if len(options.runs) > 1 and (options.folder or options.split != "test"):
-        raise ValueError("several runs are folds, scored on what each has left out; leave --split and --folder away")
     if options.heat < 0:
         raise ValueError(f"--heat={options.heat}: a number of scans, 0 or more, is needed")
-    if options.split not in SPLITS:
-        raise ValueError(f"no split {options.split!r}; there are: {', '.join(SPLITS)}")
+    if options.split not in (*SPLITS, LEFT_OUT):
+        raise ValueError(f"no split {options.split!r}; there are: {', '.join((*SPLITS, LEFT_OUT))}")
     for run in options.runs:
         if not pathlib.Path(run).is_dir():
             raise ValueError(f"{run}: no such folder; name a run's, or a weights folder")
 
 
-def _place(options: Any, folds_of: str = "") -> pathlib.Path | None:
+def _place(options: Any) -> pathlib.Path | None:
     """The folder to write, asked before the work is done; None where none was named and there is none by default."""
     from mcis.checkpoint import is_weights_folder
     from mcis.subject import is_set
 
     run = pathlib.Path(options.runs[0])
-    if not options.out and (is_weights_folder(run) or is_set(run)):
+    if not options.out and (len(options.runs) > 1 or is_weights_folder(run) or is_set(run)):
         return None
     folder = [f"folder_{_name(options.folder)}"] if options.folder else [options.split, *options.sources]
-    beside = [f"{folds_of}_folds", *options.sources]
-    asked = [*(beside if folds_of else ["evaluation", *folder]), *(["no_crf"] if options.no_crf else [])]
-    place = run.resolve().parent if folds_of else run
-    out = pathlib.Path(options.out or place / "_".join(asked))  # by what was asked: figures of other scans stay
+    asked = [*folder, *(["no_crf"] if options.no_crf else [])]  # figures of other scans stay
+    out = pathlib.Path(options.out or run / f"evaluation_{'_'.join(asked)}")
     # a weights folder lists its files, and a further one would spoil it
     if any(map(is_weights_folder, (out.resolve(), *out.resolve().parents))):
         raise ValueError(f"--out={out} lies in a weights folder, which takes no further files; name another place")
@@ -163,11 +165,13 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
     """The records to score, and what a report says of where they are from."""
     from mcis.data import SPLITS, prepared
     from mcis.scoring import read_records
-    from mcis.subject import LEFT_OUT, Folds, read_left_out
+    from mcis.subject import LEFT_OUT, read_left_out
 
-    if isinstance(subject, Folds):
+    if options.split == LEFT_OUT:
         sources = options.sources or subject.sources(options.data_dir)
-        yield read_left_out(subject, sources, options.data_dir), {"split": LEFT_OUT, "folds": len(subject.runs)}
+        records = read_left_out(subject, sources, options.data_dir)
+        every = read_records(sources, ("train", "validation"), options.data_dir, subject.organ)
+        yield records, {"left_out": {"runs": len(subject.runs), "scans": len(records), "of": len(every)}}
         return
     if options.folder is None:
         sources = options.sources or subject.sources(options.data_dir)

@@ -1,6 +1,6 @@
 """What `mcis calibrate` found, as a section of an evaluation's page. No JAX."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -13,15 +13,23 @@ def fitted(found: Mapping[str, Any]) -> str:
     text = ""
     for name, facts in found["weights"].items():
         known = facts.get("calibration", {})
-        parts = [make(known[what]) for what, make in _PARTS.items() if what in known]
+        parts = [_shown(make, known[what]) for what, make in _PARTS.items() if what in known]
         if parts:
             text += f"<h3>{escape(name)}</h3>{''.join(parts)}"
     about = (
         "<p>Networks of the same recipe, each trained without one fold of the groups, answered what they had left out. "
-        "Probabilities and limits were fitted to these answers, and on the same answers it is said what they do. They "
-        "are not the scans scored above.</p>"
+        "Probabilities and limits were fitted to these answers, and on the same answers it is said what they do, which "
+        "flatters a little.</p>"
     )
     return about + text if text else ""
+
+
+def _shown(make: Callable[[Mapping[str, Any]], str], facts: Any) -> str:
+    """A part, or that it cannot be read: a manifest may be another's, or of another version."""
+    try:
+        return make(facts)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return "<p>What these weights say of their calibration is not of this version.</p>"
 
 
 def _labels(facts: Mapping[str, Any]) -> str:
@@ -32,23 +40,25 @@ def _labels(facts: Mapping[str, Any]) -> str:
         lines += f"<tr><th>{when}</th>{cells}</tr>"
     heads = "".join(f'<th class="n">{name}</th>' for name in names)
     return (
-        f"<p>Probabilities, on {facts['scans']} scans of {facts['groups']} groups:</p>"
+        f"<p>Probabilities, on {facts['scans']:d} scans of {facts['groups']:d} groups:</p>"
         f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
 
 
 def _review(facts: Mapping[str, Any]) -> str:
+    flagged, held = facts["flagged"], facts["errors_flagged"]
+    worse, better = facts["error_rate_flagged"], facts["error_rate_others"]
     return (
-        f"<p>For review, {facts['flagged']:.0%} of {facts['scans']} scans: they hold {facts['errors_flagged']:.0%} of "
-        f"{facts['errors']} errors (a wrong class, or a Dice below one half). Of what is for review "
-        f"{facts['error_rate_flagged']:.0%} is wrong, of the rest {facts['error_rate_others']:.0%}.</p>"
+        f"<p>For review, {flagged:.0%} of {facts['scans']:d} scans; they hold {held:.0%} of {facts['errors']:d} errors "
+        f"(a wrong class, or a Dice below one half). Of what is for review {worse:.0%} is wrong, of the rest "
+        f"{better:.0%}.</p>"
     )
 
 
 def _refusal(facts: Mapping[str, Any]) -> str:
     lines = "".join(
-        f'<tr><th>{escape(name)}</th><td class="n">{facts["scans"][name]}</td>'
-        f'<td class="n">{facts["groups"][name]}</td>{cell(share)}</tr>'
+        f'<tr><th>{escape(name)}</th><td class="n">{facts["scans"][name]:d}</td>'
+        f'<td class="n">{facts["groups"][name]:d}</td>{cell(share)}</tr>'
         for name, share in facts["refused"].items()
     )
     head = '<th></th><th class="n">scans</th><th class="n">groups or kinds</th><th class="n">refused</th>'

@@ -28,7 +28,7 @@ SIZES = (0.01, 0.05)
 """Shares of the scan at which lesions of another size begin, as in `scores.LESION_SIZES`."""
 
 
-USES = {"train": "were trained on", "validation": "chose the epoch"}
+USES = {"train": "were trained on", "validation": "chose epoch, CRF or limits"}
 """What weights may have used a scan for, by the manifest's names."""
 
 
@@ -91,7 +91,7 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
         + (
             f"some of these scans {seen}; see below"
             if seen
-            else "no network was trained on a scan it is scored on, or had its epoch chosen by one"
+            else "no network was trained on a scan it is scored on, and none of these chose its epoch, CRF or limits"
         )
         + "</dd>"
     )
@@ -118,6 +118,11 @@ def _table(parts: Mapping[str, Mapping[str, Any]], why: bool) -> str:
 
 def _figures(found: Mapping[str, Any]) -> str:
     about = "<p>Values with 95 % bootstrap intervals by group: a patient, or a cluster of near-duplicates.</p>"
+    if found.get("left_out", {}).get("runs", 1) > 1:
+        about += (
+            "<p>Each scan was answered by the run that had left it out. Probabilities of several networks lie together "
+            "here, each on its own scale, which lowers areas under curves a little.</p>"
+        )
     if not any(part["metrics"] for part in found["sources"].values()):
         return "<p>Nothing is known of these scans that could be scored: no class and no mask.</p>"
     return about + _table(found["sources"], why=True)
@@ -310,9 +315,9 @@ def _audit(found: Mapping[str, Any]) -> str:
     return (
         f"<p>{audit['scans']} scans were scored, {audit['fingerprints']} different ones by content, of "
         f"{audit['groups']} groups. Weights list the fingerprints of the scans that they were trained on, and of those "
-        "that chose their epoch; this is how many of the scored ones are among them. A proper test has 0 everywhere. A "
-        "fingerprint knows the same picture; a near-duplicate has another one, and is kept in its split by its "
-        "group.</p>"
+        "that chose epoch, CRF or limits; this is how many of the scored ones are among them. A proper test has 0 "
+        "everywhere. A fingerprint knows the same picture; a near-duplicate has another one, and is kept in its split "
+        "by its group.</p>"
         f'<div class="wide"><table><thead><tr><th>network</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -10,7 +10,7 @@ MEANINGS = {
     "brier": "mean squared error of the probabilities, 0 to 2; lower is better",
     "sensitivity": "share of this class that is called so",
     "specificity": "share of the others that is not called so",
-    "specificity_at_90": "share of the others below the threshold that 90 % of this class reach",
+    "specificity_at_90": "share of the others below the threshold that 90 % of this class reach, chosen on these scans",
     "auc": "area under the ROC curve, of this class against the rest, or the mean over classes",
     "organ": "share of scans whose organ is told",
     "refused": "share of scans of a known organ that were refused; lower is better",
@@ -24,7 +24,7 @@ MEANINGS = {
     "dice_patient_median": "median Dice over groups with a lesion, their scans pooled",
     "dice_loss": "mean soft Dice loss over all scans; lower is better",
     "false_masks": "share of scans without a lesion that were given a mask; lower is better",
-    "gated_dice": "dice, no mask being given to what the network itself calls free of lesions, as the cascade does",
+    "gated_dice": "dice, no mask being given to what the network itself calls free of lesions",
     "gated_dice_lesion": "dice_lesion, no mask being given to what the network itself calls free of lesions",
     "gated_false_masks": "false_masks, no mask being given to what the network itself calls free of lesions",
     "missed": "share of lesion scans whose mask is empty or beside the lesion; lower is better",
@@ -41,7 +41,10 @@ def scans_scored(found: Mapping[str, Any]) -> str:
     """Which scans a report is of, in words."""
     if "folder" in found:
         return f"folder {found['folder']['name']}"
-    return f"left out of {found['folds']} folds" if "folds" in found else f"{found['split']} split"
+    if "left_out" in found:
+        left = found["left_out"]
+        return f"left out by {left['runs']} runs ({left['scans']} scans of {left['of']})"
+    return f"{found['split']} split"
 
 
 def meaning(name: str) -> str:

@@ -20,15 +20,16 @@ PROBABILITY_SHARE = 0.9
 of known scans 86 % against 83 %, halves 83 %; docs/experiments.md); the distance catches what is like nothing."""
 TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of the known scans for which it is said what would be refused of the foreign ones."""
-NEAR = frozenset({"mri", "us", "ultrasound", "head", "brain", "breast"})
-"""Words in a kind's name that make it near: of a modality of the known scans, or of a part of the body they show."""
+NEAR = frozenset({"mri", "mr", "us", "ultrasound", "head", "brain"})
+"""Words in the name of a kind's folder that make it near: MRI or ultrasound of something else, or another picture of
+the head. A mammogram shows a breast, but nothing that looks like an ultrasound: it is far."""
 
 Interval = dict[str, float | None]
 """{"value", "low", "high"}: a share and its 95 % bootstrap interval by group, None where there is one group."""
 
 
 def is_near(kind: str) -> bool:
-    """Whether a foreign kind, as "foreign/us_lung", is of a modality or a part of the body of the known scans."""
+    """Whether a foreign kind, as "foreign/us_lung", looks much like the known scans, by the words of its name."""
     return bool(NEAR & set(kind.rsplit("/", 1)[-1].lower().replace("-", "_").split("_")))
 
 

@@ -54,7 +54,7 @@ def metrics(task: Task | None, rows: Rows) -> dict[str, float]:
 
 
 def gated_metrics(task: Task, rows: Rows) -> dict[str, float]:
-    """Dice as the cascade would have it: a scan that the network itself calls free of lesions is given no mask."""
+    """Dice where a scan that the network itself calls free of lesions is given no mask, as in a cascade of it."""
     kept = np.array([organ_named(str(task.organ)).is_lesion(label) for label in range(len(task.classes))])
     gated = rows | {name: np.where(kept[rows["probs"].argmax(1)], rows[name], 0) for name in ("both", "predicted")}
     gated = take(gated, rows["has_mask"])

@@ -34,12 +34,18 @@ class LeakError(ValueError):
 
 
 def uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """What weights have used scans for: training, and choosing the epoch unless the last one was kept."""
-    return ("train",) if manifest["task"]["select"] == LAST else ("train", "validation")
+    """What weights have used scans for: "train", and "validation" unless these have only watched.
+
+    They have chosen the epoch where not simply the last one was kept, and the CRF where there is one; a router's limit
+    of novelty is theirs, and so is whatever `mcis calibrate` has fitted.
+    """
+    task = manifest["task"]
+    watched = task["select"] == LAST and not task.get("crf", {}).get("steps") and task["name"] != "route"
+    return ("train",) if watched and "calibration" not in manifest else ("train", "validation")
 
 
 def check_unseen(fingerprints: Sequence[str], manifest: Mapping[str, Any]) -> None:
-    """LeakError if any scan to be tested was trained on or chose the epoch, by content fingerprint."""
+    """LeakError if weights have used any of the scans to be tested, by content fingerprint."""
     for use in uses(manifest):
         seen = set(manifest["fingerprints"][use]) & set(fingerprints)
         if seen:

@@ -18,6 +18,7 @@ from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows, report, take
 from mcis.scoring import (
     FOREIGN,
+    LeakError,
     Records,
     batches,
     check_unseen,
@@ -28,8 +29,8 @@ from mcis.scoring import (
 )
 from mcis.tasks import LAST, TASKS, Task
 
-LEFT_OUT = "left out"
-"""What stands for the split in a report of fold runs: every scan answered by the run that has left it out."""
+LEFT_OUT = "left_out"
+"""What stands for the split where each scan is answered by the run that has left it out of its training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Folds:
-    """Fold runs of one task, each of which answers the scans that it has left out.
+    """Runs of one task, or one, each of which answers the scans that it has left out: folds.
 
     Attributes:
       runs: run's name -> its network.
@@ -130,17 +131,20 @@ class Folds:
             name: set(run.manifests[self.task.name]["fingerprints"]["validation"]) for name, run in self.runs.items()
         }
 
+    def answered(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
+        """Which of the scans each run answers, as int index."""
+        names = np.array(fingerprints)
+        return {run: np.flatnonzero(np.isin(names, list(mine))) for run, mine in self.left_out().items()}
+
     def parts(self, fingerprints: Sequence[str]) -> list[tuple[Subject, np.ndarray]]:
         """Who answers which of the scans, as int index."""
-        names = np.array(fingerprints)
-        found = [(self.runs[run], np.flatnonzero(np.isin(names, list(mine)))) for run, mine in self.left_out().items()]
-        return [(run, index) for run, index in found if len(index)]
+        return [(self.runs[run], index) for run, index in self.answered(fingerprints).items() if len(index)]
 
     def seen(self, fingerprints: Sequence[str]) -> dict[str, dict[str, Any]]:
         """What each run has seen of the scans it answers, as `scoring.leaks`."""
-        answered = {id(run): [fingerprints[i] for i in index] for run, index in self.parts(fingerprints)}
         return {
-            name: leaks(answered.get(id(run), []), run.manifests)[self.task.name] for name, run in self.runs.items()
+            run: leaks([fingerprints[i] for i in index], self.runs[run].manifests)[self.task.name]
+            for run, index in self.answered(fingerprints).items()
         }
 
 
@@ -172,29 +176,41 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
 
 
 def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> Folds:
-    """Read fold runs of one task, as `load_subject`.
+    """Read runs of one task that are to answer what they have left out, as `load_subject`.
 
     Raises:
-      CheckpointError, ValueError: no such weights; runs of several tasks or settings; runs whose left-out scans have
-        chosen the epoch, or are another run's too.
+      CheckpointError, ValueError: no such weights; runs of several tasks or settings, the CRF aside; an unfinished run;
+        one that has left nothing out, or what it was trained on, what chose its epoch, or what another left out too.
     """
+    from mcis.bundle import check_finished
+
     found: dict[str, Subject] = {}
     taken: set[str] = set()
     for path in runs:
         if is_set(pathlib.Path(path)):
-            raise ValueError(f"{path} is a set of weights; several runs are scored together where they are folds")
+            raise ValueError(f"{path} is a set of weights; what was left out is answered by runs")
         run, name = load_subject(path, crf), pathlib.Path(path).resolve().name
         task = run.task
         assert task is not None  # is no set
+        manifest = run.manifests[task.name]
         if task.select != LAST:
             raise ValueError(
                 f"{path}: its epoch was chosen by {task.select} on the scans it left out, which therefore are no "
                 f"strangers to it; train the folds with --select={LAST}"
             )
+        check_finished(path, manifest)
         first = next(iter(found.values())).task if found else task
-        if task != first:
-            raise ValueError(f"{path} was trained otherwise than {runs[0]}; fold runs differ in their scans alone")
-        mine = set(run.manifests[task.name]["fingerprints"]["validation"])
+        assert first is not None
+        ours, theirs = vars(without_crf(task)), vars(without_crf(first))
+        if differing := ", ".join(key for key in ours if ours[key] != theirs[key]):
+            raise ValueError(
+                f"{path} was trained otherwise than {runs[0]}, in {differing}; folds differ in their scans"
+            )
+        mine = set(manifest["fingerprints"]["validation"])
+        if not mine:
+            raise ValueError(f"{path} has left no scan out: it is an ensemble, or was trained on all")
+        if overlap := mine & set(manifest["fingerprints"]["train"]):
+            raise LeakError(f"{path} was trained on {len(overlap)} of the scans that it says it has left out")
         if mine & taken:
             raise ValueError(f"{path} has left out scans that another of the runs left out; name each fold once")
         taken |= mine
@@ -209,7 +225,7 @@ def read_left_out(folds: Folds, sources: Sequence[str], data_dir: str | os.PathL
     chosen = [at for at, name in enumerate(every.fingerprints) if name in wanted]
     records = every.take(chosen)
     missing = len(wanted) - len(set(records.fingerprints))
-    if missing and set(sources) == set(folds.task.sources):
+    if missing and set(sources) == set(folds.sources(data_dir)):
         raise ValueError(
             f"{missing} of the {len(wanted)} scans that the runs left out are not prepared here; build the sources "
             "they were trained on, or say with --data_dir where they are"

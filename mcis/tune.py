@@ -194,6 +194,8 @@ def _main(options: Any) -> int:
     from mcis.ops.metrics import MASK_METRICS
 
     enable_compilation_cache()
+    if not options.runs:
+        raise ValueError("name a run's folder or a weights folder")
     weights = [load_weights(run) for run in options.runs]
     task = weights[0].task
     by = options.by or (task.select if task.select in MASK_METRICS else "dice_patient")
@@ -243,21 +245,23 @@ def _main(options: Any) -> int:
 
 
 def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
-    """Each network and the records it is to answer: of one run the validation split's, of folds what each left out."""
-    from mcis.subject import load_folds, read_left_out
+    """Each network and the records it is to answer, those that it has left out of its training."""
+    from mcis.scoring import read_records
+    from mcis.subject import load_folds
 
     task = weights[0].task
-    sources = options.sources or task.sources
-    if len(weights) == 1:
-        parts = [data.records(source, "validation", options.data_dir) for source in sources]
-        return [(weights[0], [part[i] for part in parts for i in range(len(part))])]
-    folds = load_folds(options.runs)
-    records = read_left_out(folds, sources, options.data_dir)
-    left_out = [set(one.manifest["fingerprints"]["validation"]) for one in weights]
-    return [
-        (one, [records[i] for i, name in enumerate(records.fingerprints) if name in mine])
-        for one, mine in zip(weights, left_out, strict=True)
-    ]
+    if len(weights) > 1:
+        load_folds(options.runs)  # refuses what are no folds of one task
+    records = read_records(options.sources or task.sources, ("train", "validation"), options.data_dir, task.organ)
+    found = []
+    for run, one in zip(options.runs, weights, strict=True):
+        mine = set(one.manifest["fingerprints"]["validation"])
+        found.append((one, [records[i] for i, name in enumerate(records.fingerprints) if name in mine]))
+        if not found[-1][1]:
+            raise ValueError(
+                f"{run} has left out none of the scans that are prepared here: there is nothing to choose by"
+            )
+    return found
 
 
 def _keep(options: Any, weights: Sequence[Any], crf: CRF) -> int:

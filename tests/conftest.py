@@ -126,7 +126,7 @@ def fold_runs(phantom_scans, random_variables, tmp_path_factory):
         fold, made[task.name] = data.folds_of(mine, folds), []
         for k in range(folds):
             variables = random_variables(task, k) | ({"novelty": novelty(task)} if task.organ is None else {})
-            manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1, "seed": k}
+            manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs, "seed": k}
             seen = {"train": mine.fingerprint[fold != k], "validation": mine.fingerprint[fold == k]}
             manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {n: sorted(v) for n, v in seen.items()}}
             made[task.name].append(folder / f"{task.name}_{k}")

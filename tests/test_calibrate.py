@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import bundle, calibrate, cascade, checkpoint
+from mcis import bundle, calibrate, cascade, checkpoint, evaluate
 from mcis.tasks import make_expert, task_to_json
 
 
@@ -60,6 +60,14 @@ def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_sc
     found = run({name: one.variables for name, one in after.items()}, breast.image)
     limit = float(after["segment_breast"].variables["calibration"]["review"])
     np.testing.assert_array_equal(found.review, np.asarray(found.confidence) < limit)
+    out = tmp_path / "report"
+    asked = [str(weights), "--split=test", "--sources=phantom", f"--data_dir={phantom_dir}", f"--out={out}", "--heat=0"]
+    assert evaluate.main(asked) == 0
+    page = (out / "report.html").read_text()
+    assert (
+        'id="fitted"' in page and "What refusing more known scans would refuse" not in page
+    )  # nothing is foreign here
+    assert "not of this version" not in page
     raw = run({name: one.variables for name, one in before.items()}, breast.image)
     assert (np.asarray(raw.review) == -1).all()  # no limit was set
     slope, bias = (after["segment_breast"].variables["calibration"][name] for name in ("slope", "bias"))

@@ -75,6 +75,16 @@ def test_every_part_that_was_fitted_is_there():
     assert "<b>" not in page
 
 
+def test_what_cannot_be_read_is_said_and_not_repeated():
+    odd = [{"known": 5691, "known_refused": 0.009}, {"scans": {"known": "<script>"}}, None, 3]
+    for facts in odd:
+        page = fitted({"weights": {"route": {"calibration": {"refusal": facts}}}})
+        assert "not of this version" in page and "<script>" not in page
+    review = REVIEW | {"scans": "<script>alert(1)</script>"}
+    page = fitted({"weights": {"a": {"calibration": {"review": review, "labels": LABELS}}}})
+    assert "not of this version" in page and "<script>" not in page and "1468 scans of 909 groups" in page
+
+
 def test_a_router_of_known_scans_alone_has_no_curve_and_nothing_fitted_no_section():
     refusal = router_facts(["foreign/xray", "foreign/us_lung"])
     known = {name: {"known": refusal[name]["known"]} for name in ("scans", "groups", "refused")}

@@ -54,7 +54,7 @@ def test_known_scans_alone_have_limits_too(answers):
     assert set(facts["refused"]) == {"known"} and "trade_off" not in facts and facts["kinds"] == {}
 
 
-@pytest.mark.parametrize("kind", ["foreign/us_lung", "mri_spine", "ct_head", "MRI-knee", "foreign/breast_specimen"])
+@pytest.mark.parametrize("kind", ["foreign/us_lung", "mri_spine", "ct_head", "MRI-knee", "foreign/mr_knee"])
 def test_near_kinds(kind):
     assert refusal.is_near(kind)
 

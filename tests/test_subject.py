@@ -30,14 +30,24 @@ def test_every_scan_is_answered_by_the_run_that_has_left_it_out(folds, fold_runs
     for at, seen in zip(shown, subject.look(folds, records, shown), strict=True):
         assert seen.said.sum() == rows["predicted"][at] and seen.true.sum() == rows["true"][at]
     counts = folds.seen(records.fingerprints)
-    assert all(use["scored"] == 0 for uses in counts.values() for use in uses.values())
+    assert [uses["train"]["scored"] for uses in counts.values()] == [0, 0]
+    leaky, other = (
+        dataclasses.replace(run, manifests=json.loads(json.dumps(run.manifests))) for run in folds.runs.values()
+    )
+    names = list(folds.runs)
+    mine = sorted(folds.left_out()[names[0]])[:2]
+    for run in (leaky, other):  # the other run is not asked about them, and trained on them as it should
+        seen = run.manifests["segment_breast"]["fingerprints"]
+        seen["train"] = sorted({*seen["train"], *mine})
+    counts = subject.Folds(dict(zip(names, (leaky, other), strict=True))).seen(records.fingerprints)
+    assert [uses["train"]["scored"] for uses in counts.values()] == [2, 0]
 
 
 def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, tmp_path, capsys):
     runs = [str(run) for run in fold_runs["segment_breast"]]
     arguments = [*runs, f"--data_dir={phantom_dir}", f"--out={tmp_path / 'out'}"]
-    assert evaluate.main([*arguments, "--heat=2"]) == 0
-    assert "left out of 2 folds" in " ".join(capsys.readouterr().out.split())
+    assert evaluate.main([*arguments, "--heat=2", "--split=left_out"]) == 0
+    assert "left out by 2 runs (26 scans of 26)" in " ".join(capsys.readouterr().out.split())
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["split"] == subject.LEFT_OUT and set(found["weights"]) == {"segment_breast_0", "segment_breast_1"}
     metrics = found["sources"]["phantom"]["metrics"]
@@ -45,21 +55,40 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, t
     assert "confusion" in found["sources"]["phantom"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no network was trained on a scan it is scored on" in page
-    assert evaluate.main([*runs, "--split=validation"]) == 2
-    assert "leave --split and --folder away" in capsys.readouterr().err
+    assert evaluate.main(runs) == 2  # never the test split by mistake
+    assert "several runs are scored as folds" in capsys.readouterr().err
+    assert evaluate.main([]) == 2
+    assert "name a run's folder" in capsys.readouterr().err
+    one = [runs[0], "--split=left_out", f"--data_dir={phantom_dir}", "--heat=0", f"--out={tmp_path / 'one'}"]
+    assert evaluate.main(one) == 0
+    left_out = json.loads((tmp_path / "one" / "report.json").read_text())["left_out"]
+    assert left_out["runs"] == 1 and 0 < left_out["scans"] < left_out["of"] == 26
 
 
 def test_runs_that_are_no_folds_of_one_task_are_refused(fold_runs, folds, phantom_dir, tmp_path):
     first, second = fold_runs["segment_breast"]
     with pytest.raises(ValueError, match="name each fold once"):
         subject.load_folds([first, first])
-    with pytest.raises(ValueError, match="was trained otherwise"):
+    with pytest.raises(ValueError, match=r"was trained otherwise than .*, in name, "):
         subject.load_folds([first, fold_runs["route"][0]])
     variables, manifest = checkpoint.load(second / "best")
     task = dataclasses.replace(bundle.load_weights(second).task, select="dice_balanced")
     checkpoint.save(tmp_path / "chosen", variables, manifest | {"task": task_to_json(task)})
     with pytest.raises(ValueError, match="chosen by dice_balanced"):
         subject.load_folds([first, tmp_path / "chosen"])
+    checkpoint.save(tmp_path / "early", variables, manifest | {"epoch": 3})
+    with pytest.raises(ValueError, match="unfinished, at epoch 3 of 20"):
+        subject.load_folds([first, tmp_path / "early"])
+    with pytest.raises(ValueError, match="unfinished"):
+        bundle.make_bundle([tmp_path / "early"], tmp_path / "unfinished")
+    nothing = manifest["fingerprints"] | {"validation": []}
+    checkpoint.save(tmp_path / "ensemble", variables, manifest | {"fingerprints": nothing})
+    with pytest.raises(ValueError, match="has left no scan out"):
+        subject.load_folds([first, tmp_path / "ensemble"])
+    both = manifest["fingerprints"] | {"validation": manifest["fingerprints"]["train"][:1]}
+    checkpoint.save(tmp_path / "leak", variables, manifest | {"fingerprints": both})
+    with pytest.raises(scoring.LeakError, match="trained on 1 of the scans"):
+        subject.load_folds([tmp_path / "leak"])
     bundle.make_bundle([first], tmp_path / "set")
     with pytest.raises(ValueError, match="is a set of weights"):
         subject.load_folds([tmp_path / "set", second])
@@ -75,8 +104,11 @@ def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
     with pytest.raises(scoring.LeakError, match="used for train"):
         scoring.check_unseen(manifest["fingerprints"]["train"], manifest)
     chosen = manifest | {"task": manifest["task"] | {"select": "dice_balanced"}}
-    with pytest.raises(scoring.LeakError, match="used for validation"):
-        scoring.check_unseen(manifest["fingerprints"]["validation"], chosen)
+    tuned = manifest | {"task": manifest["task"] | {"crf": {"steps": 5}}}
+    router = bundle.load_weights(fold_runs["route"][0]).manifest
+    for used in (chosen, tuned, router, manifest | {"calibration": {}}):
+        with pytest.raises(scoring.LeakError, match="used for validation"):
+            scoring.check_unseen(used["fingerprints"]["validation"], used)
 
 
 def test_gated_dice_drops_the_masks_of_what_is_called_free_of_lesions(folds):

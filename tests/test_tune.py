@@ -101,11 +101,12 @@ def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(phantom_dir, tmp_path_factory):
     task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), features=4, size=32)
     variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}
-    manifest |= {"validation": {"dice": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
+    left_out = [data.text(record["fingerprint"]) for record in data.records("phantom", "validation", phantom_dir)]
+    manifest |= {"validation": {"dice": 0.5}, "fingerprints": {"train": ["a"], "validation": left_out}}
     folder = tmp_path_factory.mktemp("runs") / "segment_brain"
     checkpoint.save(folder / "best", variables, manifest)
     return folder

@@ -85,6 +85,8 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
 
 SENSITIVE = 0.9
 """The sensitivity at which specificities of a chosen threshold are compared."""
+POSITIVES = 20
+"""Fewest scans of a class from which such a threshold is chosen: on few it flatters."""
 
 
 def class_scores(probs: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
@@ -94,8 +96,8 @@ def class_scores(probs: np.ndarray, label: np.ndarray, classes: Sequence[str]) -
       sensitivity_<class>, specificity_<class>: of the class that is most probable; auc_<class>: of its probability,
       this class against the rest; auc: the mean of these over the classes; brier: mean over scans of the sum over
       classes of (probability - truth) squared, in [0, 2] (Brier 1950); specificity_at_90_<class>: that of the largest
-      threshold on the class's probability with a sensitivity of SENSITIVE or more. A class that does not occur has no
-      sensitivity, one that is all there is no specificity, and neither has an AUC.
+      threshold on the class's probability with a sensitivity of SENSITIVE or more, where POSITIVES scans are of it.
+      A class that does not occur has no sensitivity, one that is all there is no specificity, and neither has an AUC.
     """
     scores: dict[str, float] = {"brier": float(np.square(probs - np.eye(probs.shape[1])[label]).sum(1).mean())}
     predicted, areas = probs.argmax(1), []
@@ -108,8 +110,9 @@ def class_scores(probs: np.ndarray, label: np.ndarray, classes: Sequence[str]) -
         if positive.any() and not positive.all():
             areas.append(auc(probs[:, index], positive))
             scores[f"auc_{name}"] = areas[-1]
-            threshold = np.sort(probs[positive, index])[int((1 - SENSITIVE) * positive.sum() + 1e-9)]
-            scores[f"specificity_at_90_{name}"] = float((probs[~positive, index] < threshold).mean())
+            if positive.sum() >= POSITIVES:
+                threshold = np.sort(probs[positive, index])[int((1 - SENSITIVE) * positive.sum() + 1e-9)]
+                scores[f"specificity_at_90_{name}"] = float((probs[~positive, index] < threshold).mean())
     if areas:
         scores["auc"] = float(np.mean(areas))
     return scores

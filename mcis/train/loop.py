@@ -171,6 +171,7 @@ def train(
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
     _same_run(run_dir, settings)
+    trained_on = set(train_scans.fingerprint.tolist()) | _seen_by(init_from)
     per_epoch = math.ceil(len(train_scans) / task.batch_size)
     total = per_epoch * task.epochs
 
@@ -220,13 +221,12 @@ def train(
                 history.append(line)
                 if merit(task, line) > best:
                     variables = dict(state.ema)
-                    # where the last epoch is kept the others need no novelty, which is as long as another evaluation
-                    if task.organ is None and (task.select != LAST or epoch + 1 == task.epochs):
+                    if task.organ is None:
                         known = label < len(ORGANS)
                         seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
                         held_out = results["features"][validation_label < len(ORGANS)]
                         variables["novelty"] = fit_novelty(seen["features"], label[known], held_out)
-                    _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans)
+                    _save_best(run_dir, task, seed, variables, line, trained_on, validation_scans.fingerprint)
                 saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
                 manager.save(int(state.step), args=saved)
                 _seal(run_dir, manager)
@@ -250,6 +250,15 @@ def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]
         raise ValueError(f"{file}: {error}") from None
     print(f"{file}: {report}", flush=True)
     return imported
+
+
+def _seen_by(start: pathlib.Path | None) -> set[str]:
+    """Fingerprints of the scans that the weights to start from have seen; a state dict of others does not say."""
+    if start is None or not start.is_dir():
+        return set()
+    return {
+        name for seen in checkpoint.load(checkpoint.weights_folder(start))[1]["fingerprints"].values() for name in seen
+    }
 
 
 def _fingerprint(start: pathlib.Path) -> str:
@@ -309,7 +318,7 @@ def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: Train
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
 
-def _save_best(run_dir, task, seed, variables, line, train_scans, validation_scans) -> None:
+def _save_best(run_dir, task, seed, variables, line, trained_on, validation) -> None:
     manifest = {
         "task": task_to_json(task),
         "classes": list(task.classes),
@@ -317,8 +326,8 @@ def _save_best(run_dir, task, seed, variables, line, train_scans, validation_sca
         "epoch": line["epoch"],
         "validation": line["validation"],
         "fingerprints": {
-            "train": sorted(set(train_scans.fingerprint.tolist())),
-            "validation": sorted(set(validation_scans.fingerprint.tolist())),
+            "train": sorted(trained_on),
+            "validation": sorted(set(validation.tolist())),
         },
     }
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none before, or of no use
