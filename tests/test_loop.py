@@ -99,8 +99,11 @@ def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys):
     for start in (tmp_path / "run", tmp_path / "run" / "best"):  # a run, or its weights folder, is a start too
         again = tmp_path / f"from_{start.name}"
         loop.train(dataclasses.replace(task, label_loss=0.5), *scans, again, init_from=start)
-        kept = bundle.load_weights(again).variables["params"]["encoder2_1"]["layer"]["conv"]["kernel"]
+        weights = bundle.load_weights(again)
+        kept = weights.variables["params"]["encoder2_1"]["layer"]["conv"]["kernel"]
         np.testing.assert_allclose(kept, kernel, atol=1e-5)
+        seen = set(np.concatenate([part.fingerprint for part in scans]).tolist())  # also what chose the start's epoch
+        assert set(weights.manifest["fingerprints"]["train"]) == seen
     with pytest.raises(ValueError, match=r"init_from=.*none: no such state dict, run or weights folder"):
         loop.train(task, *scans, tmp_path / "other", init_from=tmp_path / "none")
 

@@ -253,12 +253,15 @@ def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]
 
 
 def _seen_by(start: pathlib.Path | None) -> set[str]:
-    """Fingerprints of the scans that the weights to start from have seen; a state dict of others does not say."""
+    """Fingerprints of the scans that the weights to start from have learned from, or whose epoch was chosen by them.
+
+    A state dict of others does not say.
+    """
     if start is None or not start.is_dir():
         return set()
-    return {
-        name for seen in checkpoint.load(checkpoint.weights_folder(start))[1]["fingerprints"].values() for name in seen
-    }
+    _, manifest = checkpoint.load(checkpoint.weights_folder(start))
+    uses = ("train",) if manifest["task"]["select"] == LAST else ("train", "validation")
+    return {name for use in uses for name in manifest["fingerprints"][use]}
 
 
 def _fingerprint(start: pathlib.Path) -> str:
