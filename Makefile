@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tfds parity densecrf bench lock clean
+.PHONY: help install demo test lint tfds parity densecrf bench beside lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,9 @@ densecrf: $(INSTALLED) .venv-densecrf/.installed  ## our CRF against the authors
 
 bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENCH="--only crf --rounds 9" and the like
 	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/bench.py $(BENCH)
+
+beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, for as many minutes; BESIDE="--epochs 10" and the like
+	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/training.py $(BESIDE)
 
 lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock
