@@ -146,7 +146,7 @@ def test_better_weights_say_that_the_crf_was_chosen_for_older_ones(finished, sca
     tuned = dataclasses.replace(weights.task, crf=dataclasses.replace(weights.task.crf, steps=5))
     checkpoint.save(best, weights.variables, weights.manifest | {"task": task_to_json(tuned)})
     for said in (True, False):  # the first time it replaces the CRF, then nothing is lost
-        loop._save_best(run_dir, SMALL, 0, weights.variables, finished[1], *scans)
+        loop._save_best(run_dir, SMALL, 0, weights.variables, finished[1], weights.manifest["fingerprints"])
         assert ("tune again" in capsys.readouterr().out) == said
 
 

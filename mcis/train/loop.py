@@ -171,7 +171,10 @@ def train(
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
     _same_run(run_dir, settings)
-    trained_on = set(train_scans.fingerprint.tolist()) | _seen_by(init_from)
+    fingerprints = {
+        "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from)),
+        "validation": sorted(set(validation_scans.fingerprint.tolist())),
+    }
     per_epoch = math.ceil(len(train_scans) / task.batch_size)
     total = per_epoch * task.epochs
 
@@ -226,7 +229,7 @@ def train(
                         seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
                         held_out = results["features"][validation_label < len(ORGANS)]
                         variables["novelty"] = fit_novelty(seen["features"], label[known], held_out)
-                    _save_best(run_dir, task, seed, variables, line, trained_on, validation_scans.fingerprint)
+                    _save_best(run_dir, task, seed, variables, line, fingerprints)
                 saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
                 manager.save(int(state.step), args=saved)
                 _seal(run_dir, manager)
@@ -321,17 +324,14 @@ def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: Train
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
 
-def _save_best(run_dir, task, seed, variables, line, trained_on, validation) -> None:
+def _save_best(run_dir, task, seed, variables, line, fingerprints) -> None:
     manifest = {
         "task": task_to_json(task),
         "classes": list(task.classes),
         "seed": seed,
         "epoch": line["epoch"],
         "validation": line["validation"],
-        "fingerprints": {
-            "train": sorted(trained_on),
-            "validation": sorted(set(validation.tolist())),
-        },
+        "fingerprints": fingerprints,
     }
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none before, or of no use
         before = json.loads((checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).read_text())
