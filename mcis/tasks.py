@@ -263,13 +263,15 @@ SEGMENT_BRAIN = Task(
 SEGMENT_BREAST = Task(
     name="segment_breast",
     sources=BREAST_SOURCES,
-    model="unet",
+    model="unet_attention",
     features=16,
     size=128,
-    select="dice_balanced",
-    label_loss=0.2,
+    select=LAST,
     label_smoothing=0.1,
+    # Normals are few and of one source: with more of them in a batch a network learns those few by heart.
+    lesion_share=0.85,
     epochs=20,
+    augmentation=Augmentation(depth_gain=0.3, speckle=0.1, coarse=0.2, marks=0.1),
 )
 
 TASKS: dict[str, Task] = {
