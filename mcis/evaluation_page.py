@@ -98,7 +98,7 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
     return f"<header><h1>{escape(title)}</h1>{fact_list(facts, verdict)}</header>"
 
 
-def _table(parts: Mapping[str, Mapping[str, Any]], why: bool) -> str:
+def _table(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """Metrics below each other, parts (sources, or subsets of one) beside each other, with their counts."""
     heads = "".join(
         f'<th class="n">{escape(name)}<small>{part["scans"]} scans, {part["groups"]} groups</small></th>'
@@ -108,11 +108,8 @@ def _table(parts: Mapping[str, Mapping[str, Any]], why: bool) -> str:
     lines = []
     for name in names:
         cells = "".join(cell(part["metrics"].get(name)) for part in parts.values())
-        lines.append(
-            f"<tr><th>{escape(name)}</th>{cells}{f'<td class=why>{escape(meaning(name))}</td>' if why else ''}</tr>"
-        )
-    last = "<th>what it says</th>" if why else ""
-    head = f"<thead><tr><th>metric</th>{heads}{last}</tr></thead>"
+        lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+    head = f"<thead><tr><th>metric</th>{heads}</tr></thead>"
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
@@ -125,7 +122,10 @@ def _figures(found: Mapping[str, Any]) -> str:
         )
     if not any(part["metrics"] for part in found["sources"].values()):
         return "<p>Nothing is known of these scans that could be scored: no class and no mask.</p>"
-    return about + _table(found["sources"], why=True)
+    names = dict.fromkeys(name for part in found["sources"].values() for name in part["metrics"])
+    said = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning(name))}</dd>" for name in names)
+    words = f'<details><summary>What the metrics say</summary><dl class="facts">{said}</dl></details>'
+    return about + _table(found["sources"]) + words
 
 
 def _subsets(found: Mapping[str, Any]) -> str:
@@ -133,7 +133,7 @@ def _subsets(found: Mapping[str, Any]) -> str:
     text = ""
     for number, (name, subsets) in enumerate(reversed(parts.items())):  # all of them together come first
         shown = " open" if number == 0 else ""
-        text += f"<details{shown}><summary>{escape(name)}</summary>{_table(subsets, why=False)}</details>"
+        text += f"<details{shown}><summary>{escape(name)}</summary>{_table(subsets)}</details>"
     return text
 
 
