@@ -211,7 +211,7 @@ def _main(options: Any) -> int:
     from mcis import cascade
     from mcis.bundle import SHIPPED, load_bundle
     from mcis.checkpoint import versions
-    from mcis.tasks import TASKS, task_named
+    from mcis.tasks import task_named
 
     weights = load_bundle(options.weights or SHIPPED)
     experts = {name: one.task for name, one in weights.items()}
@@ -226,9 +226,11 @@ def _main(options: Any) -> int:
         if options.threshold is not None:
             settings = dataclasses.replace(settings, threshold=options.threshold)
         function = cascade.make_predict(experts, settings)
-        lacking = [name for name in TASKS if name not in experts and (organ is None or name.endswith(options.organ))]
+        answered = {"label": cascade.label_experts(experts), "mask": cascade.mask_experts(experts)}
+        asked = range(len(ORGAN_NAMES)) if organ is None else (organ,)
+        lacking = [f"{ORGAN_NAMES[at]} {what}" for what, by in answered.items() for at in asked if at not in by]
         if lacking:
-            print(f"these weights have no {', '.join(lacking)}: what it would say stays unknown", file=sys.stderr)
+            print(f"these weights say nothing of: {', '.join(lacking)}; it stays unknown", file=sys.stderr)
     variables = jax.device_put({name: one.variables for name, one in weights.items()})
     compiled = jax.jit(function)
     scans = list(frames(paths))

@@ -207,3 +207,16 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_done(weights
     assert str(tmp_path / "file") in capsys.readouterr().err
     assert predict.main([*common, "--out", "/proc/none"]) == 2  # nobody may write there, root neither
     assert "/proc/none: cannot be written" in capsys.readouterr().err
+
+
+def test_what_no_network_says_is_named_and_a_joint_one_says_both(weights, pictures, tmp_path, capsys):
+    shutil.copytree(weights, tmp_path / "set")
+    one = [str(pictures[1][0]), f"--weights={tmp_path / 'set'}"]
+    shutil.rmtree(tmp_path / "set" / "classify_breast")  # the segmenter has a label too
+    assert predict.main([*one, f"--out={tmp_path / 'joint'}"]) == 0
+    assert "stays unknown" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "set" / "segment_breast")
+    assert predict.main([*one, f"--out={tmp_path / 'less'}"]) == 0
+    assert "say nothing of: breast label, breast mask" in capsys.readouterr().err
+    assert predict.main([*one, "--organ=brain", f"--out={tmp_path / 'brain'}"]) == 0
+    assert "stays unknown" not in capsys.readouterr().err
