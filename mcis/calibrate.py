@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from mcis import data
+from mcis.folds import check_fold
 from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
 from mcis.organs import ORGANS
 from mcis.refusal import fit_router
-from mcis.tasks import LAST, Task
+from mcis.tasks import Task
 
 BATCH = 16
 REVIEW = 0.20
@@ -172,7 +173,7 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     folds: dict[str, list[Any]] = {}
     for run in runs:
         weights = load_weights(run)
-        check_fold(run, weights, bundle)
+        _check_run(run, weights, bundle)
         folds.setdefault(weights.task.name, []).append(weights)
     answers: dict[str, Answers] = {}
     for name, members in folds.items():
@@ -203,19 +204,12 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     return facts
 
 
-def check_fold(run: str, weights: Any, bundle: Mapping[str, Any]) -> None:
+def _check_run(run: str, weights: Any, bundle: Mapping[str, Any]) -> None:
     """ValueError unless a run's left-out scans can stand for scans that the set's network has not seen."""
-    from mcis.bundle import check_finished
-
     task = weights.task
     if task.name not in bundle:
         raise ValueError(f"{run} holds {task.name}, which the set does not have; it has {', '.join(bundle)}")
-    if task.select != LAST:
-        raise ValueError(
-            f"{run}: its epoch was chosen by {task.select} on the scans it left out, which therefore are no strangers "
-            f"to it; train the folds with --select={LAST}"
-        )
-    check_finished(run, weights.manifest)
+    check_fold(run, task, weights.manifest)
     ours, theirs = (json.dumps(dataclasses.asdict(t), sort_keys=True) for t in (task, bundle[task.name].task))
     if ours != theirs:
         raise ValueError(f"{run} was trained otherwise than {task.name} of the set; its answers say nothing of that")

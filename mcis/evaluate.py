@@ -169,9 +169,8 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
 
     if options.split == LEFT_OUT:
         sources = options.sources or subject.sources(options.data_dir)
-        records = read_left_out(subject, sources, options.data_dir)
-        every = read_records(sources, ("train", "validation"), options.data_dir, subject.organ)
-        yield records, {"left_out": {"runs": len(subject.runs), "scans": len(records), "of": len(every)}}
+        records, every = read_left_out(subject, sources, options.data_dir)
+        yield records, {"left_out": {"runs": len(subject.runs), "scans": len(records), "of": every}}
         return
     if options.folder is None:
         sources = options.sources or subject.sources(options.data_dir)

@@ -12,13 +12,13 @@ import numpy as np
 
 from mcis import data, scan
 from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
+from mcis.folds import check_folds
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows, report, take
 from mcis.scoring import (
     FOREIGN,
-    LeakError,
     Records,
     batches,
     check_unseen,
@@ -27,7 +27,7 @@ from mcis.scoring import (
     score_cascade,
     score_scans,
 )
-from mcis.tasks import LAST, TASKS, Task
+from mcis.tasks import TASKS, Task
 
 LEFT_OUT = "left_out"
 """What stands for the split where each scan is answered by the run that has left it out of its training."""
@@ -179,60 +179,40 @@ def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> Folds:
     """Read runs of one task that are to answer what they have left out, as `load_subject`.
 
     Raises:
-      CheckpointError, ValueError: no such weights; runs of several tasks or settings, the CRF aside; an unfinished run;
-        one that has left nothing out, or what it was trained on, what chose its epoch, or what another left out too.
+      CheckpointError, ValueError: no such weights, or such that `folds.check_folds` refuses.
     """
-    from mcis.bundle import check_finished
-
-    found: dict[str, Subject] = {}
-    taken: set[str] = set()
-    for path in runs:
+    found, checked = [], []
+    for path in map(str, runs):
         if is_set(pathlib.Path(path)):
             raise ValueError(f"{path} is a set of weights; what was left out is answered by runs")
-        run, name = load_subject(path, crf), pathlib.Path(path).resolve().name
-        task = run.task
-        assert task is not None  # is no set
-        manifest = run.manifests[task.name]
-        if task.select != LAST:
-            raise ValueError(
-                f"{path}: its epoch was chosen by {task.select} on the scans it left out, which therefore are no "
-                f"strangers to it; train the folds with --select={LAST}"
-            )
-        check_finished(path, manifest)
-        first = next(iter(found.values())).task if found else task
-        assert first is not None
-        ours, theirs = vars(without_crf(task)), vars(without_crf(first))
-        if differing := ", ".join(key for key in ours if ours[key] != theirs[key]):
-            raise ValueError(
-                f"{path} was trained otherwise than {runs[0]}, in {differing}; folds differ in their scans"
-            )
-        mine = set(manifest["fingerprints"]["validation"])
-        if not mine:
-            raise ValueError(f"{path} has left no scan out: it is an ensemble, or was trained on all")
-        if overlap := mine & set(manifest["fingerprints"]["train"]):
-            raise LeakError(f"{path} was trained on {len(overlap)} of the scans that it says it has left out")
-        if mine & taken:
-            raise ValueError(f"{path} has left out scans that another of the runs left out; name each fold once")
-        taken |= mine
-        found[name if name not in found else str(path)] = run
-    return Folds(found)
+        run = load_subject(path, crf)
+        found.append(run)
+        checked += [(path, run.tasks[name], run.manifests[name]) for name in run.tasks]
+    check_folds(checked)
+    names = [pathlib.Path(path).resolve().name for path in runs]
+    if len(set(names)) < len(names):
+        names = list(map(str, runs))
+    return Folds(dict(zip(names, found, strict=True)))
 
 
-def read_left_out(folds: Folds, sources: Sequence[str], data_dir: str | os.PathLike | None) -> Records:
-    """The records that fold runs have left out, of some sources; ValueError where some are not prepared here."""
+def read_left_out(folds: Folds, sources: Sequence[str], data_dir: str | os.PathLike | None) -> tuple[Records, int]:
+    """The records that fold runs have left out, of some sources, and of how many they are a part.
+
+    Raises:
+      MissingData, ValueError: a source, or one of the scans, is not prepared here; none was left out.
+    """
     every = read_records(sources, ("train", "validation"), data_dir, folds.organ)
     wanted = set().union(*folds.left_out().values())
-    chosen = [at for at, name in enumerate(every.fingerprints) if name in wanted]
-    records = every.take(chosen)
+    records = every.take([at for at, name in enumerate(every.fingerprints) if name in wanted])
     missing = len(wanted) - len(set(records.fingerprints))
     if missing and set(sources) == set(folds.sources(data_dir)):
         raise ValueError(
             f"{missing} of the {len(wanted)} scans that the runs left out are not prepared here; build the sources "
             "they were trained on, or say with --data_dir where they are"
         )
-    if not chosen:
+    if not len(records):
         raise ValueError(f"the runs have left out no scan of {', '.join(sources)}")
-    return records
+    return records, len(every)
 
 
 def score(subject: Subject | Folds, records: Records) -> Rows:

@@ -246,12 +246,12 @@ def _main(options: Any) -> int:
 
 def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
     """Each network and the records it is to answer, those that it has left out of its training."""
+    from mcis.folds import check_folds
     from mcis.scoring import read_records
-    from mcis.subject import load_folds
 
     task = weights[0].task
     if len(weights) > 1:
-        load_folds(options.runs)  # refuses what are no folds of one task
+        check_folds([(run, one.task, one.manifest) for run, one in zip(options.runs, weights, strict=True)])
     records = read_records(options.sources or task.sources, ("train", "validation"), options.data_dir, task.organ)
     found = []
     for run, one in zip(options.runs, weights, strict=True):

@@ -2,13 +2,7 @@
 
 import dataclasses
 import json
-import os
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import types
 
 import jax
@@ -17,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import bundle, checkpoint, data, evaluate, launch, scoring, subject
+from mcis import bundle, checkpoint, data, evaluate, scoring, subject
 from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop
 
@@ -364,46 +358,3 @@ def test_every_task_trains_and_is_scored_on_its_own_metric(name, scans, tmp_path
     best = loop.train(task, *mine, tmp_path / name)
     assert np.isfinite(loop.merit(task, best))
     assert task_from_json(bundle.load_weights(tmp_path / name).manifest["task"]) == task.check()
-
-
-def test_a_killed_process_resumes(phantom_dir, tmp_path):
-    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
-    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=12"]
-    log = tmp_path / "route" / loop.LOG
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    done = len(log.read_text().splitlines())
-    assert done < 12
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "best of 12 epochs" in again.stdout
-    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))
-    hint = next(line for line in again.stdout.splitlines() if line.startswith("score it once"))
-    words = shlex.split(hint.partition(": ")[2])
-    scored = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
-    assert scored.returncode == 0 and "balanced_accuracy" in scored.stdout, scored.stderr
-
-
-def test_folds_leave_out_each_scan_once_and_no_test_scan(scans, phantom_dir, tmp_path, monkeypatch, capsys):
-    seen = []
-
-    def record(task, train_scans, validation_scans, *rest):
-        seen.append((set(train_scans.fingerprint), set(validation_scans.fingerprint)))
-        return {"epoch": 1, "validation": {}}
-
-    monkeypatch.setattr(loop, "train", record)
-    options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}", "--folds=3"]
-    for fold in range(3):
-        assert launch.main([*options, f"--fold={fold}"]) == 0
-    every = set(np.concatenate([part.fingerprint for part in scans]))
-    for trained, left_out in seen:
-        assert trained | left_out == every and not trained & left_out
-    assert sum(len(left_out) for _, left_out in seen) == len(every)
-    assert launch.main([*options, "--fold=3"]) == 2
-    assert "there are folds 0 to 2" in capsys.readouterr().err

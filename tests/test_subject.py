@@ -16,7 +16,7 @@ def folds(fold_runs):
 
 
 def test_every_scan_is_answered_by_the_run_that_has_left_it_out(folds, fold_runs, phantom_dir):
-    records = subject.read_left_out(folds, ("phantom",), phantom_dir)
+    records, _ = subject.read_left_out(folds, ("phantom",), phantom_dir)
     rows = subject.score(folds, records)
     assert rows["fingerprint"].tolist() == list(records.fingerprints)
     for run, mine in zip(fold_runs["segment_breast"], folds.left_out().values(), strict=True):

@@ -150,6 +150,8 @@ def test_fold_runs_get_one_crf_by_what_each_left_out(fold_runs, phantom_dir, tmp
         assert mine == set(weights.manifest["fingerprints"]["validation"])
         assert weights.task.crf == CRF(weight=4.0)
     assert f"dice_patient; {sum(map(len, asked))} scans" in " ".join(capsys.readouterr().out.split())
+    assert tune.main([runs[0], runs[0], f"--data_dir={phantom_dir}"]) == 2
+    assert "name each fold once" in capsys.readouterr().err
     assert tune.main([*runs, "--by=accuracy"]) == 2
     assert "--by one of dice_lesion" in capsys.readouterr().err
 
