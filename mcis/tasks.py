@@ -76,6 +76,7 @@ class Task:
       features: the network's width, channels of its first level; 0 = its own, which `check` fills in.
       denoise: noise removal at the network's size, before augmentation, a name in DENOISE.
       edges: an edge map as a further channel, a name in EDGES.
+      each_channel: standardise every channel by itself, not all of a scan's together.
       crf: the fully connected CRF that a segmentation network's mask goes through when it is used; 0 steps = none.
       augmentation: strengths of the augmentation.
 
@@ -102,6 +103,7 @@ class Task:
     clip: float = 1.0
     denoise: Annotated[str, tyro.conf.arg(help=f"noise removal, one of {', '.join(DENOISE)}.")] = "none"
     edges: Annotated[str, tyro.conf.arg(help=f"an edge map as a further channel, one of {', '.join(EDGES)}.")] = "none"
+    each_channel: bool = False
     crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()
 
@@ -329,13 +331,13 @@ def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:
     return small if remove is None else remove(small)
 
 
-def present(image: jax.Array, edges: str = "none") -> jax.Array:
+def present(image: jax.Array, edges: str = "none", each_channel: bool = False) -> jax.Array:
     """Prepared scans as networks take them: standardised, with an edge map if asked, which is standardised as well.
 
     Float32 (B, S, S, 3) in [0, 1] -> float32 (B, S, S, 3 or 4).
     """
     draw = EDGES[edges]
-    scans = standardise(image)
+    scans = standardise(image, each_channel)
     return scans if draw is None else jnp.concatenate([scans, standardise(draw(image))], -1)
 
 
@@ -354,7 +356,7 @@ def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.A
 
     def network(variables, image):
         prepared = prepare(image, task.size, task.denoise)
-        shown = present(prepared, task.edges)
+        shown = present(prepared, task.edges, task.each_channel)
 
         def answer(member):
             outputs = cast(Outputs, model.apply(member, shown, train=False))

@@ -14,14 +14,16 @@ def to_float(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 255.0
 
 
-def standardise(image: jax.Array) -> jax.Array:
+def standardise(image: jax.Array, each_channel: bool = False) -> jax.Array:
     """Zero mean and unit variance per scan, over all pixels and channels: float32 (B, H, W, C) -> the same.
 
-    A scan's gain and offset mean nothing in MRI and little in ultrasound, so they are taken out. A constant scan
-    becomes zeros.
+    A scan's gain and offset mean nothing in MRI and little in ultrasound, so they are taken out; with `each_channel`
+    those of every channel, as where channels are MRI sequences, whose gains have nothing to do with each other. A
+    constant scan, or channel, becomes zeros.
     """
-    mean = image.mean((1, 2, 3), keepdims=True)
-    deviation = jnp.sqrt(jnp.square(image - mean).mean((1, 2, 3), keepdims=True))
+    over = (1, 2) if each_channel else (1, 2, 3)
+    mean = image.mean(over, keepdims=True)
+    deviation = jnp.sqrt(jnp.square(image - mean).mean(over, keepdims=True))
     return (image - mean) / jnp.maximum(deviation, 1e-3)
 
 

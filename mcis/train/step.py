@@ -111,7 +111,7 @@ def make_train_step(
         def loss_of(params):
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                present(image, task.edges),
+                present(image, task.edges, task.each_channel),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
