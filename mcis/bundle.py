@@ -187,7 +187,8 @@ def ensemble(members: Sequence[Weights]) -> Weights:
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
     seen = {use: {name for m in members for name in m.manifest["fingerprints"][use]} for use in ("train", "validation")}
     figures = [member.manifest["validation"] for member in members]
-    manifest = first.manifest | {
+    manifest = {name: value for name, value in first.manifest.items() if name != "calibration"}  # a member's own
+    manifest |= {
         "epoch": max(member.manifest["epoch"] for member in members),
         "seeds": [member.manifest.get("seed") for member in members],
         "validation": {name: float(np.mean([f[name] for f in figures])) for name in figures[0]},

@@ -135,12 +135,21 @@ def fit_review(organ: int, labels: Answers, masks: Answers | None) -> tuple[floa
       organ: index into ORGANS.
       labels: answers of the network that gives the label, its probabilities calibrated.
       masks: answers of the network that gives the mask; None where there is none.
+
+    Raises:
+      ValueError: masks of some of the scans are missing.
     """
     said, judged = labels["probs"].argmax(1), labels["label"] >= 0
     sure, wrong = labels["probs"].max(1), said != labels["label"]
     lesion = np.isin(said, [k for k in range(len(ORGANS[organ].classes)) if ORGANS[organ].is_lesion(k)])
     if masks is not None:
         row_of = {name: row for row, name in enumerate(masks["fingerprint"].tolist())}
+        without = sum(name not in row_of for name in labels["fingerprint"].tolist())
+        if without:
+            raise ValueError(
+                f"{without} of the {len(labels['label'])} {ORGANS[organ].name} scans whose label was answered have no "
+                "mask answered: name the same folds of the classifier and of the segmenter"
+            )
         rows = np.array([row_of[name] for name in labels["fingerprint"].tolist()])
         sure = sure * np.where(lesion, masks["expected_dice"][rows], 1.0)
         overlap = dice(*(masks[name][rows] for name in ("both", "predicted", "true")))

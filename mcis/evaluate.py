@@ -24,7 +24,7 @@ def print_report(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     from mcis.command import print_table
-    from mcis.evaluation_words import scans_scored
+    from mcis.evaluation_words import scans_scored, uses_seen
     from mcis.ops.metrics import with_interval
 
     def cell(metric: dict[str, float | None] | None, sign: str = "") -> str:
@@ -42,6 +42,8 @@ def print_report(found: dict[str, Any]) -> None:
         cells = [cell(part["metrics"].get(name)) for part in sources.values()]
         table.add_row(name, *cells, *([cell(against.get(name), "+")] if against else []))
     print_table(table)
+    if seen := uses_seen(found.get("audit", {})):
+        print(f"some of these scans {seen}: these are no figures of strangers' scans; the audit says how many")
 
 
 def main(argv: Sequence[str]) -> int:

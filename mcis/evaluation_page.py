@@ -17,7 +17,7 @@ import numpy as np
 from mcis import evaluation_plots as plots
 from mcis.evaluation_fitted import fitted
 from mcis.evaluation_html import cell, fact_list, figure
-from mcis.evaluation_words import meaning, scans_scored
+from mcis.evaluation_words import USES, meaning, scans_scored, uses_seen
 from mcis.gallery import SAID, TRUE, Rows
 from mcis.ops.metrics import dice
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
@@ -26,10 +26,6 @@ CASCADE = "cascade"
 TEMPLATE = pathlib.Path(__file__).with_name("evaluation.html")
 SIZES = (0.01, 0.05)
 """Shares of the scan at which lesions of another size begin, as in `scores.LESION_SIZES`."""
-
-
-USES = {"train": "were trained on", "validation": "chose epoch, CRF or limits"}
-"""What weights may have used a scan for, by the manifest's names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +73,7 @@ def page(found: Mapping[str, Any], rows: Rows, cards: Sequence[Card]) -> str:
 def _header(title: str, found: Mapping[str, Any]) -> str:
     parts, audit = found["sources"], found["audit"]
     sources = ", ".join(f"{name} ({part['scans']} scans, {part['groups']} groups)" for name, part in parts.items())
-    used = {use for network in audit["networks"].values() for use, count in network.items() if count["scored"]}
-    seen = " and ".join(words for use, words in USES.items() if use in used)
+    seen = uses_seen(audit)
     facts = {"scored": found["run"], "on": scans_scored(found), "sources": sources, "date": found["date"]}
     if "folder" in found:
         rejected, unsure = found["folder"]["rejected"], found["folder"]["contradictions"]
@@ -91,7 +86,7 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
         + (
             f"some of these scans {seen}; see below"
             if seen
-            else "no network was trained on a scan it is scored on, and none of these chose its epoch, CRF or limits"
+            else "no network was trained on one of these pictures, and none of them chose its epoch, CRF or limits"
         )
         + "</dd>"
     )
@@ -316,8 +311,8 @@ def _audit(found: Mapping[str, Any]) -> str:
         f"<p>{audit['scans']} scans were scored, {audit['fingerprints']} different ones by content, of "
         f"{audit['groups']} groups. Weights list the fingerprints of the scans that they were trained on, and of those "
         "that chose epoch, CRF or limits; this is how many of the scored ones are among them. A proper test has 0 "
-        "everywhere. A fingerprint knows the same picture; a near-duplicate has another one, and is kept in its split "
-        "by its group.</p>"
+        "everywhere. A fingerprint knows the same picture, pixel by pixel; a near-duplicate or a copy of another size "
+        "has another one: the builder keeps those of a data set in one split, but knows nothing of other copies.</p>"
         f'<div class="wide"><table><thead><tr><th>network</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

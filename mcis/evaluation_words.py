@@ -47,6 +47,17 @@ def scans_scored(found: Mapping[str, Any]) -> str:
     return f"{found['split']} split"
 
 
+USES = {"train": "were trained on", "validation": "chose epoch, CRF or limits"}
+"""What weights may have used scans for -> what is said of such scans."""
+
+
+def uses_seen(audit: Mapping[str, Any]) -> str:
+    """What the networks have used scored scans for, in words, from a report's audit; "" where for nothing."""
+    networks = audit.get("networks", {}).values()
+    used = {use for network in networks for use, count in network.items() if count["scored"]}
+    return " and ".join(words for use, words in USES.items() if use in used)
+
+
 def meaning(name: str) -> str:
     """What a metric says, by its name or the longest beginning of it that is known; "" where none is."""
     words = name.split("_")

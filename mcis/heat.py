@@ -81,7 +81,8 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
     organ = rows["organ"] if "organ" in rows else np.array([organ_index(data.text(r["organ"])) for r in records])
     lesion = [o < len(ORGANS) and ORGANS[o].is_lesion(int(k)) for o, k in zip(organ, rows["label"], strict=True)]
     drawn = [bool(record["has_mask"]) for record in records]
-    index = np.flatnonzero(np.array(lesion) & (said == rows["label"]) & np.array(drawn))
+    found = (said == rows["label"]) & (rows["said_organ"] == organ if "said_organ" in rows else True)
+    index = np.flatnonzero(np.array(lesion) & found & np.array(drawn))
     index = (
         index[np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int))] if len(index) else index
     )
@@ -89,9 +90,9 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
         return None
     hits, shares = [], []
     for at in index.tolist():
-        mask, found = data.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
-        assert found is not None  # something said the class
-        hits.append(bool(mask[np.unravel_index(found.argmax(), found.shape)]))
+        mask, seen = data.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
+        assert seen is not None  # something said the class
+        hits.append(bool(mask[np.unravel_index(seen.argmax(), seen.shape)]))
         shares.append(float(mask.mean()))
     group = rows["group"][index]
     low, high = bootstrap_interval(lambda chosen, _: {"hit": float(np.mean(np.array(hits)[chosen]))}, group)["hit"]

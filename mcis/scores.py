@@ -94,7 +94,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
     right, refused = rows["said_organ"] == rows["organ"], rows["said_organ"] == len(ORGANS)
     found = {"organ": float(right.mean()), "wrong_organ": float((~right & ~refused).mean())}
     found |= _refusal(refused, rows["organ"] == len(ORGANS))
-    known = (rows["label"] >= 0) & ~(right & (rows["said_label"] < 0))
+    mute = np.unique(rows["organ"][right & (rows["said_label"] < 0)])  # organs that have no classifier
+    known = (rows["label"] >= 0) & ~np.isin(rows["organ"], mute)
     agreed = right & (rows["said_label"] == rows["label"])
     if known.any():
         found["accuracy"] = float(agreed[known].mean())
@@ -129,10 +130,10 @@ LOSERS = ("router", "classifier", "segmenter")
 def lost(rows: Rows) -> np.ndarray:
     """Where the cascade lost each lesion scan, str (N,): one of LOSERS, or "" where it was found or there is none."""
     right = rows["said_organ"] == rows["organ"]
-    pairs = zip(rows["organ"].tolist(), rows["said_label"].tolist(), strict=True)
-    free = np.array(
-        [organ < len(ORGANS) and label >= 0 and not ORGANS[organ].is_lesion(label) for organ, label in pairs]
-    )
+    said = right & (rows["organ"] < len(ORGANS)) & (rows["said_label"] >= 0)  # labels of another organ are none of ours
+    free = np.zeros(len(right), bool)
+    for at in np.flatnonzero(said).tolist():
+        free[at] = not ORGANS[rows["organ"][at]].is_lesion(int(rows["said_label"][at]))
     lesion = rows["has_mask"] & (rows["true"] > 0)
     where = [~right & lesion, right & free & lesion, right & ~free & (rows["both"] == 0) & lesion]
     return np.select(where, LOSERS, "")

@@ -240,6 +240,9 @@ def network_answers(report: dict[str, Any], task: Task, split: str, scored: Fram
     for what, asked in (("task", task.name), ("split", split)):
         if report.get(what) != asked:
             raise ValueError(f"--against is of {what} {report.get(what)}, not {asked}: name an evaluation of {asked}")
+    learned = max((use["train"]["scored"] for use in report.get("audit", {}).get("networks", {}).values()), default=0)
+    if learned:
+        raise ValueError(f"--against is of a network that was trained on {learned} of the scans it was scored on")
     rows = rows_from_json(report["rows"])
     if "probs" not in rows:
         raise ValueError("--against has no probabilities of classes: its network has no label head; name another one")

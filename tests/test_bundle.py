@@ -73,6 +73,10 @@ def test_runs_of_one_task_make_an_ensemble_that_answers_with_the_mean(folds, tmp
     assert (
         halved["segment_breast"] < 1.9 * bundle.make_bundle(folds[:1], tmp_path / "one", half=False)["segment_breast"]
     )
+    fitted = [
+        dataclasses.replace(one, manifest=one.manifest | {"calibration": {}}) for one in map(bundle.load_weights, folds)
+    ]
+    assert "calibration" not in bundle.ensemble(fitted).manifest  # it was one member's
     with pytest.raises(ValueError, match="cannot be a member of another"):
         bundle.make_bundle([tmp_path / "set" / "segment_breast"] * 2, tmp_path / "nested")
 

@@ -108,6 +108,8 @@ def test_review_holds_errors_by_hand():
     assert 0.4 < limit < 0.5
     assert facts["errors_flagged"] == 0.5 and facts["error_rate_flagged"] == 1.0
     assert facts["error_rate_others"] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="2 of the 5 breast scans whose label was answered"):
+        calibrate.fit_review(1, labels, {name: column[:3] for name, column in masks.items()})
 
 
 def test_runs_that_say_nothing_of_strangers_are_refused(fold_runs, weights, tmp_path, capsys):

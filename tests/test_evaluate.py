@@ -167,6 +167,15 @@ def test_a_report_is_printed_whole_into_a_pipe(capsys):
     assert line.count("[") == line.count("]") == 6  # five sources and all
 
 
+def test_a_report_on_scans_that_were_learned_from_says_so_wherever_it_is_printed(capsys):
+    found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0), make_record(1)]), "train", draws=10)
+    used = {"train": {"used": 9, "scored": 0}, "validation": {"used": 5, "scored": 0}}
+    evaluate.print_report(found | {"audit": {"networks": {"a": used}}})
+    assert "some of these scans" not in capsys.readouterr().out
+    evaluate.print_report(found | {"audit": {"networks": {"a": used, "b": used | {"train": {"used": 9, "scored": 2}}}}})
+    assert "some of these scans were trained on" in capsys.readouterr().out
+
+
 def test_a_patient_drawn_twice_counts_twice(monkeypatch):
     rows = score_scans(SEGMENT, bright, [make_record(i, group=f"p{i // 2}") for i in range(8)])
     monkeypatch.setattr(scores, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})

@@ -111,7 +111,7 @@ def test_the_page_of_a_report_is_what_its_values_say(pages):
     assert "0.123" in made and "0.123 " not in page
     assert "<script>" not in made and "&lt;script&gt;alert(1)&lt;/script&gt;$body&amp;amp;" in made
     assert "some of these scans were trained on; see below" in made
-    assert "no network was trained on a scan it is scored on" in page
+    assert "no network was trained on one of these pictures" in page
 
 
 def rows_of(count=40):
@@ -209,6 +209,12 @@ def test_a_map_of_a_classifier_is_checked_against_the_lesions(phantom_dir):
     assert heat.check(at_corner, records, rows, 5)["in_lesion"] == 0.0
     none = rows | {"probs": np.eye(3)[(label + 1) % 3]}
     assert heat.check(at_lesion, records, none, 5) is None
+    breast = np.full(len(records), 1)
+    cascade = rows | {"organ": breast, "said_organ": breast, "said_label": label}
+    assert heat.check(at_lesion, records, cascade, 5) == found
+    assert (
+        heat.check(at_lesion, records, cascade | {"said_organ": breast * 0}, 5) is None
+    )  # the same number, of a brain
 
 
 @pytest.fixture

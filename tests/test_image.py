@@ -1,3 +1,5 @@
+import functools
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -74,6 +76,19 @@ def test_standardise_gives_zero_mean_and_unit_variance_per_scan():
 def test_standardise_takes_gain_and_offset_out():
     x = random(2, 8, 8, 3)
     np.testing.assert_allclose(jax.jit(standardise)(0.4 * x + 0.3), jax.jit(standardise)(x), atol=1e-4)
+
+
+def test_each_channel_can_have_a_gain_and_offset_of_its_own():
+    x, gain = random(2, 8, 8, 3), np.float32([0.2, 1.0, 3.0]).reshape(1, 1, 1, 3)
+    by_channel = jax.jit(functools.partial(standardise, each_channel=True))
+    found = np.asarray(by_channel(x))
+    np.testing.assert_allclose(found.std((1, 2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(by_channel(gain * x + 0.1), found, atol=1e-3)
+    assert np.abs(jax.jit(standardise)(gain * x) - jax.jit(standardise)(x)).max() > 0.1  # not so for all together
+    one = x[..., :1].repeat(3, -1)
+    np.testing.assert_allclose(by_channel(one), jax.jit(standardise)(one), atol=1e-5)  # a grey scan is the same
+    x[..., 1] = 0.5
+    assert not np.asarray(by_channel(x))[..., 1].any()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])

@@ -180,6 +180,21 @@ def test_a_set_without_a_classifier_or_a_segmenter_blames_neither_on_the_other()
     assert found["lost_by_classifier"] == 0 and found["lost_by_segmenter"] == 1
 
 
+def test_a_scan_of_one_organ_may_be_called_by_a_class_that_only_another_organ_has():
+    rows = cascaded()
+    malignant = np.array([1, 2, 0, 2, 0, -1, 1, 0])  # the second brain is a breast to the router
+    found = metrics(None, rows | {"said_label": malignant})
+    assert found["lost_by_router"] == 2 / 7 and found["accuracy"] == 3 / 7
+
+
+def test_what_the_router_does_to_an_organ_without_classifier_is_no_accuracy():
+    rows = cascaded()
+    brain = rows["organ"] == 0
+    found = metrics(None, rows | {"said_label": np.where(brain, -1, rows["said_label"])})
+    assert "sensitivity_brain_tumor" not in found
+    assert found["accuracy"] == 2 / 5 and found["organ"] == 6 / 8
+
+
 def test_a_cascades_report_is_read_back_and_compared(tmp_path):
     made = report(None, cascaded(), "test", draws=50)
     assert made["task"] == "cascade"

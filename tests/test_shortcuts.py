@@ -212,6 +212,7 @@ def test_a_network_is_found_scan_by_scan_and_stands_beside_the_frame():
         (lambda report: report["rows"].pop("probs"), "no label head"),
         (lambda report: report["rows"]["scan_id"].__setitem__(3, "other"), r"lacks 1 of the 8 scans \(lgg/s3"),
         (lambda report: report["rows"]["label"].__setitem__(3, 0), "other labels"),
+        (lambda report: report.update(audit={"networks": {"a": {"train": {"scored": 2}}}}), "was trained on 2 of the"),
     ],
 )
 def test_an_evaluation_of_something_else_is_refused(change, error):

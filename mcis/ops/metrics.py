@@ -153,6 +153,10 @@ def with_interval(found: Mapping[str, float | None], sign: str = "") -> str:
     return f"{found['value']:{sign}.3f} [{ends}]"
 
 
+PARTIAL = 0.05
+"""Largest share of a bootstrap's draws that may lack a score."""
+
+
 def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of scores under resampling of whole groups (patients) with replacement.
 
@@ -164,7 +168,8 @@ def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 
       seed: of the resampling.
 
     Returns:
-      name -> (low, high), the 2.5 and 97.5 percentiles; (nan, nan) when there are fewer than two groups.
+      name -> (low, high), the 2.5 and 97.5 percentiles; (nan, nan) when there are fewer than two groups, or when more
+      than PARTIAL of the draws lack the name, for what is left of them tells too narrow an interval.
     """
     _, index = np.unique(group, return_inverse=True)
     members = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
@@ -177,5 +182,6 @@ def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 
         drawn = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
         for name, value in score(np.concatenate(chosen), drawn).items():
             values.setdefault(name, []).append(value)
-    ends = {name: np.percentile(found, [2.5, 97.5]) for name, found in values.items()}
+    few = (1 - PARTIAL) * draws
+    ends = {name: np.percentile(v, [2.5, 97.5]) if len(v) >= few else (np.nan, np.nan) for name, v in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
