@@ -100,8 +100,9 @@ def _check_manifest(manifest: dict[str, Any], task: Task) -> None:
     if type(manifest["epoch"]) is not int or not all(type(v) in (int, float) for v in manifest["validation"].values()):
         raise ValueError("epoch and validation figures must be numbers")
     for use in ("train", "validation"):
-        if not all(isinstance(name, str) for name in manifest["fingerprints"][use]):
-            raise ValueError(f"fingerprints of {use} must be texts")
+        listed = [*manifest["fingerprints"][use], *manifest.get("names", {}).get(use, ())]
+        if not all(isinstance(name, str) for name in listed):
+            raise ValueError(f"fingerprints and names of {use} must be texts")
 
 
 def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
@@ -185,16 +186,23 @@ def ensemble(members: Sequence[Weights]) -> Weights:
         raise ValueError(f"{first.task.name}: an ensemble cannot be a member of another; name the runs it was made of")
     networks = [{name: m.variables[name] for name in NETWORK if name in m.variables} for m in members]
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *networks)
-    seen = {use: {name for m in members for name in m.manifest["fingerprints"][use]} for use in ("train", "validation")}
     figures = [member.manifest["validation"] for member in members]
     manifest = {name: value for name, value in first.manifest.items() if name != "calibration"}  # a member's own
     manifest |= {
         "epoch": max(member.manifest["epoch"] for member in members),
         "seeds": [member.manifest.get("seed") for member in members],
         "validation": {name: float(np.mean([f[name] for f in figures])) for name in figures[0]},
-        "fingerprints": {"train": sorted(seen["train"]), "validation": sorted(seen["validation"] - seen["train"])},
-    }
+    } | {by: _seen(members, by) for by in ("fingerprints", "names")}
     return Weights(first.task, {MEMBERS: stacked}, manifest)
+
+
+def _seen(members: Sequence[Weights], by: str) -> dict[str, list[str]]:
+    """What some networks have used scans for, by fingerprint or name: what one was trained on, all were."""
+    train, validation = (
+        {name for member in members for name in member.manifest.get(by, {}).get(use, ())}
+        for use in ("train", "validation")
+    )
+    return {"train": sorted(train), "validation": sorted(validation - train)}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,6 +23,8 @@ Array = Any
 
 DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
+PUBLISHED = ("busi", "busbra", "lgg", "br35h")
+"""Sources whose scans are called what their publishers call them: one name is one picture, whatever copy it is in."""
 
 
 class MissingData(ValueError):
@@ -129,6 +131,20 @@ def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
     image, mask = (scan.decode(record[name], name).image for name in ("image", "mask"))
     return image, (mask[..., :1] > 0).astype(np.uint8)
+
+
+def public_name(source: str, scan_id: str) -> str | None:
+    """Twelve hex digits of a published scan's name; None for scans whose name says nothing beyond its folder.
+
+    A copy of another size or format has other fingerprints, and the same name.
+    """
+    return hashlib.sha256(f"{source}/{scan_id}".encode()).hexdigest()[:12] if source in PUBLISHED else None
+
+
+def public_names(scans: Scans) -> list[str]:
+    """`public_name` of those scans that have one, each once, in order."""
+    pairs = zip(scans.source.tolist(), scans.scan_id.tolist(), strict=True)
+    return sorted({name for pair in pairs if (name := public_name(*pair)) is not None})
 
 
 def text(value: Any) -> str:

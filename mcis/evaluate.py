@@ -103,7 +103,7 @@ def _main(options: Any) -> int:
         subject = load_subject(options.runs[0], not options.no_crf)
     with _prepared(options, subject) as (records, facts):
         if options.folder or options.split == "test":
-            check_all_unseen(records.fingerprints, subject.manifests)
+            check_all_unseen(records, subject.manifests)
         rows = score(subject, records)
         found = report(subject.task, rows, options.split) | facts | _facts(options.runs, subject, rows)
         if other is not None:

@@ -44,13 +44,21 @@ def uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return ("train",) if watched and "calibration" not in manifest else ("train", "validation")
 
 
-def check_unseen(fingerprints: Sequence[str], manifest: Mapping[str, Any]) -> None:
-    """LeakError if weights have used any of the scans to be tested, by content fingerprint."""
+def check_unseen(fingerprints: Sequence[str], names: Sequence[str | None], manifest: Mapping[str, Any]) -> None:
+    """LeakError if weights have used any of the scans to be tested.
+
+    Args:
+      fingerprints: of the scans' contents, which a copy of another size changes.
+      names: `data.public_name` of each, which no copy changes.
+      manifest: of the weights; one of weights older than names has none.
+    """
     for use in uses(manifest):
-        seen = set(manifest["fingerprints"][use]) & set(fingerprints)
+        used, called = set(manifest["fingerprints"][use]), set(manifest.get("names", {}).get(use, ()))
+        pairs = zip(fingerprints, names, strict=True)
+        seen = [fingerprint for fingerprint, name in pairs if fingerprint in used or name in called]
         if seen:
             raise LeakError(
-                f"{len(seen)} of the {len(set(fingerprints))} scans were used for {use} of these weights "
+                f"{len(seen)} of the {len(fingerprints)} scans were used for {use} of these weights, or copies of them "
                 f"(fingerprint {min(seen)}, ...): this is no test. Score another split, or retrain without them"
             )
 
@@ -177,11 +185,13 @@ class Records(Sequence):
       parts: of `data.records`.
       places: which part, and which of its records, each one is.
       fingerprints: their contents' fingerprints.
+      names: their `data.public_name`.
     """
 
     parts: tuple[Sequence[Record], ...]
     places: tuple[tuple[int, int], ...]
     fingerprints: tuple[str, ...]
+    names: tuple[str | None, ...]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -192,7 +202,12 @@ class Records(Sequence):
 
     def take(self, index: Sequence[int]) -> "Records":
         """Some of them."""
-        return Records(self.parts, tuple(self.places[i] for i in index), tuple(self.fingerprints[i] for i in index))
+        return Records(
+            self.parts,
+            tuple(self.places[i] for i in index),
+            tuple(self.fingerprints[i] for i in index),
+            tuple(self.names[i] for i in index),
+        )
 
 
 def read_records(
@@ -205,14 +220,15 @@ def read_records(
     """
     sources, splits = tuple(sources), tuple(splits)
     parts = tuple(data.records(source, split, data_dir) for source, split in itertools.product(sources, splits))
-    places, fingerprints = [], []
+    places, fingerprints, names = [], [], []
     for number, part in enumerate(parts):
         for row in range(len(part)):
             record = part[row]
             if organ in (None, data.text(record["organ"])):
                 places.append((number, row))
                 fingerprints.append(data.text(record["fingerprint"]))
+                names.append(data.public_name(data.text(record["source"]), data.text(record["scan_id"])))
     if not places:
         kind = "scans" if organ is None else f"{organ} scans"
         raise ValueError(f"split {' or '.join(map(repr, splits))} of {', '.join(sources)} holds no {kind}")
-    return Records(parts, tuple(places), tuple(fingerprints))
+    return Records(parts, tuple(places), tuple(fingerprints), tuple(names))

@@ -288,14 +288,14 @@ def evaluate(
     subject = load_subject(run, crf)
     records = read_records(sources or subject.sources(data_dir), (split,), data_dir, subject.organ)
     if split == "test":
-        check_all_unseen(records.fingerprints, subject.manifests)
+        check_all_unseen(records, subject.manifests)
     return report(subject.task, score(subject, records), split)
 
 
-def check_all_unseen(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> None:
+def check_all_unseen(records: Records, manifests: Mapping[str, Mapping[str, Any]]) -> None:
     """`scoring.check_unseen` for every network."""
     for manifest in manifests.values():
-        check_unseen(fingerprints, manifest)
+        check_unseen(records.fingerprints, records.names, manifest)
 
 
 def is_set(folder: pathlib.Path) -> bool:

@@ -72,10 +72,10 @@ def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     assert measured["accuracy"]["low"] <= measured["accuracy"]["value"] <= measured["accuracy"]["high"]
 
 
-def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys):
-    task = dataclasses.replace(
-        TASKS["segment_brain"], sources=("phantom",), model="unet", features=4, size=32, epochs=1, learning_rate=1e-9
-    )
+def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "PUBLISHED", ("phantom",))
+    small = {"model": "unet", "features": 4, "size": 32, "epochs": 1, "learning_rate": 1e-9, "select": "dice_patient"}
+    task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), **small)
     state = buda()
     file = tmp_path / "unet.safetensors"
     save_file(state, file)
@@ -98,6 +98,7 @@ def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys):
         np.testing.assert_allclose(kept, kernel, atol=1e-5)
         seen = set(np.concatenate([part.fingerprint for part in scans]).tolist())  # also what chose the start's epoch
         assert set(weights.manifest["fingerprints"]["train"]) == seen
+        assert weights.manifest["names"]["train"] == sorted(data.public_names(data.Scans.join(scans)))
     with pytest.raises(ValueError, match=r"init_from=.*none: no such state dict, run or weights folder"):
         loop.train(task, *scans, tmp_path / "other", init_from=tmp_path / "none")
 
@@ -140,7 +141,9 @@ def test_better_weights_say_that_the_crf_was_chosen_for_older_ones(finished, sca
     tuned = dataclasses.replace(weights.task, crf=dataclasses.replace(weights.task.crf, steps=5))
     checkpoint.save(best, weights.variables, weights.manifest | {"task": task_to_json(tuned)})
     for said in (True, False):  # the first time it replaces the CRF, then nothing is lost
-        loop._save_best(run_dir, SMALL, 0, weights.variables, finished[1], weights.manifest["fingerprints"])
+        loop._save_best(
+            run_dir, SMALL, 0, weights.variables, finished[1], {"fingerprints": weights.manifest["fingerprints"]}
+        )
         assert ("tune again" in capsys.readouterr().out) == said
 
 
@@ -175,7 +178,9 @@ def test_the_best_epoch_is_kept_not_the_last(scans, tmp_path, monkeypatch):
 
 
 def test_a_metric_that_the_validation_scans_do_not_tell_is_refused_before_the_folder_is_taken(scans, tmp_path):
-    task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), features=4, size=32, epochs=1)
+    task = dataclasses.replace(
+        TASKS["segment_brain"], sources=("phantom",), features=4, size=32, epochs=1, select="dice_patient"
+    )
     blank = dataclasses.replace(scans[1], mask=scans[1].mask * 0)
     with pytest.raises(ValueError, match=r"select='dice_patient' cannot.*accuracy.*dice"):
         loop.train(task, scans[0], blank, tmp_path / "run")
@@ -345,10 +350,10 @@ def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir)
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest
     test = [data.text(record["fingerprint"]) for record in data.records("phantom", "test", phantom_dir)]
-    scoring.check_unseen(test, manifest)
+    scoring.check_unseen(test, [None] * len(test), manifest)
     for use in ("train", "validation"):
         with pytest.raises(scoring.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
-            scoring.check_unseen([*test, manifest["fingerprints"][use][0]], manifest)
+            scoring.check_unseen([*test, manifest["fingerprints"][use][0]], [None] * (len(test) + 1), manifest)
 
 
 @pytest.mark.parametrize("name", TASKS)

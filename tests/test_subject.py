@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, evaluate, scores, scoring, subject
+from mcis import bundle, checkpoint, data, evaluate, scores, scoring, subject
 from mcis.tasks import task_to_json
 
 
@@ -54,7 +54,7 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, t
     assert {"accuracy", "sensitivity_malignant", "dice_lesion", "gated_dice"} <= set(metrics)
     assert "confusion" in found["sources"]["phantom"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "no network was trained on a scan it is scored on" in page
+    assert "no network was trained on one of these pictures" in page
     assert evaluate.main(runs) == 2  # never the test split by mistake
     assert "several runs are scored as folds" in capsys.readouterr().err
     assert evaluate.main([]) == 2
@@ -100,15 +100,41 @@ def test_runs_that_are_no_folds_of_one_task_are_refused(fold_runs, folds, phanto
 
 def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
-    scoring.check_unseen(manifest["fingerprints"]["validation"], manifest)  # the last epoch was kept whatever they said
+
+    def check(scans, manifest):
+        scoring.check_unseen(scans, [None] * len(scans), manifest)
+
+    check(manifest["fingerprints"]["validation"], manifest)  # the last epoch was kept whatever they said
     with pytest.raises(scoring.LeakError, match="used for train"):
-        scoring.check_unseen(manifest["fingerprints"]["train"], manifest)
+        check(manifest["fingerprints"]["train"], manifest)
     chosen = manifest | {"task": manifest["task"] | {"select": "dice_balanced"}}
     tuned = manifest | {"task": manifest["task"] | {"crf": {"steps": 5}}}
     router = bundle.load_weights(fold_runs["route"][0]).manifest
     for used in (chosen, tuned, router, manifest | {"calibration": {}}):
         with pytest.raises(scoring.LeakError, match="used for validation"):
-            scoring.check_unseen(used["fingerprints"]["validation"], used)
+            check(used["fingerprints"]["validation"], used)
+
+
+def test_a_copy_of_another_size_is_known_by_its_name(fold_runs, phantom_dir, monkeypatch):
+    monkeypatch.setattr(data, "PUBLISHED", ("phantom",))
+    manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
+    records = scoring.read_records(("phantom",), ("train",), phantom_dir, "breast")
+    assert len(set(records.names)) == len(records) and None not in records.names
+    copies = dataclasses.replace(records, fingerprints=tuple(f"{i}" for i in range(len(records))))
+    subject.check_all_unseen(copies, {"segment_breast": manifest})  # weights older than names know no better
+    named = manifest | {"names": {"train": [records.names[2]], "validation": []}}
+    with pytest.raises(scoring.LeakError, match=rf"1 of the {len(records)} scans were used for train .*or copies"):
+        subject.check_all_unseen(copies, {"segment_breast": named})
+    kept = copies.take([0, 1, 3])
+    assert kept.names == (*records.names[:2], records.names[3])
+    subject.check_all_unseen(kept, {"segment_breast": named})
+
+
+def test_only_published_scans_have_names_that_say_which_they_are(phantom_scans):
+    assert data.public_names(phantom_scans) == []
+    assert data.public_name("folder", "1") is None
+    busi = data.public_name("busi", "benign/benign (1)")
+    assert busi is not None and len(busi) == 12 and busi != data.public_name("busbra", "benign/benign (1)")
 
 
 def test_gated_dice_drops_the_masks_of_what_is_called_free_of_lesions(folds):

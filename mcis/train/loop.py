@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcis import checkpoint
-from mcis.data import Scans, balance, evaluation_batches, targets, training_batches
+from mcis.data import Scans, balance, evaluation_batches, public_names, targets, training_batches
 from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
@@ -171,9 +171,15 @@ def train(
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
     _same_run(run_dir, settings)
-    fingerprints = {
-        "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from)),
-        "validation": sorted(set(validation_scans.fingerprint.tolist())),
+    used = {
+        "fingerprints": {
+            "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from, "fingerprints")),
+            "validation": sorted(set(validation_scans.fingerprint.tolist())),
+        },
+        "names": {
+            "train": sorted(set(public_names(train_scans)) | _seen_by(init_from, "names")),
+            "validation": public_names(validation_scans),
+        },
     }
     per_epoch = math.ceil(len(train_scans) / task.batch_size)
     total = per_epoch * task.epochs
@@ -229,7 +235,7 @@ def train(
                         seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
                         held_out = results["features"][validation_label < len(ORGANS)]
                         variables["novelty"] = fit_novelty(seen["features"], label[known], held_out)
-                    _save_best(run_dir, task, seed, variables, line, fingerprints)
+                    _save_best(run_dir, task, seed, variables, line, used)
                 saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
                 manager.save(int(state.step), args=saved)
                 _seal(run_dir, manager)
@@ -255,8 +261,8 @@ def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]
     return imported
 
 
-def _seen_by(start: pathlib.Path | None) -> set[str]:
-    """Fingerprints of the scans that the weights to start from have learned from, or whose epoch was chosen by them.
+def _seen_by(start: pathlib.Path | None, by: str) -> set[str]:
+    """Fingerprints, or names, of the scans that the weights to start from have learned from, or were chosen by.
 
     A state dict of others does not say.
     """
@@ -264,7 +270,7 @@ def _seen_by(start: pathlib.Path | None) -> set[str]:
         return set()
     _, manifest = checkpoint.load(checkpoint.weights_folder(start))
     uses = ("train",) if manifest["task"]["select"] == LAST else ("train", "validation")
-    return {name for use in uses for name in manifest["fingerprints"][use]}
+    return {name for use in uses for name in manifest.get(by, {}).get(use, ())}
 
 
 def _fingerprint(start: pathlib.Path) -> str:
@@ -324,15 +330,14 @@ def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: Train
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
 
-def _save_best(run_dir, task, seed, variables, line, fingerprints) -> None:
+def _save_best(run_dir, task, seed, variables, line, used) -> None:
     manifest = {
         "task": task_to_json(task),
         "classes": list(task.classes),
         "seed": seed,
         "epoch": line["epoch"],
         "validation": line["validation"],
-        "fingerprints": fingerprints,
-    }
+    } | used
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none before, or of no use
         before = json.loads((checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).read_text())
         if before["task"]["crf"] != manifest["task"]["crf"]:
