@@ -57,13 +57,12 @@ def _masks(rows: Rows) -> dict[str, list[int]]:
     lesion = np.flatnonzero(rows["has_mask"] & (rows["true"] > 0))
     # of equally bad ones, the largest lesion first
     ranked = lesion[np.lexsort((-(rows["true"] / rows["pixels"])[lesion], overlap[lesion]))].tolist()
-    ranked = _one_a_group(ranked, rows)
-    worst = ranked[:SHOWN]
+    worst = _one_a_group(ranked, rows)[:SHOWN]
     empty = np.flatnonzero(rows["has_mask"] & (rows["true"] == 0) & (rows["predicted"] > 0))
     covered = (rows["predicted"] / rows["pixels"])[empty]
     return {
         WORST: worst,
-        MIDDLE: _middle(ranked, worst),
+        MIDDLE: _middle(ranked, worst, rows),
         FALSE: _one_a_group(empty[np.argsort(-covered)].tolist(), rows)[:SHOWN],
     }
 
@@ -73,8 +72,8 @@ def _labels(rows: Rows, probs: np.ndarray, known: np.ndarray) -> dict[str, list[
     said, truth = probs[index].argmax(1), rows["label"][index]
     wrong = index[said != truth]
     wrong = _one_a_group(wrong[np.argsort(-probs[wrong].max(1), kind="stable")].tolist(), rows)[:SHOWN]
-    ranked = _one_a_group(index[np.argsort(probs[index, truth], kind="stable")].tolist(), rows)
-    return {WRONG: wrong, USUAL: _middle(ranked, wrong)}
+    ranked = index[np.argsort(probs[index, truth], kind="stable")].tolist()
+    return {WRONG: wrong, USUAL: _middle(ranked, wrong, rows)}
 
 
 def _one_a_group(ranked: Sequence[int], rows: Rows) -> list[int]:
@@ -85,11 +84,12 @@ def _one_a_group(ranked: Sequence[int], rows: Rows) -> list[int]:
     return list(first.values())
 
 
-def _middle(ranked: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """The SHOWN entries nearest to the middle of an order, in that order, without those shown already."""
-    near = sorted(range(len(ranked)), key=lambda rank: abs(rank - (len(ranked) - 1) / 2))
-    chosen = [rank for rank in near if ranked[rank] not in shown][:SHOWN]
-    return [ranked[rank] for rank in sorted(chosen)]
+def _middle(ranked: Sequence[int], shown: Sequence[int], rows: Rows) -> list[int]:
+    """The SHOWN entries nearest to the middle of an order, one a group, in that order, without those shown already."""
+    rank = {at: place for place, at in enumerate(ranked)}
+    near = sorted(ranked, key=lambda at: abs(rank[at] - (len(ranked) - 1) / 2))
+    chosen = _one_a_group([at for at in near if at not in shown], rows)[:SHOWN]
+    return sorted(chosen, key=rank.__getitem__)
 
 
 def caption(rows: Rows, at: int, kind: str, classes: Sequence[str]) -> list[tuple[str, str]]:

@@ -149,9 +149,19 @@ def test_the_gallery_shows_the_worst_the_middle_the_false_and_the_wrong():
     others = [at for at in np.flatnonzero(said != rows["label"]) if at not in wrong]
     assert not others or min(sure[wrong]) >= max(sure[others])
     alike = rows | {"group": np.array(["a/1"] * len(rows["label"]))}  # near-duplicates show one mistake
-    assert [len(shown) for shown in gallery.choose(alike, "segment_breast").values()] == [1] * 4
+    assert [len(shown) for shown in gallery.choose(alike, "segment_breast").values()] == [1] * 5
     perfect = rows | {"probs": np.eye(3)[rows["label"]]}
     assert gallery.WRONG not in gallery.choose(perfect, "classify_breast")
+
+
+def test_the_middle_of_the_gallery_is_of_all_scans_and_not_of_each_group_s_worst():
+    rows = rows_of(400)
+    group = np.arange(400) // 10
+    rows |= {"group": group.astype(str), "both": np.where((np.arange(400) % 10 == 1), 0, rows["true"] * 9 // 10)}
+    rows |= {"predicted": rows["both"]}
+    middle = gallery.choose(rows, "segment_breast")[gallery.MIDDLE]
+    assert len(middle) == len(set(group[middle])) == gallery.SHOWN
+    assert (rows["both"][middle] == 90).all()
 
 
 def test_a_curve_is_drawn_with_the_area_that_the_figures_report():
