@@ -80,8 +80,7 @@ def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[st
     number = shape((), "float32")
     wanted: dict[str, Any] = {}
     if "calibration" in fitted:
-        wanted["calibration"] = {"slope": number, "bias": shape((len(task.classes),), "float32")}
-        wanted["calibration"] |= {"review": number} if "review" in fitted["calibration"] else {}
+        wanted["calibration"] = {"slope": number} | ({"review": number} if "review" in fitted["calibration"] else {})
     if task.organ is None:
         wanted |= {name: number for name in ("threshold", "reach") if name in fitted}
         if "novelty" in fitted:

@@ -209,8 +209,8 @@ def test_weights_of_another_width_name_the_array(runs, tmp_path):
 @pytest.mark.parametrize(
     ("task", "name", "value", "said"),
     [
-        ("segment_breast", "calibration", {"slope": 1.0}, r"calibration/bias is missing, the network has \(3,\)"),
-        ("segment_breast", "calibration", {"slope": 1.0, "bias": np.ones(2)}, r"calibration/bias is \(2,\)"),
+        ("segment_breast", "calibration", {"review": 1.0}, r"calibration/slope is missing, the network has \(\)"),
+        ("segment_breast", "calibration", {"slope": np.ones(2)}, r"calibration/slope is \(2,\)"),
         ("segment_breast", "reach", 1.0, "reach is .*, the network has none"),
         ("route", "novelty", {"mean": np.ones((2, 3)), "limit": 1.0}, "novelty/mean is .2, 3."),
         ("route", "threshold", np.ones(2), "threshold is .2,., the network has .."),

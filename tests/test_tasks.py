@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
@@ -160,7 +161,7 @@ def test_task_named_lists_what_there_is():
         ({"sources": ()}, "segment_brain.*--sources"),
         ({"features": -1}, "features=-1"),
         ({"size": -32}, "size=-32"),
-        ({"size": 100}, "size=100.*unet.*multiples of 16"),
+        ({"size": 100}, "size=100.*unet_folded.*multiples of 32"),
         ({"size": 1 << 20}, "size=1048576.*at most 1024"),
         ({"select": "balance"}, "'balance'.*balanced_accuracy.*dice_lesion"),
         ({"select": "accuracy", "label_loss": 0.0}, "'accuracy'.*dice_lesion"),
@@ -230,6 +231,23 @@ def test_prepare_by_hand():
     np.testing.assert_allclose(found[0, 0, :, 0], [0, 0.25, 0.75, 1], atol=1e-6)
 
 
+def test_networks_are_shown_channels_standardised_as_their_task_says():
+    image = np.random.default_rng(0).random((2, 16, 16, 3), np.float32) * np.float32([0.1, 0.5, 1.0]).reshape(
+        1, 1, 1, 3
+    )
+    np.testing.assert_allclose(present(image, each_channel=True).std((1, 2)), 1, atol=1e-4)
+    assert np.ptp(present(image).std((1, 2)), axis=-1).min() > 0.1
+    base = dataclasses.replace(TASKS["segment_brain"], features=2, size=32)
+    variables = base.make_model().init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False)
+    scans = np.uint8(np.random.default_rng(1).integers(0, 256, (1, 32, 32, 3)) * np.float32([0.2, 0.5, 1.0]))
+    masks = []
+    for each in (False, True):
+        task = dataclasses.replace(base, each_channel=each)
+        dim = [make_network(task)(variables, x)[0].mask for x in (scans, scans // 4 * np.uint8([1, 2, 4]))]
+        masks.append(float(jnp.abs(dim[0] - dim[1]).max()))
+    assert masks[1] < 0.2 * masks[0]  # equal but for rounding to whole grey values
+
+
 @pytest.mark.parametrize("edges", [name for name in EDGES if name != "none"])
 def test_an_edge_map_is_a_further_channel_beside_the_same_three(edges):
     image = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
@@ -239,7 +257,7 @@ def test_an_edge_map_is_a_further_channel_beside_the_same_three(edges):
     edge_map = np.asarray(found[..., 3])
     np.testing.assert_allclose(edge_map.mean((1, 2)), 0, atol=1e-5)  # a scan of little contrast has a map of as much
     np.testing.assert_allclose(edge_map.std((1, 2)), 1, atol=1e-4)
-    task = dataclasses.replace(TASKS["segment_brain"], edges=edges, features=2)
+    task = dataclasses.replace(TASKS["segment_brain"], model="unet", edges=edges, features=2)
     shapes = jax.eval_shape(task.make_model().init, jax.random.key(0), np.zeros((1, 32, 32, task.channels), np.float32))
     assert shapes["params"]["encoder1_1"]["layer"]["conv"]["kernel"].shape[2] == 4
 

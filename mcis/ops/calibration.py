@@ -8,6 +8,8 @@ import numpy as np
 
 FLOOR = 1e-6
 """Probabilities below it count as it, so that none has the logarithm of nothing."""
+STEEPEST = 10.0
+"""Largest slope that is fitted: all right or all wrong, scans would ask for any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,44 +74,37 @@ def reliability(
 
 
 def calibrated(probs: jax.Array, calibration: dict) -> jax.Array:
-    """Probabilities (B, K) put right: softmax(slope log p + bias), float32 (B, K).
+    """Probabilities (B, K) put right: softmax(slope log p), float32 (B, K).
 
-    Temperature scaling with a bias a class (Guo et al. 2017, vector scaling with one slope); of the mean of an
-    ensemble's probabilities as well as of one network's.
+    Temperature scaling (Guo et al. 2017), of the mean of an ensemble's probabilities as well as of one network's. It
+    keeps their order: how sure a network is changes, never what it says. A bias a class would, and would learn how rare
+    a class is in the scans at hand.
 
     Args:
       probs: float (B, K), each row a distribution.
-      calibration: {"slope": (), "bias": (K,)} as `fit_calibration` gives it; what else is in it is left alone.
+      calibration: {"slope": ()} as `fit_calibration` gives it; what else is in it is left alone.
     """
-    log = jnp.log(jnp.maximum(probs.astype(jnp.float32), FLOOR))
-    return jax.nn.softmax(calibration["slope"] * log + jnp.expand_dims(calibration["bias"], 0))
+    return jax.nn.softmax(calibration["slope"] * jnp.log(jnp.maximum(probs.astype(jnp.float32), FLOOR)))
 
 
-def fit_calibration(probs: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Slope and bias for `calibrated` of the least negative log-likelihood, on scans that the network has not seen.
+def fit_calibration(probs: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """The slope for `calibrated` of the least negative log-likelihood, on scans that the network has not seen.
 
     Args:
       probs: float (N, K).
       label: int (N,) in [0, K).
-      weight: float (N,) how much each scan counts; by default all alike.
 
     Returns:
-      {"slope": (), "bias": (K,)}, float32; the bias has mean 0 and is drawn to 0 a little, so that a class of few scans
-      is not moved by chance.
+      {"slope": ()}, float32, in [1 / STEEPEST, STEEPEST].
     """
-    from scipy.optimize import minimize  # a fifth of a second, which findings need not wait for
+    from scipy.optimize import minimize_scalar  # a fifth of a second, which findings need not wait for
 
     log = np.log(np.maximum(np.asarray(probs, np.float64), FLOOR))
-    weight = np.ones(len(label)) if weight is None else np.asarray(weight, np.float64)
-    rows, classes = np.arange(len(label)), log.shape[1]
 
-    def cost(x: np.ndarray) -> float:
-        bias = x[1:] - x[1:].mean()
-        logits = np.exp(x[0]) * log + bias
-        top = logits.max(1)
-        nll = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[rows, label]
-        return float((weight * nll).sum() / weight.sum() + 1e-2 * np.square(bias).mean() + 1e-3 * x[0] ** 2)
+    def cost(log_slope: float) -> float:
+        logits = np.exp(log_slope) * log
+        return float((np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(label)), label]).mean())
 
-    best = minimize(cost, np.zeros(1 + classes), method="BFGS").x
-    bias = best[1:] - best[1:].mean()
-    return {"slope": np.float32(np.exp(best[0])), "bias": bias.astype(np.float32)}
+    furthest = np.log(STEEPEST)
+    best = minimize_scalar(cost, bounds=(-furthest, furthest), method="bounded").x
+    return {"slope": np.asarray(np.exp(best), np.float32)}
