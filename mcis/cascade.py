@@ -304,7 +304,8 @@ def _slot(organ: jax.Array, of_organ: Mapping[int, str]) -> jax.Array:
 def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]:
     """One task's network alone on every scan, in the cascade's form: what the task does not say is left unasked.
 
-    The organ is the task's and was not asked of a router: its probability is NaN.
+    The organ is the task's and was not asked of a router: its probability is NaN. A joint network says label and mask,
+    each by itself: no label takes a mask away.
     """
     expert = make_expert(task)
 
@@ -325,12 +326,11 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
             organ, choice = outputs.label.argmax(-1).astype(jnp.int32), among.argmax(-1).astype(jnp.int32)
             return said(organ, choice, among.max(-1), unknown, blank, no, zeros)
         organ = jnp.full(batch, ORGAN_NAMES.index(task.organ), jnp.int32)
-        if task.segments:
-            assert outputs.mask is not None
-            return said(organ, organ, not_asked, unknown, blank, ~no, outputs.mask)
-        assert outputs.label is not None
-        probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
-        label = probs.argmax(-1).astype(jnp.int32)
-        return said(organ, organ, not_asked, label, probs, no, zeros)
+        label, probs = unknown, blank
+        if outputs.label is not None:
+            probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
+            label = probs.argmax(-1).astype(jnp.int32)
+        mask, segmented = (zeros, no) if outputs.mask is None else (outputs.mask, ~no)
+        return said(organ, organ, not_asked, label, probs, segmented, mask)
 
     return predict

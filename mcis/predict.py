@@ -114,7 +114,11 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
         finding = dataclasses.replace(finding, confidence=confidence, review=review)
     if not row["segmented"] or loaded.geometry is None:
         return finding, None
-    return finding, (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+    mask = (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+    if label != UNKNOWN and organ.is_lesion(label) and not mask.any():
+        found_none = f"called {organ.classes[label]}, but no lesion could be outlined"
+        finding = dataclasses.replace(finding, notes=[*(notes or ()), found_none])
+    return finding, mask
 
 
 def run(
@@ -253,7 +257,8 @@ def _main(options: Any) -> int:
                 errors += 1
                 if errors <= 3:
                     print(f"{loaded.path}: {finding.error}", file=sys.stderr)
-    print(f"{options.out}/index.html shows the findings; {options.out}/findings.jsonl holds them, one line a scan")
+    page, lines = (os.path.join(options.out, name) for name in ("index.html", "findings.jsonl"))
+    print(f"{page} shows the findings; {lines} holds them, one line a scan")
     if errors:
         what = "scan" if errors == 1 else "scans"
         print(f"{errors} {what} could not be read: a line with `error` in findings.jsonl for each", file=sys.stderr)

@@ -63,7 +63,7 @@ class Finding:
       lesion_area_px: mask pixels of the scan.
       error: why there is no finding.
       reason: why the scan is "unsupported", in words.
-      notes: what was changed in reading the scan, in words ("alpha laid over black").
+      notes: what was changed in reading the scan, in words ("alpha laid over black"), or is odd about its findings.
       confidence: the label's probability times the Dice that the mask expects of itself, [0, 1]; see `cascade`.
       review: whether the confidence is below its organ's limit, so that somebody should look; None for an
         "unsupported" scan, and where the weights have no limit.

@@ -209,6 +209,8 @@ def test_a_single_task_answers_for_itself_alone(name, variables, scans):
     assert (np.asarray(out.segmented) == task.segments).all()
     if task.segments:
         np.testing.assert_allclose(out.mask, outputs.mask, atol=1e-5)
+    if outputs.label is None:
         assert (out.label == UNKNOWN).all()
     else:
         np.testing.assert_array_equal(out.label, outputs.label.argmax(-1))
+        np.testing.assert_allclose(out.label_probs[:, : outputs.label.shape[1]], outputs.label, atol=1e-5)

@@ -122,7 +122,7 @@ def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
     assert forced["organ"] == "breast" and forced["organ_prob"] is None
     assert predict.main([path, "--task=segment_brain", "--out", str(tmp_path / "b"), *common]) == 0
     (alone,) = findings(tmp_path / "b")
-    assert alone["organ"] == "brain" and alone["organ_prob"] is None and alone["label"] is None
+    assert alone["organ"] == "brain" and alone["organ_prob"] is None and alone["label"] in ("no_tumor", "tumor")
     assert alone["mask"] is not None and alone["lesion_area_px"] is not None
 
 
@@ -180,6 +180,23 @@ def test_what_was_changed_in_reading_is_noted(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "deep.png"), image.astype(np.uint16) * 100)
     assert predict.main([str(tmp_path / "deep.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
     assert "to 8 bits" in findings(tmp_path / "out")[0]["notes"][0]
+
+
+@pytest.mark.parametrize(("label", "lit", "noted"), [(1, False, True), (1, True, False), (0, False, False)])
+def test_a_lesion_without_an_outline_is_noted(label, lit, noted, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), phantom.make_phantom("breast", 1, 3, size=(90, 120)).image)
+    row = {
+        "organ_prob": 1.0,
+        "organ": 1,
+        "label": label,
+        "label_probs": np.eye(3)[label],
+        "confidence": 0.5,
+        "review": 0,
+    }
+    row |= {"segmented": True, "mask": np.full((256, 256, 1), float(lit), np.float32)}
+    finding, mask = predict.finding_of(predict.load(str(tmp_path / "a.png"), None), row)
+    assert mask is not None and mask.any() == lit
+    assert (finding.notes or []) == (["called benign, but no lesion could be outlined"] if noted else [])
 
 
 def test_a_report_below_a_folder_of_scans_is_not_read_as_scans(weights, pictures, tmp_path):
