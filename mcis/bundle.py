@@ -116,7 +116,8 @@ def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
         if weights.task.name != name:
             raise checkpoint.CheckpointError(f"{path / name} holds weights of {weights.task.name}; rename the folder")
     if not found:
-        what = "is one task's run, no set of weights" if weights_alone(path) else "holds no weights"
+        alone = checkpoint.is_weights_folder(checkpoint.weights_folder(path))
+        what = "is one task's run, no set of weights" if alone else "holds no weights"
         raise checkpoint.CheckpointError(
             f"{path} {what}: `mcis bundle RUN... --out DIR` makes a set, with folders {', '.join(TASKS)}"
         )
@@ -194,11 +195,6 @@ def ensemble(members: Sequence[Weights]) -> Weights:
         "validation": {name: float(np.mean([f[name] for f in figures])) for name in figures[0]},
     } | {by: _seen(members, by) for by in ("fingerprints", "names")}
     return Weights(first.task, {MEMBERS: stacked}, manifest)
-
-
-def weights_alone(path: pathlib.Path) -> bool:
-    """Whether a folder is a run's, or a weights folder, and no set of them."""
-    return checkpoint.is_weights_folder(checkpoint.weights_folder(path))
 
 
 def _seen(members: Sequence[Weights], by: str) -> dict[str, list[str]]:

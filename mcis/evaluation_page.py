@@ -312,7 +312,8 @@ def _audit(found: Mapping[str, Any]) -> str:
         f"{audit['groups']} groups. Weights list the fingerprints of the scans that they were trained on, and of those "
         "that chose epoch, CRF or limits; this is how many of the scored ones are among them. A proper test has 0 "
         "everywhere. A fingerprint knows the same picture, pixel by pixel; a near-duplicate or a copy of another size "
-        "has another one: the builder keeps those of a data set in one split, but knows nothing of other copies.</p>"
+        "has another one and is not counted. The builder keeps near-duplicates of a data set in one split; a test on "
+        "copies of published scans is refused by their names.</p>"
         f'<div class="wide"><table><thead><tr><th>network</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

@@ -106,6 +106,14 @@ def test_two_routers_are_refused(runs, tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("folder", ["route", "route/best"])
+def test_a_run_alone_is_called_a_run_and_no_set(runs, folder):
+    with pytest.raises(checkpoint.CheckpointError, match="is one task's run, no set of weights: `mcis bundle"):
+        bundle.load_bundle(runs / folder)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no weights: `mcis bundle"):
+        bundle.load_bundle(runs / "nothing")
+
+
 def test_a_set_with_two_folders_swapped_is_refused(runs, tmp_path):
     shutil.copytree(runs / "route" / "best", tmp_path / "classify_brain")
     with pytest.raises(checkpoint.CheckpointError, match="classify_brain holds weights of route"):

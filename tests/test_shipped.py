@@ -30,6 +30,15 @@ def phantoms(organ):
     ]
 
 
+def test_what_ships_knows_the_published_scans_it_has_used_by_name():
+    for name, weights in load_bundle().items():
+        for use in ("train", "validation"):
+            used, called = (weights.manifest[by][use] for by in ("fingerprints", "names"))
+            # of the router's some are foreign, which have no such names
+            assert len(called) == len(used) or (name == "route" and len(used) > len(called) > 0.8 * len(used))
+        assert weights.manifest["names"]["train"]
+
+
 def masks_of(organ):
     """Masks of the shipped segmentation network on the phantoms' own grid: bool (N, *SIZE)."""
     weights = load_bundle()[f"segment_{organ.name}"]
