@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from mcis import checkpoint
+from mcis.experts import MEMBERS, NETWORK
 from mcis.scan import CANVAS
-from mcis.tasks import LAST, MEMBERS, NETWORK, TASKS, Task, task_from_json
+from mcis.tasks import LAST, TASKS, Task, task_from_json
 
 SHIPPED = pathlib.Path(__file__).parent / "weights"
 """The weights that come with the package."""

@@ -80,9 +80,9 @@ def make_answer(task: Task) -> Any:
     import jax
 
     from mcis.cascade import expected_dice
+    from mcis.experts import make_expert
     from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
     from mcis.ops.novelty import distance
-    from mcis.tasks import make_expert
 
     expert = make_expert(task)
 

@@ -38,8 +38,8 @@ def _make_heat(subject: Subject) -> Heat | None:
     import jax
 
     from mcis.cascade import label_experts
+    from mcis.experts import make_expert
     from mcis.ops.occlusion import occlusion_map
-    from mcis.tasks import make_expert
 
     if subject.task is not None and subject.task.organ is None:
         return None

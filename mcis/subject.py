@@ -158,7 +158,7 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
 
     from mcis.bundle import load_bundle, load_weights
     from mcis.cascade import Settings, make_predict
-    from mcis.tasks import make_expert
+    from mcis.experts import make_expert
 
     path = pathlib.Path(run)
     cascade = is_set(path)

@@ -117,7 +117,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
     """The counts of scans as a function of the CRF; the network runs here, once."""
     import jax
 
-    from mcis.tasks import make_network, on_canvas
+    from mcis.experts import make_network, on_canvas
 
     network = jax.jit(make_network(task))
     answers, truths, geometries = [], [], []

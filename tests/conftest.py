@@ -74,8 +74,8 @@ def random_variables():
     import numpy as np
 
     from mcis import phantom, scan
+    from mcis.experts import prepare
     from mcis.ops.image import standardise
-    from mcis.tasks import prepare
 
     pictures = [scan.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mcis import bundle, calibrate, cascade, checkpoint, evaluate
-from mcis.tasks import make_expert, task_to_json
+from mcis.experts import make_expert
+from mcis.tasks import task_to_json
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mcis import cascade, phantom, scan
+from mcis.experts import make_expert
 from mcis.organs import ORGANS, UNKNOWN
-from mcis.tasks import TASKS, make_expert
+from mcis.tasks import TASKS
 
 TINY = {name: dataclasses.replace(task, features=8, size=32).check() for name, task in TASKS.items()}
 

@@ -13,10 +13,10 @@ import pytest
 
 from mcis import scan
 from mcis.bundle import load_bundle
+from mcis.experts import make_expert
 from mcis.ops.metrics import MASK_THRESHOLD, dice, mask_counts
 from mcis.organs import ORGANS
 from mcis.phantom import make_phantom
-from mcis.tasks import make_expert
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PER_CLASS, SIZE = 6, (200, 240)

@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +157,13 @@ def canny(image: jax.Array, low: jax.Array | float, high: jax.Array | float) -> 
 
     edge, _ = jax.lax.while_loop(lambda state: state[1], grow, (thin & (length > high), jnp.bool_(True)))
     return edge
+
+
+DENOISE: dict[str, Callable[[jax.Array], jax.Array] | None] = {
+    "none": None,
+    "gaussian": functools.partial(gaussian_blur, sigma=1.0),
+    "median": median3x3,
+}
+"""Noise removal by its name."""
+EDGES: dict[str, Callable[[jax.Array], jax.Array] | None] = {"none": None, "sobel": sobel_edges, "canny": canny_edges}
+"""Edge maps by their names."""

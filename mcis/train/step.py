@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from mcis.data import Batch
+from mcis.experts import make_expert, prepare, present
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
 from mcis.scan import CANVAS
-from mcis.tasks import Task, make_expert, prepare, present
+from mcis.tasks import Task
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count), float32 scalars: sums over examples, so that padding and devices never bias a mean."""

@@ -31,10 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mcis import phantom, scan
+from mcis.experts import prepare
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
 from mcis.organs import ORGANS
-from mcis.tasks import TASKS, prepare
+from mcis.tasks import TASKS
 from tests.bench.networks import NETWORKS, SIDES
 from tests.parity.densecrf import DenseCRF
 
@@ -175,7 +176,7 @@ def crf(options, missing):
 def cascade(options, missing):
     from mcis.bundle import load_bundle
     from mcis.cascade import Settings, make_predict
-    from mcis.tasks import make_expert
+    from mcis.experts import make_expert
 
     weights = load_bundle()
     scans = [scan.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=1)]

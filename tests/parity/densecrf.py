@@ -114,8 +114,9 @@ def main():
 
     from mcis import data, scan
     from mcis.bundle import load_bundle
+    from mcis.experts import make_network
     from mcis.ops.crf import CRF, mean_field
-    from mcis.tasks import TASKS, make_network
+    from mcis.tasks import TASKS
 
     theirs, weights, crf = DenseCRF(options.densecrf), load_bundle(), CRF()
     ours, exact = jax.jit(mean_field, static_argnums=2), make_exact()
