@@ -23,6 +23,8 @@ Array = Any
 
 DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
+LEFT_OUT = "left_out"
+"""What stands for the split where each scan is answered by a model that has learned from the other folds."""
 PUBLISHED = ("busi", "busbra", "lgg", "br35h")
 """Sources whose scans are called what their publishers call them: one name is one picture, whatever copy it is in."""
 
@@ -192,8 +194,12 @@ def load(
     return scans
 
 
-def folds_of(scans: Scans, folds: int) -> np.ndarray:
+def folds_of(scans: Any, folds: int) -> np.ndarray:
     """A fold for each scan, int (N,) in [0, folds): whole groups, evenly over each source's classes.
+
+    Args:
+      scans: `Scans`, or whatever else has the columns group, source and label (N,).
+      folds: how many.
 
     Groups of one source whose first scan has the same label are dealt out in the order of a hash of their names: the
     same scans always fall into the same folds.

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 PAGE = "report.html"
+MANY = 1000
+"""Pictures in a folder from which on reading them takes so long that it is said."""
 
 
 def print_report(found: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
           sources: prepared data sets to score; by default those the task was trained on.
           folder: score all scans of a folder of one's own instead (images/, masks/, labels.csv, as for
             `mcis build folder`). It is prepared in a temporary place, and nothing is left there.
-          no_crf: leave out the CRF that `mcis tune` kept with the weights.
+          crf: use the CRF that `mcis tune` kept with the weights.
           heat: draw where the classifiers look on the scans of the gallery, and check on so many lesion scans whether
             that is the lesion; a second or two each on a CPU. 0 leaves both out.
           against: the folder, or its report.json, of another run's evaluation of the same scans, to say how much higher
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         split: str = "test"
         sources: Names = ()
         folder: str | None = None
-        no_crf: bool = False
+        crf: bool = True
         heat: int = 40
         against: str | None = None
         out: str | None = None
@@ -89,8 +91,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Any) -> int:
     from mcis.command import enable_compilation_cache
+    from mcis.data import LEFT_OUT
     from mcis.scores import compare_reports, read_report, report
-    from mcis.subject import LEFT_OUT, check_all_unseen, load_folds, load_subject, score
+    from mcis.subject import check_all_unseen, load_folds, load_subject, score
 
     _check(options)
     out = _place(options)
@@ -98,9 +101,9 @@ def _main(options: Any) -> int:
     enable_compilation_cache()
     subject: Any
     if options.split == LEFT_OUT:
-        subject = load_folds(options.runs, not options.no_crf)
+        subject = load_folds(options.runs, options.crf)
     else:
-        subject = load_subject(options.runs[0], not options.no_crf)
+        subject = load_subject(options.runs[0], options.crf)
     with _prepared(options, subject) as (records, facts):
         if options.folder or options.split == "test":
             check_all_unseen(records, subject.manifests)
@@ -117,8 +120,7 @@ def _main(options: Any) -> int:
 
 def _check(options: Any) -> None:
     """ValueError where the options do not go together or name what is not there."""
-    from mcis.data import SPLITS
-    from mcis.subject import LEFT_OUT
+    from mcis.data import LEFT_OUT, SPLITS
 
     if not options.runs:
         raise ValueError("name a run's folder, a weights folder or a set of weights to score")
@@ -147,7 +149,7 @@ def _place(options: Any) -> pathlib.Path | None:
     if not options.out and (len(options.runs) > 1 or is_weights_folder(run) or is_set(run)):
         return None
     folder = [f"folder_{_name(options.folder)}"] if options.folder else [options.split, *options.sources]
-    asked = [*folder, *(["no_crf"] if options.no_crf else [])]  # figures of other scans stay
+    asked = [*folder, *([] if options.crf else ["no_crf"])]  # figures of other scans stay
     out = pathlib.Path(options.out or run / f"evaluation_{'_'.join(asked)}")
     # a weights folder lists its files, and a further one would spoil it
     if any(map(is_weights_folder, (out.resolve(), *out.resolve().parents))):
@@ -165,9 +167,10 @@ def _name(folder: str) -> str:
 @contextlib.contextmanager
 def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The records to score, and what a report says of where they are from."""
-    from mcis.data import SPLITS, prepared
+    from mcis.data import LEFT_OUT, SPLITS, prepared
+    from mcis.scan import pictures
     from mcis.scoring import read_records
-    from mcis.subject import LEFT_OUT, read_left_out
+    from mcis.subject import read_left_out
 
     if options.split == LEFT_OUT:
         sources = options.sources or subject.sources(options.data_dir)
@@ -181,10 +184,8 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
     from mcis.build import build
 
     with tempfile.TemporaryDirectory(prefix="mcis_") as place:
-        print(
-            f"reading {options.folder}; among thousands of scans the search for near-duplicates takes minutes",
-            flush=True,
-        )
+        if len(pictures(options.folder)) > MANY:
+            print(f"reading {options.folder}; the search for near-duplicates takes minutes", flush=True)
         with contextlib.redirect_stdout(io.StringIO()):  # what it says of splits and its place is not to the point here
             build("folder", from_=options.folder, data_dir=place, progress=False)
         audit = json.loads((prepared("folder", place) / "audit.json").read_text(encoding="utf-8"))

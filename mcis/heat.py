@@ -96,6 +96,7 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
         shares.append(float(mask.mean()))
     group = rows["group"][index]
     low, high = bootstrap_interval(lambda chosen, _: {"hit": float(np.mean(np.array(hits)[chosen]))}, group)["hit"]
-    ends = {"low": low, "high": high} if np.isfinite(low) else {"low": None, "high": None}
+    # resampling a few that are all alike finds no spread, which is not to say that there is none
+    ends = {"low": low, "high": high} if np.isfinite(low) and low < high else {"low": None, "high": None}
     counts = {"scans": len(index), "groups": len(np.unique(group))}
     return counts | {"in_lesion": float(np.mean(hits))} | ends | {"by_chance": float(np.mean(shares))}

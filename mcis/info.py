@@ -46,5 +46,15 @@ def _main(options: Any) -> int:
     print(f"weights in {options.weights or bundle.SHIPPED}:")
     for name, one in bundle.load_bundle(options.weights or bundle.SHIPPED).items():
         figures = ", ".join(f"{k} {v:.3f}" for k, v in one.manifest["validation"].items())
-        print(f"  {name:16s} epoch {one.manifest['epoch']}, validation: {figures}")
+        print(f"  {name:16s} {one.task.model} at {one.task.size} px, {_made(one)}, validation: {figures}")
     return 0
+
+
+def _made(weights: Any) -> str:
+    """How many networks weights are, and how their probabilities are changed, in words."""
+    from mcis.experts import MEMBERS
+
+    count = len(weights.manifest["seeds"]) if MEMBERS in weights.variables else 1
+    said = "one network" if count == 1 else f"the mean of {count} networks"
+    slope = weights.variables.get("calibration", {}).get("slope")
+    return f"{said}, epoch {weights.manifest['epoch']}" + ("" if slope is None else f", calibrated (slope {slope:.2f})")

@@ -256,7 +256,8 @@ def _main(options: Any) -> int:
             if finding.error is not None:
                 errors += 1
                 if errors <= 3:
-                    print(f"{loaded.path}: {finding.error}", file=sys.stderr)
+                    said = finding.error if loaded.path in finding.error else f"{loaded.path}: {finding.error}"
+                    print(said, file=sys.stderr)
     page, lines = (os.path.join(options.out, name) for name in ("index.html", "findings.jsonl"))
     print(f"{page} shows the findings; {lines} holds them, one line a scan")
     if errors:

@@ -5,7 +5,8 @@ and a network that has learned that is right on every split and wrong in a hospi
 frame learn from the training split and are scored beside chance and, if asked, a network on the same scans: only what
 the network is better by cannot come from the frame. The frame is looked at as the scan is stored and as a network is
 given it, cropped and letterboxed: what only the first tells, the pipeline takes away. And each source is scored by what
-the others teach: a shortcut that holds at home alone fails there. No JAX is used.
+the others teach: a shortcut that holds at home alone fails there. With --split=left_out the training and validation
+scans are scored in folds, beside an evaluation of fold runs. No JAX is used.
 """
 
 import concurrent.futures
@@ -185,7 +186,23 @@ def scored_part(said: dict[str, np.ndarray], scored: Frames, draws: int) -> dict
     return {"scans": len(scored.label), "groups": len(np.unique(scored.group)), "metrics": metrics}
 
 
-def audit(task: Task, train: Frames, scored: Frames, network: np.ndarray | None, draws: int = 1000) -> dict[str, Any]:
+def folded_answers(scans: Frames, fold: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """`answers` for every scan by what the other folds teach; fold int (N,)."""
+    found: dict[str, np.ndarray] = {}
+    for mine in (fold == f for f in np.unique(fold)):
+        for name, probs in answers(scans.take(~mine), scans.take(mine), classes).items():
+            found.setdefault(name, np.zeros((len(fold), classes)))[mine] = probs
+    return found
+
+
+def audit(
+    task: Task,
+    train: Frames,
+    scored: Frames,
+    network: np.ndarray | None,
+    draws: int = 1000,
+    said: dict[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
     """The whole audit as JSON values.
 
     Args:
@@ -194,6 +211,7 @@ def audit(task: Task, train: Frames, scored: Frames, network: np.ndarray | None,
       scored: frames of other groups to score on.
       network: float (N, K), a network's probabilities for `scored`, if there is one.
       draws: of the bootstrap.
+      said: what the frame says of `scored`, as `answers`, where not all of `train` is to teach it.
 
     Returns:
       classes; sources: name -> `scored_part`, of each source and of "all" if there are several; left_out: the same of
@@ -204,7 +222,8 @@ def audit(task: Task, train: Frames, scored: Frames, network: np.ndarray | None,
     """
     if len(np.unique(train.label)) < 2:
         raise ValueError(f"the training scans are all {task.classes[train.label[0]]}: two classes are needed to learn")
-    said = answers(train, scored, len(task.classes)) | ({} if network is None else {"network": network})
+    said = answers(train, scored, len(task.classes)) if said is None else said
+    said = said | ({} if network is None else {"network": network})
     names = np.unique(scored.source).tolist()
     chosen = {name: scored.source == name for name in names}
     if len(names) > 1:
@@ -260,6 +279,14 @@ def network_answers(report: dict[str, Any], task: Task, split: str, scored: Fram
     return rows["probs"][index]
 
 
+def answered(report: dict[str, Any], scans: Frames) -> np.ndarray:
+    """Which scans an evaluation has rows of, bool (N,)."""
+    rows = rows_from_json(report["rows"])
+    there = set(zip(rows["source"].tolist(), rows["scan_id"].tolist(), strict=True))
+    pairs = zip(scans.source.tolist(), scans.scan_id.tolist(), strict=True)
+    return np.array([pair in there for pair in pairs])
+
+
 def print_audit(found: dict[str, Any]) -> None:
     """The audit as a table on standard output, and below it what could not be scored."""
     from rich.table import Table
@@ -297,7 +324,10 @@ def main(argv: Sequence[str]) -> int:
         Attributes:
           task: whose labels; of a segmentation task, those of its label head.
           sources: prepared data sets; by default those of the task.
-          split: validation or test, what is scored; what is learned from is the training split. Look at test once.
+          split: validation or test, what is scored by what the training split teaches, at test once; or left_out, the
+            training and validation scans, each fold by what the others teach: with --against, those that fold runs
+            have left out.
+          folds: number of folds, that of the runs.
           against: the folder, or its report.json, of a network's evaluation on the same scans, to stand beside the
             frame.
           out: JSON file to write.
@@ -306,6 +336,7 @@ def main(argv: Sequence[str]) -> int:
         task: str = tyro.MISSING
         sources: Names = ()
         split: str = "validation"
+        folds: int = 5
         against: str | None = None
         out: str | None = None
 
@@ -317,8 +348,9 @@ def _main(options: Any) -> int:
     from mcis.checkpoint import is_weights_folder, write_text
 
     task, target = task_named(options.task), None
-    if options.split not in data.SPLITS[1:]:
-        allowed = ", ".join(data.SPLITS[1:])
+    splits = (*data.SPLITS[1:], data.LEFT_OUT)
+    if options.split not in splits:
+        allowed = ", ".join(splits)
         raise ValueError(f"--split={options.split}: allowed are {allowed}; the frame's models learn from train")
     if options.out is not None:  # asked before the work is done
         target = pathlib.Path(options.out)
@@ -328,11 +360,20 @@ def _main(options: Any) -> int:
             raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
     report = None if options.against is None else read_report(options.against)
     sources = options.sources or task.sources
-    scored = frames_of(task, read_records(sources, (options.split,), options.data_dir, None))
-    network = None if report is None else network_answers(report, task, options.split, scored)
-    train = frames_of(task, read_records(sources, ("train",), options.data_dir, None))
+    said = None
+    if options.split == data.LEFT_OUT:
+        train = frames_of(task, read_records(sources, data.SPLITS[:2], options.data_dir, None))
+        chosen = np.full(len(train.label), True) if report is None else answered(report, train)
+        scored = train.take(chosen)
+        network = None if report is None else network_answers(report, task, options.split, scored)
+        every = folded_answers(train, data.folds_of(train, options.folds), len(task.classes))
+        said = {name: probs[chosen] for name, probs in every.items()}
+    else:
+        scored = frames_of(task, read_records(sources, (options.split,), options.data_dir, None))
+        network = None if report is None else network_answers(report, task, options.split, scored)
+        train = frames_of(task, read_records(sources, ("train",), options.data_dir, None))
     asked = {"task": task.name, "split": options.split, "against": options.against}
-    found = asked | audit(task, train, scored, network)
+    found = asked | audit(task, train, scored, network, said=said)
     print_audit(found)
     if target is not None:
         write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")

@@ -29,9 +29,6 @@ from mcis.scoring import (
 )
 from mcis.tasks import TASKS, Task
 
-LEFT_OUT = "left_out"
-"""What stands for the split where each scan is answered by the run that has left it out of its training."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Subject:

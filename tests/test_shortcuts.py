@@ -270,12 +270,44 @@ def test_the_command_on_prepared_phantoms(phantom_dir, capsys):
     assert "phantom cannot be left out" in printed
 
 
+def test_each_fold_is_answered_by_what_the_others_teach():
+    """A scan's own fold knows its answer, the others know nothing: only a leak would be right."""
+    rng = np.random.default_rng(0)
+    fold = np.repeat(np.arange(4), 30)
+    label = rng.integers(0, 2, 120)
+    told = made(np.where(fold == 0, label * 9.0, rng.normal(size=120)), label)
+    said = shortcuts.folded_answers(told, fold, 2)
+    assert set(said) == {"chance", *told.seen}
+    first = fold == 0
+    for name in told.seen:
+        assert said[name].shape == (120, 2)
+        by_hand = shortcuts.answers(told.take(~first), told.take(first), 2)[name]
+        np.testing.assert_array_equal(said[name][first], by_hand)
+        assert (said[name].argmax(1) == label)[first].mean() < 0.8
+
+
+def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted, tmp_path, monkeypatch):
+    every = [data.records(source, split) for source in ("lgg", "br35h") for split in ("train", "validation")]
+    scans = frames_of(BRAIN, [r | {"scan_id": f"{i}_{r['scan_id']}"} for i, part in enumerate(every) for r in part])
+    some = scans.take(np.arange(len(scans.label)) % 3 > 0)
+    evaluated = evaluation(some, np.eye(2)[some.label]) | {"split": "left_out"}
+    monkeypatch.setattr(shortcuts, "frames_of", lambda *_: scans)
+    (tmp_path / "folds.json").write_text(json.dumps(evaluated))
+    monkeypatch.setattr(shortcuts, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
+    options = ["--task=classify_brain", f"--against={tmp_path / 'folds.json'}", f"--out={tmp_path / 'audit.json'}"]
+    assert shortcuts.main([*options, "--split=left_out", "--folds=3"]) == 0
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["split"] == "left_out" and found["sources"]["all"]["scans"] == len(some.label)
+    assert values(found["sources"]["all"])["network"] == 1
+    assert values(found["sources"]["all"])["stored size"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
         (["--task=classify_liver"], "no task 'classify_liver'; there are: route, classify_brain"),
-        (["--task=route", "--split=train"], "--split=train: allowed are validation, test"),
-        (["--task=route", "--split=dev"], "--split=dev: allowed are validation, test"),
+        (["--task=route", "--split=train"], "--split=train: allowed are validation, test, left_out"),
+        (["--task=route", "--split=dev"], "--split=dev: allowed are validation, test, left_out"),
         (["--task=route", "--out=no/such/folder/a.json"], "--out=no/such/folder/a.json cannot be written"),
         (["--task=route", "--out=mcis/weights/route/a.json"], "lies in a weights folder"),
         (["--task=route", "--against=no_such.json"], "no_such.json is no evaluation"),

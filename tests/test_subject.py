@@ -49,7 +49,7 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, t
     assert evaluate.main([*arguments, "--heat=2", "--split=left_out"]) == 0
     assert "left out by 2 runs (26 scans of 26)" in " ".join(capsys.readouterr().out.split())
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert found["split"] == subject.LEFT_OUT and set(found["weights"]) == {"segment_breast_0", "segment_breast_1"}
+    assert found["split"] == data.LEFT_OUT and set(found["weights"]) == {"segment_breast_0", "segment_breast_1"}
     metrics = found["sources"]["phantom"]["metrics"]
     assert {"accuracy", "sensitivity_malignant", "dice_lesion", "gated_dice"} <= set(metrics)
     assert "confusion" in found["sources"]["phantom"]
