@@ -1,7 +1,8 @@
 """Train one task: `python -m mcis.launch --task=segment_brain`, or `mcis train --task=segment_brain`.
 
 Every field of the task can be overridden: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`.
-Unknown names fail and list what there is.
+Unknown names fail and list what there is. A task may start at another size (`--start.epochs` and so on), in a run of
+its own below the run's folder; where --size or --epochs is given, it does not, unless that is asked for as well.
 """
 
 import dataclasses
@@ -10,6 +11,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
+
+START = "start"
+"""A run's folder of the run that its task starts with."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +49,15 @@ def run(options: Any, task: Any) -> int:
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
-    best = loop.train(task, to_train, to_validate, run_dir, options.seed, options.init_from)
+    start = options.init_from
+    if (first := task.first()) is not None:
+        print(
+            f"{task.name}: first {first.epochs} epochs at {first.size} px, then {task.epochs} at {task.size}",
+            flush=True,
+        )
+        loop.train(first, to_train, to_validate, run_dir / START, options.seed, start)
+        start = run_dir / START
+    best = loop.train(task, to_train, to_validate, run_dir, options.seed, start)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
@@ -59,7 +71,7 @@ def parse(argv: Sequence[str]):
     import tyro
 
     from mcis.command import Options, expand_user, parse_dataclass
-    from mcis.tasks import TASKS, Task, task_named
+    from mcis.tasks import TASKS, Start, Task, task_named
 
     @dataclasses.dataclass(frozen=True)
     class Run(Options):
@@ -96,6 +108,8 @@ def parse(argv: Sequence[str]):
     if (_take("--model", rest)[0] or task.model) != task.model:
         task = dataclasses.replace(task, features=0)  # the row's width is its own network's
     flat = tyro.conf.arg(name="")
+    if any(_take(option, rest)[0] for option in ("--size", "--epochs")):
+        task = dataclasses.replace(task, start=Start())  # so long and so large is all of it
     fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
     both = dataclasses.make_dataclass("Train", fields, frozen=True)
     parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))

@@ -36,6 +36,24 @@ BREAST_SOURCES = ("busi", "busbra")
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """A first training at another size, from whose weights the task's own goes on.
+
+    Most is learned from small scans, at a fraction of a large one's cost; fine lesions need the large ones (progressive
+    resizing).
+
+    Attributes:
+      epochs: its length; 0 = none.
+      size: side of the square that the network sees meanwhile, pixels.
+      learning_rate: peak of its own cosine schedule.
+    """
+
+    epochs: int = 0
+    size: int = 128
+    learning_rate: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One thing to learn.
 
@@ -65,6 +83,7 @@ class Task:
       denoise: noise removal at the network's size, before augmentation, a name in DENOISE.
       edges: an edge map as a further channel, a name in EDGES.
       each_channel: standardise every channel by itself, not all of a scan's together.
+      start: a first training at another size.
       crf: the fully connected CRF that a segmentation network's mask goes through when it is used; 0 steps = none.
       augmentation: strengths of the augmentation.
 
@@ -92,6 +111,7 @@ class Task:
     denoise: Annotated[str, tyro.conf.arg(help=f"noise removal, one of {', '.join(DENOISE)}.")] = "none"
     edges: Annotated[str, tyro.conf.arg(help=f"an edge map as a further channel, one of {', '.join(EDGES)}.")] = "none"
     each_channel: bool = False
+    start: Start = Start()
     crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()
 
@@ -121,6 +141,12 @@ class Task:
         classes = len(self.classes) if self.label_loss or not self.segments else 0
         fields: dict[str, Any] = {"supervise": True} if self.auxiliary_loss else {}
         return model_named(self.model).clone(features=self.width, classes=classes, axis_name=axis_name, **fields)
+
+    def first(self) -> "Task | None":
+        """The training that comes before this one, if there is one: the same at another size and length."""
+        if not self.start.epochs:
+            return None
+        return dataclasses.replace(self, **vars(self.start), start=Start())
 
     @property
     def channels(self) -> int:
@@ -159,9 +185,11 @@ class Task:
             raise ValueError(f"{self.name} has no sources; name at least one, e.g. --sources=phantom")
         _check_numbers(self, "", positive=("size", "epochs", "batch_size", "learning_rate", "clip"), shares=SHARES)
         _check_numbers(self.augmentation, "augmentation.", positive=(), shares=PROBABILITIES)
+        _check_numbers(self.start, "start.", positive=("size", "learning_rate"), shares=())
         _check_numbers(self.crf, "crf.", positive=("smooth_sigma", "sigma", "grey_sigma"), shares=())
-        if self.size % stride or self.size > MAX_SIZE:
-            raise ValueError(f"size={self.size}: {self.model} takes multiples of {stride}, at most {MAX_SIZE}")
+        for name, size in (("size", self.size), ("start.size", self.start.size if self.start.epochs else stride)):
+            if size % stride or size > MAX_SIZE:
+                raise ValueError(f"{name}={size}: {self.model} takes multiples of {stride}, at most {MAX_SIZE}")
         what = "mask_loss" if self.segments else "label_loss"
         if not getattr(self, what):
             raise ValueError(f"{what}=0: then {self.name} has nothing to learn; it must be above 0")
@@ -291,7 +319,7 @@ def task_from_json(values: dict[str, Any]) -> Task:
     after a task's name, and its size decides how much memory is asked for.
     """
     example = task_named(str(values.get("name")))
-    parts = {"augmentation": Augmentation, "crf": CRF}
+    parts = {"augmentation": Augmentation, "crf": CRF, "start": Start}
     tables = [("task", Task, values)] + [(name, row, values.get(name, {})) for name, row in parts.items()]
     for what, row, found in tables:
         fields = dataclasses.fields(row)

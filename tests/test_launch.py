@@ -1,5 +1,6 @@
 """The command that trains: killed and typed again, and its folds."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import time
 
-from mcis import launch
+import numpy as np
+
+from mcis import checkpoint, launch, tasks
 from mcis.train import loop
 
 
@@ -53,3 +56,32 @@ def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_
     assert sum(len(left_out) for _, left_out in seen) == len(every)
     assert launch.main([*options, "--fold=3"]) == 2
     assert "there are folds 0 to 2" in capsys.readouterr().err
+
+
+def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_path, capsys):
+    options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}"]
+    options += ["--features=4", "--start.epochs=2", "--start.size=32", "--start.learning_rate=1e-3", "--select=last"]
+    options += ["--size=64", "--epochs=1", "--learning_rate=1e-12", "--weight_decay=0"]
+    assert launch.main(options) == 0
+    assert "route: first 2 epochs at 32 px, then 1 at 64" in capsys.readouterr().out
+    run = tmp_path / "route"
+    first, last = (checkpoint.load(folder / loop.BEST) for folder in (run / launch.START, run))
+    assert [manifest["task"]["size"] for _, manifest in (first, last)] == [32, 64]
+    assert last[1]["task"]["start"] == {"epochs": 2, "size": 32, "learning_rate": 1e-3}
+    before, after = (checkpoint.flatten(variables["params"]) for variables, _ in (first, last))
+    for name, value in before.items():  # a learning rate of nothing changes nothing
+        np.testing.assert_allclose(after[name], value, atol=1e-7)
+    assert launch.main(options) == 0
+    assert capsys.readouterr().out.count("complete already") == 2
+    assert launch.main([*options, "--start.epochs=3"]) == 2
+    assert "other settings (epochs: 2 -> 3)" in capsys.readouterr().err
+
+
+def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):
+    row = dataclasses.replace(tasks.TASKS["route"], start=tasks.Start(epochs=9))
+    monkeypatch.setitem(tasks.TASKS, "route", row)
+    starts = {
+        option: launch.parse(["--task=route", *option.split()])[1].start.epochs
+        for option in ("--batch_size=8", "--size=64", "--epochs=3", "--size=64 --start.epochs=2")
+    }
+    assert starts == {"--batch_size=8": 9, "--size=64": 0, "--epochs=3": 0, "--size=64 --start.epochs=2": 2}

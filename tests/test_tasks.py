@@ -16,6 +16,7 @@ from mcis.tasks import (
     LAST,
     TASKS,
     Names,
+    Start,
     Task,
     task_from_json,
     task_named,
@@ -134,8 +135,10 @@ def test_json_from_before_a_field_was_added_gets_its_default():
     older = {k: v for k, v in good.items() if k != "even_sources"}
     older["augmentation"] = {k: v for k, v in good["augmentation"].items() if k != "flip"}
     assert task_from_json(older) == TASKS["route"]
-    older = {k: v for k, v in task_to_json(TASKS["segment_brain"]).items() if k not in ("crf", "denoise", "edges")}
-    assert task_from_json(older) == TASKS["segment_brain"].check()
+    older = {
+        k: v for k, v in task_to_json(TASKS["segment_brain"]).items() if k not in ("crf", "denoise", "edges", "start")
+    }
+    assert task_from_json(older) == dataclasses.replace(TASKS["segment_brain"], start=Start()).check()
     assert not task_from_json(older).crf.steps
 
 
@@ -170,6 +173,8 @@ def test_task_named_lists_what_there_is():
         ({"batch_size": 0}, "batch_size=0"),
         ({"denoise": "wavelet"}, "denoise='wavelet'.*none, gaussian, median"),
         ({"edges": "laplace"}, "edges='laplace'.*none, sobel, canny"),
+        ({"start": Start(epochs=1, learning_rate=0.0)}, "start.learning_rate=0.0.*above 0"),
+        ({"start": Start(epochs=1, size=100)}, "start.size=100: .* takes multiples of"),
         ({"crf": CRF(sigma=0.0)}, "crf.sigma=0.0.*above 0"),
         ({"crf": CRF(weight=-1.0)}, "crf.weight=-1.0"),
         ({"auxiliary_loss": -0.5}, "auxiliary_loss=-0.5"),
