@@ -98,6 +98,10 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
     asked = not math.isnan(float(row["organ_prob"]))
     probability = float(row["organ_prob"]) if asked else None
     index, notes = int(row["organ"]), list(loaded.notes) or None
+    if asked and loaded.geometry is not None and loaded.geometry.too_coarse:
+        wide, high = loaded.geometry.box[2:]
+        reason = f"too coarse: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
+        return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     if index >= len(ORGANS):
         like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.3f}"
         times = float(row["novelty"])

@@ -20,6 +20,9 @@ MAX_FRAMES = 1 << 12
 """Pages of a TIFF that are read; the size of a file alone would allow forty million."""
 CANVAS = 256
 """Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
+MIN_CONTENT = 80
+"""Pixels that the longer side of a scan's content must have: with fewer it is a thumbnail, magnified more than three
+times to fill the canvas, and like no scan that anything was learned from (all have 128 and more)."""
 REPORT_FOLDERS = ("masks", "overlays", "page")
 """What a report of `mcis predict` keeps beside its findings."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -58,6 +61,11 @@ class Fit:
     box: tuple[int, int, int, int]
     inner: tuple[int, int, int, int]
     size: int
+
+    @property
+    def too_coarse(self) -> bool:
+        """Whether the content has so few pixels that what is fine in a scan cannot be in it."""
+        return max(self.box[2:]) < MIN_CONTENT
 
 
 def pictures(folder: str | os.PathLike) -> list[pathlib.Path]:

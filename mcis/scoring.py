@@ -17,7 +17,7 @@ import numpy as np
 from mcis import data, scan
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
-from mcis.organs import organ_index
+from mcis.organs import ORGANS, UNKNOWN, organ_index
 from mcis.scores import Rows
 from mcis.tasks import LAST, Task
 
@@ -137,6 +137,8 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
         for i, (record, mask, _, geometry) in enumerate(batch):
             said = {"said_organ": int(organ[i]), "said_label": int(label[i])}
             said |= {name: value[i] for name, value in told.items()}
+            if geometry.too_coarse:  # as `mcis predict` has it
+                said |= {"said_organ": len(ORGANS), "said_label": UNKNOWN}
             truth = {"organ": organ_index(data.text(record["organ"])), "label": int(record["label"])}
             row = _facts(record) | truth | said
             # the mask of another organ's network is none of this organ's

@@ -76,7 +76,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     assert "hd95" not in metrics(SEGMENT, take(rows, np.array([1, 4])))
 
 
-def test_the_cascade_is_scored_as_it_answers():
+def test_the_cascade_is_scored_as_it_answers(monkeypatch):
     records = [make_record(i, label=1 + i % 2) for i in range(scoring.BATCH + 3)]
 
     def predict(squares):
@@ -98,6 +98,8 @@ def test_the_cascade_is_scored_as_it_answers():
     found = metrics(None, rows)
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
     assert found["dice_lesion"] == pytest.approx(metrics(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
+    monkeypatch.setattr(scan, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
+    assert metrics(None, scoring.score_cascade(predict, records))["lost_by_router"] == 1
 
 
 def test_scans_whose_mask_is_unknown_do_not_count():

@@ -175,6 +175,19 @@ def test_an_unsupported_scan_says_why_and_what_it_is_most_like(weights, pictures
             assert refused == (line["reason"] or "").startswith("unlike the scans the router learned from")
 
 
+def test_a_thumbnail_is_refused_unless_the_organ_is_given(weights, tmp_path):
+    image = phantom.make_phantom("brain", 1, 3, size=(180, 180)).image
+    for side in (64, 180):
+        cv2.imwrite(str(tmp_path / f"{side}.png"), cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
+    arguments = [str(tmp_path), "--weights", str(weights), "--out"]
+    assert predict.main([*arguments, str(tmp_path / "out"), "--threshold=0", "--no-novelty"]) == 0
+    large, small = findings(tmp_path / "out")
+    assert large["organ"] != "unsupported" and small["organ"] == "unsupported" and small["mask"] is None
+    assert small["reason"].startswith("too coarse: ") and "80 along one side" in small["reason"]
+    assert predict.main([*arguments, str(tmp_path / "brain"), "--organ=brain"]) == 0
+    assert [line["organ"] for line in findings(tmp_path / "brain")] == ["brain", "brain"]
+
+
 def test_what_was_changed_in_reading_is_noted(weights, tmp_path):
     image = phantom.make_phantom("brain", 1, 3, size=(90, 120)).image
     cv2.imwrite(str(tmp_path / "deep.png"), image.astype(np.uint16) * 100)
