@@ -34,7 +34,7 @@ GOOD_DICE = 0.5
 
 Answers = dict[str, np.ndarray]
 """Columns of N scans, each answered by the network that has not seen it: fingerprint, group, source str; label int, the
-task's target; has_mask and coarse bool; and, where the network has the head, probs float (N, K); expected_dice float
+task's target; has_mask and thumbnail bool; and, where the network has the head, probs float (N, K); expected_dice float
 and the counts both, predicted, true int of the mask on the canvas; and the router's novelty float, in units of its
 limit."""
 
@@ -68,7 +68,7 @@ def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
             )
         taken |= mine
         chosen = scans.take(mine)
-        for name in ("fingerprint", "group", "source", "has_mask", "coarse"):
+        for name in ("fingerprint", "group", "source", "has_mask", "thumbnail"):
             parts[name].append(getattr(chosen, name))
         parts["label"].append(label[mine])
         for name, value in collect(answer, weights.variables, chosen, label[mine], BATCH).items():

@@ -53,7 +53,7 @@ class Scans:
 
     image uint8 (N, S, S, 3); mask uint8 {0,1} (N, S, S, 1); the rest (N,): has_mask bool, organ str, label int32
     (index into the organ's classes, -1 unknown), group str ("<source>/<patient>"), source str, scan_id str,
-    fingerprint str, coarse bool (`scan.Fit.too_coarse`).
+    fingerprint str, thumbnail bool (`scan.Fit`).
     """
 
     image: np.ndarray
@@ -65,7 +65,7 @@ class Scans:
     source: np.ndarray
     scan_id: np.ndarray
     fingerprint: np.ndarray
-    coarse: np.ndarray
+    thumbnail: np.ndarray
 
     def __len__(self) -> int:
         """Number of scans."""
@@ -168,7 +168,7 @@ def _lay(record: dict[str, Any]) -> dict[str, Any]:
         "source": text(record["source"]),
         "scan_id": text(record["scan_id"]),
         "fingerprint": text(record["fingerprint"]),
-        "coarse": np.bool_(geometry.too_coarse),
+        "thumbnail": np.bool_(geometry.thumbnail),
     }
 
 

@@ -58,10 +58,14 @@ def _review(facts: Mapping[str, Any]) -> str:
 def _refusal(facts: Mapping[str, Any]) -> str:
     lines = "".join(
         f'<tr><th>{escape(name)}</th><td class="n">{facts["scans"][name]:d}</td>'
-        f'<td class="n">{facts["groups"][name]:d}</td>{cell(share)}</tr>'
+        f'<td class="n">{facts["groups"][name]:d}</td>{cell(share)}'
+        + (cell(facts["with_thumbnails"][name]) if "with_thumbnails" in facts else "")
+        + "</tr>"
         for name, share in facts["refused"].items()
     )
     head = '<th></th><th class="n">scans</th><th class="n">groups or kinds</th><th class="n">refused</th>'
+    if "with_thumbnails" in facts:
+        head += '<th class="n">refused, thumbnails included</th>'
     text = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
     if "trade_off" in facts:
         curve = plots.trade_off(facts["trade_off"], facts["refused"], "What refusing more known scans would refuse")

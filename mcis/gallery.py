@@ -130,6 +130,8 @@ def _cascade(row: Mapping[str, np.ndarray]) -> str:
     """What the cascade said of a scan, in words."""
     organ, label = int(row["said_organ"]), int(row["said_label"])
     name = UNSUPPORTED if organ == len(ORGANS) else ORGAN_NAMES[organ]
+    if row.get("thumbnail", False):
+        return f"{name} (a thumbnail)"
     if "organ_prob" in row and (organ == len(ORGANS) or organ != row["organ"]):
         name += f" (surest organ {row['organ_prob']:.2f}, novelty {row['novelty']:.2f})"
     if label < 0:

@@ -75,7 +75,8 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
 
     Returns:
       {"scans", "groups", "in_lesion", "low", "high", "by_chance"}: the share of peaks in the lesion with its 95 %
-      interval by group, and what peaks anywhere would have, the lesions' share of their scans; None without such scans.
+      interval by group, None where all hit or all miss, and what peaks anywhere would have, the lesions' share of their
+      scans; None without such scans.
     """
     said = rows["said_label"] if "said_label" in rows else rows["probs"].argmax(1)
     organ = rows["organ"] if "organ" in rows else np.array([organ_index(data.text(r["organ"])) for r in records])
@@ -96,7 +97,7 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
         shares.append(float(mask.mean()))
     group = rows["group"][index]
     low, high = bootstrap_interval(lambda chosen, _: {"hit": float(np.mean(np.array(hits)[chosen]))}, group)["hit"]
-    # resampling a few that are all alike finds no spread, which is not to say that there is none
+    # resampling what is all alike finds no spread, which is not to say that there is none
     ends = {"low": low, "high": high} if np.isfinite(low) and low < high else {"low": None, "high": None}
     counts = {"scans": len(index), "groups": len(np.unique(group))}
     return counts | {"in_lesion": float(np.mean(hits))} | ends | {"by_chance": float(np.mean(shares))}

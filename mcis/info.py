@@ -52,9 +52,12 @@ def _main(options: Any) -> int:
 
 def _made(weights: Any) -> str:
     """How many networks weights are, and how their probabilities are changed, in words."""
+    import jax
+
     from mcis.experts import MEMBERS
 
-    count = len(weights.manifest["seeds"]) if MEMBERS in weights.variables else 1
+    members = jax.tree.leaves(weights.variables.get(MEMBERS, {}))
+    count = len(members[0]) if members else 1
     said = "one network" if count == 1 else f"the mean of {count} networks"
     slope = weights.variables.get("calibration", {}).get("slope")
     return f"{said}, epoch {weights.manifest['epoch']}" + ("" if slope is None else f", calibrated (slope {slope:.2f})")

@@ -51,6 +51,8 @@ def run(options: Any, task: Any) -> int:
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     start = options.init_from
     if (first := task.first()) is not None:
+        settings = loop.settings_of(task, to_train, to_validate, options.seed)
+        loop.check_same_run(run_dir, settings, start=False)  # before hours go into its start
         print(
             f"{task.name}: first {first.epochs} epochs at {first.size} px, then {task.epochs} at {task.size}",
             flush=True,

@@ -90,17 +90,22 @@ def load_all(scans: Iterable[tuple[str, int | None]], ahead: int = 2 * BATCH) ->
             yield waiting.popleft().result()
 
 
-def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, np.ndarray | None]:
+def finding_of(
+    loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = False
+) -> tuple[Finding, np.ndarray | None]:
     """A scan's finding and its mask, uint8 {0,1} (H, W) on the scan's own grid, None where not segmented.
 
-    `row` holds the fields of a `cascade.Prediction` for this one scan.
+    Args:
+      loaded: the scan.
+      row: the fields of a `cascade.Prediction` for this one scan.
+      thumbnails: whether those are refused, whatever the row says.
     """
     asked = not math.isnan(float(row["organ_prob"]))
     probability = float(row["organ_prob"]) if asked else None
     index, notes = int(row["organ"]), list(loaded.notes) or None
-    if asked and loaded.geometry is not None and loaded.geometry.too_coarse:
+    if thumbnails and loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
-        reason = f"too coarse: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
+        reason = f"a thumbnail: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
         return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     if index >= len(ORGANS):
         like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.3f}"
@@ -126,7 +131,10 @@ def finding_of(loaded: Loaded, row: Mapping[str, np.ndarray]) -> tuple[Finding, 
 
 
 def run(
-    scans: Iterable[tuple[str, int | None]], predict: Callable[[np.ndarray], Any], batch_size: int
+    scans: Iterable[tuple[str, int | None]],
+    predict: Callable[[np.ndarray], Any],
+    batch_size: int,
+    thumbnails: bool = False,
 ) -> Iterator[tuple[Loaded, Finding, np.ndarray | None]]:
     """Findings of scans, in order.
 
@@ -134,6 +142,7 @@ def run(
       scans: (path, frame) of each, as `frames` gives them.
       predict: uint8 (batch_size, S, S, 3) -> a `cascade.Prediction` of arrays.
       batch_size: scans at once; the last batch is filled up with black squares.
+      thumbnails: whether thumbnails are refused.
 
     Yields:
       the scan as loaded, its finding, and its mask on its own grid or None.
@@ -153,7 +162,7 @@ def run(
                 yield loaded, Finding(loaded.path, loaded.frame, error=loaded.error), None
             else:
                 at = next(rows)
-                yield loaded, *finding_of(loaded, {name: value[at] for name, value in fields.items()})
+                yield loaded, *finding_of(loaded, {name: value[at] for name, value in fields.items()}, thumbnails)
 
     group: list[Loaded] = []
     for loaded in load_all(scans):
@@ -182,7 +191,8 @@ def main(argv: Sequence[str]) -> int:
           task: run this task's network alone on every scan.
           threshold: the router's smallest probability; below it a scan is unsupported. By default the one
             that was fitted with the weights.
-          novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is.
+          novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is, or a
+            thumbnail.
           overwrite: replace the report that is in the folder.
         """
 
@@ -254,7 +264,8 @@ def _main(options: Any) -> int:
         weights={"folder": str(options.weights or "shipped"), "tasks": described},
         overwrite=options.overwrite,
     ) as report:
-        results = run(scans, lambda batch: jax.device_get(compiled(variables, batch)), batch_size)
+        refuse = options.novelty and options.task is None and options.organ is None
+        results = run(scans, lambda batch: jax.device_get(compiled(variables, batch)), batch_size, refuse)
         for loaded, finding, mask in track(results, "scans", total=len(scans), disable=not sys.stderr.isatty()):
             report.add(finding, loaded.image, mask)
             if finding.error is not None:

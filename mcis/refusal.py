@@ -1,9 +1,9 @@
 """What the router refuses: its limits, fitted to answers of folds, and the price of each.
 
 A scan is refused where the router's probability of an organ is small or its features lie far from all that it learned
-from (`ops.novelty`); and, whatever the router sees in it, where it is too coarse (`scan.Fit`). Intervals are over
-groups: patients or clusters of the known scans, kinds of the foreign ones, for pictures of one kind are refused or
-taken together.
+from (`ops.novelty`). The cascade refuses thumbnails as well (`scan.Fit`), whatever the router sees in them: that is
+told apart, for it says nothing of the same kinds at full size. Intervals are over groups: patients or clusters of the
+known scans, kinds of the foreign ones, for pictures of one kind are refused or taken together.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def fit_router(answers: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dic
     Returns:
       {"threshold": its smallest probability, "reach": its largest distance in units of `ops.novelty`'s limit}; and the
       shares refused, of known scans and by source, of foreign ones and by kind, far and near, and how they go together;
-      "by_sight" are those that the router alone refuses.
+      all this by the router alone, and "with_thumbnails" by router and size together.
     """
     known = answers["label"] < len(ORGANS)
     prob = answers["probs"][:, : len(ORGANS)].max(1)
@@ -61,20 +61,19 @@ def fit_router(answers: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dic
     def shares(refused: np.ndarray) -> dict[str, Interval]:
         return {name: _share(refused[part], answers["group"][part]) for name, part in parts.items()}
 
-    limits, by_sight = refuse(REFUSED)
-    refused = by_sight | answers["coarse"]
+    limits, refused = refuse(REFUSED)
     wrong = known & ~refused & (answers["probs"][:, : len(ORGANS)].argmax(1) != answers["label"])
     facts: dict[str, Any] = {
         "scans": {name: int(part.sum()) for name, part in parts.items()},
         "groups": {name: len(np.unique(answers["group"][part])) for name, part in parts.items()},
         "refused": shares(refused),
-        "by_sight": shares(by_sight),
+        "with_thumbnails": shares(refused | answers["thumbnail"]),
         "to_the_wrong_organ": int(wrong.sum()),
         "sources": _by_name(answers["source"][known], refused[known], answers["group"][known]),
         "kinds": _by_name(answers["group"][~known], refused[~known], answers["group"][~known]),
     }
     if (~known).any():
-        facts["trade_off"] = [shares(refuse(share)[1] | answers["coarse"]) for share in TRADE_OFF]
+        facts["trade_off"] = [shares(refuse(share)[1]) for share in TRADE_OFF]
     return limits, facts
 
 

@@ -22,7 +22,7 @@ CANVAS = 256
 """Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
 MIN_CONTENT = 80
 """Pixels that the longer side of a scan's content must have: with fewer it is a thumbnail, magnified more than three
-times to fill the canvas, and like no scan that anything was learned from (all have 128 and more)."""
+times to fill the canvas. Of the public sets' scans, as they lie here, each has 128 and more."""
 REPORT_FOLDERS = ("masks", "overlays", "page")
 """What a report of `mcis predict` keeps beside its findings."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -63,8 +63,8 @@ class Fit:
     size: int
 
     @property
-    def too_coarse(self) -> bool:
-        """Whether the content has so few pixels that what is fine in a scan cannot be in it."""
+    def thumbnail(self) -> bool:
+        """Whether the content has fewer than MIN_CONTENT pixels along its longer side."""
         return max(self.box[2:]) < MIN_CONTENT
 
 

@@ -25,7 +25,8 @@ predicted, true int (N,), the scan's own pixels int (N,), the soft Dice loss dic
 surface_distance float (N,) in pixels, nan where either mask is empty; all on the scans' own grid. A router's rows have
 refused bool (N,). The cascade's rows have organ int (N,), label of that organ's classes, and what it said of them:
 said_organ (len(ORGANS) = unsupported) and said_label int (N,), organ_prob and novelty float (N,), and label_probs
-(N, CLASSES), zero past the classes of said_organ and where there is no label; what was not segmented has an empty mask.
+(N, CLASSES), zero past the classes of said_organ and where there is no label; thumbnail bool (N,), for which it is
+unsupported whatever the networks say; what was not segmented has an empty mask.
 Rows of prepared scans have fingerprint str (N,), of their content."""
 
 CASCADE = "cascade"

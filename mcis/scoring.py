@@ -135,12 +135,13 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
         organ, label, masks = (np.asarray(x) for x in (found.organ, found.label, found.mask))
         told = {name: np.asarray(getattr(found, name)) for name in ("organ_prob", "novelty", "label_probs")}
         for i, (record, mask, _, geometry) in enumerate(batch):
-            said = {"said_organ": int(organ[i]), "said_label": int(label[i])}
+            said: dict[str, Any] = {"said_organ": int(organ[i]), "said_label": int(label[i])}
             said |= {name: value[i] for name, value in told.items()}
-            if geometry.too_coarse:  # as `mcis predict` has it
+            if geometry.thumbnail:  # as `mcis predict` has it
                 said |= {"said_organ": len(ORGANS), "said_label": UNKNOWN}
+                said["label_probs"] = np.zeros_like(said["label_probs"])
             truth = {"organ": organ_index(data.text(record["organ"])), "label": int(record["label"])}
-            row = _facts(record) | truth | said
+            row = _facts(record) | truth | said | {"thumbnail": geometry.thumbnail}
             # the mask of another organ's network is none of this organ's
             right = said["said_organ"] == truth["organ"]
             prob = scan.unfit(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)

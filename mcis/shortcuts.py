@@ -134,11 +134,11 @@ def learn(x: np.ndarray, label: np.ndarray, classes: int) -> Callable[[np.ndarra
     """Gradient-boosted trees, classes weighted evenly, from float (N, F) and int (N,).
 
     Returns a function of float (M, F) -> probabilities (M, classes), 0 for a class that was not there to learn. Where
-    all rows of `x` are the same there is nothing to see, and the answer is the classes' shares: chance.
+    all rows of `x`, or all labels, are the same there is nothing to learn: the answer is the classes' shares, chance.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    if (x == x[:1]).all():
+    if (x == x[:1]).all() or (label == label[0]).all():
         return lambda other: np.tile(np.bincount(label, minlength=classes) / len(label), (len(other), 1))
     model = HistGradientBoostingClassifier(**LEARNER, class_weight="balanced", early_stopping=False, random_state=0)
     model.fit(x, label)
@@ -284,7 +284,7 @@ def answered(report: dict[str, Any], scans: Frames) -> np.ndarray:
     rows = rows_from_json(report["rows"])
     there = set(zip(rows["source"].tolist(), rows["scan_id"].tolist(), strict=True))
     pairs = zip(scans.source.tolist(), scans.scan_id.tolist(), strict=True)
-    return np.array([pair in there for pair in pairs])
+    return np.array([pair in there for pair in pairs], bool)
 
 
 def print_audit(found: dict[str, Any]) -> None:
@@ -327,7 +327,8 @@ def main(argv: Sequence[str]) -> int:
           split: validation or test, what is scored by what the training split teaches, at test once; or left_out, the
             training and validation scans, each fold by what the others teach: with --against, those that fold runs
             have left out.
-          folds: number of folds, that of the runs.
+          folds: number of folds of left_out: by group, and not the same that the runs have, where these have scans of
+            unknown class or other sources.
           against: the folder, or its report.json, of a network's evaluation on the same scans, to stand beside the
             frame.
           out: JSON file to write.
@@ -358,13 +359,18 @@ def _main(options: Any) -> int:
             raise ValueError(f"--out={target} lies in a weights folder, which takes no further files; name another")
         if target.is_dir() or not os.access(target.parent, os.W_OK):
             raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
+    if options.folds < 2:
+        raise ValueError(f"--folds={options.folds}: at least 2 are needed, one to score and one to learn from")
     report = None if options.against is None else read_report(options.against)
     sources = options.sources or task.sources
     said = None
     if options.split == data.LEFT_OUT:
         train = frames_of(task, read_records(sources, data.SPLITS[:2], options.data_dir, None))
         chosen = np.full(len(train.label), True) if report is None else answered(report, train)
+        if not chosen.any():
+            raise ValueError(f"--against has answered none of the scans of {', '.join(sources)}")
         scored = train.take(chosen)
+        print(f"{len(scored.label)} of {len(train.label)} training and validation scans are scored")
         network = None if report is None else network_answers(report, task, options.split, scored)
         every = folded_answers(train, data.folds_of(train, options.folds), len(task.classes))
         said = {name: probs[chosen] for name, probs in every.items()}

@@ -257,7 +257,8 @@ def _look(subject: Subject, records: Records) -> Iterator[Look]:
         for i, (record, mask, _, geometry) in enumerate(batch):
             image, _ = data.decode(dict(record))
             said = None if masks is None else (scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
-            if subject.task is None and int(answer.organ[i]) != organ_index(data.text(record["organ"])):
+            lost = subject.task is None and int(answer.organ[i]) != organ_index(data.text(record["organ"]))
+            if lost or (subject.task is None and geometry.thumbnail):
                 said = np.zeros(mask.shape[:2], np.uint8)  # as it was scored
             yield Look(image, mask[..., 0] if record["has_mask"] else None, said)
 

@@ -37,10 +37,9 @@ BREAST_SOURCES = ("busi", "busbra")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A first training at another size, from whose weights the task's own goes on.
+    """A first training at another size, from whose weights the task's own goes on: progressive resizing.
 
-    Most is learned from small scans, at a fraction of a large one's cost; fine lesions need the large ones (progressive
-    resizing).
+    Steps on small scans are cheap: Howard & Gugger 2020, fastai; Tan & Le 2021, EfficientNetV2.
 
     Attributes:
       epochs: its length; 0 = none.
@@ -146,7 +145,8 @@ class Task:
         """The training that comes before this one, if there is one: the same at another size and length."""
         if not self.start.epochs:
             return None
-        return dataclasses.replace(self, **vars(self.start), start=Start())
+        # its last epoch, so that no scan has chosen it
+        return dataclasses.replace(self, **vars(self.start), select=LAST, start=Start())
 
     @property
     def channels(self) -> int:
@@ -185,9 +185,12 @@ class Task:
             raise ValueError(f"{self.name} has no sources; name at least one, e.g. --sources=phantom")
         _check_numbers(self, "", positive=("size", "epochs", "batch_size", "learning_rate", "clip"), shares=SHARES)
         _check_numbers(self.augmentation, "augmentation.", positive=(), shares=PROBABILITIES)
+        if not self.start.epochs and self.start != Start():
+            raise ValueError(f"start.size={self.start.size}: without start.epochs there is no start; say how many")
         _check_numbers(self.start, "start.", positive=("size", "learning_rate"), shares=())
         _check_numbers(self.crf, "crf.", positive=("smooth_sigma", "sigma", "grey_sigma"), shares=())
-        for name, size in (("size", self.size), ("start.size", self.start.size if self.start.epochs else stride)):
+        sizes = {"size": self.size} | ({"start.size": self.start.size} if self.start.epochs else {})
+        for name, size in sizes.items():
             if size % stride or size > MAX_SIZE:
                 raise ValueError(f"{name}={size}: {self.model} takes multiples of {stride}, at most {MAX_SIZE}")
         what = "mask_loss" if self.segments else "label_loss"
@@ -310,6 +313,17 @@ def task_named(name: str) -> Task:
 def task_to_json(task: Task) -> dict[str, Any]:
     """A Task as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(task)))
+
+
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values of a Task, and those fields that are younger than they: each that has a default."""
+    found = dict(values)
+    for field in dataclasses.fields(Task):
+        if dataclasses.is_dataclass(field.default) and isinstance(found.get(field.name, {}), dict):
+            found[field.name] = dataclasses.asdict(cast(Any, field.default)) | found.get(field.name, {})
+        elif field.default is not dataclasses.MISSING:
+            found.setdefault(field.name, field.default)
+    return found
 
 
 def task_from_json(values: dict[str, Any]) -> Task:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_
 
 def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_path, capsys):
     options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}"]
-    options += ["--features=4", "--start.epochs=2", "--start.size=32", "--start.learning_rate=1e-3", "--select=last"]
+    options += ["--features=4", "--start.epochs=2", "--start.size=32", "--start.learning_rate=1e-3"]
     options += ["--size=64", "--epochs=1", "--learning_rate=1e-12", "--weight_decay=0"]
     assert launch.main(options) == 0
     assert "route: first 2 epochs at 32 px, then 1 at 64" in capsys.readouterr().out
@@ -68,13 +69,19 @@ def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_p
     first, last = (checkpoint.load(folder / loop.BEST) for folder in (run / launch.START, run))
     assert [manifest["task"]["size"] for _, manifest in (first, last)] == [32, 64]
     assert last[1]["task"]["start"] == {"epochs": 2, "size": 32, "learning_rate": 1e-3}
+    # the start kept its last epoch, so that no scan has chosen it and none counts as learned from but those that were
+    assert last[1]["fingerprints"]["train"] == first[1]["fingerprints"]["train"]
+    assert not set(last[1]["fingerprints"]["train"]) & set(last[1]["fingerprints"]["validation"])
     before, after = (checkpoint.flatten(variables["params"]) for variables, _ in (first, last))
     for name, value in before.items():  # a learning rate of nothing changes nothing
         np.testing.assert_allclose(after[name], value, atol=1e-7)
     assert launch.main(options) == 0
     assert capsys.readouterr().out.count("complete already") == 2
-    assert launch.main([*options, "--start.epochs=3"]) == 2
-    assert "other settings (epochs: 2 -> 3)" in capsys.readouterr().err
+    shutil.rmtree(run / launch.START)
+    for option in ("--start.epochs=3", "--learning_rate=1e-3"):  # found before a start is trained
+        assert launch.main([*options, option]) == 2
+        assert "holds a run with other settings" in capsys.readouterr().err
+    assert not (run / launch.START).exists()
 
 
 def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):

@@ -103,11 +103,16 @@ def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys, monk
         loop.train(task, *scans, tmp_path / "other", init_from=tmp_path / "none")
 
 
-def test_a_finished_run_is_not_trained_again(finished, scans):
+def test_a_finished_run_is_not_trained_again(finished, scans, tmp_path):
     run_dir, best = finished
     before = (run_dir / loop.LOG).read_text()
     assert loop.train(SMALL, *scans, run_dir) == best
     assert (run_dir / loop.LOG).read_text() == before
+    shutil.copytree(run_dir, tmp_path / "older")  # of a time when tasks had fewer fields
+    settings = json.loads((run_dir / loop.TASK).read_text())
+    del settings["start"], settings["augmentation"]["marks"]
+    (tmp_path / "older" / loop.TASK).write_text(json.dumps(settings))
+    assert loop.train(SMALL, *scans, tmp_path / "older") == best
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, scans, tmp_path, monkeypatch):

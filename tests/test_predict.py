@@ -31,7 +31,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scans")
     paths = phantom.write_examples(folder, per_class=2)
     (folder / "broken.png").write_bytes(b"no picture at all")
-    pages = [phantom.make_phantom("brain", 1, seed, size=(90, 120)).image for seed in (5, 6)]
+    pages = [phantom.make_phantom("brain", 1, seed, size=(120, 160)).image for seed in (5, 6)]
     assert cv2.imwritemulti(str(folder / "pages.tif"), pages)
     return folder, paths
 
@@ -180,16 +180,20 @@ def test_a_thumbnail_is_refused_unless_the_organ_is_given(weights, tmp_path):
     for side in (64, 180):
         cv2.imwrite(str(tmp_path / f"{side}.png"), cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
     arguments = [str(tmp_path), "--weights", str(weights), "--out"]
-    assert predict.main([*arguments, str(tmp_path / "out"), "--threshold=0", "--no-novelty"]) == 0
+    assert predict.main([*arguments, str(tmp_path / "out"), "--threshold=0"]) == 0
     large, small = findings(tmp_path / "out")
-    assert large["organ"] != "unsupported" and small["organ"] == "unsupported" and small["mask"] is None
-    assert small["reason"].startswith("too coarse: ") and "80 along one side" in small["reason"]
-    assert predict.main([*arguments, str(tmp_path / "brain"), "--organ=brain"]) == 0
-    assert [line["organ"] for line in findings(tmp_path / "brain")] == ["brain", "brain"]
+    assert small["organ"] == "unsupported" and small["mask"] is None
+    assert not (large["reason"] or "").startswith("a thumbnail")
+    assert small["reason"].startswith("a thumbnail: ") and "80 along one side" in small["reason"]
+    for name, options in {"brain": ["--organ=brain"], "any": ["--threshold=0", "--no-novelty"]}.items():
+        assert predict.main([*arguments, str(tmp_path / name), *options]) == 0
+        assert all(line["organ"] != "unsupported" for line in findings(tmp_path / name))
+    assert predict.main([*arguments, str(tmp_path / "route"), "--task=route"]) == 0
+    assert not any((line["reason"] or "").startswith("a thumbnail") for line in findings(tmp_path / "route"))
 
 
 def test_what_was_changed_in_reading_is_noted(weights, tmp_path):
-    image = phantom.make_phantom("brain", 1, 3, size=(90, 120)).image
+    image = phantom.make_phantom("brain", 1, 3, size=(120, 160)).image
     cv2.imwrite(str(tmp_path / "deep.png"), image.astype(np.uint16) * 100)
     assert predict.main([str(tmp_path / "deep.png"), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
     assert "to 8 bits" in findings(tmp_path / "out")[0]["notes"][0]
@@ -197,7 +201,7 @@ def test_what_was_changed_in_reading_is_noted(weights, tmp_path):
 
 @pytest.mark.parametrize(("label", "lit", "noted"), [(1, False, True), (1, True, False), (0, False, False)])
 def test_a_lesion_without_an_outline_is_noted(label, lit, noted, tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), phantom.make_phantom("breast", 1, 3, size=(90, 120)).image)
+    cv2.imwrite(str(tmp_path / "a.png"), phantom.make_phantom("breast", 1, 3, size=(120, 160)).image)
     row = {
         "organ_prob": 1.0,
         "organ": 1,

@@ -23,7 +23,7 @@ def answers():
         "novelty": np.where(known, rng.uniform(0, 1, 2 * COUNT), 0.5),
         "source": np.where(known, np.where(np.arange(2 * COUNT) % 2 == 0, "a", "b"), "foreign"),
         "group": np.where(known, [f"a/{i // 10}" for i in range(2 * COUNT)], kind),
-        "coarse": np.zeros(2 * COUNT, bool),
+        "thumbnail": np.zeros(2 * COUNT, bool),
     }
 
 
@@ -48,13 +48,13 @@ def test_intervals_of_the_foreign_are_over_kinds(answers):
     assert facts["kinds"]["foreign/us_lung"] == {"scans": COUNT // 4, "value": 0.0, "low": None, "high": None}
 
 
-def test_what_is_too_coarse_is_refused_whatever_it_looks_like(answers):
+def test_thumbnails_are_told_apart_from_what_the_router_sees(answers):
     thumbnails = answers["group"] == "foreign/us_lung"
-    limits, facts = refusal.fit_router(answers | {"coarse": thumbnails})
-    assert limits == refusal.fit_router(answers)[0]
-    assert facts["refused"]["near"]["value"] == 1.0 and facts["by_sight"]["near"]["value"] == 0.5
-    assert facts["kinds"]["foreign/us_lung"]["value"] == 1.0
-    assert facts["trade_off"][0]["near"]["value"] == 1.0
+    limits, facts = refusal.fit_router(answers | {"thumbnail": thumbnails})
+    plain_limits, plain = refusal.fit_router(answers)
+    assert limits == plain_limits
+    assert facts["with_thumbnails"]["near"]["value"] == 1.0 and plain["with_thumbnails"] == plain["refused"]
+    assert facts | {"with_thumbnails": None} == plain | {"with_thumbnails": None}
 
 
 def test_known_scans_alone_have_limits_too(answers):

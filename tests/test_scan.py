@@ -40,11 +40,11 @@ def centroid(weights):
     return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
 
 
-@pytest.mark.parametrize(("width", "coarse"), [(158, True), (160, False)])
-def test_content_of_few_pixels_is_too_coarse(width, coarse):
+@pytest.mark.parametrize(("width", "small"), [(158, True), (160, False)])
+def test_content_of_few_pixels_is_a_thumbnail(width, small):
     image = np.zeros((60, width, 3), np.uint8)
     image[20:40, 10:30] = 200  # the box is half of the scan at least
-    assert scan.fit(image)[1].too_coarse == coarse
+    assert scan.fit(image)[1].thumbnail == small
 
 
 def to_square(point, geometry):

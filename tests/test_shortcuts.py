@@ -1,5 +1,6 @@
 """Shortcuts that were put into a set are found, by the part of the frame that shows them; where none is, none is."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -286,7 +287,7 @@ def test_each_fold_is_answered_by_what_the_others_teach():
         assert (said[name].argmax(1) == label)[first].mean() < 0.8
 
 
-def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted, tmp_path, monkeypatch):
+def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted, tmp_path, monkeypatch, capsys):
     every = [data.records(source, split) for source in ("lgg", "br35h") for split in ("train", "validation")]
     scans = frames_of(BRAIN, [r | {"scan_id": f"{i}_{r['scan_id']}"} for i, part in enumerate(every) for r in part])
     some = scans.take(np.arange(len(scans.label)) % 3 > 0)
@@ -296,10 +297,14 @@ def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted
     monkeypatch.setattr(shortcuts, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     options = ["--task=classify_brain", f"--against={tmp_path / 'folds.json'}", f"--out={tmp_path / 'audit.json'}"]
     assert shortcuts.main([*options, "--split=left_out", "--folds=3"]) == 0
+    assert f"{len(some.label)} of {len(scans.label)} training and validation scans" in capsys.readouterr().out
     found = json.loads((tmp_path / "audit.json").read_text())
     assert found["split"] == "left_out" and found["sources"]["all"]["scans"] == len(some.label)
     assert values(found["sources"]["all"])["network"] == 1
     assert values(found["sources"]["all"])["stored size"] == 1
+    monkeypatch.setattr(shortcuts, "frames_of", lambda *_: dataclasses.replace(scans, scan_id=scans.group))
+    assert shortcuts.main([*options, "--split=left_out"]) == 2
+    assert "--against has answered none of the scans" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -308,6 +313,7 @@ def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted
         (["--task=classify_liver"], "no task 'classify_liver'; there are: route, classify_brain"),
         (["--task=route", "--split=train"], "--split=train: allowed are validation, test, left_out"),
         (["--task=route", "--split=dev"], "--split=dev: allowed are validation, test, left_out"),
+        (["--task=route", "--split=left_out", "--folds=1"], "--folds=1: at least 2 are needed"),
         (["--task=route", "--out=no/such/folder/a.json"], "--out=no/such/folder/a.json cannot be written"),
         (["--task=route", "--out=mcis/weights/route/a.json"], "lies in a weights folder"),
         (["--task=route", "--against=no_such.json"], "no_such.json is no evaluation"),

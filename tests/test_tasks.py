@@ -174,6 +174,7 @@ def test_task_named_lists_what_there_is():
         ({"denoise": "wavelet"}, "denoise='wavelet'.*none, gaussian, median"),
         ({"edges": "laplace"}, "edges='laplace'.*none, sobel, canny"),
         ({"start": Start(epochs=1, learning_rate=0.0)}, "start.learning_rate=0.0.*above 0"),
+        ({"start": Start(size=64)}, "start.size=64: without start.epochs there is no start"),
         ({"start": Start(epochs=1, size=100)}, "start.size=100: .* takes multiples of"),
         ({"crf": CRF(sigma=0.0)}, "crf.sigma=0.0.*above 0"),
         ({"crf": CRF(weight=-1.0)}, "crf.weight=-1.0"),

@@ -22,7 +22,7 @@ from mcis.models.import_weights import import_state_dict, import_variables, read
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
-from mcis.tasks import LAST, Task, task_to_json
+from mcis.tasks import LAST, Task, task_to_json, with_defaults
 from mcis.train.parallel import (
     check_batch,
     make_mesh,
@@ -92,14 +92,29 @@ def _digest(scans: Scans) -> str:
     return digest.hexdigest()[:16]
 
 
-def _same_run(run_dir: pathlib.Path, now: dict[str, Any]) -> None:
-    """Refuse a run folder whose run had other settings or other scans, or whose weights or checkpoints are gone."""
+def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: int) -> dict[str, Any]:
+    """What a run must have in common with one that it goes on with, but for the weights it began with: JSON values."""
+    scans = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
+    return {"seed": seed, "data": scans} | task_to_json(task)
+
+
+def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = True) -> None:
+    """Refuse a run folder whose run had other settings or other scans, or whose weights or checkpoints are gone.
+
+    Args:
+      run_dir: the run's folder, which need not be there.
+      now: `settings_of`, and "init_from" where there are weights to start from.
+      start: whether these are compared as well.
+    """
     file = run_dir / TASK
     if file.exists():
         try:
             before = dict(json.loads(file.read_text()))
         except (ValueError, TypeError):
             raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
+        if not start:
+            before.pop("init_from", None)
+        before = with_defaults(before)
         changed = [
             f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}"
             for k in now.keys() | before.keys()
@@ -166,11 +181,10 @@ def train(
     """
     mesh = make_mesh()
     check_batch(task.batch_size, mesh)
-    data = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
-    settings = {"seed": seed, "data": data} | task_to_json(task)
+    settings = settings_of(task, train_scans, validation_scans, seed)
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
-    _same_run(run_dir, settings)
+    check_same_run(run_dir, settings)
     used = {
         "fingerprints": {
             "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from, "fingerprints")),
