@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_trained_again(finished, scans, tmp_path):
     assert (run_dir / loop.LOG).read_text() == before
     shutil.copytree(run_dir, tmp_path / "older")  # of a time when tasks had fewer fields
     settings = json.loads((run_dir / loop.TASK).read_text())
-    del settings["start"], settings["augmentation"]["marks"]
+    del settings["start"], settings["augmentation"]["flip"]
     (tmp_path / "older" / loop.TASK).write_text(json.dumps(settings))
     assert loop.train(SMALL, *scans, tmp_path / "older") == best
 
