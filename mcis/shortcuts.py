@@ -187,12 +187,17 @@ def scored_part(said: dict[str, np.ndarray], scored: Frames, draws: int) -> dict
 
 
 def folded_answers(scans: Frames, fold: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """`answers` for every scan by what the other folds teach; fold int (N,)."""
+    """`answers` for every scan by what the other folds teach; fold int (N,).
+
+    What sees nothing says the same of all folds: shares that differ from fold to fold would rank scans by their fold.
+    """
+    blind = learn(np.zeros((len(fold), 1)), scans.label, classes)(np.zeros((len(fold), 1)))
     found: dict[str, np.ndarray] = {}
     for mine in (fold == f for f in np.unique(fold)):
         for name, probs in answers(scans.take(~mine), scans.take(mine), classes).items():
             found.setdefault(name, np.zeros((len(fold), classes)))[mine] = probs
-    return found
+    seeing = {name for name, x in scans.seen.items() if not (x == x[:1]).all()}
+    return {name: probs if name in seeing else blind for name, probs in found.items()}
 
 
 def audit(

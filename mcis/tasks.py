@@ -269,15 +269,17 @@ SEGMENT_BRAIN = Task(
     sources=BRAIN_SOURCES,
     model="unet_folded",
     features=24,
-    size=128,
+    # Small gliomas are a dozen pixels across at 128, where most is learned in half the time.
+    start=Start(epochs=20, size=128, learning_rate=1.5e-3),
+    size=192,
     select=LAST,
     lesion_share=0.6,
     even_sources=True,
     # One of the MRI sequences is often darker than the others.
     each_channel=True,
-    epochs=20,
+    epochs=6,
     batch_size=8,
-    learning_rate=1.5e-3,
+    learning_rate=8e-4,
     augmentation=Augmentation(scale=0.4, grey=0.4, coarse=0.2),
 )
 

@@ -279,6 +279,7 @@ def test_each_fold_is_answered_by_what_the_others_teach():
     told = made(np.where(fold == 0, label * 9.0, rng.normal(size=120)), label)
     said = shortcuts.folded_answers(told, fold, 2)
     assert set(said) == {"chance", *told.seen}
+    assert (said["chance"] == said["chance"][:1]).all()  # shares of each fold's others would tell the folds apart
     first = fold == 0
     for name in told.seen:
         assert said[name].shape == (120, 2)
