@@ -46,6 +46,7 @@ def router_facts(kinds):
             "label": np.where(known, 0, len(ORGANS)),
             "probs": np.stack([prob, np.zeros(400), 1 - prob], 1),
             "novelty": rng.uniform(0, 1, 400),
+            "thumbnail": ~known & (np.arange(400) % 2 == 0),
             "source": np.where(known, "lgg", "foreign"),
             "group": np.where(
                 known, [f"lgg/{i // 3}" for i in range(400)], [kinds[i % len(kinds)] for i in range(400)]
@@ -73,6 +74,7 @@ def test_every_part_that_was_fitted_is_there():
     assert drawn == ["What refusing more known scans would refuse", "Refused, by kind"]
     assert "xray, 34" in page or "xray, 33" in page  # a bar says its kind and its pictures
     assert "<b>" not in page
+    assert "thumbnails included" in page and refusal["with_thumbnails"]["far"] != refusal["refused"]["far"]
 
 
 def test_what_cannot_be_read_is_said_and_not_repeated():
@@ -89,5 +91,5 @@ def test_a_router_of_known_scans_alone_has_no_curve_and_nothing_fitted_no_sectio
     refusal = router_facts(["foreign/xray", "foreign/us_lung"])
     known = {name: {"known": refusal[name]["known"]} for name in ("scans", "groups", "refused")}
     page = fitted({"weights": {"route": {"calibration": {"refusal": known}}}})
-    assert "known" in page and "<svg" not in page
+    assert "known" in page and "<svg" not in page and "thumbnails" not in page  # calibrated before these were told
     assert fitted({"weights": {"route": {}, "segment_breast": {}}}) == ""
