@@ -103,7 +103,8 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
         raise MissingData(
             f"source {source!r} is not prepared in {root} (prepared there: {there}). Build it with\n"
             f"    mcis build {source}{origin}{where}\n"
-            "or say with --data_dir where it is. `mcis build --help` lists the sources; --sources=phantom needs no data"
+            "or say with --data_dir where it is. `mcis build --help` lists the sources"
+            + ("" if source == "phantom" else "; --sources=phantom needs no data")
         )
     return versions[-1]
 

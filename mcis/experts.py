@@ -1,7 +1,7 @@
 """From canvas to probabilities: a task's network, or an ensemble's, as training, evaluation and cascade use it."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,13 @@ NETWORK = ("params", "batch_stats")
 """Collections of variables that are the network's own."""
 MEMBERS = "members"
 """The collection that holds an ensemble's networks."""
+
+
+def first_members(variables: dict[str, Any], count: int | None) -> dict[str, Any]:
+    """Variables of which an ensemble's first networks alone answer, at most `count`; None for all."""
+    if MEMBERS not in variables:
+        return variables
+    return variables | {MEMBERS: jax.tree.map(lambda x: x[:count], variables[MEMBERS])}
 
 
 def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:

@@ -60,4 +60,7 @@ def _made(weights: Any) -> str:
     count = len(members[0]) if members else 1
     said = "one network" if count == 1 else f"the mean of {count} networks"
     slope = weights.variables.get("calibration", {}).get("slope")
-    return f"{said}, epoch {weights.manifest['epoch']}" + ("" if slope is None else f", calibrated (slope {slope:.2f})")
+    start = weights.task.start
+    before = f" after {start.epochs} at {start.size} px" if start.epochs else ""
+    calibrated = "" if slope is None else f", calibrated (slope {slope:.2f})"
+    return f"{said}, epoch {weights.manifest['epoch']}{before}{calibrated}"

@@ -2,7 +2,7 @@
 
 Every field of the task can be overridden: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`.
 Unknown names fail and list what there is. A task may start at another size (`--start.epochs` and so on), in a run of
-its own below the run's folder; where --size or --epochs is given, it does not, unless that is asked for as well.
+its own below the run's folder; where another --size or --epochs is given it does not, unless that is asked for too.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ def run(options: Any, task: Any) -> int:
 
     enable_compilation_cache()
     from mcis import data
+    from mcis.tasks import task_named
     from mcis.train import loop
 
     ensure_phantom(task.sources, options.data_dir)
@@ -49,6 +50,8 @@ def run(options: Any, task: Any) -> int:
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
+    if task_named(task.name).start.epochs and not task.start.epochs:
+        print(f"{task.name}: no start at another size, {task.epochs} epochs at {task.size} px in all", flush=True)
     start = options.init_from
     if (first := task.first()) is not None:
         settings = loop.settings_of(task, to_train, to_validate, options.seed)
@@ -110,7 +113,8 @@ def parse(argv: Sequence[str]):
     if (_take("--model", rest)[0] or task.model) != task.model:
         task = dataclasses.replace(task, features=0)  # the row's width is its own network's
     flat = tyro.conf.arg(name="")
-    if any(_take(option, rest)[0] for option in ("--size", "--epochs")):
+    asked = {option: _take(option, rest)[0] for option in ("--size", "--epochs")}
+    if any(value not in (None, str(vars(task)[option[2:]])) for option, value in asked.items()):
         task = dataclasses.replace(task, start=Start())  # so long and so large is all of it
     fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
     both = dataclasses.make_dataclass("Train", fields, frozen=True)

@@ -103,9 +103,11 @@ def finding_of(
     asked = not math.isnan(float(row["organ_prob"]))
     probability = float(row["organ_prob"]) if asked else None
     index, notes = int(row["organ"]), list(loaded.notes) or None
-    if thumbnails and loaded.geometry is not None and loaded.geometry.thumbnail:
+    if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
         reason = f"a thumbnail: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
+        notes = [*(notes or ()), reason]
+    if thumbnails and loaded.geometry is not None and loaded.geometry.thumbnail:
         return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     if index >= len(ORGANS):
         like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.3f}"
@@ -193,6 +195,7 @@ def main(argv: Sequence[str]) -> int:
             that was fitted with the weights.
           novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is, or a
             thumbnail.
+          members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
           overwrite: replace the report that is in the folder.
         """
 
@@ -203,6 +206,7 @@ def main(argv: Sequence[str]) -> int:
         task: str | None = None
         threshold: float | None = None
         novelty: bool = True
+        members: int | None = None
         overwrite: bool = False
 
     options = parse_dataclass(Predict, argv, "mcis predict")
@@ -218,6 +222,8 @@ def _main(options: Any) -> int:
         raise ValueError("--threshold and --no-novelty are of the router, which --organ and --task leave out")
     if options.threshold is not None and not 0.0 <= options.threshold <= 1.0:
         raise ValueError(f"--threshold={options.threshold}: a probability in [0, 1] is needed")
+    if options.members is not None and options.members < 1:
+        raise ValueError(f"--members={options.members}: 1 network or more is needed")
     paths = expand(options.paths)
 
     from mcis.command import enable_compilation_cache
@@ -229,6 +235,7 @@ def _main(options: Any) -> int:
     from mcis import cascade
     from mcis.bundle import SHIPPED, load_bundle
     from mcis.checkpoint import versions
+    from mcis.experts import first_members
     from mcis.tasks import task_named
 
     weights = load_bundle(options.weights or SHIPPED)
@@ -249,7 +256,8 @@ def _main(options: Any) -> int:
         lacking = [f"{ORGAN_NAMES[at]} {what}" for what, by in answered.items() for at in asked if at not in by]
         if lacking:
             print(f"these weights say nothing of: {', '.join(lacking)}; it stays unknown", file=sys.stderr)
-    variables = jax.device_put({name: one.variables for name, one in weights.items()})
+    variables = {name: first_members(one.variables, options.members) for name, one in weights.items()}
+    variables = jax.device_put(variables)
     compiled = jax.jit(function)
     scans = list(frames(paths))
     batch_size = 1 if len(scans) == 1 else BATCH

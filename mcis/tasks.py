@@ -42,7 +42,7 @@ class Start:
     Steps on small scans are cheap: Howard & Gugger 2020, fastai; Tan & Le 2021, EfficientNetV2.
 
     Attributes:
-      epochs: its length; 0 = none.
+      epochs: its length; 0 = none, as where another size or number of epochs is asked for and no start.
       size: side of the square that the network sees meanwhile, pixels.
       learning_rate: peak of its own cosine schedule.
     """

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.experts import make_expert, make_network, on_canvas, prepare, present
+from mcis.experts import MEMBERS, first_members, make_expert, make_network, on_canvas, prepare, present
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
 from mcis.scan import CANVAS
@@ -89,3 +89,16 @@ def test_an_expert_answers_on_the_canvas_with_probabilities(task):
         assert outputs.mask is None
     assert outputs.label.shape == (2, len(task.classes))
     np.testing.assert_allclose(outputs.label.sum(-1), 1, rtol=1e-5)
+
+
+def test_the_first_members_of_an_ensemble_answer_for_it():
+    task = dataclasses.replace(TASKS["segment_breast"], features=2, size=32)
+    init = jax.jit(task.make_model().init)
+    members = [init(jax.random.key(seed, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32)) for seed in range(2)]
+    both = {MEMBERS: jax.tree.map(lambda *leaves: np.stack(leaves), *members)}
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    expert = make_expert(task)
+    one, first = expert(members[0], image), expert(first_members(both, 1), image)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, first)
+    assert np.abs(expert(both, image).label - one.label).max() > 1e-4
+    assert first_members(both, None)[MEMBERS] is not None and first_members(members[0], 1) is members[0]

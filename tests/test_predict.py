@@ -130,6 +130,7 @@ def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
     ("options", "says"),
     [
         (["--organ=liver"], "brain, breast"),
+        (["--members=0"], "--members=0: 1 network or more"),
         (["--task=segment_liver"], "segment_brain"),
         (["--organ=brain", "--task=route"], "exclude each other"),
         (["--threshold=7"], r"[0, 1]"),
@@ -188,6 +189,10 @@ def test_a_thumbnail_is_refused_unless_the_organ_is_given(weights, tmp_path):
     for name, options in {"brain": ["--organ=brain"], "any": ["--threshold=0", "--no-novelty"]}.items():
         assert predict.main([*arguments, str(tmp_path / name), *options]) == 0
         assert all(line["organ"] != "unsupported" for line in findings(tmp_path / name))
+        assert [any("a thumbnail" in note for note in line["notes"] or ()) for line in findings(tmp_path / name)] == [
+            False,
+            True,
+        ]
     assert predict.main([*arguments, str(tmp_path / "route"), "--task=route"]) == 0
     assert not any((line["reason"] or "").startswith("a thumbnail") for line in findings(tmp_path / "route"))
 
