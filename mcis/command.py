@@ -7,8 +7,9 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -47,7 +48,8 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
     Returns:
       the command's own status; 2 where it cannot do what was asked (a ValueError: an option, a name, data or a file
       that is wrong or not there), 1 where it broke off (an OSError, a loss that is not finite, a reader of its output
-      that is gone), 130 where it was interrupted.
+      that is gone), 130 where it was interrupted. Training that was asked to stop and has saved its state ends with
+      INTERRUPTED.
     """
     try:
         status = command()
@@ -62,6 +64,27 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+INTERRUPTED = 75
+"""Exit status of a training that was asked to stop and can go on: EX_TEMPFAIL, at which a scheduler tries again."""
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM or SIGINT has come. A second one of the same stops the process at once."""
+    came: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:

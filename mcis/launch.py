@@ -17,7 +17,10 @@ START = "start"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: exit status 0 when training is complete, 1 when it broke off, 2 when it could not start."""
+    """The command: exit status 0 when training is complete, else 75, 1 or 2.
+
+    75: it was asked to stop, and goes on when the same is typed again; 1: it broke off; 2: it could not start.
+    """
     from mcis.command import exit_status
 
     return exit_status("mcis train", lambda: run(*parse(list(sys.argv[1:] if argv is None else argv))))
@@ -25,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Any, task: Any) -> int:
     """Load the scans, train, and say where the result is."""
-    from mcis.command import enable_compilation_cache
+    from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
     name = options.run or task.name
     if pathlib.PurePath(name).name != name or name.startswith("."):
@@ -52,17 +55,20 @@ def run(options: Any, task: Any) -> int:
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     if task_named(task.name).start.epochs and not task.start.epochs:
         print(f"{task.name}: no start at another size, {task.epochs} epochs at {task.size} px in all", flush=True)
-    start = options.init_from
-    if (first := task.first()) is not None:
-        settings = loop.settings_of(task, to_train, to_validate, options.seed)
-        loop.check_same_run(run_dir, settings, start=False)  # before hours go into its start
-        print(
-            f"{task.name}: first {first.epochs} epochs at {first.size} px, then {task.epochs} at {task.size}",
-            flush=True,
-        )
-        loop.train(first, to_train, to_validate, run_dir / START, options.seed, start)
-        start = run_dir / START
-    best = loop.train(task, to_train, to_validate, run_dir, options.seed, start)
+    start, further = options.init_from, {"save_minutes": options.save_minutes}
+    try:
+        with asked_to_stop() as further["stop"]:
+            if (first := task.first()) is not None:
+                settings = loop.settings_of(task, to_train, to_validate, options.seed)
+                loop.check_same_run(run_dir, settings, start=False)  # before hours go into its start
+                then = f"then {task.epochs} at {task.size}"
+                print(f"{task.name}: first {first.epochs} epochs at {first.size} px, {then}", flush=True)
+                loop.train(first, to_train, to_validate, run_dir / START, options.seed, start, **further)
+                start = run_dir / START
+            best = loop.train(task, to_train, to_validate, run_dir, options.seed, start, **further)
+    except loop.Interrupted as interrupted:
+        print(f"{task.name}: {interrupted}; type the same again to go on", flush=True)
+        return INTERRUPTED
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
     print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
@@ -90,6 +96,7 @@ def parse(argv: Sequence[str]):
           folds: number of folds.
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
+          save_minutes: how often the state is saved within an epoch that takes longer.
           init_from: start from these weights: a state dict of torchvision or of Buda's U-Net (.safetensors, .pth), a
             run, or a weights folder.
         """
@@ -100,6 +107,7 @@ def parse(argv: Sequence[str]):
         folds: int = 5
         seed: int = 0
         fresh: bool = False
+        save_minutes: float = 10.0
         init_from: pathlib.Path | None = None
 
     name, rest = _take("--task", argv)

@@ -11,9 +11,18 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from mcis import checkpoint, launch, tasks
 from mcis.train import loop
+
+
+def wait_for_lines(log, count, process):
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= count):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_killed_process_resumes(phantom_dir, tmp_path):
@@ -21,11 +30,7 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=12"]
     log = tmp_path / "route" / loop.LOG
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_lines(log, 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
@@ -40,10 +45,28 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     assert scored.returncode == 0 and "balanced_accuracy" in scored.stdout, scored.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(number, phantom_dir, tmp_path):
+    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
+    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=4", "--epochs=8", "--select=last"]
+    subprocess.run([*command, "--run=whole"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--run=stopped"], stdout=subprocess.PIPE, text=True)
+    wait_for_lines(tmp_path / "stopped" / loop.LOG, 1, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "is saved after step" in said and "type the same again" in said
+    again = subprocess.run([*command, "--run=stopped"], capture_output=True, text=True, check=True)
+    assert "resumed after epoch" in again.stdout
+    one, other = (checkpoint.load(tmp_path / run / loop.BEST)[0] for run in ("whole", "stopped"))
+    for (name, value), theirs in zip(checkpoint.flatten(one).items(), checkpoint.flatten(other).values(), strict=True):
+        np.testing.assert_array_equal(value, theirs, err_msg=name)
+
+
 def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_dir, tmp_path, monkeypatch, capsys):
     seen = []
 
-    def record(task, train_scans, validation_scans, *rest):
+    def record(task, train_scans, validation_scans, *rest, **further):
         seen.append((set(train_scans.fingerprint), set(validation_scans.fingerprint)))
         return {"epoch": 1, "validation": {}}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import types
 
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 
 from mcis import bundle, checkpoint, data, evaluate, scoring, subject
 from mcis.tasks import TASKS, task_from_json, task_to_json
-from mcis.train import loop
+from mcis.train import checkpoints, loop
 
 SMALL = dataclasses.replace(
     TASKS["route"],
@@ -139,6 +140,33 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, scans
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_stopping_and_saving_within_epochs_changes_no_bit(finished, scans, tmp_path, capsys):
+    run_dir, _ = finished
+    asked = 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked % 2 == 0
+
+    interrupted = 0
+    while True:
+        try:
+            assert loop.train(SMALL, *scans, tmp_path / "route", stop=stop, save_minutes=0.0)
+            break
+        except loop.Interrupted:
+            interrupted += 1
+    assert interrupted >= 2
+    assert "resumed after epoch 0, step" in capsys.readouterr().out
+    one, other = (checkpoint.load(d / loop.BEST)[0] for d in (run_dir, tmp_path / "route"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    lines = [
+        [{name: json.loads(line)[name] for name in ("step", "train", "validation")} for line in text.splitlines()]
+        for text in ((d / loop.LOG).read_text() for d in (run_dir, tmp_path / "route"))
+    ]
+    assert lines[0] == lines[1]
+
+
 def test_better_weights_say_that_the_crf_was_chosen_for_older_ones(finished, scans, tmp_path, capsys):
     run_dir = tmp_path / "run"
     best = run_dir / checkpoint.BEST
@@ -195,7 +223,7 @@ def test_a_metric_that_the_validation_scans_do_not_tell_is_refused_before_the_fo
 def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_resumed(finished, scans, tmp_path, capsys):
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
-    newest = max((run_dir / loop.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+    newest = max((run_dir / checkpoints.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
     victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -205,7 +233,7 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_resumed(finished
     assert f"{newest.name} is damaged" in printed and "resumed after epoch 2" in printed
     one, other = (checkpoint.load(d / loop.BEST)[0] for d in (run_dir, finished[0]))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    for path in (run_dir / loop.CHECKPOINTS).rglob("*"):
+    for path in (run_dir / checkpoints.CHECKPOINTS).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     for _ in range(2):  # what is damaged stays as it is, and the run does not begin anew by itself
@@ -222,12 +250,12 @@ def test_what_befell_an_older_checkpoint_is_not_sealed_with_the_newer_one(finish
     def damage_the_first_in_epoch_three(*arguments):
         seen.append(arguments)
         if len(seen) == 4:  # the first is asked before the first step
-            first = min((tmp_path / "route" / loop.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+            first = min((tmp_path / "route" / checkpoints.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
             victim = max((path for path in first.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
             victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-            sealed = json.loads((tmp_path / "route" / loop.HASHES).read_text())
-            loop._seal(tmp_path / "route", manager(sealed))
-            assert json.loads((tmp_path / "route" / loop.HASHES).read_text()) == sealed
+            sealed = json.loads((tmp_path / "route" / checkpoints.HASHES).read_text())
+            checkpoints.seal(tmp_path / "route", manager(sealed))
+            assert json.loads((tmp_path / "route" / checkpoints.HASHES).read_text()) == sealed
             raise Stop
         return original(*arguments)
 
@@ -243,11 +271,11 @@ def test_what_befell_an_older_checkpoint_is_not_sealed_with_the_newer_one(finish
 def test_hashes_that_are_damaged_are_named(finished, scans, tmp_path, content):
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
-    (run_dir / loop.HASHES).write_text(content)
+    (run_dir / checkpoints.HASHES).write_text(content)
     if content == "[]":  # says nothing, as before the first one was sealed
         assert loop.train(SMALL, *scans, run_dir)["validation"] == finished[1]["validation"]
     else:
-        with pytest.raises(ValueError, match=rf"{loop.HASHES} is damaged.*--fresh"):
+        with pytest.raises(ValueError, match=rf"{checkpoints.HASHES} is damaged.*--fresh"):
             loop.train(SMALL, *scans, run_dir)
 
 
@@ -255,11 +283,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(finished
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
     log = (run_dir / loop.LOG).read_text()
-    shutil.rmtree(run_dir / loop.CHECKPOINTS)
+    shutil.rmtree(run_dir / checkpoints.CHECKPOINTS)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"checkpoints is empty or gone.*--fresh"):
             loop.train(SMALL, *scans, run_dir)
-        (run_dir / loop.CHECKPOINTS).mkdir(exist_ok=True)
+        (run_dir / checkpoints.CHECKPOINTS).mkdir(exist_ok=True)
     assert (run_dir / loop.LOG).read_text() == log
     assert bundle.load_weights(run_dir).manifest["epoch"] == finished[1]["epoch"]
 
@@ -294,9 +322,16 @@ def test_evaluate_refuses_a_leak_and_leaves_weights_whole(finished, phantom_dir,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_no_best(scans, tmp_path):
-    with pytest.raises(FloatingPointError, match="not finite in epoch 1"):
-        loop.train(dataclasses.replace(SMALL, learning_rate=float("inf")), *scans, tmp_path / "route")
-    assert not (tmp_path / "route" / loop.BEST).exists()
+    run_dir = tmp_path / "route"
+    with pytest.raises(FloatingPointError, match=r"step (\d+): its loss, gradient or update is not finite") as failure:
+        loop.train(dataclasses.replace(SMALL, learning_rate=float("inf")), *scans, run_dir)
+    number = int(re.search(r"step (\d+)", str(failure.value))[1])
+    assert not (run_dir / loop.BEST).exists()
+    variables, manifest = checkpoint.load(run_dir / loop.FAILED / "variables")
+    assert manifest["step"] == number - 1
+    assert all(np.isfinite(value).all() for value in checkpoint.flatten(variables).values())
+    with np.load(run_dir / loop.FAILED / "batch.npz") as batch:
+        assert batch["image"].shape[0] == SMALL.batch_size and batch["valid"].all()
 
 
 def test_figures_of_other_scans_and_without_a_crf_have_files_of_their_own(finished, phantom_dir, tmp_path):

@@ -1,5 +1,6 @@
 """A training run: steps, a log, validation each epoch, the best variables kept, resumed where it stopped."""
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -7,12 +8,11 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -23,6 +23,8 @@ from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
 from mcis.tasks import LAST, Task, task_to_json, with_defaults
+from mcis.train import checkpoints
+from mcis.train.checkpoints import Carried, Sums
 from mcis.train.parallel import (
     check_batch,
     make_mesh,
@@ -30,13 +32,28 @@ from mcis.train.parallel import (
     parallel_train_step,
     put,
 )
-from mcis.train.step import TrainState, create_state, make_evaluation_step, make_optimizer, make_train_step
+from mcis.train.step import (
+    MUST_BE_FINITE,
+    TrainState,
+    create_state,
+    make_evaluation_step,
+    make_optimizer,
+    make_train_step,
+)
 
 BEST = checkpoint.BEST
-CHECKPOINTS = "checkpoints"
-HASHES = "checkpoints.json"
 LOG = "log.jsonl"
 TASK = "task.json"
+FAILED = "failed"
+"""A folder with what a step was given whose loss was not finite."""
+AHEAD = 4
+"""Steps that may be on their way while an older one's loss is looked at."""
+SAVE_MINUTES = 10.0
+"""How often the state is saved within a long epoch."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; what it had reached is saved."""
 
 
 def collect(step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
@@ -61,12 +78,17 @@ def scores(task: Task, results: dict[str, np.ndarray], scans: Scans, label: np.n
     return found
 
 
-def _mean(metrics: list[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Sums over sums of the steps' (sum, count) pairs."""
-    metrics = jax.device_get(metrics)
-    names = metrics[0]
-    totals = {name: [sum(float(m[name][i]) for m in metrics) for i in (0, 1)] for name in names}
-    return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}
+def _added(sums: Sums, measured: dict[str, tuple[Any, Any]]) -> Sums:
+    """`sums` and a further step's (sum, count) pairs.
+
+    One step after the other, in double precision: where a run was interrupted between them makes no difference.
+    """
+    found = {name: list(pair) for name, pair in sums.items()}
+    for name, pair in jax.device_get(measured).items():
+        total = found.setdefault(name, [0.0, 0.0])
+        for i in (0, 1):
+            total[i] += float(pair[i])
+    return found
 
 
 @contextlib.contextmanager
@@ -130,10 +152,10 @@ def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = Tru
         raise ValueError(
             f"{run_dir / BEST} is gone: the best weights of this run. Restore it, or start over with --fresh"
         )
-    if begun and not any(step.name.isdigit() for step in (run_dir / CHECKPOINTS).glob("*")):
+    if begun and not checkpoints.there_are(run_dir):
         raise ValueError(
-            f"{run_dir / CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or start over "
-            "with --fresh, which keeps the older run's weights"
+            f"{run_dir / checkpoints.CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or "
+            "start over with --fresh, which keeps the older run's weights"
         )
 
 
@@ -163,6 +185,8 @@ def train(
     run_dir: pathlib.Path,
     seed: int = 0,
     init_from: pathlib.Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    save_minutes: float = SAVE_MINUTES,
 ) -> dict:
     """Train, or go on training, until the task's last epoch.
 
@@ -171,13 +195,28 @@ def train(
     best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a run or a weights folder, a
     new run starts from those weights.
 
+    A run that is interrupted and gone on with ends, bit by bit, where one that never was does: a step depends on the
+    state alone, in which its number is, and batches are a function of that number.
+
+    Args:
+      task: what is learned, and how.
+      train_scans: to learn from.
+      validation_scans: to score each epoch on.
+      run_dir: the run's folder.
+      seed: of initialisation, order and augmentation.
+      init_from: weights to start from.
+      stop: asked after each step: whether to save the state and to stop.
+      save_minutes: how often the state is saved within an epoch; it is at the end of each.
+
     Returns:
       The log line of the best epoch.
 
     Raises:
       ValueError: the folder holds a run with other settings or scans, or one whose best weights or checkpoints are
         gone or damaged; the validation scans do not tell `task.select`; or the batch does not divide among the devices.
-      FloatingPointError: the loss is not finite; the last good checkpoint stays.
+      FloatingPointError: a step's loss or gradient is not finite; the last good checkpoint stays, and what that step
+        was given is in the folder `FAILED`.
+      Interrupted: `stop` said so.
     """
     mesh = make_mesh()
     check_batch(task.batch_size, mesh)
@@ -207,56 +246,92 @@ def train(
     state = put(create_state(task, model, optimizer, seed, start), mesh)
     step = parallel_train_step(make_train_step(task, model, optimizer), mesh)
     evaluate = parallel_evaluation_step(make_evaluation_step(task), mesh)
+
+    def fit_limits(results: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Of a router: what is near to the known scans it learned from, as far as the known validation scans lie."""
+        if task.organ is not None:
+            return {}
+        known = label < len(ORGANS)
+        seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
+        held_out = results["features"][validation_label < len(ORGANS)]
+        return {"novelty": fit_novelty(seen["features"], label[known], held_out)}
+
     run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
     checkpoint.write_text(run_dir / TASK, json.dumps(settings, indent=1) + "\n")
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(run_dir.absolute() / CHECKPOINTS, options=options) as manager:
-        state, history = _restore(run_dir, manager, state)
-        checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
-        if history:
-            more = "complete already" if len(history) == task.epochs else f"resumed after epoch {len(history)}"
-            print(f"{task.name}: {run_dir} is {more}", flush=True)
+    with checkpoints.open_checkpoints(run_dir) as manager:
+        state, history, sums, seconds = checkpoints.restore(run_dir, manager, state)
+        _write_log(run_dir, history)
+        if int(state.step):
+            print(f"{task.name}: {run_dir} is {_where(int(state.step), per_epoch, total)}", flush=True)
+        started, saved = time.monotonic() - seconds, time.monotonic()
+        waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
         with _progress(task.name, total, int(state.step)) as report:
-            for epoch in range(int(state.step) // per_epoch, task.epochs):
-                started, metrics = time.time(), []
-                for index in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-                    state, measured = step(state, batches[index])
-                    metrics.append(measured)
-                    report(completed=index + 1)
-                averages = _mean(metrics)
-                if not all(math.isfinite(value) for value in averages.values()):
-                    raise FloatingPointError(
-                        f"{task.name}: not finite in epoch {epoch + 1}: {averages}. The last good checkpoint in "
-                        f"{run_dir / CHECKPOINTS} stays; lower --learning_rate"
-                    )
-                trained = time.time()
-                results = collect(evaluate, state.ema, validation_scans, validation_label, task.batch_size)
-                line: dict[str, Any] = {
-                    "epoch": epoch + 1,
-                    "step": int(state.step),
-                    "train": averages,
-                    "validation": scores(task, results, validation_scans, validation_label),
-                    "train_seconds": round(trained - started, 2),
-                    "validation_seconds": round(time.time() - trained, 2),
-                }
-                best = max((merit(task, past) for past in history), default=-math.inf)
-                history.append(line)
-                if merit(task, line) > best:
-                    variables = dict(state.ema)
-                    if task.organ is None:
-                        known = label < len(ORGANS)
-                        seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
-                        held_out = results["features"][validation_label < len(ORGANS)]
-                        variables["novelty"] = fit_novelty(seen["features"], label[known], held_out)
-                    _save_best(run_dir, task, seed, variables, line, used)
-                saved = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
-                manager.save(int(state.step), args=saved)
-                _seal(run_dir, manager)
+            for index in range(int(state.step), total):
+                state, measured = step(state, batches[index])
+                waiting.append(measured)
+                report(completed=index + 1)
+                ends, asked = (index + 1) % per_epoch == 0, stop()
+                due = ends or asked or time.monotonic() - saved > 60 * save_minutes
+                while waiting and (due or len(waiting) > AHEAD):  # the device goes on while an older step is looked at
+                    if not _finite(waiting[0]):
+                        raise FloatingPointError(_write_failure(run_dir, state, batches))
+                    sums = _added(sums, waiting.popleft())
+                if not due:
+                    continue
+                if ends:
+                    averages = {name: value / max(count, 1.0) for name, (value, count) in sums.items()}
+                    trained = time.monotonic()
+                    results = collect(evaluate, state.ema, validation_scans, validation_label, task.batch_size)
+                    line: dict[str, Any] = {
+                        "epoch": (index + 1) // per_epoch,
+                        "step": index + 1,
+                        "train": averages,
+                        "validation": scores(task, results, validation_scans, validation_label),
+                        "train_seconds": round(trained - started, 2),
+                        "validation_seconds": round(time.monotonic() - trained, 2),
+                    }
+                    if merit(task, line) > max((merit(task, past) for past in history), default=-math.inf):
+                        _save_best(run_dir, task, seed, state.ema | fit_limits(results), line, used)
+                    history, sums, started = [*history, line], {}, time.monotonic()
+                checkpoints.save(run_dir, manager, Carried(state, history, sums, time.monotonic() - started))
                 # the log follows the checkpoint: epochs that a crash took back are not in it twice
-                checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
-                report(status=_status(task, history))
+                _write_log(run_dir, history)
+                saved = time.monotonic()
+                if ends:
+                    report(status=_status(task, history))
+                if asked and index + 1 < total:
+                    raise Interrupted(f"{run_dir} is saved after step {index + 1} of {total}")
     return max(history, key=functools.partial(merit, task))
+
+
+def _where(step: int, per_epoch: int, total: int) -> str:
+    """What a run that is not at its beginning has reached, in words."""
+    if step == total:
+        return "complete already"
+    return f"resumed after epoch {step // per_epoch}" + (f", step {step} of {total}" if step % per_epoch else "")
+
+
+def _write_log(run_dir: pathlib.Path, history: list[dict[str, Any]]) -> None:
+    checkpoint.write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
+
+
+def _finite(measured: dict[str, tuple[Any, Any]]) -> bool:
+    return all(math.isfinite(float(measured[name][0])) for name in MUST_BE_FINITE)
+
+
+def _write_failure(run_dir: pathlib.Path, state: TrainState, batches: Any) -> str:
+    """Write down what the step was given that failed, the state before it and its batch; says where."""
+    step, folder = int(state.failed), run_dir / FAILED
+    folder.mkdir(exist_ok=True)
+    variables = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+    checkpoint.save(folder / "variables", variables, {"step": step})
+    np.savez(folder / "batch.npz", **batches[step]._asdict())
+    return (
+        f"step {step + 1}: its loss, gradient or update is not finite. The network before it is in "
+        f"{folder / 'variables'}, its batch in {folder / 'batch.npz'}; the checkpoints in "
+        f"{run_dir / checkpoints.CHECKPOINTS} are good. A lower --learning_rate, or another --seed, avoids it"
+    )
 
 
 def merit(task: Task, line: dict[str, Any]) -> float:
@@ -293,55 +368,6 @@ def _fingerprint(start: pathlib.Path) -> str:
     if not file.is_file():
         raise ValueError(f"init_from={start}: no such state dict, run or weights folder")
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
-    """Write down the hashes of a checkpoint when it is written: later ones would be of what it has become."""
-    manager.wait_until_finished()
-    before, folder = _sealed(run_dir), run_dir / CHECKPOINTS
-    steps = [str(step) for step in manager.all_steps()]
-    _write_sealed(run_dir, {step: before.get(step) or checkpoint.hashes(folder / step) for step in steps})
-
-
-def _sealed(run_dir: pathlib.Path) -> dict[str, dict[str, str]]:
-    """Step -> the hashes of its checkpoint's files, as they were written down."""
-    file = run_dir / HASHES
-    try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-        return {step: dict(names) for step, names in dict(found).items()}
-    except (ValueError, TypeError):
-        raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
-
-
-def _write_sealed(run_dir: pathlib.Path, sealed: dict[str, dict[str, str]]) -> None:
-    checkpoint.write_text(run_dir / HASHES, json.dumps(sealed, indent=1) + "\n")
-
-
-def _restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, list[dict]]:
-    """The newest checkpoint that is whole, or `state` where there never was one.
-
-    Orbax restores a flipped bit without an error, so the files are compared with their hashes. One that was not sealed
-    yet, because the process was killed just then, is taken as it is.
-    """
-    if manager.latest_step() is None:
-        return state, []
-    sealed = _sealed(run_dir)
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.JsonRestore())
-    damaged = []
-    for step in sorted(manager.all_steps(), reverse=True):
-        folder = run_dir / CHECKPOINTS / str(step)
-        if sealed.get(str(step)) not in (None, checkpoint.hashes(folder)):
-            print(f"{folder} is damaged: its files are not those that were written; it is left out", flush=True)
-            damaged.append(step)
-            continue
-        restored = manager.restore(step, args=args)
-        for later in damaged:  # it is written anew, and sealed anew
-            manager.delete(later)
-        if damaged:
-            _write_sealed(run_dir, {name: names for name, names in sealed.items() if int(name) <= step})
-        return restored.state, restored.history
-    raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
 
 def _save_best(run_dir, task, seed, variables, line, used) -> None:

@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
 from mcis.scan import CANVAS
 from mcis.tasks import Task
 
+MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")
+"""Metrics without which a step changes nothing."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count), float32 scalars: sums over examples, so that padding and devices never bias a mean."""
 
@@ -33,6 +36,8 @@ class TrainState:
       opt_state: optax's.
       ema: {"params", "batch_stats"} averaged over steps: the variables that are evaluated and kept.
       key: random key of the run; a step folds its number into it.
+      failed: int32, the step whose loss or gradient was not finite, -1 where there was none. From then on a step
+        changes nothing, so that the state stays what it was before the step that failed.
     """
 
     step: jax.Array
@@ -41,6 +46,7 @@ class TrainState:
     opt_state: Any
     ema: dict[str, Any]
     key: jax.Array
+    failed: jax.Array
 
 
 def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
@@ -78,7 +84,8 @@ def create_state(
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         # a copy, because donated buffers must not be shared between two leaves
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
-        return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, jax.random.key_data(run_key))
+        key = jax.random.key_data(run_key)
+        return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, key, jnp.int32(-1))
 
     # rbg: the initialisation compiles several times faster than with the default generator
     return create(start(initialise(jax.random.key(seed, impl="rbg"))), jax.random.key(seed))
@@ -142,7 +149,12 @@ def make_train_step(
         fresh = {"params": params, "batch_stats": batch_stats}
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, fresh)
         metrics["gradient_norm"] = (optax.global_norm(grads), jnp.float32(1.0))
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key), metrics
+        metrics["update_norm"] = (optax.global_norm(updates), jnp.float32(1.0))
+        good = (state.failed < 0) & jnp.isfinite(jnp.stack([metrics[name][0] for name in MUST_BE_FINITE])).all()
+        failed = jnp.where((state.failed < 0) & ~good, state.step, state.failed)
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key, failed)
+        before = dataclasses.replace(state, failed=failed)
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before), metrics
 
     return step
 
