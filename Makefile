@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tfds parity densecrf bench beside lock clean
+.PHONY: help install demo test lint tfds parity densecrf bench beside drills lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,9 @@ bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENC
 
 beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, for as many minutes; BESIDE="--epochs 10" and the like
 	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/training.py $(BESIDE)
+
+drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
+	@$(IN_VENV) PYTHONPATH=. python tests/drills/kills.py $(DRILLS)
 
 lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock
