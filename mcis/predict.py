@@ -106,9 +106,9 @@ def finding_of(
     if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
         reason = f"a thumbnail: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
+        if thumbnails:
+            return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
         notes = [*(notes or ()), reason]
-    if thumbnails and loaded.geometry is not None and loaded.geometry.thumbnail:
-        return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     if index >= len(ORGANS):
         like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.3f}"
         times = float(row["novelty"])
