@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from mcis import checkpoint, launch, tasks
+from mcis import checkpoint, command, launch, tasks
 from mcis.train import loop
 
 
@@ -61,6 +61,20 @@ def test_a_process_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(number, ph
     one, other = (checkpoint.load(tmp_path / run / loop.BEST)[0] for run in ("whole", "stopped"))
     for (name, value), theirs in zip(checkpoint.flatten(one).items(), checkpoint.flatten(other).values(), strict=True):
         np.testing.assert_array_equal(value, theirs, err_msg=name)
+
+
+def test_a_second_interrupt_stops_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with command.asked_to_stop() as stop:
+            assert not stop()
+            signal.raise_signal(signal.SIGINT)
+            assert stop()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_dir, tmp_path, monkeypatch, capsys):
