@@ -94,11 +94,29 @@ def random_variables():
 
 
 @pytest.fixture(scope="session")
-def phantom_scans(phantom_dir):
+def scans(phantom_dir):
+    """The phantoms to train on, and those to validate on."""
+    from mcis import data
+
+    return tuple(data.load(("phantom",), split, phantom_dir) for split in ("train", "validation"))
+
+
+@pytest.fixture(scope="session")
+def phantom_scans(scans):
     """The phantoms of training and validation."""
     from mcis import data
 
-    return data.Scans.join([data.load(("phantom",), split, phantom_dir) for split in ("train", "validation")])
+    return data.Scans.join(scans)
+
+
+@pytest.fixture(scope="session")
+def finished(scans, tmp_path_factory):
+    """The folder of a finished run of `small_run.SMALL`, not to be written to, and the log's line of its best epoch."""
+    from mcis.train import loop
+    from tests.small_run import SMALL
+
+    run_dir = tmp_path_factory.mktemp("runs") / "route"
+    return run_dir, loop.train(SMALL, *scans, run_dir)
 
 
 @pytest.fixture(scope="session")
