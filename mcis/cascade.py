@@ -51,6 +51,7 @@ class Prediction:
       organ_prob: float32 (B,), the router's probability of its first choice; NaN where the organ was given.
       novelty: float32 (B,), how far the scan lies from those the router learned from, in units of the limit: above 1
         it is unsupported. NaN where that was not asked.
+      needed: float32 (B,), the smallest `organ_prob` that is believed; NaN where the organ was given.
       label: int32 (B,), index into the organ's classes, -1 where unsupported or not asked.
       label_probs: float32 (B, CLASSES), zero past the organ's classes and where there is no label.
       segmented: bool (B,), whether the scan was given to a segmenter.
@@ -65,6 +66,7 @@ class Prediction:
     choice: jax.Array
     organ_prob: jax.Array
     novelty: jax.Array
+    needed: jax.Array
     label: jax.Array
     label_probs: jax.Array
     segmented: jax.Array
@@ -93,8 +95,10 @@ THRESHOLD = 0.9
 """The router's smallest probability where none was fitted."""
 
 
-def supported(settings: Settings, router: dict[str, Any], prob: Array, features: Array) -> tuple[jax.Array, jax.Array]:
-    """Whether scans are of an organ the cascade knows, bool (B,); and their novelty, float32 (B,) as in Prediction.
+def supported(
+    settings: Settings, router: dict[str, Any], prob: Array, features: Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether scans are of an organ the cascade knows, bool (B,); `novelty` and `needed`, float32 (B,), of Prediction.
 
     Args:
       settings: the thresholds.
@@ -104,12 +108,13 @@ def supported(settings: Settings, router: dict[str, Any], prob: Array, features:
       features: float (B, F), the router's.
     """
     fitted = router.get("threshold", THRESHOLD) if settings.threshold is None else settings.threshold
-    known = jnp.asarray(prob >= fitted)
+    needed = jnp.full(prob.shape, fitted, jnp.float32)
+    known = jnp.asarray(prob >= needed)
     if not settings.novelty or "novelty" not in router:
-        return known, jnp.full(known.shape, jnp.nan, jnp.float32)
+        return known, jnp.full(known.shape, jnp.nan, jnp.float32), needed
     limit = router["novelty"]["limit"] * router.get("reach", 1.0)
     novelty = distance(router["novelty"], features) / limit
-    return known & (novelty <= 1), novelty
+    return known & (novelty <= 1), novelty, needed
 
 
 def chunk_table(expert: jax.Array, experts: int, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -208,14 +213,14 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         batch = image.shape[0]
         if settings.organ is not None:
             organ, not_asked = jnp.full(batch, settings.organ, jnp.int32), jnp.full(batch, jnp.nan, jnp.float32)
-            return organ, organ, not_asked, not_asked
+            return organ, organ, not_asked, not_asked, not_asked
         outputs = run["route"](variables["route"], image)
         assert outputs.label is not None
         assert outputs.features is not None
         among = outputs.label[:, : len(ORGANS)]  # what follows is the probability of none of them
         choice, prob = among.argmax(-1).astype(jnp.int32), among.max(-1)
-        known, novelty = supported(settings, variables["route"], prob, outputs.features)
-        return jnp.where(known, choice, UNSUPPORTED), choice, prob, novelty
+        known, novelty, needed = supported(settings, variables["route"], prob, outputs.features)
+        return jnp.where(known, choice, UNSUPPORTED), choice, prob, novelty, needed
 
     def classify(variables, image, organ):
         """Label probabilities, and the masks of joint networks."""
@@ -255,7 +260,7 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         return dispatch(slot, [expert(name) for name in apart.values()], empty, image)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
-        organ, choice, organ_prob, novelty = route(variables, image)
+        organ, choice, organ_prob, novelty, needed = route(variables, image)
         probs, mask = classify(variables, image, organ)
         classified = probs.sum(-1) > 0
         label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
@@ -267,7 +272,8 @@ def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, An
         confidence = jnp.where(organ < UNSUPPORTED, sure, jnp.nan)
         limit = review_limits(variables, classifiers)[organ]
         review = jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32))
-        return Prediction(organ, choice, organ_prob, novelty, label, probs, segmented, mask, confidence, review)
+        asked = (choice, organ_prob, novelty, needed)
+        return Prediction(organ, *asked, label, probs, segmented, mask, confidence, review)
 
     return predict
 
@@ -318,8 +324,8 @@ def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]
         not_asked = jnp.full(batch, jnp.nan, jnp.float32)
 
         def said(organ, choice, organ_prob, label, probs, segmented, mask):
-            fields = (organ, choice, organ_prob, not_asked, label, probs, segmented, mask)
-            return Prediction(*fields, not_asked, unknown)
+            asked = (choice, organ_prob, not_asked, not_asked)
+            return Prediction(organ, *asked, label, probs, segmented, mask, not_asked, unknown)
 
         if task.organ is None:
             assert outputs.label is not None

@@ -39,7 +39,7 @@ def run(options: Any, task: Any) -> int:
 
     enable_compilation_cache()
     from mcis import data
-    from mcis.tasks import task_named
+    from mcis.tasks import LAST, task_named
     from mcis.train import loop
 
     ensure_phantom(task.sources, options.data_dir)
@@ -70,7 +70,8 @@ def run(options: Any, task: Any) -> int:
         print(f"{task.name}: {interrupted}; type the same again to go on", flush=True)
         return INTERRUPTED
     figures = ", ".join(f"{name} {value:.3f}" for name, value in best["validation"].items())
-    print(f"{task.name}: best of {task.epochs} epochs by {task.select}: epoch {best['epoch']}, validation {figures}")
+    chosen = "the last" if task.select == LAST else f"best by {task.select}"
+    print(f"{task.name}: epoch {best['epoch']} of {task.epochs}, {chosen}: validation {figures}")
     print(f"weights in {run_dir / loop.BEST}, log in {run_dir / loop.LOG}")
     where = "" if options.data_dir is None else f" --data_dir={shlex.quote(options.data_dir)}"
     print(f"score it once on held-out scans: mcis evaluate {shlex.quote(str(run_dir))} --split=test{where}")

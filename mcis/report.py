@@ -253,7 +253,8 @@ class ReportWriter:
       overwrite: remove the files of the report that is there, and no others.
 
     Attributes:
-      counts: {"scans", "errors", "lesions", "organs": {name: n}, "labels": {name: n}} so far; also in run.json.
+      counts: {"scans", "errors", "lesions", "organs": {name: n}, "labels": {name: n}} so far; also in run.json. Each
+        outlined part counts as a lesion.
 
     Raises:
       ReportError: the folder has a report already, or cannot be one.

@@ -228,7 +228,7 @@ def _score(subject: Subject, records: Records) -> Rows:
         from mcis.cascade import Settings, supported
 
         router = subject.variables[subject.task.name]
-        known, _ = supported(Settings(), router, rows["probs"][:, : len(ORGANS)].max(1), rows["features"])
+        known, *_ = supported(Settings(), router, rows["probs"][:, : len(ORGANS)].max(1), rows["features"])
         rows["refused"] = ~np.asarray(known)
     return rows
 

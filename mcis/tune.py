@@ -114,34 +114,46 @@ def _rows(counts: Counts, index: np.ndarray) -> Counts:
 
 
 def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]) -> Callable[[CRF], Counts]:
-    """The counts of scans as a function of the CRF; the network runs here, once."""
+    """The counts of scans as a function of the CRF; the network runs here, once.
+
+    A scan of whose pixels none is more likely lesion than not has no mask by any CRF, all messages being the
+    background's: only the others go through one.
+    """
     import jax
 
     from mcis.experts import make_network, on_canvas
 
     network = jax.jit(make_network(task))
-    answers, truths, geometries = [], [], []
+    true = np.zeros(len(records), int)
+    doubtful: list[tuple[int, np.ndarray, np.ndarray]] = []  # a scan's number, probabilities and picture
+    truths, geometries = [], []
     for start in range(0, len(records), BATCH):
         squares = np.zeros((BATCH, scan.CANVAS, scan.CANVAS, 3), np.uint8)
-        for i in range(min(BATCH, len(records) - start)):
-            image, mask = data.decode(records[start + i])
+        rows = range(start, min(start + BATCH, len(records)))
+        for i, row in enumerate(rows):
+            image, mask = data.decode(records[row])
             squares[i], geometry = scan.fit(image)
             truths.append(mask)
             geometries.append(geometry)
+            true[row] = np.count_nonzero(mask)
         outputs, prepared = network(variables, squares)
-        answers.append((outputs.mask, prepared))
+        masks, pictures = np.asarray(outputs.mask), np.asarray(prepared)
+        doubtful += [(row, masks[i], pictures[i]) for i, row in enumerate(rows) if masks[i].max() > MASK_THRESHOLD]
     groups = np.array([f"{data.text(r['source'])}/{data.text(r['group'])}" for r in records])
     refine = jax.jit(on_canvas, static_argnums=(2, 3))
 
     def counts_of(crf: CRF) -> Counts:
-        counts: dict[str, list[int]] = {}
-        for number, (mask, prepared) in enumerate(answers):
-            refined = np.asarray(refine(mask, prepared, crf, (scan.CANVAS, scan.CANVAS)))
-            for i, at in enumerate(range(number * BATCH, min((number + 1) * BATCH, len(records)))):
-                found = scan.unfit(refined[i, ..., 0], geometries[at]) > MASK_THRESHOLD
-                for name, count in mask_counts(found[None, ..., None], truths[at][None]).items():
-                    counts.setdefault(name, []).append(int(count[0]))
-        return {name: np.array(values) for name, values in counts.items()} | {"group": groups}
+        both, predicted = np.zeros_like(true), np.zeros_like(true)
+        for start in range(0, len(doubtful), BATCH):
+            rows, masks, pictures = zip(*doubtful[start : start + BATCH], strict=True)
+            fill = [(0, BATCH - len(rows)), (0, 0), (0, 0), (0, 0)]  # compiled once
+            batch = (np.pad(np.stack(values), fill) for values in (masks, pictures))
+            refined = np.asarray(refine(*batch, crf, (scan.CANVAS, scan.CANVAS)))
+            for i, row in enumerate(rows):
+                found = scan.unfit(refined[i, ..., 0], geometries[row]) > MASK_THRESHOLD
+                counts = mask_counts(found[None, ..., None], truths[row][None])
+                both[row], predicted[row] = counts["both"][0], counts["predicted"][0]
+        return {"both": both, "predicted": predicted, "true": true, "group": groups}
 
     return counts_of
 

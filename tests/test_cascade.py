@@ -109,6 +109,7 @@ def test_below_the_threshold_everything_is_unsupported(variables, scans):
     assert (out.organ == cascade.UNSUPPORTED).all()
     assert (out.label == UNKNOWN).all() and not out.segmented.any() and not out.label_probs.any()
     assert (out.organ_prob > 0).all() and (out.choice < cascade.UNSUPPORTED).all()
+    np.testing.assert_array_equal(out.needed, np.float32(1.1))
 
 
 def test_a_scan_far_from_training_is_unsupported(variables, scans):

@@ -87,6 +87,13 @@ def test_one_scan_is_what_it_is_in_a_batch_and_zero_steps_change_nothing():
     np.testing.assert_array_equal(still, probabilities)
 
 
+def test_where_no_pixel_is_more_likely_lesion_than_not_none_becomes_so():
+    for image, probability in cases():
+        for crf in (SCALED, dataclasses.replace(SCALED, weight=10.0, grey_sigma=26.0)):
+            unsure = probability / (2 * probability.max())
+            assert run(unsure[None], image[None], crf).max() <= 0.5
+
+
 def test_two_halves_of_different_grey_pull_the_edge_of_the_mask_to_theirs():
     image = np.full((1, 40, 40), 60, np.uint8)
     image[:, :, 20:] = 180

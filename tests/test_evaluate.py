@@ -85,7 +85,8 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
         segmented = organ < 2
         mask = bright(squares).mask * segmented[:, None, None, None]
         unasked, probs = np.full(n, np.nan), np.zeros((n, 3))
-        return Prediction(organ, organ, unasked, unasked, np.full(n, 1), probs, segmented, mask, unasked, organ)
+        asked = (organ, unasked, unasked, unasked)
+        return Prediction(organ, *asked, np.full(n, 1), probs, segmented, mask, unasked, organ)
 
     rows = scoring.score_cascade(predict, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]

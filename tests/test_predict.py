@@ -159,8 +159,10 @@ def test_paths_may_be_files_folders_and_globs(pictures, tmp_path):
 def test_an_unsupported_scan_says_why_and_what_it_is_most_like(weights, pictures, tmp_path):
     arguments = [str(pictures[0]), "--weights", str(weights), "--out"]
     predict.main([*arguments, str(tmp_path / "sure"), "--threshold=1"])
-    (unsure,) = {line["reason"].split(":")[0] for line in findings(tmp_path / "sure") if line["error"] is None}
-    assert unsure == "the router is unsure"
+    refused = [line for line in findings(tmp_path / "sure") if line["error"] is None]
+    for line in refused:
+        assert line["reason"].startswith("the router is unsure: most like ")
+        assert line["reason"].endswith(f"probability {line['organ_prob']:.5g}, 1 is needed")
     variables, manifest = checkpoint.load(weights / "route")
     width = variables["params"]["label"]["dense"]["kernel"].shape[0]
     variables["novelty"] = {"mean": np.zeros((1, width)), "whiten": np.eye(width), "limit": np.float64(1e-6)}

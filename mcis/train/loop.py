@@ -48,8 +48,6 @@ FAILED = "failed"
 """A folder with what a step was given whose loss was not finite."""
 AHEAD = 4
 """Steps that may be on their way while an older one's loss is looked at."""
-SAVE_MINUTES = 10.0
-"""How often the state is saved within a long epoch."""
 
 
 class Interrupted(Exception):
@@ -186,7 +184,7 @@ def train(
     seed: int = 0,
     init_from: pathlib.Path | None = None,
     stop: Callable[[], bool] = lambda: False,
-    save_minutes: float = SAVE_MINUTES,
+    save_minutes: float = math.inf,
 ) -> dict:
     """Train, or go on training, until the task's last epoch.
 
