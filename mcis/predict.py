@@ -236,7 +236,7 @@ def _main(options: Any) -> int:
     from mcis import cascade
     from mcis.bundle import SHIPPED, load_bundle
     from mcis.checkpoint import versions
-    from mcis.experts import first_members
+    from mcis.experts import first_members, place
     from mcis.tasks import task_named
 
     weights = load_bundle(options.weights or SHIPPED)
@@ -258,10 +258,11 @@ def _main(options: Any) -> int:
         if lacking:
             print(f"these weights say nothing of: {', '.join(lacking)}; it stays unknown", file=sys.stderr)
     variables = {name: first_members(one.variables, options.members) for name, one in weights.items()}
-    variables = jax.device_put(variables)
-    compiled = jax.jit(function)
     scans = list(frames(paths))
     batch_size = 1 if len(scans) == 1 else BATCH
+    # one scan is there sooner than an ensemble's networks are compiled one by one
+    variables = {name: jax.device_put(one) if batch_size == 1 else place(one) for name, one in variables.items()}
+    compiled = jax.jit(function)
     facts = ("epoch", "validation", "versions")
     described = {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()}
 

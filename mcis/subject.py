@@ -155,19 +155,19 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
 
     from mcis.bundle import load_bundle, load_weights
     from mcis.cascade import Settings, make_predict
-    from mcis.experts import make_expert
+    from mcis.experts import make_expert, place
 
     path = pathlib.Path(run)
     cascade = is_set(path)
     one = None if cascade else load_weights(path)
     experts = load_bundle(path) if one is None else {one.task.name: one}
     tasks = {name: expert.task if crf else without_crf(expert.task) for name, expert in experts.items()}
-    variables = {name: expert.variables for name, expert in experts.items()}
+    variables = {name: place(expert.variables) for name, expert in experts.items()}
     if one is None:
         task, answer = None, functools.partial(jax.jit(make_predict(tasks, Settings())), variables)
     else:
         (task,) = tasks.values()
-        answer = functools.partial(jax.jit(make_expert(task)), one.variables)
+        answer = functools.partial(jax.jit(make_expert(task)), variables[task.name])
     folders = {name: present(weights_folder(path / name if cascade else path)) for name in experts}
     return Subject(task, answer, variables, {name: e.manifest for name, e in experts.items()}, tasks, folders)
 

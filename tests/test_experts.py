@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.experts import MEMBERS, first_members, make_expert, make_network, on_canvas, prepare, present
+from mcis import cascade
+from mcis.experts import (
+    MEMBERS,
+    first_members,
+    make_expert,
+    make_network,
+    member_mesh,
+    on_canvas,
+    place,
+    prepare,
+    present,
+)
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
 from mcis.scan import CANVAS
@@ -102,3 +113,28 @@ def test_the_first_members_of_an_ensemble_answer_for_it():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, first)
     assert np.abs(expert(both, image).label - one.label).max() > 1e-4
     assert first_members(both, None)[MEMBERS] is not None and first_members(members[0], 1) is members[0]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_ensemble_says_on_several_devices_what_it_says_on_one(count):
+    task = dataclasses.replace(TASKS["segment_breast"], features=2, size=32)
+    init = jax.jit(task.make_model().init)
+    members = [init(jax.random.key(seed, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32)) for seed in range(count)]
+    variables = {MEMBERS: jax.tree.map(lambda *leaves: np.stack(leaves), *members)}
+    assert member_mesh([members[0]]) is None and member_mesh([first_members(variables, 1)]) is None
+    mesh = member_mesh([members[0], variables])
+    assert mesh is not None and mesh.size == len(jax.devices()) == 2
+    image = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    alone = jax.jit(make_expert(task))(variables, image)
+    together = jax.jit(make_expert(task, mesh))(place(variables, mesh), image)
+    apart = jax.jit(make_expert(task))(place(variables, None), image)
+    assert len(together.label.devices()) == 2
+    for other in (together, apart):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone, other)
+    experts = {"segment_breast": task}
+    for make in (
+        lambda mesh: cascade.make_predict(experts, cascade.Settings(organ=1), mesh),
+        lambda mesh: cascade.make_single(task, mesh),
+    ):
+        one, both = (jax.jit(make(on))({"segment_breast": place(variables, on)}, image) for on in (None, mesh))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, both)

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mcis import phantom, scan
+from mcis.command import one_device_a_core
 from mcis.experts import prepare
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
@@ -176,22 +177,22 @@ def crf(options, missing):
 def cascade(options, missing):
     from mcis.bundle import load_bundle
     from mcis.cascade import Settings, make_predict
-    from mcis.experts import make_expert
+    from mcis.experts import make_expert, member_mesh, place
 
     weights = load_bundle()
+    mesh = member_mesh(one.variables for one in weights.values())  # as `mcis predict` runs it
     scans = [scan.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=1)]
     for batch in (1, 8):
         image = jnp.asarray(np.stack([scans[i % len(scans)] for i in range(batch)]))
         for name, one in weights.items():
-            run, variables = jax.jit(make_expert(one.task)), jax.device_put(one.variables)
+            run, variables = jax.jit(make_expert(one.task, mesh)), place(one.variables, mesh)
             times = interleaved(
                 {"ours": clocked(lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x)))}, options.rounds
             )
             yield row("cascade, ms a scan", f"{name}, batch {batch}", times, batch)
-        run = jax.jit(
-            make_predict({name: one.task for name, one in weights.items()}, Settings(novelty=False, threshold=0))
-        )
-        variables = jax.device_put({name: one.variables for name, one in weights.items()})
+        settings = Settings(novelty=False, threshold=0)
+        run = jax.jit(make_predict({name: one.task for name, one in weights.items()}, settings, mesh))
+        variables = {name: place(one.variables, mesh) for name, one in weights.items()}
         given = {"mixed": image}
         if batch == 1:  # a scan costs what its organ's networks do
             given = {o.name: scan.fit(phantom.make_phantom(o.name, 1, 0).image)[0][None] for o in ORGANS}
@@ -297,6 +298,7 @@ def main():
         if unknown := set(chosen) - set(known):
             parser.error(f"--{name}={','.join(sorted(unknown))}: there are {', '.join(known)}")
         setattr(options, name, chosen)
+    one_device_a_core()
     options.batches = [int(batch) for batch in options.batches.split(",")]
     machine = {
         "processor": processor(),
