@@ -39,9 +39,9 @@ train() { # NAME OPTIONS...: one run, its log beside it
 plan() { # a run a line
   echo "route ${route[*]}"
   for ((k = 0; k < folds; k++)); do
-    echo "route_fold$k ${route[*]} --fold=$k --folds=$folds"
+    echo "route_fold$k ${route[*]} --fold=$k/$folds"
     for task in segment_breast segment_brain; do
-      echo "${task}_fold$k --task=$task --fold=$k --folds=$folds"
+      echo "${task}_fold$k --task=$task --fold=$k/$folds"
     done
   done
 }

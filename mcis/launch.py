@@ -34,8 +34,7 @@ def run(options: Any, task: Any) -> int:
     if pathlib.PurePath(name).name != name or name.startswith("."):
         raise ValueError(f"--run={name}: a name is needed, not a path; --runs_dir says in which folder")
     run_dir = pathlib.Path(options.runs_dir) / name
-    if options.fold is not None and not 0 <= options.fold < options.folds:
-        raise ValueError(f"--fold={options.fold}: there are folds 0 to {options.folds - 1}; --folds says how many")
+    fold = None if options.fold is None else parse_fold(options.fold)
 
     enable_compilation_cache()
     from mcis import data
@@ -45,9 +44,9 @@ def run(options: Any, task: Any) -> int:
     ensure_phantom(task.sources, options.data_dir)
     splits = ("train", "validation")
     to_train, to_validate = (data.load(task.sources, split, options.data_dir, task.organ) for split in splits)
-    if options.fold is not None:
+    if fold is not None:
         both = data.Scans.join([to_train, to_validate])
-        held_out = data.folds_of(both, options.folds) == options.fold
+        held_out = data.folds_of(both, fold[1]) == fold[0]
         to_train, to_validate = both.take(~held_out), both.take(held_out)
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
@@ -92,9 +91,9 @@ def parse(argv: Sequence[str]):
         Attributes:
           runs_dir: folder of the runs.
           run: name of the run, a folder in runs_dir; by default the task's name.
-          fold: train on the training and validation scans but those of this fold, from 0, and validate on it: the folds
-            together give every scan an answer from a network that has not seen its group.
-          folds: number of folds.
+          fold: train on the training and validation scans but those of this fold, and validate on it: 0/5 to 4/5, or of
+            another number of folds; 2 is 2/5. The folds together give every scan an answer from a network that has not
+            seen its group.
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
           save_minutes: how often the state is saved within an epoch that takes longer.
@@ -104,8 +103,7 @@ def parse(argv: Sequence[str]):
 
         runs_dir: str = "runs"
         run: str = ""
-        fold: int | None = None
-        folds: int = 5
+        fold: str | None = None
         seed: int = 0
         fresh: bool = False
         save_minutes: float = 10.0
@@ -130,6 +128,23 @@ def parse(argv: Sequence[str]):
     parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))
     start = parsed.run.init_from
     return dataclasses.replace(parsed.run, init_from=start and expand_user(start)), parsed.task.check()
+
+
+FOLDS = 5
+"""How many where that is not said."""
+
+
+def parse_fold(text: str) -> tuple[int, int]:
+    """A fold, counted from 0, and how many there are, of "2/5" or of "2", of FOLDS. ValueError where there is none."""
+    fold, _, folds = text.partition("/")
+    try:
+        found = int(fold), int(folds or FOLDS)
+    except ValueError:
+        found = 0, 0
+    if not 0 <= found[0] < found[1] or found[1] < 2:
+        count = found[1] if found[1] > 1 else FOLDS
+        raise ValueError(f"--fold={text}: of {count} folds there are 0/{count} to {count - 1}/{count}")
+    return found
 
 
 def _take(option: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -9,6 +9,7 @@ import math
 from typing import Annotated, Any, cast
 
 import flax.linen as nn
+import jax.numpy as jnp
 import tyro
 
 from mcis.models import MODELS, model_named
@@ -33,6 +34,11 @@ Names = Annotated[
 
 BRAIN_SOURCES = ("lgg", "br35h")
 BREAST_SOURCES = ("busi", "busbra")
+
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""What a network computes in, by name."""
+SCHEDULES = ("cosine", "polynomial")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +76,13 @@ class Task:
       even_sources: draw the sources evenly, and classes evenly within each: where a class comes from one source
         only, the look of that source must not stand for the class.
       epochs: length of training; one epoch draws as many scans as the training split has.
+      patience: epochs after which training ends where `select` has not got better; 0 = it never ends early.
       batch_size: scans a step, over all devices.
-      learning_rate: peak of the cosine schedule.
+      accumulate: parts that a batch is taken in, one after the other, where memory does not hold it at once.
+      precision: of the network's computation in training, a name in PRECISIONS. Parameters, losses, and what is
+        evaluated and kept, are float32 either way.
+      learning_rate: peak of the schedule.
+      schedule: how the learning rate decays, a name in SCHEDULES.
       weight_decay: of AdamW, on kernels only.
       warmup: share of training in which the learning rate rises linearly.
       ema: decay a step of the averaged variables, which are the ones evaluated and kept.
@@ -101,8 +112,12 @@ class Task:
     lesion_share: float = 0.7
     even_sources: bool = False
     epochs: int = 30
+    patience: int = 0
     batch_size: int = 16
+    accumulate: int = 1
+    precision: Annotated[str, tyro.conf.arg(help=f"of training, one of {', '.join(PRECISIONS)}.")] = "float32"
     learning_rate: float = 1e-3
+    schedule: Annotated[str, tyro.conf.arg(help=f"the decay, one of {', '.join(SCHEDULES)}.")] = "cosine"
     weight_decay: float = 0.05
     warmup: float = 0.05
     ema: float = 0.995
@@ -135,10 +150,11 @@ class Task:
             return self.classes.index(organ)
         return label if organ == self.organ else UNKNOWN
 
-    def make_model(self, axis_name: str | None = None) -> nn.Module:
-        """The task's network."""
+    def make_model(self, axis_name: str | None = None, train: bool = False) -> nn.Module:
+        """The task's network; in training it computes in the task's precision."""
         classes = len(self.classes) if self.label_loss or not self.segments else 0
         fields: dict[str, Any] = {"supervise": True} if self.auxiliary_loss else {}
+        fields |= {"dtype": PRECISIONS[self.precision]} if train else {}
         return model_named(self.model).clone(features=self.width, classes=classes, axis_name=axis_name, **fields)
 
     def first(self) -> "Task | None":
@@ -146,7 +162,7 @@ class Task:
         if not self.start.epochs:
             return None
         # its last epoch, so that no scan has chosen it
-        return dataclasses.replace(self, **vars(self.start), select=LAST, start=Start())
+        return dataclasses.replace(self, **vars(self.start), select=LAST, patience=0, start=Start())
 
     @property
     def channels(self) -> int:
@@ -174,7 +190,8 @@ class Task:
         if self.auxiliary_loss and "supervise" not in vars(model):
             names = ", ".join(name for name, row in MODELS.items() if "supervise" in vars(row))
             raise ValueError(f"auxiliary_loss={self.auxiliary_loss}: {self.model} has no auxiliary mask; {names} have")
-        for field, table in (("denoise", DENOISE), ("edges", EDGES)):
+        names_of: dict[str, Any] = {"denoise": DENOISE, "edges": EDGES, "precision": PRECISIONS, "schedule": SCHEDULES}
+        for field, table in names_of.items():
             if getattr(self, field) not in table:
                 raise ValueError(f"{field}={getattr(self, field)!r}: there are {', '.join(table)}")
         if self.crf.steps > MAX_STEPS:
@@ -193,6 +210,10 @@ class Task:
         for name, size in sizes.items():
             if size % stride or size > MAX_SIZE:
                 raise ValueError(f"{name}={size}: {self.model} takes multiples of {stride}, at most {MAX_SIZE}")
+        if not self.accumulate or self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate}: it must divide batch_size={self.batch_size}")
+        if self.patience and self.select == LAST:
+            raise ValueError(f"patience={self.patience}: select={LAST!r} keeps the last epoch, so that none is better")
         what = "mask_loss" if self.segments else "label_loss"
         if not getattr(self, what):
             raise ValueError(f"{what}=0: then {self.name} has nothing to learn; it must be above 0")

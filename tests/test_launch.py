@@ -85,15 +85,23 @@ def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_
         return {"epoch": 1, "validation": {}}
 
     monkeypatch.setattr(loop, "train", record)
-    options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}", "--folds=3"]
+    options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}"]
     for fold in range(3):
-        assert launch.main([*options, f"--fold={fold}"]) == 0
+        assert launch.main([*options, f"--fold={fold}/3"]) == 0
     every = set(phantom_scans.fingerprint)
     for trained, left_out in seen:
         assert trained | left_out == every and not trained & left_out
     assert sum(len(left_out) for _, left_out in seen) == len(every)
-    assert launch.main([*options, "--fold=3"]) == 2
-    assert "there are folds 0 to 2" in capsys.readouterr().err
+    assert launch.main([*options, "--fold=3/3"]) == 2
+    assert "--fold=3/3: of 3 folds there are 0/3 to 2/3" in capsys.readouterr().err
+
+
+def test_a_fold_is_named_by_its_number_and_theirs():
+    assert launch.parse_fold("2") == launch.parse_fold("2/5") == (2, 5)
+    assert launch.parse_fold("0/3") == (0, 3)
+    for text in ("5", "x/3", "0/1", "-1", "1/x", ""):
+        with pytest.raises(ValueError, match=r"of 5 folds there are 0/5 to 4/5"):
+            launch.parse_fold(text)
 
 
 def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_path, capsys):

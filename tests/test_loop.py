@@ -136,6 +136,20 @@ def test_the_best_epoch_is_kept_not_the_last(scans, tmp_path, monkeypatch):
     assert manifest["validation"] == lines[1]["validation"]
 
 
+def test_training_ends_early_where_nothing_gets_better_and_stays_ended(scans, tmp_path, monkeypatch):
+    original, values = (
+        loop.scores,
+        iter([0.0, 0.4, 0.9, 0.2, 0.3, 0.0, 0.0]),
+    )  # the first is asked before the first step
+    monkeypatch.setattr(loop, "scores", lambda *a: original(*a) | {"balanced_accuracy": next(values)})
+    task = dataclasses.replace(SMALL, epochs=6, patience=2)
+    assert loop.train(task, *scans, tmp_path / "run")["epoch"] == 2
+    for _ in range(2):
+        assert len((tmp_path / "run" / loop.LOG).read_text().splitlines()) == 4
+        monkeypatch.setattr(loop, "scores", original)
+        assert loop.train(task, *scans, tmp_path / "run")["epoch"] == 2
+
+
 def test_a_metric_that_the_validation_scans_do_not_tell_is_refused_before_the_folder_is_taken(scans, tmp_path):
     task = dataclasses.replace(
         TASKS["segment_brain"], sources=("phantom",), features=4, size=32, epochs=1, select="dice_patient"

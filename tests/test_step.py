@@ -165,3 +165,61 @@ def test_the_evaluation_step_gives_one_result_a_scan(name):
     if task.segments:
         np.testing.assert_array_equal(results["true"], batch.mask.sum((1, 2, 3)))
     np.testing.assert_allclose(results["probs"].sum(-1), 1.0, rtol=1e-5)
+
+
+def test_the_learning_rate_rises_and_decays_as_its_name_says():
+    for name, decay in (
+        ("cosine", lambda share: 0.5 * (1 + np.cos(np.pi * share))),
+        ("polynomial", lambda share: (1 - share) ** 0.9),
+    ):
+        rate = step.make_schedule(tiny("route", schedule=name, learning_rate=0.5, warmup=0.1), 100)
+        assert [float(rate(at)) for at in (0, 5, 10)] == pytest.approx([0.0, 0.25, 0.5])
+        for at in (40, 77, 100):
+            assert float(rate(at)) == pytest.approx(0.5 * decay((at - 10) / 90), abs=1e-6)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole():
+    # `light` has no statistics of the batch, and dropout, which is drawn by position, is in the label head alone
+    task = tiny("segment_breast", model="light", label_loss=0.0, augmentation=Augmentation())
+    train_step, state = build(task)
+    batch = make_batch(task, rows=8)
+    batch = batch._replace(has_mask=np.array([True] * 5 + [False] * 3), valid=np.array([True] * 7 + [False]))
+    in_parts, _ = build(dataclasses.replace(task, accumulate=4))
+    (whole, metrics), (split, split_metrics) = jax.jit(train_step)(state, batch), jax.jit(in_parts)(state, batch)
+    close(jax.tree.leaves(split.opt_state), jax.tree.leaves(whole.opt_state), 1e-5)
+    for name, (total, count) in metrics.items():
+        assert float(split_metrics[name][0]) == pytest.approx(float(total), rel=1e-4), name
+        assert float(split_metrics[name][1]) == float(count)
+
+
+def test_each_part_of_a_batch_adds_to_the_running_statistics_and_two_devices_share_it():
+    task = tiny("route", accumulate=2, batch_size=8, augmentation=Augmentation())
+    train_step, state = build(task)
+    batch = make_batch(task, rows=8)
+    one, metrics = jax.jit(train_step)(state, batch)
+    whole, _ = jax.jit(build(dataclasses.replace(task, accumulate=1))[0])(state, batch)
+    means = [jax.tree.leaves(found.batch_stats)[0] for found in (state, whole, one)]
+    moved = [np.abs(mean - means[0]).mean() for mean in means[1:]]
+    assert moved[1] == pytest.approx(1.9 * moved[0], rel=0.3)  # momentum 0.9 twice: 1 - 0.81 against 1 - 0.9
+    mesh = parallel.make_mesh()
+    two, both = parallel.parallel_train_step(train_step, mesh)(parallel.put(state, mesh), batch)
+    close(two.batch_stats, one.batch_stats, 1e-4)
+    assert float(both["gradient_norm"][0]) == pytest.approx(float(metrics["gradient_norm"][0]), rel=2e-4)
+    with pytest.raises(ValueError, match="among 2 devices in 2 parts: choose a multiple of 4"):
+        parallel.check_batch(6, mesh, 2)
+
+
+def test_half_precision_computes_in_it_and_keeps_all_else_in_float32():
+    task = tiny("segment_breast", model="unet", precision="bfloat16")
+    optimizer = step.make_optimizer(task, 30)
+    half = step.make_train_step(task, task.make_model(train=True), optimizer)
+    state = step.create_state(task, task.make_model(train=True), optimizer, seed=0)
+    batch = make_batch(task)
+    assert "bf16" in str(jax.make_jaxpr(half)(state, batch))
+    assert "bf16" not in str(jax.make_jaxpr(step.make_evaluation_step(task))(state.ema, batch))
+    full, _ = build(task)
+    (after, metrics), (_, exact) = jax.jit(half)(state, batch), jax.jit(full)(state, batch)
+    types = {leaf.dtype for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert types == {jnp.dtype("float32")}
+    assert float(metrics["loss"][0]) == pytest.approx(float(exact["loss"][0]), rel=0.05)
+    assert float(metrics["loss"][0]) != float(exact["loss"][0])

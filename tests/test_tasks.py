@@ -178,6 +178,11 @@ def test_task_named_lists_what_there_is():
         ({"start": Start(epochs=1, size=100)}, "start.size=100: .* takes multiples of"),
         ({"crf": CRF(sigma=0.0)}, "crf.sigma=0.0.*above 0"),
         ({"crf": CRF(weight=-1.0)}, "crf.weight=-1.0"),
+        ({"schedule": "linear"}, "schedule='linear'.*cosine, polynomial"),
+        ({"precision": "float16"}, "precision='float16'.*float32, bfloat16"),
+        ({"batch_size": 8, "accumulate": 3}, "accumulate=3: it must divide batch_size=8"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"patience": 3}, "patience=3: select='last'"),
         ({"auxiliary_loss": -0.5}, "auxiliary_loss=-0.5"),
     ],
 )

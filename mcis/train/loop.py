@@ -217,7 +217,7 @@ def train(
       Interrupted: `stop` said so.
     """
     mesh = make_mesh()
-    check_batch(task.batch_size, mesh)
+    check_batch(task.batch_size, mesh, task.accumulate)
     settings = settings_of(task, train_scans, validation_scans, seed)
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
@@ -239,7 +239,7 @@ def train(
     _check_select(task, validation_scans, validation_label)
     batches = training_batches(train_scans, label, *balance(train_scans, task), task.batch_size, seed)
     optimizer = make_optimizer(task, total)
-    model = task.make_model()
+    model = task.make_model(train=True)
     start = (lambda variables: variables) if init_from is None else functools.partial(_start_from, init_from)
     state = put(create_state(task, model, optimizer, seed, start), mesh)
     step = parallel_train_step(make_train_step(task, model, optimizer), mesh)
@@ -266,6 +266,8 @@ def train(
         waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
         with _progress(task.name, total, int(state.step)) as report:
             for index in range(int(state.step), total):
+                if index % per_epoch == 0 and _gives_up(task, history):
+                    break
                 state, measured = step(state, batches[index])
                 waiting.append(measured)
                 report(completed=index + 1)
@@ -301,6 +303,12 @@ def train(
                 if asked and index + 1 < total:
                     raise Interrupted(f"{run_dir} is saved after step {index + 1} of {total}")
     return max(history, key=functools.partial(merit, task))
+
+
+def _gives_up(task: Task, history: list[dict[str, Any]]) -> bool:
+    """Whether the best of the epochs so far lies `task.patience` epochs back."""
+    values = [merit(task, line) for line in history]
+    return task.patience > 0 and len(values) - 1 - values.index(max(values)) >= task.patience if values else False
 
 
 def _where(step: int, per_epoch: int, total: int) -> str:

@@ -38,12 +38,12 @@ def parallel_evaluation_step(step: Callable, mesh: Mesh) -> Callable:
     return jax.jit(step, in_shardings=(replicated(mesh), sharded(mesh)), out_shardings=replicated(mesh))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """ValueError unless the batch divides evenly among the devices."""
-    if batch_size % mesh.size:
-        raise ValueError(
-            f"--batch_size={batch_size} does not divide among {mesh.size} devices: choose a multiple of {mesh.size}"
-        )
+def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """ValueError unless the batch, or each of the parts it is taken in, divides evenly among the devices."""
+    least = mesh.size * parts
+    if batch_size % least:
+        what = f"{mesh.size} devices" + (f" in {parts} parts" if parts > 1 else "")
+        raise ValueError(f"--batch_size={batch_size} does not divide among {what}: choose a multiple of {least}")
 
 
 def put(tree: Any, mesh: Mesh) -> Any:

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,17 +50,29 @@ class TrainState:
     failed: jax.Array
 
 
-def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) with global-norm clipping, linear warm-up and cosine decay over `steps`."""
+def make_schedule(task: Task, steps: int) -> optax.Schedule:
+    """The learning rate by step: a linear warm-up to `task.learning_rate`, then a decay to 0 at `steps`.
+
+    It follows half a cosine (Loshchilov & Hutter 2017), or (1 - progress)^0.9, "poly" (Liu et al. 2015, ParseNet).
+    """
     warmup = max(1, round(steps * task.warmup))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, task.learning_rate, warmup, max(steps, warmup + 1))
+    left = max(steps, warmup + 1) - warmup
+    decay = {
+        "cosine": optax.cosine_decay_schedule(task.learning_rate, left),
+        "polynomial": optax.polynomial_schedule(task.learning_rate, 0.0, 0.9, left),
+    }[task.schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, task.learning_rate, warmup), decay], [warmup])
+
+
+def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) with global-norm clipping, and the learning rate of `make_schedule`."""
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     return optax.chain(
         optax.clip_by_global_norm(task.clip),
-        optax.adamw(schedule, weight_decay=task.weight_decay, mask=kernels),
+        optax.adamw(make_schedule(task, steps), weight_decay=task.weight_decay, mask=kernels),
     )
 
 
@@ -91,11 +104,6 @@ def create_state(
     return create(start(initialise(jax.random.key(seed, impl="rbg"))), jax.random.key(seed))
 
 
-def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """sum(values * weights) / sum(weights), 0 where all weights are 0; (B,), (B,) -> ()."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
-
-
 def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Dice + cross-entropy: (B, H, W, 1) logits, mask in [0, 1] of that shape -> (B,)."""
     return losses.soft_dice(logits, mask) + losses.binary_cross_entropy(logits, mask)
@@ -104,7 +112,11 @@ def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
 def make_train_step(
     task: Task, model: nn.Module, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step: augment, forward, Dice + cross-entropy per example, AdamW, EMA. Pure: jit it or spread it."""
+    """The step: augment, forward, Dice + cross-entropy per example, AdamW, EMA. Pure: jit it or spread it.
+
+    A batch may be taken in `task.accumulate` parts, whose gradients are added: the loss is the mean over the whole
+    batch either way, and only what looks at other examples, batch normalisation, sees the part alone.
+    """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -115,14 +127,16 @@ def make_train_step(
         valid = batch.valid.astype(jnp.float32)
         with_mask = valid * batch.has_mask
         with_label = valid * (batch.label >= 0)
+        masks, labels = jnp.maximum(with_mask.sum(), 1.0), jnp.maximum(with_label.sum(), 1.0)
 
-        def loss_of(params):
+        def loss_of(params, batch_stats, part, key):
+            image, mask, label, with_mask, with_label = part
             outputs, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 present(image, task.edges, task.each_channel),
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
+                rngs={"dropout": key},
             )
             total, metrics = jnp.float32(0.0), {}
             if outputs.mask is not None and task.mask_loss:
@@ -130,18 +144,22 @@ def make_train_step(
                 for level, auxiliary in enumerate(outputs.auxiliary):
                     coarse = resize(mask, auxiliary.shape[1:3])
                     each += task.auxiliary_loss / 2**level * mask_loss(auxiliary, coarse)
-                total += task.mask_loss * weighted_mean(each, with_mask)
+                total += task.mask_loss * jnp.sum(each * with_mask) / masks
                 metrics["mask_loss"] = (jnp.sum(each * with_mask), jnp.sum(with_mask))
             if outputs.label is not None and task.label_loss:
-                each = losses.cross_entropy(outputs.label, batch.label, task.label_smoothing)
-                total += task.label_loss * weighted_mean(each, with_label)
-                correct = (outputs.label.argmax(-1) == batch.label) * with_label
+                each = losses.cross_entropy(outputs.label, label, task.label_smoothing)
+                total += task.label_loss * jnp.sum(each * with_label) / labels
+                correct = (outputs.label.argmax(-1) == label) * with_label
                 metrics["label_loss"] = (jnp.sum(each * with_label), jnp.sum(with_label))
                 metrics["accuracy"] = (jnp.sum(correct), jnp.sum(with_label))
-            metrics["loss"] = (total, jnp.float32(1.0))
             return total, (updated.get("batch_stats", {}), metrics)
 
-        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        whole = (image, mask, batch.label, with_mask, with_label)
+        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), state.params)
+        (total, (batch_stats, metrics)), grads = _in_parts(
+            gradient, state.batch_stats, whole, dropout_key, task.accumulate
+        )
+        metrics["loss"] = (total, jnp.float32(1.0))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # the average starts short, so that it does not remember the initialisation
@@ -157,6 +175,27 @@ def make_train_step(
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before), metrics
 
     return step
+
+
+def _in_parts(gradient: Callable, batch_stats: Any, whole: Any, key: jax.Array, parts: int) -> Any:
+    """((loss, (batch_stats, metrics)), gradient) of a batch, summed over `parts` parts of it, one after the other.
+
+    Every `parts`-th example is in the same part, so that each device has its share of every part.
+    """
+    if parts == 1:
+        return gradient(batch_stats, whole, key)
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), whole)
+
+    def add(carried, item):
+        number, part = item
+        batch_stats, sums = carried
+        (loss, (batch_stats, metrics)), grads = gradient(batch_stats, part, jax.random.fold_in(key, number))
+        return (batch_stats, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
+
+    (loss, (_, metrics)), grads = jax.eval_shape(gradient, batch_stats, jax.tree.map(lambda x: x[0], split), key)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
+    (batch_stats, (loss, metrics, grads)), _ = jax.lax.scan(add, (batch_stats, nothing), (jnp.arange(parts), split))
+    return (loss, (batch_stats, metrics)), grads
 
 
 def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Array]]:
