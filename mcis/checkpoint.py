@@ -4,12 +4,14 @@ A weights folder holds `manifest.json` and `variables/`. Orbax restores array da
 so every file is hashed before anything is restored. Nothing is ever unpickled.
 """
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import platform
 import shutil
+import subprocess
 from typing import Any
 
 import jax
@@ -44,6 +46,22 @@ def versions() -> dict[str, str]:
         "flax": flax.__version__,
         "orbax": ocp.__version__,
     }
+
+
+@functools.cache
+def revision() -> str | None:
+    """The git revision of the code that runs, with a "+" where files were changed since; None where it has none."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)  # else it lies in somebody else's repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,6 +131,7 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
     manifest = manifest | {
         "format": FORMAT,
         "versions": versions(),
+        "revision": revision(),
         "arrays": {key: [value.dtype.name, list(value.shape)] for key, value in flat.items()},
         "files": hashes(temporary),
     }

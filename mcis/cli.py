@@ -9,6 +9,7 @@ import mcis
 COMMANDS = {
     "train": ("mcis.launch", "train one task (the same as python -m mcis.launch)"),
     "build": ("mcis.build", "prepare a data set from its download"),
+    "runs": ("mcis.runs", "what runs have reached, side by side, and in what they differ"),
     "bundle": ("mcis.bundle", "gather runs into a set of weights"),
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),

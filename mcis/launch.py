@@ -23,11 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from mcis.command import exit_status
 
-    return exit_status("mcis train", lambda: run(*parse(list(sys.argv[1:] if argv is None else argv))))
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def train() -> int:
+        options, task = parse(words)
+        return run(options, task, shlex.join(["mcis", "train", *words]))
+
+    return exit_status("mcis train", train)
 
 
-def run(options: Any, task: Any) -> int:
-    """Load the scans, train, and say where the result is."""
+def run(options: Any, task: Any, command: str | None = None) -> int:
+    """Load the scans, train, and say where the result is; `command` is what was typed."""
     from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
     name = options.run or task.name
@@ -38,8 +44,9 @@ def run(options: Any, task: Any) -> int:
 
     enable_compilation_cache()
     from mcis import data
+    from mcis.board import make_board
     from mcis.tasks import LAST, task_named
-    from mcis.train import loop
+    from mcis.train import loop, record
 
     ensure_phantom(task.sources, options.data_dir)
     splits = ("train", "validation")
@@ -54,17 +61,19 @@ def run(options: Any, task: Any) -> int:
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     if task_named(task.name).start.epochs and not task.start.epochs:
         print(f"{task.name}: no start at another size, {task.epochs} epochs at {task.size} px in all", flush=True)
-    start, further = options.init_from, {"save_minutes": options.save_minutes}
+    start, further = options.init_from, {"save_minutes": options.save_minutes, "command": command}
     try:
         with asked_to_stop() as further["stop"]:
             if (first := task.first()) is not None:
-                settings = loop.settings_of(task, to_train, to_validate, options.seed)
-                loop.check_same_run(run_dir, settings, start=False)  # before hours go into its start
+                settings = record.settings_of(task, to_train, to_validate, options.seed)
+                record.check_same_run(run_dir, settings, start=False)  # before hours go into its start
                 then = f"then {task.epochs} at {task.size}"
                 print(f"{task.name}: first {first.epochs} epochs at {first.size} px, {then}", flush=True)
-                loop.train(first, to_train, to_validate, run_dir / START, options.seed, start, **further)
+                board = make_board(run_dir / START, first, to_validate)
+                loop.train(first, to_train, to_validate, run_dir / START, options.seed, start, watch=board, **further)
                 start = run_dir / START
-            best = loop.train(task, to_train, to_validate, run_dir, options.seed, start, **further)
+            board = make_board(run_dir, task, to_validate)
+            best = loop.train(task, to_train, to_validate, run_dir, options.seed, start, watch=board, **further)
     except loop.Interrupted as interrupted:
         print(f"{task.name}: {interrupted}; type the same again to go on", flush=True)
         return INTERRUPTED

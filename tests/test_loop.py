@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mcis import bundle, checkpoint, data, evaluate, scoring, subject
 from mcis.tasks import TASKS, task_from_json, task_to_json
-from mcis.train import loop
+from mcis.train import loop, record
 from tests.small_run import SMALL
 
 
@@ -87,9 +87,9 @@ def test_a_finished_run_is_not_trained_again(finished, scans, tmp_path):
     assert loop.train(SMALL, *scans, run_dir) == best
     assert (run_dir / loop.LOG).read_text() == before
     shutil.copytree(run_dir, tmp_path / "older")  # of a time when tasks had fewer fields
-    settings = json.loads((run_dir / loop.TASK).read_text())
-    del settings["start"], settings["augmentation"]["flip"]
-    (tmp_path / "older" / loop.TASK).write_text(json.dumps(settings))
+    found = json.loads((run_dir / record.RUN).read_text())
+    del found["settings"]["start"], found["settings"]["augmentation"]["flip"]
+    (tmp_path / "older" / record.RUN).write_text(json.dumps(found))
     assert loop.train(SMALL, *scans, tmp_path / "older") == best
 
 
@@ -261,5 +261,6 @@ def test_every_task_trains_and_is_scored_on_its_own_metric(name, scans, tmp_path
     task = dataclasses.replace(TASKS[name], sources=("phantom",), features=4, size=32, epochs=1, batch_size=8)
     mine = [s.take(np.isin(s.organ, [task.organ] if task.organ else s.organ)) for s in scans]
     best = loop.train(task, *mine, tmp_path / name)
-    assert np.isfinite(loop.merit(task, best))
+    assert loop.kept(task.select, [best]) is best
+    assert all(np.isfinite(value) for value in best["validation"].values())
     assert task_from_json(bundle.load_weights(tmp_path / name).manifest["task"]) == task.check()

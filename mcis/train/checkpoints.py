@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mcis import checkpoint
+from mcis.train.record import differences
 from mcis.train.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -44,27 +45,29 @@ def there_are(run_dir: pathlib.Path) -> bool:
     return any(step.name.isdigit() for step in (run_dir / CHECKPOINTS).glob("*"))
 
 
-def save(run_dir: pathlib.Path, manager: ocp.CheckpointManager, carried: Carried) -> None:
-    """Write a checkpoint, and the hashes of its files."""
-    told = {"history": carried.history, "sums": carried.sums, "seconds": carried.seconds}
+def save(run_dir: pathlib.Path, manager: ocp.CheckpointManager, carried: Carried, settings: dict[str, Any]) -> None:
+    """Write a checkpoint, which says of which run it is and what made it, and the hashes of its files."""
+    made = {"settings": settings, "versions": checkpoint.versions(), "revision": checkpoint.revision()}
+    told = {"history": carried.history, "sums": carried.sums, "seconds": carried.seconds, "made": made}
     args = ocp.args.Composite(state=ocp.args.StandardSave(carried.state), told=ocp.args.JsonSave(told))
     manager.save(int(carried.state.step), args=args)
     seal(run_dir, manager)
 
 
-def restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: TrainState) -> Carried:
+def restore(
+    run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: TrainState, settings: dict[str, Any]
+) -> Carried:
     """What the newest checkpoint that is whole holds; `state` and nothing else where there never was one.
 
     One that was not sealed yet, because the process was killed just then, is taken as it is.
 
     Raises:
-      ValueError: none of them is whole, or the hashes are damaged.
+      ValueError: none of them is whole, the hashes are damaged, or it is of a run with other settings.
     """
     if manager.latest_step() is None:
         return Carried(state, [], {}, 0.0)
     sealed = _sealed(run_dir)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(target), told=ocp.args.JsonRestore())
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         folder = run_dir / CHECKPOINTS / str(step)
@@ -72,12 +75,17 @@ def restore(run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: TrainS
             print(f"{folder} is damaged: its files are not those that were written; it is left out", flush=True)
             damaged.append(step)
             continue
-        restored = manager.restore(step, args=args)
+        told = manager.restore(step, args=ocp.args.Composite(told=ocp.args.JsonRestore())).told
+        if "made" not in told:
+            raise ValueError(f"{folder} was written by an older version of mcis; start over with --fresh")
+        if changed := differences(told.pop("made")["settings"], settings):
+            raise ValueError(f"{folder} is a checkpoint of another run ({changed}); start over with --fresh")
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         for later in damaged:  # it is written anew, and sealed anew
             manager.delete(later)
         if damaged:
             _write_sealed(run_dir, {name: names for name, names in sealed.items() if int(name) <= step})
-        return Carried(restored.state, **restored.told)
+        return Carried(restored.state, **told)
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
 
 

@@ -22,8 +22,8 @@ from mcis.models.import_weights import import_state_dict, import_variables, read
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
-from mcis.tasks import LAST, Task, task_to_json, with_defaults
-from mcis.train import checkpoints
+from mcis.tasks import LAST, Task, task_to_json
+from mcis.train import checkpoints, record
 from mcis.train.checkpoints import Carried, Sums
 from mcis.train.parallel import (
     check_batch,
@@ -43,7 +43,6 @@ from mcis.train.step import (
 
 BEST = checkpoint.BEST
 LOG = "log.jsonl"
-TASK = "task.json"
 FAILED = "failed"
 """A folder with what a step was given whose loss was not finite."""
 AHEAD = 4
@@ -104,63 +103,19 @@ def _progress(title: str, total: int, done: int) -> Iterator[Any]:
         yield report
 
 
-def _digest(scans: Scans) -> str:
-    """What is learned from some scans, in 16 hex digits: which pictures, in which order, with which answers."""
-    digest = hashlib.sha256()
-    for column in (scans.fingerprint, scans.group, scans.organ, scans.label, scans.has_mask, scans.mask):
-        digest.update(repr((column.shape, column.dtype.str)).encode() + np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: int) -> dict[str, Any]:
-    """What a run must have in common with one that it goes on with, but for the weights it began with: JSON values."""
-    scans = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
-    return {"seed": seed, "data": scans} | task_to_json(task)
-
-
-def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = True) -> None:
-    """Refuse a run folder whose run had other settings or other scans, or whose weights or checkpoints are gone.
-
-    Args:
-      run_dir: the run's folder, which need not be there.
-      now: `settings_of`, and "init_from" where there are weights to start from.
-      start: whether these are compared as well.
-    """
-    file = run_dir / TASK
-    if file.exists():
-        try:
-            before = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError):
-            raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
-        if not start:
-            before.pop("init_from", None)
-        before = with_defaults(before)
-        changed = [
-            f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}"
-            for k in now.keys() | before.keys()
-            if before.get(k) != now.get(k)
-        ]
-        if changed:
-            raise ValueError(
-                f"{run_dir} holds a run with other settings ({'; '.join(sorted(changed))}). Repeat them to resume it, "
-                "name another run with --run=NAME, or start over with --fresh"
-            )
-    begun = (run_dir / LOG).exists() and (run_dir / LOG).stat().st_size > 0
-    if begun and not (checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).is_file():
+def _check_whole(run_dir: pathlib.Path) -> None:
+    """ValueError where the best weights or the checkpoints of a run that has begun are gone."""
+    if not ((run_dir / LOG).exists() and (run_dir / LOG).stat().st_size > 0):
+        return
+    if not (checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).is_file():
         raise ValueError(
             f"{run_dir / BEST} is gone: the best weights of this run. Restore it, or start over with --fresh"
         )
-    if begun and not checkpoints.there_are(run_dir):
+    if not checkpoints.there_are(run_dir):
         raise ValueError(
             f"{run_dir / checkpoints.CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or "
             "start over with --fresh, which keeps the older run's weights"
         )
-
-
-def _short(value: Any) -> str:
-    """A setting in a message; of a hash the first digits."""
-    text = repr(value)
-    return f"{text[:13]}...'" if isinstance(value, str) and len(value) == 64 else text
 
 
 def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
@@ -185,13 +140,15 @@ def train(
     init_from: pathlib.Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     save_minutes: float = math.inf,
+    command: str | None = None,
+    watch: Callable[[dict[str, Any], dict[str, Any]], None] = lambda line, variables: None,
 ) -> dict:
     """Train, or go on training, until the task's last epoch.
 
-    The run folder gets task.json, log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume from),
-    checkpoints.json (the hashes of its files) and best/ (a weights folder: the averaged variables of the epoch with the
-    best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a run or a weights folder, a
-    new run starts from those weights.
+    The run folder gets run.json (`record`), log.jsonl (one line an epoch), checkpoints/ (the whole state, to resume
+    from), checkpoints.json (the hashes of its files) and best/ (a weights folder: the averaged variables of the epoch
+    with the best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a run or a weights
+    folder, a new run starts from those weights.
 
     A run that is interrupted and gone on with ends, bit by bit, where one that never was does: a step depends on the
     state alone, in which its number is, and batches are a function of that number.
@@ -205,6 +162,8 @@ def train(
       init_from: weights to start from.
       stop: asked after each step: whether to save the state and to stop.
       save_minutes: how often the state is saved within an epoch; it is at the end of each.
+      command: what was typed, to be written down.
+      watch: told each epoch's log line and averaged variables, before they are saved.
 
     Returns:
       The log line of the best epoch.
@@ -218,10 +177,11 @@ def train(
     """
     mesh = make_mesh()
     check_batch(task.batch_size, mesh, task.accumulate)
-    settings = settings_of(task, train_scans, validation_scans, seed)
+    settings = record.settings_of(task, train_scans, validation_scans, seed)
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
-    check_same_run(run_dir, settings)
+    record.check_same_run(run_dir, settings)
+    _check_whole(run_dir)
     used = {
         "fingerprints": {
             "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from, "fingerprints")),
@@ -255,13 +215,13 @@ def train(
         return {"novelty": fit_novelty(seen["features"], label[known], held_out)}
 
     run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
-    checkpoint.write_text(run_dir / TASK, json.dumps(settings, indent=1) + "\n")
-
     with checkpoints.open_checkpoints(run_dir) as manager:
-        state, history, sums, seconds = checkpoints.restore(run_dir, manager, state)
+        state, history, sums, seconds = checkpoints.restore(run_dir, manager, state, settings)
         _write_log(run_dir, history)
         if int(state.step):
             print(f"{task.name}: {run_dir} is {_where(int(state.step), per_epoch, total)}", flush=True)
+        if int(state.step) < total and not _gives_up(task, history):
+            record.add_session(run_dir, settings, int(state.step), command)
         started, saved = time.monotonic() - seconds, time.monotonic()
         waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
         with _progress(task.name, total, int(state.step)) as report:
@@ -291,10 +251,12 @@ def train(
                         "train_seconds": round(trained - started, 2),
                         "validation_seconds": round(time.monotonic() - trained, 2),
                     }
-                    if merit(task, line) > max((merit(task, past) for past in history), default=-math.inf):
+                    if kept(task.select, [*history, line]) is line:
                         _save_best(run_dir, task, seed, state.ema | fit_limits(results), line, used)
+                    watch(line, state.ema)
                     history, sums, started = [*history, line], {}, time.monotonic()
-                checkpoints.save(run_dir, manager, Carried(state, history, sums, time.monotonic() - started))
+                carried = Carried(state, history, sums, time.monotonic() - started)
+                checkpoints.save(run_dir, manager, carried, settings)
                 # the log follows the checkpoint: epochs that a crash took back are not in it twice
                 _write_log(run_dir, history)
                 saved = time.monotonic()
@@ -302,13 +264,15 @@ def train(
                     report(status=_status(task, history))
                 if asked and index + 1 < total:
                     raise Interrupted(f"{run_dir} is saved after step {index + 1} of {total}")
-    return max(history, key=functools.partial(merit, task))
+    best = kept(task.select, history)
+    assert best is not None  # a complete run has an epoch
+    return best
 
 
 def _gives_up(task: Task, history: list[dict[str, Any]]) -> bool:
     """Whether the best of the epochs so far lies `task.patience` epochs back."""
-    values = [merit(task, line) for line in history]
-    return task.patience > 0 and len(values) - 1 - values.index(max(values)) >= task.patience if values else False
+    best = kept(task.select, history)
+    return task.patience > 0 and best is not None and history[-1]["epoch"] - best["epoch"] >= task.patience
 
 
 def _where(step: int, per_epoch: int, total: int) -> str:
@@ -340,9 +304,9 @@ def _write_failure(run_dir: pathlib.Path, state: TrainState, batches: Any) -> st
     )
 
 
-def merit(task: Task, line: dict[str, Any]) -> float:
-    """What an epoch is chosen by, from its log line: the larger, the better."""
-    return line["epoch"] if task.select == LAST else line["validation"][task.select]
+def kept(select: str, history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The log's line of the epoch whose weights are kept, the first of the best; None before the first epoch."""
+    return max(history, key=lambda line: line["epoch"] if select == LAST else line["validation"][select], default=None)
 
 
 def _start_from(file: pathlib.Path, variables: dict[str, Any]) -> dict[str, Any]:
@@ -395,5 +359,5 @@ def _status(task: Task, history: list[dict]) -> str:
     if task.select == LAST:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in history[-1]["validation"].items())
         return f"epoch {len(history)}: {figures}"
-    values = [merit(task, line) for line in history]
+    values = [line["validation"][task.select] for line in history]
     return f"epoch {len(values)}: {task.select} {values[-1]:.3f}, best {max(values):.3f}"

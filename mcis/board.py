@@ -1,0 +1,67 @@
+"""TensorBoard: a run's curves, and examples of what its network outlines, epoch by epoch.
+
+    tensorboard --logdir runs
+
+It is written without TensorFlow, and read by the tensorboard that the user has.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mcis.data import Scans
+from mcis.experts import make_expert
+from mcis.ops.metrics import MASK_THRESHOLD
+from mcis.report import overlay
+from mcis.tasks import Task
+from mcis.train.step import make_schedule
+
+BOARD = "tensorboard"
+"""A run's folder of event files."""
+EXAMPLES = 4
+
+Watch = Callable[[dict[str, Any], dict[str, Any]], None]
+"""What is told each epoch's log line and variables."""
+
+
+def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
+    """A function that writes an epoch's figures, its learning rate and some examples into the run's BOARD.
+
+    An epoch that is trained again, after a crash, replaces what was written of it and of later ones.
+
+    Args:
+      run_dir: the run's folder.
+      task: what it learns.
+      scans: to validate on; of a segmenter EXAMPLES of them are shown, their outline at the left, the network's at the
+        right, evenly chosen among those with a lesion.
+    """
+    import jax
+
+    shown = scans.take(_examples(task, scans))
+    expert = jax.jit(make_expert(task))
+
+    def write(line: dict[str, Any], variables: dict[str, Any]) -> None:
+        from tensorboardX import SummaryWriter
+
+        step, rate = line["step"], make_schedule(task, line["step"] // line["epoch"] * task.epochs)
+        values = {f"{part}/{name}": value for part in ("train", "validation") for name, value in line[part].items()}
+        with SummaryWriter(str(run_dir / BOARD), purge_step=step, filename_suffix=f".{line['epoch']}") as writer:
+            for name, value in values.items() | {("learning_rate", float(rate(step)))}:
+                writer.add_scalar(name, value, step)
+            if len(shown):
+                found = np.asarray(expert(variables, shown.image).mask) > MASK_THRESHOLD
+                for k, (image, true, mask) in enumerate(zip(shown.image, shown.mask, found, strict=True)):
+                    pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
+                    writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
+
+    return write
+
+
+def _examples(task: Task, scans: Scans) -> np.ndarray:
+    """Rows of the scans that are shown."""
+    if not task.segments:
+        return np.zeros(0, int)
+    lesion = np.flatnonzero(scans.has_mask & scans.mask.any((1, 2, 3)))
+    return lesion[np.unique(np.linspace(0, len(lesion) - 1, min(EXAMPLES, len(lesion))).astype(int))]

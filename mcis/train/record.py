@@ -1,0 +1,106 @@
+"""Which run a folder holds, and how it came about: run.json.
+
+A run is its settings: a task, a seed, scans, and the weights it began with. A folder whose run has others is not gone
+on with. Each time training begins, or goes on, a session is added: the command, the code and the machine, all that it
+takes to repeat the run besides the data.
+"""
+
+import datetime
+import hashlib
+import json
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from mcis import checkpoint
+from mcis.data import Scans
+from mcis.tasks import Task, task_to_json, with_defaults
+
+RUN = "run.json"
+
+
+def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: int) -> dict[str, Any]:
+    """What a run must have in common with one that it goes on with, but for the weights it began with: JSON values."""
+    scans = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
+    return {"seed": seed, "data": scans} | task_to_json(task)
+
+
+def _digest(scans: Scans) -> str:
+    """What is learned from some scans, in 16 hex digits: which pictures, in which order, with which answers."""
+    digest = hashlib.sha256()
+    for column in (scans.fingerprint, scans.group, scans.organ, scans.label, scans.has_mask, scans.mask):
+        digest.update(repr((column.shape, column.dtype.str)).encode() + np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In which settings two runs differ, in words; "" where they do not. Fields younger than `before` had defaults."""
+    before = with_defaults(before)
+    changed = [
+        f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}"
+        for k in now.keys() | before.keys()
+        if before.get(k) != now.get(k)
+    ]
+    return "; ".join(sorted(changed))
+
+
+def _short(value: Any) -> str:
+    """A setting in a message; of a hash the first digits."""
+    text = repr(value)
+    return f"{text[:13]}...'" if isinstance(value, str) and len(value) == 64 else text
+
+
+def read(run_dir: pathlib.Path) -> dict[str, Any] | None:
+    """{"settings", "sessions": [...]} of a run's folder; None where none has begun in it.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    file = run_dir / RUN
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {"settings": dict(found["settings"]), "sessions": list(found["sessions"])}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
+
+
+def add_session(run_dir: pathlib.Path, settings: dict[str, Any], step: int, command: str | None) -> None:
+    """Write down that training begins, or goes on, after some step."""
+    session = {
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "command": command,
+        "revision": checkpoint.revision(),
+        "versions": checkpoint.versions(),
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "system": platform.platform(),
+    }
+    before = read(run_dir)
+    sessions = [*(before["sessions"] if before else ()), session]
+    checkpoint.write_text(run_dir / RUN, json.dumps({"settings": settings, "sessions": sessions}, indent=1) + "\n")
+
+
+def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = True) -> None:
+    """ValueError where a folder holds a run of other settings.
+
+    Args:
+      run_dir: the run's folder, which need not be there.
+      now: `settings_of`, and "init_from" where there are weights to start from.
+      start: whether these are compared as well.
+    """
+    if (found := read(run_dir)) is None:
+        return
+    before = found["settings"]
+    if not start:
+        before.pop("init_from", None)
+    if changed := differences(before, now):
+        raise ValueError(
+            f"{run_dir} holds a run with other settings ({changed}). Repeat them to resume it, name another run with "
+            "--run=NAME, or start over with --fresh"
+        )

@@ -1,0 +1,89 @@
+"""What TensorBoard is given, read as it reads it."""
+
+import dataclasses
+import json
+import struct
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from mcis import board, bundle, launch, report
+from mcis.experts import make_expert
+from mcis.tasks import TASKS
+from mcis.train import loop
+
+OPTIONS = ["--sources=phantom", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]
+
+
+def events(folder):
+    """Every event of a folder's files, in order: each record is its length, a checksum, itself, a checksum."""
+    for file in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            yield Event.FromString(content[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+
+
+def values(folder):
+    """(tag, step) -> a number or a picture; what is written again replaces what was there, as TensorBoard has it."""
+    found = {}
+    for event in events(folder):
+        if event.session_log.status == event.session_log.START:
+            found = {key: value for key, value in found.items() if key[1] < event.step}
+        for value in event.summary.value:
+            picture = value.image.encoded_image_string
+            shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else value.simple_value
+            found[value.tag, event.step] = shown
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(phantom_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    where = [f"--data_dir={phantom_dir}", f"--runs_dir={folder}"]
+    assert launch.main(["--task=segment_brain", "--model=light", *OPTIONS, *where]) == 0
+    return folder / "segment_brain"
+
+
+def test_every_figure_of_the_log_is_a_curve_beside_the_learning_rate(run):
+    found = values(run / board.BOARD)
+    for line in map(json.loads, (run / loop.LOG).read_text().splitlines()):
+        for part in ("train", "validation"):
+            for name, value in line[part].items():
+                assert found[f"{part}/{name}", line["step"]] == pytest.approx(value, rel=1e-6)
+        assert ("train/gradient_norm", line["step"]) in found
+        rate = found["learning_rate", line["step"]]
+        assert 0 < rate < TASKS["segment_brain"].learning_rate if line["epoch"] == 1 else rate == pytest.approx(0)
+
+
+def test_examples_are_outlined_by_hand_at_the_left_and_by_the_network_at_the_right(run, scans):
+    found = values(run / board.BOARD)
+    last = max(step for _, step in found)
+    pictures = [picture for (tag, step), picture in found.items() if tag.startswith("examples/") and step == last]
+    lesions = [i for i in np.flatnonzero(scans[1].organ == "brain") if scans[1].mask[i].any()]
+    assert 0 < len(pictures) == min(board.EXAMPLES, len(lesions))
+    weights = bundle.load_weights(run)  # of the last epoch
+    expert = jax.jit(make_expert(weights.task))
+    for picture, row in zip(pictures, lesions, strict=False):
+        image = scans[1].image[row]
+        mask = np.asarray(expert(weights.variables, image[None]).mask)[0, ..., 0] > 0.5
+        pair = [report.overlay(image, one) for one in (scans[1].mask[row, ..., 0], mask.astype(np.uint8))]
+        np.testing.assert_array_equal(picture[..., ::-1], np.concatenate(pair, 1))
+
+
+def test_an_epoch_that_is_trained_again_replaces_what_was_written(scans, tmp_path):
+    task = dataclasses.replace(TASKS["classify_brain"], epochs=3)
+    write = board.make_board(tmp_path, task, scans[1])
+    for epoch, loss in ((1, 0.9), (2, 0.8), (2, 0.7)):
+        line = {"epoch": epoch, "step": 10 * epoch, "train": {"loss": loss}, "validation": {"accuracy": 0.5}}
+        write(line, {})
+    found = values(tmp_path / board.BOARD)
+    assert {key: value for key, value in found.items() if key[0] == "train/loss"} == {
+        ("train/loss", 10): pytest.approx(0.9),
+        ("train/loss", 20): pytest.approx(0.7),
+    }
+    assert not any(tag.startswith("examples/") for tag, _ in found)

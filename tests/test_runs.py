@@ -1,0 +1,64 @@
+"""Runs side by side."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from mcis import runs
+from mcis.train import loop, record
+from tests.small_run import SMALL
+
+
+@pytest.fixture(scope="module")
+def folder(finished, scans, tmp_path_factory):
+    """Two runs of one task, one of them stopped after its first epoch, and something else."""
+    folder = tmp_path_factory.mktemp("side by side")
+    shutil.copytree(finished[0], folder / "first")
+    (folder / "notes").mkdir()
+    steps = 0
+
+    def stop():
+        nonlocal steps
+        steps += 1
+        return (folder / "second" / loop.LOG).exists() and bool((folder / "second" / loop.LOG).read_text())
+
+    with pytest.raises(loop.Interrupted):
+        loop.train(dataclasses.replace(SMALL, learning_rate=0.02), *scans, folder / "second", seed=1, stop=stop)
+    return folder
+
+
+def test_runs_are_listed_with_what_they_kept_and_in_what_they_differ(folder, finished, capsys):
+    assert runs.main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (next(line for line in lines if name in line) for name in ("first", "second"))
+    assert "3 of 3" in first and f"{finished[1]['epoch']}, balanced_accuracy" in first
+    assert (
+        f"{finished[1]['validation']['accuracy']:.3f}" in first and f"{finished[1]['validation']['nll']:.3f}" in first
+    )
+    assert "1 of 3" in second and "seed 1, learning_rate 0.02" in second
+    assert "seed 0, learning_rate 0.01" in first and "features" not in first
+    assert runs.main([str(folder / "first")]) == 0  # a run itself; alone it differs from nobody
+    assert "nothing" in capsys.readouterr().out
+
+
+def test_runs_as_json_hold_all_that_is_known(folder, finished, capsys):
+    assert runs.main([str(folder), "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["kept"] == finished[1] and first["settings"]["select"] == SMALL.select
+    assert first["differs"] == {"seed": 0, "learning_rate": 0.01} and second["differs"]["learning_rate"] == 0.02
+    assert len(first["sessions"]) == len(second["sessions"]) == 1
+    assert first["minutes"] >= 0 and (first["epochs"], second["epochs"]) == (3, 1)
+
+
+def test_where_there_is_no_run_or_a_damaged_one_that_is_said(folder, tmp_path, capsys):
+    assert runs.main([str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert runs.main([str(tmp_path)]) == 2
+    assert "no run in" in capsys.readouterr().err
+    for name, content, said in ((record.RUN, '{"settings": 1}', "is damaged"), (loop.LOG, "{", "is damaged")):
+        shutil.copytree(folder / "first", tmp_path / name)
+        (tmp_path / name / name).write_text(content)
+        assert runs.main([str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
