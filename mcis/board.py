@@ -5,11 +5,14 @@
 It is written without TensorFlow, and read by the tensorboard that the user has.
 """
 
+import os
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from tensorboardX import SummaryWriter
 
 from mcis.data import Scans
 from mcis.experts import make_expert
@@ -29,7 +32,7 @@ Watch = Callable[[dict[str, Any], dict[str, Any]], None]
 def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
     """A function that writes an epoch's figures, its learning rate and some examples into the run's BOARD.
 
-    An epoch that is trained again, after a crash, replaces what was written of it and of later ones.
+    An epoch that is trained again, after a crash, takes back what was written of it and of later ones.
 
     Args:
       run_dir: the run's folder.
@@ -41,20 +44,23 @@ def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
 
     shown = scans.take(_examples(task, scans))
     expert = jax.jit(make_expert(task))
+    writers: list[SummaryWriter] = []
 
     def write(line: dict[str, Any], variables: dict[str, Any]) -> None:
-        from tensorboardX import SummaryWriter
-
+        if not writers:  # a complete run that is typed again writes nothing; names tell seconds, and so do not suffice
+            name = f".{os.getpid()}.{time.time_ns()}"
+            writers.append(SummaryWriter(str(run_dir / BOARD), purge_step=line["step"], filename_suffix=name))
+        (writer,) = writers
         step, rate = line["step"], make_schedule(task, line["step"] // line["epoch"] * task.epochs)
         values = {f"{part}/{name}": value for part in ("train", "validation") for name, value in line[part].items()}
-        with SummaryWriter(str(run_dir / BOARD), purge_step=step, filename_suffix=f".{line['epoch']}") as writer:
-            for name, value in values.items() | {("learning_rate", float(rate(step)))}:
-                writer.add_scalar(name, value, step)
-            if len(shown):
-                found = np.asarray(expert(variables, shown.image).mask) > MASK_THRESHOLD
-                for k, (image, true, mask) in enumerate(zip(shown.image, shown.mask, found, strict=True)):
-                    pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
-                    writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
+        for name, value in (values | {"learning_rate": float(rate(step))}).items():
+            writer.add_scalar(name, value, step)
+        if len(shown):
+            found = np.asarray(expert(variables, shown.image).mask) > MASK_THRESHOLD
+            for k, (image, true, mask) in enumerate(zip(shown.image, shown.mask, found, strict=True)):
+                pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
+                writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
+        writer.flush()
 
     return write
 

@@ -193,6 +193,7 @@ def ensemble(members: Sequence[Weights]) -> Weights:
     manifest |= {
         "epoch": max(member.manifest["epoch"] for member in members),
         "seeds": [member.manifest.get("seed") for member in members],
+        "trained": [member.manifest.get("trained") for member in members],
         "validation": {name: float(np.mean([f[name] for f in figures])) for name in figures[0]},
     } | {by: _seen(members, by) for by in ("fingerprints", "names")}
     return Weights(first.task, {MEMBERS: stacked}, manifest)

@@ -50,12 +50,17 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def revision() -> str | None:
-    """The git revision of the code that runs, with a "+" where files were changed since; None where it has none."""
+    """The git revision of the code that runs, with a "+" where its files were changed since.
+
+    None where git cannot say: the code is installed, git is not, or the repository is another user's.
+    """
     here = pathlib.Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", str(here), *words]  # somebody may be committing
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
+        return done.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)  # else it lies in somebody else's repository
@@ -131,7 +136,6 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
     manifest = manifest | {
         "format": FORMAT,
         "versions": versions(),
-        "revision": revision(),
         "arrays": {key: [value.dtype.name, list(value.shape)] for key, value in flat.items()},
         "files": hashes(temporary),
     }

@@ -219,7 +219,13 @@ def folds_of(scans: Any, folds: int) -> np.ndarray:
 
 
 def training_batches(
-    scans: Scans, label: np.ndarray, cell: np.ndarray, weights: dict[int, float], batch_size: int, seed: int
+    scans: Scans,
+    label: np.ndarray,
+    cell: np.ndarray,
+    weights: dict[int, float],
+    batch_size: int,
+    seed: int,
+    parts: int = 1,
 ) -> grain.MapDataset:
     """An endless random-access data set of batches: `batches[step]` depends on the seed and the step alone.
 
@@ -230,6 +236,8 @@ def training_batches(
       weights: share of the batches for each cell; scans of other cells are never drawn.
       batch_size: B.
       seed: of the order.
+      parts: that the training step takes a batch in, each every `parts`-th scan of it. Cells take turns within a batch;
+        each part gets a run of such turns, so that all have their share of every cell.
     """
     cells = [c for c in weights if (cell == c).any() and weights[c] > 0]
     if not cells:
@@ -240,7 +248,7 @@ def training_batches(
     mixed = grain.MapDataset.mix(streams, weights=[weights[c] for c in cells]) if len(cells) > 1 else streams[0]
 
     def gather(rows: np.ndarray) -> Batch:
-        return make_batch(scans, label, rows, len(rows))
+        return make_batch(scans, label, rows.reshape(parts, -1).T.ravel(), len(rows))
 
     return mixed.batch(batch_size).map(gather)
 

@@ -55,17 +55,22 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
         both = data.Scans.join([to_train, to_validate])
         held_out = data.folds_of(both, fold[1]) == fold[0]
         to_train, to_validate = both.take(~held_out), both.take(held_out)
+        if not (held_out.any() and (~held_out).any()):
+            groups = len(set(both.group.tolist()))
+            raise ValueError(f"--fold={options.fold}: no scan is in that fold; there are {groups} groups to deal out")
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
     if options.fresh and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
     if task_named(task.name).start.epochs and not task.start.epochs:
         print(f"{task.name}: no start at another size, {task.epochs} epochs at {task.size} px in all", flush=True)
-    start, further = options.init_from, {"save_minutes": options.save_minutes, "command": command}
+    of_fold = None if fold is None else "{}/{}".format(*fold)
+    start = options.init_from
+    further = {"save_minutes": options.save_minutes, "command": command, "fold": of_fold}
     try:
         with asked_to_stop() as further["stop"]:
             if (first := task.first()) is not None:
-                settings = record.settings_of(task, to_train, to_validate, options.seed)
+                settings = record.settings_of(task, to_train, to_validate, options.seed, of_fold)
                 record.check_same_run(run_dir, settings, start=False)  # before hours go into its start
                 then = f"then {task.epochs} at {task.size}"
                 print(f"{task.name}: first {first.epochs} epochs at {first.size} px, {then}", flush=True)

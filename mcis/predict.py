@@ -110,11 +110,11 @@ def finding_of(
             return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
         notes = [*(notes or ()), reason]
     if index >= len(ORGANS):
-        like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.5g}"
+        like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.6f}"
         if (times := float(row["novelty"])) > 1:
             reason = f"unlike the scans the router learned from, {times:.2f} times the distance allowed ({like})"
         else:
-            reason = f"the router is unsure: {like}, {row['needed']:.5g} is needed"
+            reason = f"the router is unsure: {like}, {row['needed']:.6f} is needed"
         return Finding(loaded.path, loaded.frame, UNSUPPORTED, probability, reason=reason, notes=notes), None
     organ, label = ORGANS[index], int(row["label"])
     finding = Finding(loaded.path, loaded.frame, organ.name, probability, notes=notes)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +37,22 @@ class Run:
         return kept(self.settings["select"], self.epochs)
 
     @property
+    def state(self) -> str:
+        """How far it is."""
+        from mcis.train.loop import gives_up
+
+        early = gives_up(self.settings["select"], self.settings["patience"], self.epochs)
+        return f"{len(self.epochs)} of {self.settings['epochs']}{', ended early' if early else ''}"
+
+    @property
     def minutes(self) -> float:
-        """How long it has trained and validated."""
+        """How long it has trained and validated, without its start at another size."""
         return sum(line["train_seconds"] + line["validation_seconds"] for line in self.epochs) / 60
 
 
 def read_run(path: pathlib.Path) -> Run | None:
     """A run's folder; None where it is none. A damaged one is a ValueError."""
+    from mcis.tasks import Task, task_from_json, with_defaults
     from mcis.train import record
     from mcis.train.loop import LOG
 
@@ -50,9 +60,12 @@ def read_run(path: pathlib.Path) -> Run | None:
         return None
     lines = (path / LOG).read_text(encoding="utf-8").splitlines() if (path / LOG).exists() else []
     try:
-        return Run(path, found["settings"], found["sessions"], [json.loads(line) for line in lines])
-    except ValueError:
-        raise ValueError(f"{path / LOG} is damaged; going on with the run writes it anew") from None
+        run = Run(path, with_defaults(found["settings"]), found["sessions"], [json.loads(line) for line in lines])
+        task_from_json({field.name: run.settings[field.name] for field in dataclasses.fields(Task)})
+        _ = run.minutes, run.state, run.kept  # all that is shown is there
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {record.RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
+    return run
 
 
 def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -96,34 +109,45 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Any) -> int:
     from rich.table import Table
 
-    runs = []
+    from mcis.train.record import RUN
+
+    runs: list[Run] = []
+    damaged = 0
     for path in map(pathlib.Path, options.paths):
         if not path.is_dir():
             raise ValueError(f"{path}: there is no such folder; name runs, or a folder of runs")
-        alone = read_run(path)
-        below = (read_run(folder) for folder in sorted(path.iterdir()) if folder.is_dir())
-        runs += [alone] if alone else [run for run in below if run is not None]
-    if not runs:
+        alone = (path / RUN).is_file() and read_run(path)
+        for folder in [path] if alone else sorted(folder for folder in path.iterdir() if folder.is_dir()):
+            try:
+                runs += [run] if (run := read_run(folder)) else []
+            except ValueError as error:
+                damaged += 1
+                print(f"mcis runs: {error}", file=sys.stderr)
+    if not runs and not damaged:
         raise ValueError(f"no run in {', '.join(options.paths)}: `mcis train --task=NAME` makes one")
     if options.json:
         for run, own in zip(runs, differing(runs), strict=True):
             told = {"run": str(run.path), "kept": run.kept, "epochs": len(run.epochs), "minutes": round(run.minutes, 1)}
             print(json.dumps(told | {"differs": own, "settings": run.settings, "sessions": run.sessions}))
-        return 0
+        return 1 if damaged else 0
     shown = [name for name in FIGURES if any(run.kept and name in run.kept["validation"] for run in runs)]
     table = Table("run", "network", "epochs", "minutes", "kept", *shown, "differs in")
     for run, own in zip(runs, differing(runs), strict=True):
         kept, of = run.kept, run.settings
         figures = kept["validation"] if kept else {}
-        own = {name: value for name, value in own.items() if not name.startswith("data.") and name != "init_from"}
+        hidden = ("data.train", "data.validation", "init_from", *(() if own.get("fold") else ("fold",)))
+        said = [f"{name} {value}" for name, value in own.items() if name not in hidden]
+        if not own.get("fold") and any(name.startswith("data.") for name in own):
+            said.append("scans")
         table.add_row(
             run.path.name,
             f"{of['model']} {of['features']}, {of['size']} px",
-            f"{len(run.epochs)} of {of['epochs']}",
+            run.state,
             f"{run.minutes:.1f}",
             f"{kept['epoch']}, {of['select']}" if kept else "none yet",
             *(f"{figures[name]:.3f}" if name in figures else "" for name in shown),
-            ", ".join(f"{name} {value}" for name, value in own.items()) or "nothing",
+            ", ".join(said) or "nothing",
         )
-    print_table(table)
-    return 0
+    if runs:
+        print_table(table)
+    return 1 if damaged else 0

@@ -50,7 +50,7 @@ class Start:
     Attributes:
       epochs: its length; 0 = none, as where another size or number of epochs is asked for and no start.
       size: side of the square that the network sees meanwhile, pixels.
-      learning_rate: peak of its own cosine schedule.
+      learning_rate: peak of its own schedule.
     """
 
     epochs: int = 0
@@ -213,7 +213,10 @@ class Task:
         if not self.accumulate or self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate}: it must divide batch_size={self.batch_size}")
         if self.patience and self.select == LAST:
-            raise ValueError(f"patience={self.patience}: select={LAST!r} keeps the last epoch, so that none is better")
+            raise ValueError(
+                f"patience={self.patience}: select={LAST!r} keeps the last epoch, so that none is better; "
+                f"choose it by a metric, --select= one of {', '.join(self.metrics)}"
+            )
         what = "mask_loss" if self.segments else "label_loss"
         if not getattr(self, what):
             raise ValueError(f"{what}=0: then {self.name} has nothing to learn; it must be above 0")

@@ -35,6 +35,10 @@ NONE = CRF(steps=0)
 PATIENTS = 5
 """Fewest patients with a lesion from whom a CRF is chosen."""
 
+DOUBT = 0.3
+"""Below this probability everywhere no CRF of VALUES outlines anything. By the field's definition 0.5 would do, for all
+messages are the background's then; but kernels cut to few factors have small negative lobes (`ops.crf`)."""
+
 Counts = dict[str, np.ndarray]
 """Pixel counts both, predicted, true of N scans, int (N,); and group, str (N,), their patients."""
 
@@ -116,8 +120,7 @@ def _rows(counts: Counts, index: np.ndarray) -> Counts:
 def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[str, Any]]) -> Callable[[CRF], Counts]:
     """The counts of scans as a function of the CRF; the network runs here, once.
 
-    A scan of whose pixels none is more likely lesion than not has no mask by any CRF, all messages being the
-    background's: only the others go through one.
+    Only scans with a pixel above DOUBT go through a CRF; the others have no mask by any.
     """
     import jax
 
@@ -138,7 +141,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
             true[row] = np.count_nonzero(mask)
         outputs, prepared = network(variables, squares)
         masks, pictures = np.asarray(outputs.mask), np.asarray(prepared)
-        doubtful += [(row, masks[i], pictures[i]) for i, row in enumerate(rows) if masks[i].max() > MASK_THRESHOLD]
+        doubtful += [(row, masks[i], pictures[i]) for i, row in enumerate(rows) if masks[i].max() > DOUBT]
     groups = np.array([f"{data.text(r['source'])}/{data.text(r['group'])}" for r in records])
     refine = jax.jit(on_canvas, static_argnums=(2, 3))
 

@@ -10,6 +10,7 @@ import pytest
 
 from mcis import phantom
 from mcis.ops.crf import CRF, gaussian_factor, mean_field
+from mcis.tune import DOUBT
 
 SIDE = 48
 SCALED = CRF(smooth_sigma=1.0, sigma=60 * SIDE / 256)
@@ -87,11 +88,25 @@ def test_one_scan_is_what_it_is_in_a_batch_and_zero_steps_change_nothing():
     np.testing.assert_array_equal(still, probabilities)
 
 
-def test_where_no_pixel_is_more_likely_lesion_than_not_none_becomes_so():
-    for image, probability in cases():
-        for crf in (SCALED, dataclasses.replace(SCALED, weight=10.0, grey_sigma=26.0)):
-            unsure = probability / (2 * probability.max())
-            assert run(unsure[None], image[None], crf).max() <= 0.5
+@pytest.mark.parametrize(
+    "strengths",
+    [
+        {},
+        {"weight": 10.0, "grey_sigma": 26.0},
+        # wide in space and narrow in grey: the largest negative lobes
+        {"weight": 10.0, "smooth_weight": 0.0, "sigma": 80.0, "grey_sigma": 3.0},
+        {"weight": 10.0, "smooth_weight": 0.0, "sigma": 5.0, "grey_sigma": 1.5},
+    ],
+)
+def test_where_all_is_doubtful_nothing_becomes_a_lesion(strengths):
+    crf = dataclasses.replace(SCALED, **strengths)
+    rows, columns = np.indices((SIDE, SIDE)) - SIDE // 2
+    disc = rows**2 + columns**2 < (SIDE // 4) ** 2
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
+    pictures = [*cases(), (np.where(disc, np.uint8(204), np.uint8(51)), np.where(disc, 1.0, 1e-4)), (noise, 1.0 * disc)]
+    for image, probability in pictures:
+        unsure = (DOUBT * probability / probability.max()).astype(np.float32)
+        assert run(unsure[None], image[None], crf).max() <= 0.5
 
 
 def test_two_halves_of_different_grey_pull_the_edge_of_the_mask_to_theirs():

@@ -107,6 +107,23 @@ def test_batches_are_balanced(scans, task):
         np.testing.assert_allclose(counts / counts.sum(), 1 / len(counts), atol=0.03)
 
 
+def test_each_part_of_a_batch_has_its_share_of_every_cell(scans):
+    brain = scans.take(scans.organ == "brain")
+    brain = dataclasses.replace(brain, source=np.where(np.arange(len(brain)) % 4 < 2, "a", "b"))
+    task = dataclasses.replace(TASKS["classify_brain"], even_sources=True)
+    cell, weights = data.balance(brain, task)
+    assert len(weights) == 4 and len(set(weights.values())) == 1  # the four take turns, in step with four parts
+    label = data.targets(brain, task)
+    for parts in (1, 2, 4):
+        batch = data.training_batches(brain, label, cell, weights, 16, 0, parts)[3]
+        rows = [next(i for i in range(len(brain)) if (brain.image[i] == image).all()) for image in batch.image]
+        for part in range(parts):
+            assert np.bincount(cell[rows[part::parts]], minlength=4).tolist() == [16 // parts // 4] * 4
+        if parts == 1:
+            plain = sorted(rows)
+        assert sorted(rows) == plain  # the same scans, otherwise laid out
+
+
 def test_even_sources_take_the_source_away_from_the_class(scans):
     breast = scans.take(scans.organ == "breast")
     half = np.arange(len(breast)) % 2 == 0

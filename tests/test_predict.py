@@ -160,9 +160,10 @@ def test_an_unsupported_scan_says_why_and_what_it_is_most_like(weights, pictures
     arguments = [str(pictures[0]), "--weights", str(weights), "--out"]
     predict.main([*arguments, str(tmp_path / "sure"), "--threshold=1"])
     refused = [line for line in findings(tmp_path / "sure") if line["error"] is None]
+    assert refused
     for line in refused:
         assert line["reason"].startswith("the router is unsure: most like ")
-        assert line["reason"].endswith(f"probability {line['organ_prob']:.5g}, 1 is needed")
+        assert line["reason"].endswith(f"probability {line['organ_prob']:.6f}, 1.000000 is needed")
     variables, manifest = checkpoint.load(weights / "route")
     width = variables["params"]["label"]["dense"]["kernel"].shape[0]
     variables["novelty"] = {"mean": np.zeros((1, width)), "whiten": np.eye(width), "limit": np.float64(1e-6)}

@@ -27,7 +27,19 @@ def test_each_session_is_written_down_with_what_it_takes_to_repeat_it(finished, 
     assert first["versions"]["jax"] == jax.__version__ and len(first["devices"]) == len(jax.devices())
     assert first["processes"] == 1 and first["began"] <= second["began"]
     assert found["settings"] == record.read(finished[0])["settings"]
+    assert {"optax", "grain", "numpy", "jaxlib"} <= set(first["versions"]) and first["folder"]
     assert found["settings"]["seed"] == 0 and found["settings"]["learning_rate"] == SMALL.learning_rate
+
+
+def test_going_on_with_other_code_is_said(scans, tmp_path, monkeypatch, capsys):
+    stops = iter([False, True])
+    with pytest.raises(loop.Interrupted):
+        loop.train(SMALL, *scans, tmp_path / "run", stop=lambda: next(stops))
+    assert "than before" not in capsys.readouterr().out
+    monkeypatch.setattr(checkpoint, "revision", lambda: "another")
+    with pytest.raises(loop.Interrupted):
+        loop.train(SMALL, *scans, tmp_path / "run", stop=lambda: True)
+    assert "other revision than before: the last bits may differ" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(finished, scans, tmp_path):

@@ -57,8 +57,33 @@ def test_where_there_is_no_run_or_a_damaged_one_that_is_said(folder, tmp_path, c
     assert "no such folder" in capsys.readouterr().err
     assert runs.main([str(tmp_path)]) == 2
     assert "no run in" in capsys.readouterr().err
-    for name, content, said in ((record.RUN, '{"settings": 1}', "is damaged"), (loop.LOG, "{", "is damaged")):
-        shutil.copytree(folder / "first", tmp_path / name)
-        (tmp_path / name / name).write_text(content)
-        assert runs.main([str(tmp_path / name)]) == 2
-        assert said in capsys.readouterr().err
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / record.RUN).write_text('{"options": {}}')  # of `mcis predict`
+    shutil.copytree(folder / "first", tmp_path / "whole")
+    damages = [(record.RUN, '{"settings": 1}'), (record.RUN, '{"settings": {"name": "route"}, "sessions": []}')]
+    damages += [(loop.LOG, "{"), (loop.LOG, '{"epoch": 1}')]
+    for number, (name, content) in enumerate(damages):
+        shutil.copytree(folder / "first", tmp_path / f"damaged{number}")
+        (tmp_path / f"damaged{number}" / name).write_text(content)
+    assert runs.main([str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "whole" in said.out and "findings" not in said.out and "damaged" not in said.out
+    lines = said.err.splitlines()
+    assert len(lines) == len(damages)
+    for number, line in enumerate(lines):
+        assert f"damaged{number}" in line and "is damaged" in line
+
+
+def test_folds_are_told_apart_and_other_scans_are_said(folder, finished, tmp_path, capsys):
+    for name, change in (
+        ("one", {"fold": "0/5"}),
+        ("two", {"fold": "1/5"}),
+        ("three", {"data": {"train": "x", "validation": "y"}}),
+    ):
+        shutil.copytree(finished[0], tmp_path / name)
+        found = record.read(tmp_path / name)
+        (tmp_path / name / record.RUN).write_text(json.dumps(found | {"settings": found["settings"] | change}))
+    assert runs.main([str(tmp_path)]) == 0
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1}
+    assert "fold 0/5" in lines["one"] and "fold 1/5" in lines["two"] and ", scans" not in lines["one"]
+    assert "scans" in lines["three"] and "fold" not in lines["three"]

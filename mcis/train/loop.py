@@ -140,6 +140,7 @@ def train(
     init_from: pathlib.Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     save_minutes: float = math.inf,
+    fold: str | None = None,
     command: str | None = None,
     watch: Callable[[dict[str, Any], dict[str, Any]], None] = lambda line, variables: None,
 ) -> dict:
@@ -150,8 +151,8 @@ def train(
     with the best `task.select`). With `init_from`, a state dict that `models.import_weights` reads, a run or a weights
     folder, a new run starts from those weights.
 
-    A run that is interrupted and gone on with ends, bit by bit, where one that never was does: a step depends on the
-    state alone, in which its number is, and batches are a function of that number.
+    A run that is interrupted and gone on with by the same code on the same devices ends, bit by bit, where one that
+    never was does: a step depends on the state alone, in which its number is, and batches are functions of the number.
 
     Args:
       task: what is learned, and how.
@@ -162,8 +163,9 @@ def train(
       init_from: weights to start from.
       stop: asked after each step: whether to save the state and to stop.
       save_minutes: how often the state is saved within an epoch; it is at the end of each.
-      command: what was typed, to be written down.
-      watch: told each epoch's log line and averaged variables, before they are saved.
+      fold: which one the validation scans are, to be written down.
+      command: what was typed, likewise.
+      watch: told each epoch's log line and averaged variables when they are saved.
 
     Returns:
       The log line of the best epoch.
@@ -177,7 +179,7 @@ def train(
     """
     mesh = make_mesh()
     check_batch(task.batch_size, mesh, task.accumulate)
-    settings = record.settings_of(task, train_scans, validation_scans, seed)
+    settings = record.settings_of(task, train_scans, validation_scans, seed, fold)
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
     record.check_same_run(run_dir, settings)
@@ -197,7 +199,8 @@ def train(
 
     label, validation_label = targets(train_scans, task), targets(validation_scans, task)
     _check_select(task, validation_scans, validation_label)
-    batches = training_batches(train_scans, label, *balance(train_scans, task), task.batch_size, seed)
+    cells = balance(train_scans, task)
+    batches = training_batches(train_scans, label, *cells, task.batch_size, seed, task.accumulate)
     optimizer = make_optimizer(task, total)
     model = task.make_model(train=True)
     start = (lambda variables: variables) if init_from is None else functools.partial(_start_from, init_from)
@@ -214,19 +217,24 @@ def train(
         held_out = results["features"][validation_label < len(ORGANS)]
         return {"novelty": fit_novelty(seen["features"], label[known], held_out)}
 
+    def ended(step: int) -> bool:
+        return step == total or (step % per_epoch == 0 and gives_up(task.select, task.patience, history))
+
     run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
     with checkpoints.open_checkpoints(run_dir) as manager:
         state, history, sums, seconds = checkpoints.restore(run_dir, manager, state, settings)
         _write_log(run_dir, history)
         if int(state.step):
-            print(f"{task.name}: {run_dir} is {_where(int(state.step), per_epoch, total)}", flush=True)
-        if int(state.step) < total and not _gives_up(task, history):
-            record.add_session(run_dir, settings, int(state.step), command)
+            reached = _where(int(state.step), per_epoch, total, ended(int(state.step)))
+            print(f"{task.name}: {run_dir} is {reached}", flush=True)
+        new = not ended(int(state.step))
+        if new and (other := record.add_session(run_dir, settings, int(state.step), command)):
+            print(f"{task.name}: other {other} than before: the last bits may differ from here on", flush=True)
         started, saved = time.monotonic() - seconds, time.monotonic()
         waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
         with _progress(task.name, total, int(state.step)) as report:
             for index in range(int(state.step), total):
-                if index % per_epoch == 0 and _gives_up(task, history):
+                if ended(index):
                     break
                 state, measured = step(state, batches[index])
                 waiting.append(measured)
@@ -253,7 +261,6 @@ def train(
                     }
                     if kept(task.select, [*history, line]) is line:
                         _save_best(run_dir, task, seed, state.ema | fit_limits(results), line, used)
-                    watch(line, state.ema)
                     history, sums, started = [*history, line], {}, time.monotonic()
                 carried = Carried(state, history, sums, time.monotonic() - started)
                 checkpoints.save(run_dir, manager, carried, settings)
@@ -262,22 +269,23 @@ def train(
                 saved = time.monotonic()
                 if ends:
                     report(status=_status(task, history))
-                if asked and index + 1 < total:
+                    watch(line, state.ema)
+                if asked and not ended(index + 1):
                     raise Interrupted(f"{run_dir} is saved after step {index + 1} of {total}")
     best = kept(task.select, history)
     assert best is not None  # a complete run has an epoch
     return best
 
 
-def _gives_up(task: Task, history: list[dict[str, Any]]) -> bool:
-    """Whether the best of the epochs so far lies `task.patience` epochs back."""
-    best = kept(task.select, history)
-    return task.patience > 0 and best is not None and history[-1]["epoch"] - best["epoch"] >= task.patience
+def gives_up(select: str, patience: int, history: list[dict[str, Any]]) -> bool:
+    """Whether the best of the epochs so far lies a task's `patience` back."""
+    best = kept(select, history)
+    return patience > 0 and best is not None and history[-1]["epoch"] - best["epoch"] >= patience
 
 
-def _where(step: int, per_epoch: int, total: int) -> str:
+def _where(step: int, per_epoch: int, total: int, ended: bool) -> str:
     """What a run that is not at its beginning has reached, in words."""
-    if step == total:
+    if ended:
         return "complete already"
     return f"resumed after epoch {step // per_epoch}" + (f", step {step} of {total}" if step % per_epoch else "")
 
@@ -333,11 +341,16 @@ def _seen_by(start: pathlib.Path | None, by: str) -> set[str]:
 
 
 def _fingerprint(start: pathlib.Path) -> str:
-    """Hash of the weights to start from, in hex; ValueError where there are none."""
-    file = checkpoint.weights_folder(start) / checkpoint.MANIFEST if start.is_dir() else start
-    if not file.is_file():
+    """Hash of the weights to start from, in hex: of a folder's arrays or of a state dict's file; ValueError if none."""
+    folder = checkpoint.weights_folder(start) if start.is_dir() else start
+    if not ((folder / checkpoint.MANIFEST).is_file() or folder.is_file()):
         raise ValueError(f"init_from={start}: no such state dict, run or weights folder")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    if folder.is_file():
+        return hashlib.sha256(folder.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for name, value in checkpoint.flatten(checkpoint.load(folder)[0]).items():
+        digest.update(repr((name, value.shape, value.dtype.str)).encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _save_best(run_dir, task, seed, variables, line, used) -> None:
@@ -347,6 +360,7 @@ def _save_best(run_dir, task, seed, variables, line, used) -> None:
         "seed": seed,
         "epoch": line["epoch"],
         "validation": line["validation"],
+        "trained": {"revision": checkpoint.revision(), "versions": checkpoint.versions()},
     } | used
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none before, or of no use
         before = json.loads((checkpoint.present(run_dir / BEST) / checkpoint.MANIFEST).read_text())

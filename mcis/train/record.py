@@ -1,13 +1,16 @@
 """Which run a folder holds, and how it came about: run.json.
 
 A run is its settings: a task, a seed, scans, and the weights it began with. A folder whose run has others is not gone
-on with. Each time training begins, or goes on, a session is added: the command, the code and the machine, all that it
-takes to repeat the run besides the data.
+on with. Each time training begins, or goes on, a session is added: the command and where it was typed, the revision of
+the code, versions, devices. With the same data it takes no more to repeat the run, but for changes to the code that no
+revision has, which are only marked.
 """
 
 import datetime
 import hashlib
+import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 from typing import Any
@@ -22,10 +25,10 @@ from mcis.tasks import Task, task_to_json, with_defaults
 RUN = "run.json"
 
 
-def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: int) -> dict[str, Any]:
+def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: int, fold: str | None) -> dict[str, Any]:
     """What a run must have in common with one that it goes on with, but for the weights it began with: JSON values."""
     scans = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
-    return {"seed": seed, "data": scans} | task_to_json(task)
+    return {"seed": seed, "fold": fold, "data": scans} | task_to_json(task)
 
 
 def _digest(scans: Scans) -> str:
@@ -54,7 +57,7 @@ def _short(value: Any) -> str:
 
 
 def read(run_dir: pathlib.Path) -> dict[str, Any] | None:
-    """{"settings", "sessions": [...]} of a run's folder; None where none has begun in it.
+    """{"settings", "sessions": [...]} of a run's folder; None where none has begun in it, as in a folder of findings.
 
     Raises:
       ValueError: the file is damaged.
@@ -64,26 +67,44 @@ def read(run_dir: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and not {"settings", "sessions"} & set(found):
+            return None
         return {"settings": dict(found["settings"]), "sessions": list(found["sessions"])}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
 
 
-def add_session(run_dir: pathlib.Path, settings: dict[str, Any], step: int, command: str | None) -> None:
-    """Write down that training begins, or goes on, after some step."""
+FURTHER = ("jaxlib", "optax", "grain", "numpy", "opencv-python-headless")
+"""Packages, beside those of `checkpoint.versions`, on which a step, an order or a pixel depends."""
+ALIKE = ("revision", "versions", "devices", "processes")
+"""What two sessions must have in common to compute the same bits."""
+
+
+def add_session(run_dir: pathlib.Path, settings: dict[str, Any], step: int, command: str | None) -> str:
+    """Write down that training begins, or goes on, after some step.
+
+    Returns:
+      in what of ALIKE this session differs from the one before, in words; "" where in nothing.
+    """
+    further = {name: importlib.metadata.version(name) for name in FURTHER}
     session = {
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
         "command": command,
+        "folder": os.getcwd(),
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_", "TFDS_", "CUDA_VISIBLE"))},
         "revision": checkpoint.revision(),
-        "versions": checkpoint.versions(),
+        "versions": checkpoint.versions() | further,
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
-        "system": platform.platform(),
+        "system": f"{platform.platform()}, {platform.processor() or platform.machine()}",
     }
     before = read(run_dir)
     sessions = [*(before["sessions"] if before else ()), session]
     checkpoint.write_text(run_dir / RUN, json.dumps({"settings": settings, "sessions": sessions}, indent=1) + "\n")
+    if len(sessions) == 1:
+        return ""
+    return ", ".join(name for name in ALIKE if sessions[-2].get(name) != session[name])
 
 
 def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = True) -> None:

@@ -115,7 +115,8 @@ def make_train_step(
     """The step: augment, forward, Dice + cross-entropy per example, AdamW, EMA. Pure: jit it or spread it.
 
     A batch may be taken in `task.accumulate` parts, whose gradients are added: the loss is the mean over the whole
-    batch either way, and only what looks at other examples, batch normalisation, sees the part alone.
+    batch either way. What looks at other examples, batch normalisation, sees a part alone, and dropout draws anew for
+    each.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -180,7 +181,8 @@ def make_train_step(
 def _in_parts(gradient: Callable, batch_stats: Any, whole: Any, key: jax.Array, parts: int) -> Any:
     """((loss, (batch_stats, metrics)), gradient) of a batch, summed over `parts` parts of it, one after the other.
 
-    Every `parts`-th example is in the same part, so that each device has its share of every part.
+    Every `parts`-th example is in the same part, so that each device has its share of every part (`training_batches`
+    has laid them out so).
     """
     if parts == 1:
         return gradient(batch_stats, whole, key)

@@ -22,7 +22,8 @@ import tempfile
 import time
 
 from mcis import checkpoint
-from mcis.train import checkpoints, loop
+from mcis.board import BOARD
+from mcis.train import checkpoints, loop, record
 
 EPOCHS = 4
 KILLS_A_RUN = 5
@@ -37,6 +38,8 @@ MOMENTS = {
     "the best weights are written": f".{loop.BEST}.tmp",
     "the best weights are exchanged": f".{loop.BEST}.old",
     "the log is written": f".{loop.LOG}.tmp",
+    "a session is written down": f".{record.RUN}.tmp",
+    "TensorBoard is written": f"{BOARD}/*",
 }
 
 
