@@ -44,23 +44,20 @@ def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
 
     shown = scans.take(_examples(task, scans))
     expert = jax.jit(make_expert(task))
-    writers: list[SummaryWriter] = []
 
     def write(line: dict[str, Any], variables: dict[str, Any]) -> None:
-        if not writers:  # a complete run that is typed again writes nothing; names tell seconds, and so do not suffice
-            name = f".{os.getpid()}.{time.time_ns()}"
-            writers.append(SummaryWriter(str(run_dir / BOARD), purge_step=line["step"], filename_suffix=name))
-        (writer,) = writers
         step, rate = line["step"], make_schedule(task, line["step"] // line["epoch"] * task.epochs)
         values = {f"{part}/{name}": value for part in ("train", "validation") for name, value in line[part].items()}
-        for name, value in (values | {"learning_rate": float(rate(step))}).items():
-            writer.add_scalar(name, value, step)
-        if len(shown):
-            found = np.asarray(expert(variables, shown.image).mask) > MASK_THRESHOLD
-            for k, (image, true, mask) in enumerate(zip(shown.image, shown.mask, found, strict=True)):
-                pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
-                writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
-        writer.flush()
+        # a file an epoch, for only closing one writes all of it; its name tells seconds, which does not suffice
+        name = f".{os.getpid()}.{time.time_ns()}"
+        with SummaryWriter(str(run_dir / BOARD), purge_step=step, filename_suffix=name) as writer:
+            for name, value in (values | {"learning_rate": float(rate(step))}).items():
+                writer.add_scalar(name, value, step)
+            if len(shown):
+                found = np.asarray(expert(variables, shown.image).mask) > MASK_THRESHOLD
+                for k, (image, true, mask) in enumerate(zip(shown.image, shown.mask, found, strict=True)):
+                    pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
+                    writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
 
     return write
 
