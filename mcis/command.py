@@ -78,6 +78,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     def note(number: int, _: Any) -> None:
         came.append(number)
         signal.signal(number, before[number])
+        print("asked to stop: this step, then it is saved; asked again, it stops at once", file=sys.stderr, flush=True)
 
     before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -36,11 +36,11 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
     """Load the scans, train, and say where the result is; `command` is what was typed."""
     from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
-    name = options.run or task.name
+    fold = None if options.fold is None else parse_fold(options.fold)
+    name = options.run or task.name + (f"_fold{fold[0]}" if fold else "")
     if pathlib.PurePath(name).name != name or name.startswith("."):
         raise ValueError(f"--run={name}: a name is needed, not a path; --runs_dir says in which folder")
     run_dir = pathlib.Path(options.runs_dir) / name
-    fold = None if options.fold is None else parse_fold(options.fold)
 
     enable_compilation_cache()
     from mcis import data
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str]):
 
         Attributes:
           runs_dir: folder of the runs.
-          run: name of the run, a folder in runs_dir; by default the task's name.
+          run: name of the run, a folder in runs_dir; by default the task's name, and that of the fold.
           fold: train on the training and validation scans but those of this fold, and validate on it: 0/5 to 4/5, or of
             another number of folds; 2 is 2/5. The folds together give every scan an answer from a network that has not
             seen its group.
@@ -156,8 +156,9 @@ def parse_fold(text: str) -> tuple[int, int]:
     except ValueError:
         found = 0, 0
     if not 0 <= found[0] < found[1] or found[1] < 2:
-        count = found[1] if found[1] > 1 else FOLDS
-        raise ValueError(f"--fold={text}: of {count} folds there are 0/{count} to {count - 1}/{count}")
+        raise ValueError(
+            f"--fold={text}: K/N is needed, N of 2 or more and K from 0 to N - 1, as 0/5 to 4/5; K alone is K/{FOLDS}"
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import mcis
 from mcis import scan
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
@@ -176,6 +177,13 @@ def run(
     yield from flush(group)
 
 
+def summary(counts: Mapping[str, Any]) -> str:
+    """What was found, of `ReportWriter.counts`, in a line."""
+    organs = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "nothing"
+    labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
+    return f"{counts['scans']} scans: {organs}; {labels}. {mcis.NOTICE}"
+
+
 def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, 1 when a scan could not be read or the run broke off, 2 when nothing was done."""
     import tyro
@@ -226,6 +234,8 @@ def _main(options: Any) -> int:
     if options.members is not None and options.members < 1:
         raise ValueError(f"--members={options.members}: 1 network or more is needed")
     paths = expand(options.paths)
+    if not any(map(os.path.lexists, paths)):
+        raise ValueError(f"{', '.join(paths[:3])}: there is no such file or folder")
 
     from mcis.command import enable_compilation_cache
 
@@ -283,6 +293,7 @@ def _main(options: Any) -> int:
                 if errors <= 3:
                     said = finding.error if loaded.path in finding.error else f"{loaded.path}: {finding.error}"
                     print(said, file=sys.stderr)
+    print(summary(report.counts))
     page, lines = (os.path.join(options.out, name) for name in ("index.html", "findings.jsonl"))
     print(f"{page} shows the findings; {lines} holds them, one line a scan")
     if errors:

@@ -9,8 +9,15 @@ from typing import Any
 
 from mcis.command import exit_status, parse_dataclass, print_table
 
-FIGURES = ("accuracy", "balanced_accuracy", "nll", "dice_lesion", "dice_patient", "false_masks")
-"""Validation figures that are shown, where a run has them."""
+FIGURES = {
+    "accuracy": "acc",
+    "balanced_accuracy": "bal\nacc",
+    "nll": "nll",
+    "dice_lesion": "dice\nlesion",
+    "dice_patient": "dice\npatient",
+    "false_masks": "false\nmasks",
+}
+"""Validation figures that are shown, where a run has them, and what stands above them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Run:
         from mcis.train.loop import gives_up
 
         early = gives_up(self.settings["select"], self.settings["patience"], self.epochs)
-        return f"{len(self.epochs)} of {self.settings['epochs']}{', ended early' if early else ''}"
+        return f"{len(self.epochs)}/{self.settings['epochs']}{', early end' if early else ''}"
 
     @property
     def minutes(self) -> float:
@@ -107,15 +114,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from rich.table import Table
-
     from mcis.train.record import RUN
 
     runs: list[Run] = []
     damaged = 0
     for path in map(pathlib.Path, options.paths):
         if not path.is_dir():
-            raise ValueError(f"{path}: there is no such folder; name runs, or a folder of runs")
+            raise ValueError(
+                f"{path}: there is no such folder; name runs, or a folder of runs, which `mcis train` makes"
+            )
         alone = (path / RUN).is_file() and read_run(path)
         for folder in [path] if alone else sorted(folder for folder in path.iterdir() if folder.is_dir()):
             try:
@@ -130,24 +137,33 @@ def _main(options: Any) -> int:
             told = {"run": str(run.path), "kept": run.kept, "epochs": len(run.epochs), "minutes": round(run.minutes, 1)}
             print(json.dumps(told | {"differs": own, "settings": run.settings, "sessions": run.sessions}))
         return 1 if damaged else 0
+    for task in dict.fromkeys(run.settings["name"] for run in runs):
+        print_table(_table(task, [run for run in runs if run.settings["name"] == task]))
+    return 1 if damaged else 0
+
+
+def _table(task: str, runs: Sequence[Run]) -> Any:
+    """A `rich` table of one task's runs."""
+    from rich.table import Table
+
     shown = [name for name in FIGURES if any(run.kept and name in run.kept["validation"] for run in runs)]
-    table = Table("run", "network", "epochs", "minutes", "kept", *shown, "differs in")
+    table = Table(title=task, title_justify="left")
+    table.add_column("run", overflow="fold")
+    for name in ("epochs", "min", "kept", *(FIGURES[name] for name in shown)):
+        table.add_column(name, no_wrap=True, justify="right")  # a figure that is cut is none
+    table.add_column("differs in", overflow="fold")
     for run, own in zip(runs, differing(runs), strict=True):
-        kept, of = run.kept, run.settings
-        figures = kept["validation"] if kept else {}
+        figures = run.kept["validation"] if run.kept else {}
         hidden = ("data.train", "data.validation", "init_from", *(() if own.get("fold") else ("fold",)))
         said = [f"{name} {value}" for name, value in own.items() if name not in hidden]
         if not own.get("fold") and any(name.startswith("data.") for name in own):
             said.append("scans")
         table.add_row(
             run.path.name,
-            f"{of['model']} {of['features']}, {of['size']} px",
             run.state,
             f"{run.minutes:.1f}",
-            f"{kept['epoch']}, {of['select']}" if kept else "none yet",
+            str(run.kept["epoch"]) if run.kept else "none",
             *(f"{figures[name]:.3f}" if name in figures else "" for name in shown),
-            ", ".join(said) or "nothing",
+            ", ".join(said) or ("nothing" if len(runs) > 1 else ""),
         )
-    if runs:
-        print_table(table)
-    return 1 if damaged else 0
+    return table

@@ -76,11 +76,13 @@ class Task:
       even_sources: draw the sources evenly, and classes evenly within each: where a class comes from one source
         only, the look of that source must not stand for the class.
       epochs: length of training; one epoch draws as many scans as the training split has.
-      patience: epochs after which training ends where `select` has not got better; 0 = it never ends early.
+      patience: training ends where `select`, which must be a metric, has not got better for so many epochs; 0 = it never
+        ends early.
       batch_size: scans a step, over all devices.
-      accumulate: parts that a batch is taken in, one after the other, where memory does not hold it at once.
-      precision: of the network's computation in training, a name in PRECISIONS. Parameters, losses, and what is
-        evaluated and kept, are float32 either way.
+      accumulate: parts that a batch is taken in, one after the other, where memory does not hold it at once; it divides
+        batch_size. Batch normalisation sees a part alone.
+      precision: of the network's computation in training, a name in PRECISIONS; bfloat16 is fast on GPUs alone.
+        Parameters, losses, and what is evaluated and kept, are float32 either way.
       learning_rate: peak of the schedule.
       schedule: how the learning rate decays, a name in SCHEDULES.
       weight_decay: of AdamW, on kernels only.
@@ -115,7 +117,12 @@ class Task:
     patience: int = 0
     batch_size: int = 16
     accumulate: int = 1
-    precision: Annotated[str, tyro.conf.arg(help=f"of training, one of {', '.join(PRECISIONS)}.")] = "float32"
+    precision: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"of the computation in training, one of {', '.join(PRECISIONS)}, which is fast on GPUs alone."
+        ),
+    ] = "float32"
     learning_rate: float = 1e-3
     schedule: Annotated[str, tyro.conf.arg(help=f"the decay, one of {', '.join(SCHEDULES)}.")] = "cosine"
     weight_decay: float = 0.05

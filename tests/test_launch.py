@@ -78,9 +78,10 @@ def test_a_second_interrupt_stops_at_once():
 
 
 def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_dir, tmp_path, monkeypatch, capsys):
-    seen = []
+    seen, dirs = [], []
 
-    def record(task, train_scans, validation_scans, *rest, **further):
+    def record(task, train_scans, validation_scans, run_dir, *rest, **further):
+        dirs.append(run_dir)
         seen.append((set(train_scans.fingerprint), set(validation_scans.fingerprint)))
         return {"epoch": 1, "validation": {}}
 
@@ -93,14 +94,15 @@ def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_
         assert trained | left_out == every and not trained & left_out
     assert sum(len(left_out) for _, left_out in seen) == len(every)
     assert launch.main([*options, "--fold=3/3"]) == 2
-    assert "--fold=3/3: of 3 folds there are 0/3 to 2/3" in capsys.readouterr().err
+    assert "--fold=3/3: K/N is needed" in capsys.readouterr().err
+    assert sorted(path.name for path in dirs) == ["route_fold0", "route_fold1", "route_fold2"]
 
 
 def test_a_fold_is_named_by_its_number_and_theirs():
     assert launch.parse_fold("2") == launch.parse_fold("2/5") == (2, 5)
     assert launch.parse_fold("0/3") == (0, 3)
     for text in ("5", "x/3", "0/1", "-1", "1/x", ""):
-        with pytest.raises(ValueError, match=r"of 5 folds there are 0/5 to 4/5"):
+        with pytest.raises(ValueError, match=r"K from 0 to N - 1, as 0/5 to 4/5; K alone is K/5"):
             launch.parse_fold(text)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -33,14 +35,24 @@ def test_runs_are_listed_with_what_they_kept_and_in_what_they_differ(folder, fin
     assert runs.main([str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     first, second = (next(line for line in lines if name in line) for name in ("first", "second"))
-    assert "3 of 3" in first and f"{finished[1]['epoch']}, balanced_accuracy" in first
+    assert "route" in lines[0] and "3/3" in first and f" {finished[1]['epoch']} " in first
     assert (
         f"{finished[1]['validation']['accuracy']:.3f}" in first and f"{finished[1]['validation']['nll']:.3f}" in first
     )
-    assert "1 of 3" in second and "seed 1, learning_rate 0.02" in second
+    assert "1/3" in second and "seed 1, learning_rate 0.02" in second
     assert "seed 0, learning_rate 0.01" in first and "features" not in first
     assert runs.main([str(folder / "first")]) == 0  # a run itself; alone it differs from nobody
-    assert "nothing" in capsys.readouterr().out
+    alone = capsys.readouterr().out
+    assert "3/3" in alone and "seed" not in alone and "nothing" not in alone
+
+
+def test_no_figure_is_cut_in_a_narrow_terminal(folder, finished):
+    program = "import io, sys; from rich.console import Console; from mcis import runs; import pathlib; "
+    program += f"found = [runs.read_run(pathlib.Path({str(folder)!r}) / name) for name in ('first', 'second')]; "
+    program += "Console(width=80).print(runs._table('route', found))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert f"{finished[1]['validation']['accuracy']:.3f}" in done.stdout and "…" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_runs_as_json_hold_all_that_is_known(folder, finished, capsys):

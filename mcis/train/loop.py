@@ -235,6 +235,8 @@ def train(
         with _progress(task.name, total, int(state.step)) as report:
             for index in range(int(state.step), total):
                 if ended(index):
+                    back = f"{task.select} has not got better for {task.patience} epochs"
+                    print(f"{task.name}: ends early after epoch {index // per_epoch}, {back}", flush=True)
                     break
                 state, measured = step(state, batches[index])
                 waiting.append(measured)
