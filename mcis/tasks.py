@@ -76,8 +76,8 @@ class Task:
       even_sources: draw the sources evenly, and classes evenly within each: where a class comes from one source
         only, the look of that source must not stand for the class.
       epochs: length of training; one epoch draws as many scans as the training split has.
-      patience: training ends where `select`, which must be a metric, has not got better for so many epochs; 0 = it never
-        ends early.
+      patience: training ends where `select`, which must be a metric, has not got better for so many epochs; 0 = it
+        never ends early.
       batch_size: scans a step, over all devices.
       accumulate: parts that a batch is taken in, one after the other, where memory does not hold it at once; it divides
         batch_size. Batch normalisation sees a part alone.
