@@ -37,7 +37,7 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     done = len(log.read_text().splitlines())
     assert done < 12
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "of 12, best by " in again.stdout
+    assert "epoch 12 of 12, the last" in again.stdout
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))
     hint = next(line for line in again.stdout.splitlines() if line.startswith("score it once"))
     words = shlex.split(hint.partition(": ")[2])
