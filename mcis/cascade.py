@@ -202,8 +202,8 @@ def make_predict(
     """The cascade as one function, to be jitted: (variables by task name, uint8 (B, S, S, 3)) -> Prediction.
 
     An organ without a classifier has label UNKNOWN and every scan of it is segmented; one without a segmenter has no
-    masks. With a mesh of `experts.member_mesh`, on which `experts.place` has put the
-    variables, ensembles answer side by side.
+    masks. With a mesh of `experts.member_mesh`, on which `experts.place` has put the variables, ensembles answer side
+    by side.
 
     Raises:
       ValueError: the experts cannot answer with these settings.

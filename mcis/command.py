@@ -78,7 +78,8 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     def note(number: int, _: Any) -> None:
         came.append(number)
         signal.signal(number, before[number])
-        print("asked to stop: this step, then it is saved; asked again, it stops at once", file=sys.stderr, flush=True)
+        # not print, which may be in the middle of a line just now and must not be entered twice
+        os.write(2, b"asked to stop: this step, then it is saved; asked again, it stops at once\n")
 
     before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -262,3 +262,9 @@ def test_what_no_network_says_is_named_and_a_joint_one_says_both(weights, pictur
     assert "say nothing of: breast label, breast mask" in capsys.readouterr().err
     assert predict.main([*one, "--organ=brain", f"--out={tmp_path / 'brain'}"]) == 0
     assert "stays unknown" not in capsys.readouterr().err
+
+
+def test_what_was_found_is_said_in_a_line():
+    counts = {"scans": 3, "errors": 1, "lesions": 4, "organs": {"brain": 2, "unsupported": 0}, "labels": {"tumor": 1}}
+    said = predict.summary(counts)
+    assert said.startswith("3 scans: 2 brain, 0 unsupported; 1 tumor. ") and "Not a medical device" in said
