@@ -129,7 +129,7 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
         shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _alone() as checkpointer:
         checkpointer.save(temporary / VARIABLES, unflatten(flat))
     for done in (temporary / VARIABLES).glob(COMMITTED):  # only its presence counts, and it names this machine's folder
         done.write_text("committed\n")
@@ -144,6 +144,15 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
         path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _alone() -> ocp.StandardCheckpointer:
+    """Orbax's checkpointer of this process, which waits for no other that trains with it."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _old(path: pathlib.Path) -> pathlib.Path:
@@ -206,7 +215,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = read_manifest(path)
     device = jax.local_devices()[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _alone() as checkpointer:
         stored = flatten(checkpointer.metadata(path / VARIABLES).item_metadata.tree)
         # the other files are whole by now, but nothing vouches for the manifest itself
         if manifest.get("arrays") != {key: [np.dtype(x.dtype).name, list(x.shape)] for key, x in stored.items()}:

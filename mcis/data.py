@@ -25,6 +25,8 @@ DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = "left_out"
 """What stands for the split where each scan is answered by a model that has learned from the other folds."""
+WHOLE = slice(None)
+"""All rows of a batch: this process feeds every device."""
 PUBLISHED = ("busi", "busbra", "lgg", "br35h")
 """Sources whose scans are called what their publishers call them: one name is one picture, whatever copy it is in."""
 
@@ -226,6 +228,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     parts: int = 1,
+    share: slice = WHOLE,
 ) -> grain.MapDataset:
     """An endless random-access data set of batches: `batches[step]` depends on the seed and the step alone.
 
@@ -238,6 +241,7 @@ def training_batches(
       seed: of the order.
       parts: that the training step takes a batch in, each every `parts`-th scan of it. Cells take turns within a batch;
         each part gets a run of such turns, so that all have their share of every cell.
+      share: the rows of each batch that are gathered, where other processes feed the others.
     """
     cells = [c for c in weights if (cell == c).any() and weights[c] > 0]
     if not cells:
@@ -248,23 +252,25 @@ def training_batches(
     mixed = grain.MapDataset.mix(streams, weights=[weights[c] for c in cells]) if len(cells) > 1 else streams[0]
 
     def gather(rows: np.ndarray) -> Batch:
-        return make_batch(scans, label, rows.reshape(parts, -1).T.ravel(), len(rows))
+        return make_batch(scans, label, rows.reshape(parts, -1).T.ravel(), len(rows), share)
 
     return mixed.batch(batch_size).map(gather)
 
 
-def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
-    """The Batch of some rows, filled up to `batch_size` with its last row, marked not valid."""
-    valid = np.arange(batch_size) < len(rows)
-    rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])]).astype(np.int64)
+def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: int, share: slice = WHOLE) -> Batch:
+    """The Batch of some rows, filled up to `batch_size` with its last row, marked not valid; of it, a share."""
+    valid = (np.arange(batch_size) < len(rows))[share]
+    rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])]).astype(np.int64)[share]
     return Batch(scans.image[rows], scans.mask[rows], label[rows].astype(np.int32), scans.has_mask[rows], valid)
 
 
-def evaluation_batches(scans: Scans, label: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every scan once, in order: (rows (M,), Batch of `batch_size` whose first M rows are valid)."""
+def evaluation_batches(
+    scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every scan once, in order: (rows (M,), a share of the Batch of `batch_size` whose first M rows are valid)."""
     for start in range(0, len(scans), batch_size):
         rows = np.arange(start, min(start + batch_size, len(scans)))
-        yield rows, make_batch(scans, label, rows, batch_size)
+        yield rows, make_batch(scans, label, rows, batch_size, share)
 
 
 def targets(scans: Scans, task: Any) -> np.ndarray:

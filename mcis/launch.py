@@ -5,7 +5,10 @@ Unknown names fail and list what there is. A task may start at another size (`--
 its own below the run's folder; where another --size or --epochs is given it does not, unless that is asked for too.
 """
 
+import contextlib
 import dataclasses
+import functools
+import os
 import pathlib
 import shlex
 import sys
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Any, task: Any, command: str | None = None) -> int:
     """Load the scans, train, and say where the result is; `command` is what was typed."""
-    from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
+    from mcis.command import INTERRUPTED, enable_compilation_cache, exit_status
 
     fold = None if options.fold is None else parse_fold(options.fold)
     name = options.run or task.name + (f"_fold{fold[0]}" if fold else "")
@@ -43,12 +46,30 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
     run_dir = pathlib.Path(options.runs_dir) / name
 
     enable_compilation_cache()
+    from mcis.train import processes
+
+    processes.join(options.coordinator, options.processes, options.process, options.heartbeat)
+    train = functools.partial(_train, options, task, run_dir, fold, command)
+    if processes.alone():
+        return train()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if processes.is_first() else nowhere):
+        status = exit_status("mcis train", processes.naming_the_lost(train))
+    if status not in (0, INTERRUPTED):
+        os._exit(status)  # at once: an orderly end would wait for the others, and they for this process
+    return status
+
+
+def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int] | None, command: str | None) -> int:
+    """Train in this process, which has met the others."""
     from mcis import data
     from mcis.board import make_board
+    from mcis.command import INTERRUPTED, asked_to_stop
     from mcis.tasks import LAST, task_named
-    from mcis.train import loop, record
+    from mcis.train import loop, processes, record
 
-    ensure_phantom(task.sources, options.data_dir)
+    if processes.is_first():
+        ensure_phantom(task.sources, options.data_dir)
+    processes.wait("data")
     splits = ("train", "validation")
     to_train, to_validate = (data.load(task.sources, split, options.data_dir, task.organ) for split in splits)
     if fold is not None:
@@ -60,13 +81,14 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
             raise ValueError(f"--fold={options.fold}: no scan is in that fold; there are {groups} groups to deal out")
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
-    if options.fresh and run_dir.exists():
+    if options.fresh and processes.is_first() and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
+    processes.wait("fresh")
     if task_named(task.name).start.epochs and not task.start.epochs:
         print(f"{task.name}: no start at another size, {task.epochs} epochs at {task.size} px in all", flush=True)
     of_fold = None if fold is None else "{}/{}".format(*fold)
     start = options.init_from
-    further = {"save_minutes": options.save_minutes, "command": command, "fold": of_fold}
+    further = {"save_minutes": options.save_minutes, "command": command, "fold": of_fold, "pmap": options.pmap}
     try:
         with asked_to_stop() as further["stop"]:
             if (first := task.first()) is not None:
@@ -111,6 +133,12 @@ def parse(argv: Sequence[str]):
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
           save_minutes: how often the state is saved within an epoch that takes longer.
+          pmap: spread the batch over the devices by pmap; by default by jit over a mesh. Both give the same numbers.
+          coordinator: HOST:PORT of process 0, where several processes train together; tasks of a Slurm step find each
+            other by themselves.
+          processes: how many there are.
+          process: which one this is, from 0.
+          heartbeat: seconds after which a process of which nothing is heard counts as gone.
           init_from: start from these weights: a state dict of torchvision or of Buda's U-Net (.safetensors, .pth), a
             run, or a weights folder.
         """
@@ -121,6 +149,11 @@ def parse(argv: Sequence[str]):
         seed: int = 0
         fresh: bool = False
         save_minutes: float = 10.0
+        pmap: bool = False
+        coordinator: str | None = None
+        processes: int | None = None
+        process: int | None = None
+        heartbeat: int = 100
         init_from: pathlib.Path | None = None
 
     name, rest = _take("--task", argv)

@@ -32,7 +32,7 @@ FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5, "missing":
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is what costs here
 def compiled(key, image, mask, strengths):
-    return augment(key, image, mask, Augmentation(**strengths))
+    return augment(jax.random.split(key, len(image)), image, mask, Augmentation(**strengths))
 
 
 def run(image, mask, seed=0, **strengths):
@@ -274,7 +274,7 @@ def test_compiled_is_eager():
     image, mask = (a[:2] for a in batch())
     settings = Augmentation()
     key = jax.random.key(5)
-    eager = augment(key, image, mask, settings)
+    eager = augment(jax.random.split(key, len(image)), image, mask, settings)
     jitted = compiled(key, image, mask, dataclasses.asdict(settings))
     np.testing.assert_allclose(jitted[0], eager[0], atol=2e-5)
     assert np.mean(jitted[1] != eager[1]) <= 1e-3

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mcis.data import Batch
@@ -63,24 +64,43 @@ def test_the_step_is_pure():
     close(train_step(state, batch)[0], train_step(state, batch)[0], 0.0)
 
 
-@pytest.mark.parametrize(("name", "model"), [("segment_breast", "light"), ("segment_breast", "unet"), ("route", "cnn")])
-def test_sharded_equals_one_device(name, model):
+SPREAD = {"jit": parallel.parallel_train_step, "pmap": parallel.pmap_train_step}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "accumulate", "spread"),
+    [
+        ("segment_breast", "light", 1, "jit"),
+        ("route", "cnn", 1, "jit"),
+        ("segment_breast", "light", 1, "pmap"),
+        ("route", "cnn", 2, "pmap"),
+        ("segment_breast", "unet", 1, "pmap"),
+    ],
+)
+def test_twenty_steps_on_two_devices_are_those_on_one(name, model, accumulate, spread):
+    """Augmented, with dropout, statistics of the batch and a filling row; by SGD: AdamW magnifies the last bits."""
     assert len(jax.devices()) == 2
-    task = tiny(name, model=model, augmentation=Augmentation())
-    train_step, state = build(task)
-    # SGD-like comparison: the gradient norm and the statistics, and one AdamW step whose size a tiny gradient's sign
-    # alone decides, are compared; the tolerance is that of float32 sums in another order.
-    batch = make_batch(task)
-    one, one_metrics = jax.jit(train_step)(state, batch)
-    mesh = parallel.make_mesh()
-    both_step = parallel.parallel_train_step(train_step, mesh)
-    two, two_metrics = both_step(parallel.put(state, mesh), batch)
+    task = tiny(name, model=model, accumulate=accumulate, augmentation=Augmentation())
+    rows = 4 if accumulate == 1 else 16  # batch normalisation of a few scans is at the mercy of the last bits
+    batch, mesh = make_batch(task, rows), parallel.make_mesh()
+    batch = batch._replace(valid=np.arange(rows) < rows - 1)
+    axis = parallel.AXIS if spread == "pmap" else None
+    optimizer, found = optax.sgd(1e-3), []
+    for axis_name, spread_out in ((None, jax.jit), (axis, lambda step_: SPREAD[spread](step_, mesh))):
+        network = task.make_model(axis_name, train=True)
+        state = step.create_state(task, network, optimizer, seed=0)
+        one_step = spread_out(step.make_train_step(task, network, optimizer, axis_name))
+        state = state if not found else parallel.put(state, mesh)
+        for _ in range(20):
+            state, metrics = one_step(state, batch)
+        found.append((state, metrics))
+    (one, one_metrics), (two, two_metrics) = found
+    close(two.params, one.params, 1e-5)
     close(two.batch_stats, one.batch_stats, 1e-4)
+    close(two.ema, one.ema, 1e-5)
     for name_, (total, count) in one_metrics.items():
-        assert float(two_metrics[name_][0]) == pytest.approx(float(total), rel=2e-4), name_
+        assert float(two_metrics[name_][0]) == pytest.approx(float(total), rel=1e-3), name_
         assert float(two_metrics[name_][1]) == float(count)
-    moments = [jax.tree.leaves(s.opt_state) for s in (one, two)]
-    close(moments[1], moments[0], 1e-3)
 
 
 def test_filling_rows_change_nothing():

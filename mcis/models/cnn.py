@@ -85,4 +85,4 @@ class CNN(nn.Module):
                 coarse = coarse + resize(vote, (coarse.shape[1], coarse.shape[2]))
             mask = resize(coarse, (image.shape[1], image.shape[2]))
             pooled = jnp.concatenate([pooled, lesion_pooling(levels[1:], coarse)], -1)
-        return Outputs(mask, LabelHead(self.classes, name="label")(pooled, train), pooled)
+        return Outputs(mask, LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train), pooled)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcis.models.layers import ConvNorm, LabelHead, Pointwise, check_size
+from mcis.models.layers import ConvNorm, Dropout, LabelHead, Pointwise, check_size
 from mcis.models.outputs import Outputs
 from mcis.models.resnet import Encoder
 from mcis.ops.image import resize
@@ -45,7 +45,7 @@ class ASPP(nn.Module):
         pooled = layer(1, name="pooling")(mean, train)
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = nn.relu(layer(1, name="project")(nn.relu(jnp.concatenate(branches, -1)), train))
-        return nn.Dropout(0.5, deterministic=not train, name="dropout")(x)
+        return Dropout(0.5, self.axis_name, name="dropout")(x, train)
 
 
 class DeepLabV3(nn.Module):
@@ -89,7 +89,7 @@ class DeepLabV3(nn.Module):
         auxiliary = []
         if self.supervise:
             y = nn.relu(layer(third.shape[-1] // 4, name="auxiliary_head")(third, train))
-            y = nn.Dropout(0.1, deterministic=not train, name="auxiliary_dropout")(y)
+            y = Dropout(0.1, self.axis_name, name="auxiliary_dropout")(y, train)
             auxiliary.append(Pointwise(1, self.dtype, name="auxiliary")(y).astype(jnp.float32))
-        label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
+        label = LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train) if self.classes else None
         return Outputs(resize(coarse, (image.shape[1], image.shape[2])), label, pooled, tuple(auxiliary))

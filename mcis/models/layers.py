@@ -182,16 +182,38 @@ class ConvTranspose2x2(nn.Module):
         return y + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014): (B, ...) -> (B, ...).
+
+    flax's, but that under pmap, where `axis_name` is that of the devices, the draw is the one of the whole batch.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Zeros for a share of the values in training, and the others larger for it."""
+        if not train or not self.rate:
+            return x
+        devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (devices * len(x), *x.shape[1:]))
+        if self.axis_name is not None:
+            kept = jax.lax.dynamic_slice_in_dim(kept, jax.lax.axis_index(self.axis_name) * len(x), len(x))
+        return jnp.where(kept, x / (1 - self.rate), 0)
+
+
 class LabelHead(nn.Module):
     """Dropout and a linear layer on pooled features: (B, F) -> float32 (B, classes)."""
 
     classes: int
     dropout: float = 0.2
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool) -> jax.Array:
         """Logits."""
-        features = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(features.astype(jnp.float32))
+        features = Dropout(self.dropout, self.axis_name, name="dropout")(features.astype(jnp.float32), train)
         return nn.Dense(self.classes, name="dense")(features)
 
 

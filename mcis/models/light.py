@@ -110,5 +110,5 @@ class Light(nn.Module):
                 auxiliary.append(Pointwise(1, name=f"mask{level + 1}")(y))
         x = LayerNorm(name="mask_norm")(x)
         mask = conv.depth_to_space(Pointwise(STEM**2, name="mask")(x), STEM)
-        label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
+        label = LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train) if self.classes else None
         return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))

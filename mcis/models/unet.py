@@ -90,7 +90,7 @@ class UNet(nn.Module):
             mask = conv.depth_to_space(mask, self.fold)
         if self.classes and self.attention:
             pooled = jnp.concatenate([pooled, lesion_pooling(levels, jax.lax.stop_gradient(mask))], -1)
-        label = LabelHead(self.classes, name="label")(pooled, train) if self.classes else None
+        label = LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train) if self.classes else None
         return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))
 
 

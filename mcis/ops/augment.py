@@ -55,11 +55,11 @@ class Augmentation:
     marks: float = 0.0
 
 
-def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
+def augment(keys: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
     """Augment a batch.
 
     Args:
-      key: random key.
+      keys: random keys (B,), one a scan.
       image: float32 (B, S, S, C) in [0, 1].
       mask: {0,1} of any type, (B, S, S, 1).
       settings: the strengths.
@@ -67,7 +67,6 @@ def augment(key: jax.Array, image: jax.Array, mask: jax.Array, settings: Augment
     Returns:
       float32 image in [0, 1] and float32 {0,1} mask, of the shapes given.
     """
-    keys = jax.random.split(key, image.shape[0])
 
     def one(key, image, mask):
         blur, coarse, geometry, intensity, marks = jax.random.split(key, 5)

@@ -17,20 +17,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcis import checkpoint
-from mcis.data import Scans, balance, evaluation_batches, public_names, targets, training_batches
+from mcis.data import WHOLE, Scans, balance, evaluation_batches, public_names, targets, training_batches
 from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
 from mcis.tasks import LAST, Task, task_to_json
-from mcis.train import checkpoints, record
+from mcis.train import checkpoints, processes, record
 from mcis.train.checkpoints import Carried, Sums
 from mcis.train.parallel import (
+    AXIS,
     check_batch,
     make_mesh,
     parallel_evaluation_step,
     parallel_train_step,
+    pmap_train_step,
     put,
+    share_of,
 )
 from mcis.train.step import (
     MUST_BE_FINITE,
@@ -53,10 +56,15 @@ class Interrupted(Exception):
     """Training was asked to stop; what it had reached is saved."""
 
 
-def collect(step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-    """Per-scan results of a jitted evaluation step over all scans, each (N, ...); filling rows are dropped."""
+def collect(
+    step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
+) -> dict[str, np.ndarray]:
+    """Per-scan results of a jitted evaluation step over all scans, each (N, ...); filling rows are dropped.
+
+    Of each batch it gives the step a share, and takes the results of all.
+    """
     parts: dict[str, list[np.ndarray]] = {}
-    for rows, batch in evaluation_batches(scans, label, batch_size):
+    for rows, batch in evaluation_batches(scans, label, batch_size, share):
         for name, value in step(variables, batch).items():
             parts.setdefault(name, []).append(np.asarray(value)[: len(rows)])
     return {name: np.concatenate(values) for name, values in parts.items()}
@@ -142,6 +150,7 @@ def train(
     save_minutes: float = math.inf,
     fold: str | None = None,
     command: str | None = None,
+    pmap: bool = False,
     watch: Callable[[dict[str, Any], dict[str, Any]], None] = lambda line, variables: None,
 ) -> dict:
     """Train, or go on training, until the task's last epoch.
@@ -165,14 +174,16 @@ def train(
       save_minutes: how often the state is saved within an epoch; it is at the end of each.
       fold: which one the validation scans are, to be written down.
       command: what was typed, likewise.
-      watch: told each epoch's log line and averaged variables when they are saved.
+      pmap: spread the steps by pmap, not by jit over a mesh.
+      watch: told each epoch's log line and averaged variables when they are saved, by process 0.
 
     Returns:
       The log line of the best epoch.
 
     Raises:
       ValueError: the folder holds a run with other settings or scans, or one whose best weights or checkpoints are
-        gone or damaged; the validation scans do not tell `task.select`; or the batch does not divide among the devices.
+        gone or damaged; the validation scans do not tell `task.select`; the batch does not divide among the devices;
+        or other processes have come with other settings.
       FloatingPointError: a step's loss or gradient is not finite; the last good checkpoint stays, and what that step
         was given is in the folder `FAILED`.
       Interrupted: `stop` said so.
@@ -184,6 +195,7 @@ def train(
         settings["init_from"] = _fingerprint(init_from)
     record.check_same_run(run_dir, settings)
     _check_whole(run_dir)
+    processes.check_alike(settings)
     used = {
         "fingerprints": {
             "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from, "fingerprints")),
@@ -200,12 +212,16 @@ def train(
     label, validation_label = targets(train_scans, task), targets(validation_scans, task)
     _check_select(task, validation_scans, validation_label)
     cells = balance(train_scans, task)
-    batches = training_batches(train_scans, label, *cells, task.batch_size, seed, task.accumulate)
+    batches_of = functools.partial(training_batches, train_scans, label, *cells, task.batch_size, seed, task.accumulate)
+    share = share_of(task.batch_size, mesh)
+    batches = batches_of(share)
     optimizer = make_optimizer(task, total)
-    model = task.make_model(train=True)
+    axis = AXIS if pmap else None
+    model = task.make_model(axis, train=True)
     start = (lambda variables: variables) if init_from is None else functools.partial(_start_from, init_from)
     state = put(create_state(task, model, optimizer, seed, start), mesh)
-    step = parallel_train_step(make_train_step(task, model, optimizer), mesh)
+    spread = pmap_train_step if pmap else parallel_train_step
+    step = spread(processes.with_wishes(make_train_step(task, model, optimizer, axis), axis), mesh)
     evaluate = parallel_evaluation_step(make_evaluation_step(task), mesh)
 
     def fit_limits(results: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -213,22 +229,25 @@ def train(
         if task.organ is not None:
             return {}
         known = label < len(ORGANS)
-        seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size)
+        seen = collect(evaluate, state.ema, train_scans.take(known), label[known], task.batch_size, share)
         held_out = results["features"][validation_label < len(ORGANS)]
         return {"novelty": fit_novelty(seen["features"], label[known], held_out)}
 
     def ended(step: int) -> bool:
         return step == total or (step % per_epoch == 0 and gives_up(task.select, task.patience, history))
 
+    agree = processes.make_agreement(AHEAD)
+    writes = processes.is_first()
     run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
     with checkpoints.open_checkpoints(run_dir) as manager:
         state, history, sums, seconds = checkpoints.restore(run_dir, manager, state, settings)
-        _write_log(run_dir, history)
+        if writes:
+            _write_log(run_dir, history)
         if int(state.step):
             reached = _where(int(state.step), per_epoch, total, ended(int(state.step)))
             print(f"{task.name}: {run_dir} is {reached}", flush=True)
         new = not ended(int(state.step))
-        if new and (other := record.add_session(run_dir, settings, int(state.step), command)):
+        if writes and new and (other := record.add_session(run_dir, settings, int(state.step), command)):
             print(f"{task.name}: other {other} than before: the last bits may differ from here on", flush=True)
         started, saved = time.monotonic() - seconds, time.monotonic()
         waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
@@ -238,21 +257,24 @@ def train(
                     back = f"{task.select} has not got better for {task.patience} epochs"
                     print(f"{task.name}: ends early after epoch {index // per_epoch}, {back}", flush=True)
                     break
-                state, measured = step(state, batches[index])
+                wishes = (stop(), time.monotonic() - saved > 60 * save_minutes)
+                told = np.tile(np.array(wishes), (len(mesh.local_devices), 1))
+                state, (measured, of_all) = step(state, (batches[index], told))
                 waiting.append(measured)
                 report(completed=index + 1)
-                ends, asked = (index + 1) % per_epoch == 0, stop()
-                due = ends or asked or time.monotonic() - saved > 60 * save_minutes
+                ends = (index + 1) % per_epoch == 0
+                asked, late = agree(wishes, of_all)
+                due = ends or asked or late
                 while waiting and (due or len(waiting) > AHEAD):  # the device goes on while an older step is looked at
                     if not _finite(waiting[0]):
-                        raise FloatingPointError(_write_failure(run_dir, state, batches))
+                        raise FloatingPointError(_write_failure(run_dir, state, batches_of))
                     sums = _added(sums, waiting.popleft())
                 if not due:
                     continue
                 if ends:
                     averages = {name: value / max(count, 1.0) for name, (value, count) in sums.items()}
                     trained = time.monotonic()
-                    results = collect(evaluate, state.ema, validation_scans, validation_label, task.batch_size)
+                    results = collect(evaluate, state.ema, validation_scans, validation_label, task.batch_size, share)
                     line: dict[str, Any] = {
                         "epoch": (index + 1) // per_epoch,
                         "step": index + 1,
@@ -262,16 +284,20 @@ def train(
                         "validation_seconds": round(time.monotonic() - trained, 2),
                     }
                     if kept(task.select, [*history, line]) is line:
-                        _save_best(run_dir, task, seed, state.ema | fit_limits(results), line, used)
+                        kept_variables = state.ema | fit_limits(results)
+                        if writes:
+                            _save_best(run_dir, task, seed, kept_variables, line, used)
                     history, sums, started = [*history, line], {}, time.monotonic()
                 carried = Carried(state, history, sums, time.monotonic() - started)
                 checkpoints.save(run_dir, manager, carried, settings)
                 # the log follows the checkpoint: epochs that a crash took back are not in it twice
-                _write_log(run_dir, history)
+                if writes:
+                    _write_log(run_dir, history)
                 saved = time.monotonic()
                 if ends:
                     report(status=_status(task, history))
-                    watch(line, state.ema)
+                    if writes:
+                        watch(line, jax.device_get(state.ema))
                 if asked and not ended(index + 1):
                     raise Interrupted(f"{run_dir} is saved after step {index + 1} of {total}")
     best = kept(task.select, history)
@@ -300,13 +326,14 @@ def _finite(measured: dict[str, tuple[Any, Any]]) -> bool:
     return all(math.isfinite(float(measured[name][0])) for name in MUST_BE_FINITE)
 
 
-def _write_failure(run_dir: pathlib.Path, state: TrainState, batches: Any) -> str:
-    """Write down what the step was given that failed, the state before it and its batch; says where."""
+def _write_failure(run_dir: pathlib.Path, state: TrainState, batches_of: Callable[[slice], Any]) -> str:
+    """Write down what the step was given that failed, the state before it and its whole batch; says where."""
     step, folder = int(state.failed), run_dir / FAILED
-    folder.mkdir(exist_ok=True)
-    variables = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
-    checkpoint.save(folder / "variables", variables, {"step": step})
-    np.savez(folder / "batch.npz", **batches[step]._asdict())
+    if processes.is_first():
+        folder.mkdir(exist_ok=True)
+        variables = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+        checkpoint.save(folder / "variables", variables, {"step": step})
+        np.savez(folder / "batch.npz", **batches_of(WHOLE)[step]._asdict())
     return (
         f"step {step + 1}: its loss, gradient or update is not finite. The network before it is in "
         f"{folder / 'variables'}, its batch in {folder / 'batch.npz'}; the checkpoints in "

@@ -110,25 +110,36 @@ def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    task: Task, model: nn.Module, optimizer: optax.GradientTransformation
+    task: Task, model: nn.Module, optimizer: optax.GradientTransformation, axis_name: str | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step: augment, forward, Dice + cross-entropy per example, AdamW, EMA. Pure: jit it or spread it.
 
     A batch may be taken in `task.accumulate` parts, whose gradients are added: the loss is the mean over the whole
     batch either way. What looks at other examples, batch normalisation, sees a part alone, and dropout draws anew for
-    each.
+    each. Where `axis_name`, with which the model is made too, is that of pmap's devices, each has its share of the
+    batch, and they sum as they go.
     """
+
+    def over_all(tree: Any) -> Any:
+        return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+    def each_ones(key: jax.Array, rows: int) -> jax.Array:
+        """Keys for the rows of a share, those that they have in the whole batch."""
+        if axis_name is None:
+            return jax.random.split(key, rows)
+        keys = jax.random.split(key, rows * jax.lax.axis_size(axis_name))
+        return jax.lax.dynamic_slice_in_dim(keys, rows * jax.lax.axis_index(axis_name), rows)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         augment_key, dropout_key = jax.random.split(key)
         image = prepare(batch.image, task.size, task.denoise)
         mask = resize(batch.mask.astype(jnp.float32), (task.size, task.size))
-        image, mask = augment(augment_key, image, mask, task.augmentation)
+        image, mask = augment(each_ones(augment_key, len(image)), image, mask, task.augmentation)
         valid = batch.valid.astype(jnp.float32)
         with_mask = valid * batch.has_mask
         with_label = valid * (batch.label >= 0)
-        masks, labels = jnp.maximum(with_mask.sum(), 1.0), jnp.maximum(with_label.sum(), 1.0)
+        masks, labels = (jnp.maximum(over_all(each.sum()), 1.0) for each in (with_mask, with_label))
 
         def loss_of(params, batch_stats, part, key):
             image, mask, label, with_mask, with_label = part
@@ -160,6 +171,7 @@ def make_train_step(
         (total, (batch_stats, metrics)), grads = _in_parts(
             gradient, state.batch_stats, whole, dropout_key, task.accumulate
         )
+        total, metrics, grads = over_all((total, metrics, grads))
         metrics["loss"] = (total, jnp.float32(1.0))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
