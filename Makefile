@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tfds parity densecrf bench beside drills lock clean
+.PHONY: help install demo test lint tfds parity densecrf bench beside drills slurm lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,9 @@ beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, f
 
 drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
 	@$(IN_VENV) PYTHONPATH=. python tests/drills/kills.py $(DRILLS)
+
+slurm: $(INSTALLED)  ## the recipes of launch/slurm under a real Slurm on this machine (Debian's slurm-wlm and munge; root)
+	@$(IN_VENV) PYTHONPATH=. python tests/slurm/lane.py
 
 lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock

@@ -4,14 +4,18 @@ A weights folder holds `manifest.json` and `variables/`. Orbax restores array da
 so every file is hashed before anything is restored. Nothing is ever unpickled.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -103,6 +107,39 @@ def hashes(folder: pathlib.Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
+SPARE = 4 << 20
+"""Bytes that a save may take beside its arrays."""
+
+
+def check_room(folder: pathlib.Path, tree: Any) -> None:
+    """OSError where there is no room to save the arrays of a tree in a folder.
+
+    Orbax, which meets a full disk in the middle of its writing, says so in a thousand lines.
+    """
+    needed = SPARE + sum(leaf.nbytes for leaf in jax.tree.leaves(tree) if hasattr(leaf, "nbytes"))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{free >> 20} MiB are free, {needed >> 20} are needed to save. What was saved before is whole: "
+            "make room, then type the same again",
+            str(folder),
+        )
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """OSError, and not Orbax's ValueError, where the disk of a folder is full, or is not to be written to."""
+    try:
+        yield
+    except ValueError as error:
+        if (number := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+            raise
+        code = int(number[1])
+        told = "what was saved before is whole. Mend this, then type the same again"
+        raise OSError(code, f"{os.strerror(code)}; {told}", str(folder)) from None
+
+
 def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str, Any], half: bool = False) -> None:
     """Write a weights folder; it appears whole or not at all, and replaces an older one.
 
@@ -124,12 +161,13 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
             if value.dtype == np.float16 and not np.isfinite(value).all():
                 raise CheckpointError(f"{path}: array {key} exceeds float16's range; save in full precision")
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_room(path.parent, flat)
     temporary, old = path.with_name(f".{path.name}.tmp"), _old(path)
     if path.exists():  # else the older one may be all there is
         shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    with _alone() as checkpointer:
+    with writing(path), _alone() as checkpointer:
         checkpointer.save(temporary / VARIABLES, unflatten(flat))
     for done in (temporary / VARIABLES).glob(COMMITTED):  # only its presence counts, and it names this machine's folder
         done.write_text("committed\n")

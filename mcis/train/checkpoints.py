@@ -52,8 +52,10 @@ def save(run_dir: pathlib.Path, manager: ocp.CheckpointManager, carried: Carried
     made = {"settings": settings, "versions": checkpoint.versions(), "revision": checkpoint.revision()}
     told = {"history": carried.history, "sums": carried.sums, "seconds": carried.seconds, "made": made}
     args = ocp.args.Composite(state=ocp.args.StandardSave(carried.state), told=ocp.args.JsonSave(told))
-    manager.save(int(carried.state.step), args=args)
-    seal(run_dir, manager)
+    checkpoint.check_room(run_dir, carried.state)
+    with checkpoint.writing(run_dir):
+        manager.save(int(carried.state.step), args=args)
+        seal(run_dir, manager)
 
 
 def restore(

@@ -2,10 +2,12 @@
 
 import collections
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -238,7 +240,7 @@ def train(
 
     agree = processes.make_agreement(AHEAD)
     writes = processes.is_first()
-    run_dir.mkdir(parents=True, exist_ok=True)  # all that could be wrong was checked: from here on the folder is taken
+    _take_folder(run_dir)  # all that could be wrong was checked
     with checkpoints.open_checkpoints(run_dir) as manager:
         state, history, sums, seconds = checkpoints.restore(run_dir, manager, state, settings)
         if writes:
@@ -303,6 +305,17 @@ def train(
     best = kept(task.select, history)
     assert best is not None  # a complete run has an epoch
     return best
+
+
+def _take_folder(run_dir: pathlib.Path) -> None:
+    """Make the run's folder; OSError where it cannot be written to."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        why = f"{error.strerror}; name a folder for runs that can be written to with --runs_dir"
+        raise OSError(error.errno, why, str(run_dir)) from None
 
 
 def gives_up(select: str, patience: int, history: list[dict[str, Any]]) -> bool:
