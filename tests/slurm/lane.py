@@ -44,6 +44,7 @@ SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobCompType=jobcomp/none
@@ -127,7 +128,7 @@ class Lane:
 
     def wait_for_end(self, job: str) -> str:
         """The state in which a job has ended."""
-        until = time.monotonic() + 300
+        until = time.monotonic() + 150
         while time.monotonic() < until:
             states = asked(
                 self.environment, "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"
