@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +334,22 @@ def test_nothing_unpickles():
                 assert isinstance(node.value, ast.Constant), f"{file}:{node.value.lineno}"
                 assert node.value.value is False, f"{file}:{node.value.lineno}"
             assert not {name.split(".")[0] for name in names} & forbidden, f"{file}: {names}"
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written_and_the_older_weights_stay(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "best", variables(), {})
+    free = checkpoint.SPARE + 10
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=r"4 MiB are free, 4 are needed to save.*make room, then type the same again"):
+        checkpoint.save(tmp_path / "best", variables(seed=1), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert_same(checkpoint.load(tmp_path / "best")[0], variables())
+
+
+def test_what_orbax_says_of_a_full_disk_is_an_error_of_the_disk(tmp_path):
+    with pytest.raises(OSError, match="No space left on device; what was saved before is whole") as full:  # noqa: SIM117
+        with checkpoint.writing(tmp_path):
+            raise ValueError("RESOURCE_EXHAUSTED: Failed to write 1 bytes [os_error_code='28']")
+    assert full.value.errno == 28 and full.value.filename == str(tmp_path)
+    with pytest.raises(ValueError, match="shapes differ"), checkpoint.writing(tmp_path):
+        raise ValueError("shapes differ")

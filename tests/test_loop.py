@@ -264,3 +264,9 @@ def test_every_task_trains_and_is_scored_on_its_own_metric(name, scans, tmp_path
     assert loop.kept(task.select, [best]) is best
     assert all(np.isfinite(value) for value in best["validation"].values())
     assert task_from_json(bundle.load_weights(tmp_path / name).manifest["task"]) == task.check()
+
+
+def test_a_folder_that_cannot_be_made_is_said_with_what_to_do(scans, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="name a folder for runs that can be written to with --runs_dir"):
+        loop.train(SMALL, *scans, tmp_path / "file" / "run")

@@ -1,1 +1,1 @@
-"""Training: step.py is pure, parallel.py spreads it over devices, loop.py runs, logs, evaluates and saves."""
+"""Training: step.py is pure, parallel.py and processes.py spread it, loop.py runs it, and checkpoints.py keeps it."""
