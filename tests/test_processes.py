@@ -17,7 +17,7 @@ from mcis.train import loop, parallel, processes, record
 
 EPOCHS = 8
 OPTIONS = ["--task=route", "--sources=phantom", "--size=32", "--features=4"]  # what starts fastest
-OPTIONS += ["--batch_size=8", f"--epochs={EPOCHS}", "--heartbeat=10"]
+OPTIONS += ["--batch_size=8", f"--epochs={EPOCHS}", "--heartbeat=60"]
 
 
 def start(run, data, number, *more):
@@ -45,7 +45,7 @@ def start(run, data, number, *more):
 def end(started):
     """What each has printed, what it has complained of, and its exit status."""
     try:
-        said = [process.communicate(timeout=120) for process in started]
+        said = [process.communicate(timeout=400) for process in started]
     except subprocess.TimeoutExpired:
         for process in started:
             process.send_signal(signal.SIGABRT)  # they tell where they stand
