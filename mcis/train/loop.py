@@ -172,7 +172,7 @@ def train(
       run_dir: the run's folder.
       seed: of initialisation, order and augmentation.
       init_from: weights to start from.
-      stop: asked after each step: whether to save the state and to stop.
+      stop: asked before each step: whether to save the state after it, and to stop.
       save_minutes: how often the state is saved within an epoch; it is at the end of each.
       fold: which one the validation scans are, to be written down.
       command: what was typed, likewise.
