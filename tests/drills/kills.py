@@ -1,15 +1,17 @@
 """`make drills`: a training killed a hundred times, and what became of it.
 
-Real processes train on phantoms and get SIGKILL at a random moment, or at the very one at which a file of a save
-appears: of a checkpoint, of its hashes, of the best weights, of the log. Each run is typed again until it is complete,
-and must end bit by bit where the run that nobody killed has ended: the weights, the log's figures, and the state in its
-last checkpoint.
+Real processes train on phantoms and get SIGKILL: at a random moment from outside, or while a file of a save is written
+(`doomed.py`): of a checkpoint, of its hashes, of the best weights, of the log. Each run is typed again until it is
+complete, and must end bit by bit where the run that nobody killed has ended: the weights, the log's figures, and the
+state in its last checkpoint. Every other run starts at another size, in a run of its own.
 
     python tests/drills/kills.py --kills 100
 """
 
 import argparse
 import collections
+import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -20,27 +22,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from mcis import checkpoint
 from mcis.board import BOARD
 from mcis.train import checkpoints, loop, record
 
-EPOCHS = 4
+DOOMED = pathlib.Path(__file__).with_name("doomed.py")
 KILLS_A_RUN = 5
-OPTIONS = ["--task=segment_brain", "--sources=phantom", "--size=32", "--features=4", "--batch_size=4"]
-OPTIONS += [f"--epochs={EPOCHS}", "--model=light", "--save_minutes=0.01"]
-
-# A kind of moment -> the pattern of a file below the run's folder, at whose appearance the process is killed.
-MOMENTS = {
-    "anywhere": None,
-    "a checkpoint is written": f"{checkpoints.CHECKPOINTS}/*tmp*",
-    "its hashes are written": f".{checkpoints.HASHES}.tmp",
-    "the best weights are written": f".{loop.BEST}.tmp",
-    "the best weights are exchanged": f".{loop.BEST}.old",
-    "the log is written": f".{loop.LOG}.tmp",
-    "a session is written down": f".{record.RUN}.tmp",
-    "TensorBoard is written": f"{BOARD}/*",
+OPTIONS = ["--task=segment_brain", "--sources=phantom", "--features=4", "--batch_size=4", "--model=light"]
+OPTIONS += ["--save_minutes=0.01"]
+RECIPES = {
+    "at one size": ["--size=32", "--epochs=4"],
+    "with a start at another": ["--size=64", "--epochs=2", "--start.size=32", "--start.epochs=2"],
 }
+
+# A kind of moment -> the pattern of the paths whose touching is followed by a kill, and within how many seconds.
+MOMENTS = {
+    "anywhere": ("", 0.0),
+    "a checkpoint is written": (f"*/{checkpoints.CHECKPOINTS}/*tmp*", 0.1),
+    "its hashes are written": (f"*/.{checkpoints.HASHES}.tmp", 0.001),
+    "the best weights are written": (f"*/.{loop.BEST}.tmp*", 0.1),
+    "the best weights are exchanged": (f"*/.{loop.BEST}.old", 0.001),
+    "the log is written": (f"*/.{loop.LOG}.tmp", 0.001),
+    "a session is written down": (f"*/.{record.RUN}.tmp", 0.001),
+    "TensorBoard is written": (f"*/{BOARD}/*", 0.01),
+}
+TOUCHES = 8
+"""Of the times that a path is touched the kill comes at one of so many."""
 
 
 def checksum(run: pathlib.Path) -> dict[str, str]:
@@ -70,38 +79,36 @@ def last_state(run: pathlib.Path) -> dict:
     return {jax.tree_util.keystr(path): np.asarray(value) for path, value in leaves}
 
 
-def start(run: pathlib.Path, data: pathlib.Path) -> subprocess.Popen:
-    """A training process, which says nothing."""
-    command = [sys.executable, "-m", "mcis.launch", *OPTIONS, f"--data_dir={data}", f"--runs_dir={run.parent}"]
-    return subprocess.Popen([*command, f"--run={run.name}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def begin(run: pathlib.Path, data: pathlib.Path, recipe: list[str], *program: str) -> subprocess.Popen:
+    """A training process, by default the command as it is typed."""
+    command = [sys.executable, *(program or ("-m", "mcis.launch")), *OPTIONS, *recipe, f"--data_dir={data}"]
+    command += [f"--runs_dir={run.parent}", f"--run={run.name}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def kill(run: pathlib.Path, data: pathlib.Path, moment: str, life: float, rng: random.Random) -> bool:
-    """Start a run and kill it; whether it was alive then. `life` is how long it lives unharmed, in seconds."""
-    process, pattern = start(run, data), MOMENTS[moment]
-    until = time.monotonic() + (rng.uniform(0.0, life) if pattern is None else 2 * life)
-    skipped = rng.randrange(3)  # not always the first of its kind
-    there = False
-    while process.poll() is None and time.monotonic() < until:
-        found = pattern is not None and any(run.glob(pattern))
-        if found and not there:
-            if not skipped:
-                break
-            skipped -= 1
-        there = found
-        time.sleep(0.0005 if pattern else 0.02)
-    alive = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return alive
+def kill(begin: Callable[..., subprocess.Popen], moment: str, life: float, rng: random.Random) -> bool:
+    """Begin a run and have it killed; whether it was. `life` is how long it lives unharmed, in seconds."""
+    pattern, seconds = MOMENTS[moment]
+    if pattern:
+        late = rng.choice((0.0, rng.uniform(0.0, seconds)))
+        process = begin(str(DOOMED), pattern, str(rng.randrange(TOUCHES)), str(late))
+    else:
+        process = begin()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.0, life))
+        process.kill()
+    said, _ = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"a run that was gone on with broke off:\n{said.decode()}")
+    return process.returncode != 0
 
 
-def finish(run: pathlib.Path, data: pathlib.Path) -> float:
+def finish(begin: Callable[..., subprocess.Popen]) -> float:
     """Train until the end; seconds it took."""
-    began, process = time.monotonic(), start(run, data)
+    began, process = time.monotonic(), begin()
     said, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{run} could not be gone on with:\n{said.decode()}")
+        raise SystemExit(f"a run could not be gone on with:\n{said.decode()}")
     return time.monotonic() - began
 
 
@@ -114,25 +121,33 @@ def main() -> int:
     rng, counts = random.Random(options.seed), collections.Counter()
     with tempfile.TemporaryDirectory(prefix="mcis_drills_") as place:
         folder = pathlib.Path(place)
-        whole, data = folder / "runs" / "whole", folder / "data"
-        finish(whole, data)
-        shutil.rmtree(whole)
-        life = finish(whole, data)  # a second time, with compiled programs at hand
-        truth, runs, equal = checksum(whole), 0, 0
+        truth, life = {}, {}
+        for recipe, words in RECIPES.items():
+            whole = folder / "runs" / "whole"
+            undisturbed = functools.partial(begin, whole, folder / "data", words)
+            finish(undisturbed)
+            shutil.rmtree(whole)
+            life[recipe] = finish(undisturbed)  # a second time, with compiled programs at hand
+            truth[recipe] = checksum(whole)
+            shutil.rmtree(whole)
+        runs, equal = 0, 0
         while sum(counts.values()) < options.kills:
-            run = folder / "runs" / f"run{runs}"
+            run, recipe = folder / "runs" / f"run{runs}", list(RECIPES)[runs % len(RECIPES)]
+            again = functools.partial(begin, run, folder / "data", RECIPES[recipe])
             for _ in range(min(KILLS_A_RUN, options.kills - sum(counts.values()))):
-                moment = rng.choice(list(MOMENTS))
-                if kill(run, data, moment, life, rng):
+                fewest = min(counts[moment] for moment in MOMENTS)
+                moment = rng.choice([moment for moment in MOMENTS if counts[moment] <= fewest + 1])
+                if kill(again, moment, life[recipe], rng):
                     counts[moment] += 1
-            finish(run, data)
+            finish(again)
             found, runs = checksum(run), runs + 1
-            same = found == truth
+            same = found == truth[recipe]
             equal += same
-            differing = [name for name in truth if found[name] != truth[name]]
-            print(f"{run.name}: {sum(counts.values())} kills so far, {'the same' if same else differing}", flush=True)
+            differing = [name for name in found if found[name] != truth[recipe][name]]
+            told = "the same" if same else f"{differing} differ"
+            print(f"{run.name}, {recipe}: {sum(counts.values())} kills so far, {told}", flush=True)
             shutil.rmtree(run)
-    print("| killed when | times |\n|---|---|")
+    print("| killed while | times |\n|---|---|")
     for moment in MOMENTS:
         print(f"| {moment} | {counts[moment]} |")
     print(f"{sum(counts.values())} kills in {runs} runs; {equal} of {runs} ended where the run that nobody killed did")
