@@ -42,7 +42,7 @@ def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
     """
     import jax
 
-    shown = scans.take(_examples(task, scans))
+    images, masks = scans.pixels.read(_examples(task, scans))
     expert = jax.jit(make_expert(task))
 
     def write(line: dict[str, Any], variables: dict[str, Any]) -> None:
@@ -53,9 +53,9 @@ def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
         with SummaryWriter(str(run_dir / BOARD), purge_step=step, filename_suffix=name) as writer:
             for name, value in (values | {"learning_rate": float(rate(step))}).items():
                 writer.add_scalar(name, value, step)
-            if len(shown):
-                found = np.asarray(expert(variables, shown.image).mask) > MASK_THRESHOLD
-                for k, (image, true, mask) in enumerate(zip(shown.image, shown.mask, found, strict=True)):
+            if len(images):
+                found = np.asarray(expert(variables, images).mask) > MASK_THRESHOLD
+                for k, (image, true, mask) in enumerate(zip(images, masks, found, strict=True)):
                     pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
                     writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
 
@@ -66,5 +66,5 @@ def _examples(task: Task, scans: Scans) -> np.ndarray:
     """Rows of the scans that are shown."""
     if not task.segments:
         return np.zeros(0, int)
-    lesion = np.flatnonzero(scans.has_mask & scans.mask.any((1, 2, 3)))
+    lesion = np.flatnonzero(scans.has_mask & (scans.area > 0))
     return lesion[np.unique(np.linspace(0, len(lesion) - 1, min(EXAMPLES, len(lesion))).astype(int))]

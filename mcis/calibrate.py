@@ -49,7 +49,7 @@ def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
     Raises:
       ValueError: a scan was left out by two of the runs, or not found.
     """
-    from mcis.train.loop import collect
+    from mcis.train.validate import collect
 
     task = folds[0].task
     label = data.targets(scans, task)

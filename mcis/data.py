@@ -1,10 +1,13 @@
-"""Prepared data sets: TFDS's files -> scans in memory -> batches, through grain. No JAX here.
+"""Prepared data sets: TFDS's files -> scans, whose pixels are in memory or stay there -> batches, through grain.
+
+No JAX here.
 
 The contract with the builder is the feature schema alone; the builder is never imported, nor is TensorFlow.
 """
 
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +20,7 @@ import tensorflow_datasets as tfds
 from mcis import scan
 from mcis.command import data_folder
 from mcis.organs import UNKNOWN, organ_named
+from mcis.pixels import BYTES, Decoded, Pixels, Stored, free_memory, lay
 
 Array = Any
 """A NumPy array on the host, a JAX array inside the jit."""
@@ -25,6 +29,8 @@ DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = "left_out"
 """What stands for the split where each scan is answered by a model that has learned from the other folds."""
+THREADS = min(os.cpu_count() or 1, 16)
+"""That decode scans: reading, decoding and laying out hold no lock of Python's."""
 WHOLE = slice(None)
 """All rows of a batch: this process feeds every device."""
 PUBLISHED = ("busi", "busbra", "lgg", "br35h")
@@ -51,15 +57,16 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scans:
-    """Scans of one split in memory, N of them, laid into the canvas (`mcis.scan.fit`).
+    """Scans of one split, N of them, laid into the canvas (`mcis.scan.fit`).
 
-    image uint8 (N, S, S, 3); mask uint8 {0,1} (N, S, S, 1); the rest (N,): has_mask bool, organ str, label int32
-    (index into the organ's classes, -1 unknown), group str ("<source>/<patient>"), source str, scan_id str,
-    fingerprint str, thumbnail bool (`scan.Fit`).
+    pixels: their images and masks; the rest (N,): area int32 (pixels of the mask), outline str (16 hex digits of the
+    mask's sha256), has_mask bool, organ str, label int32 (index into the organ's classes, -1 unknown), group str
+    ("<source>/<patient>"), source str, scan_id str, fingerprint str, thumbnail bool (`scan.Fit`).
     """
 
-    image: np.ndarray
-    mask: np.ndarray
+    pixels: Pixels
+    area: np.ndarray
+    outline: np.ndarray
     has_mask: np.ndarray
     organ: np.ndarray
     label: np.ndarray
@@ -75,12 +82,17 @@ class Scans:
 
     def take(self, rows: np.ndarray) -> "Scans":
         """The scans of the given rows: an int index or a bool mask (N,)."""
-        return Scans(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+        columns = {name: getattr(self, name)[rows] for name in COLUMNS}
+        return Scans(self.pixels.take(rows), **columns)
 
     @staticmethod
     def join(parts: Sequence["Scans"]) -> "Scans":
         """One after the other."""
-        return Scans(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Scans)))
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+        return Scans(Pixels.join([part.pixels for part in parts]), **columns)
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Scans) if field.name != "pixels")
 
 
 def versions_of(source: str, data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
@@ -133,12 +145,6 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
     return builder.as_data_source(split, decoders=skip)
 
 
-def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
-    image, mask = (scan.decode(record[name], name).image for name in ("image", "mask"))
-    return image, (mask[..., :1] > 0).astype(np.uint8)
-
-
 def public_name(source: str, scan_id: str) -> str | None:
     """Twelve hex digits of a published scan's name; None for scans whose name says nothing beyond its folder.
 
@@ -158,45 +164,92 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _lay(record: dict[str, Any]) -> dict[str, Any]:
-    image, mask = decode(record)
-    square, geometry = scan.fit(image)
-    return {
-        "image": square,
-        "mask": scan.fit_mask(mask, geometry),
-        "has_mask": np.bool_(record["has_mask"]),
-        "organ": text(record["organ"]),
-        "label": np.int32(record["label"]),
-        "group": f"{text(record['source'])}/{text(record['group'])}",
-        "source": text(record["source"]),
-        "scan_id": text(record["scan_id"]),
-        "fingerprint": text(record["fingerprint"]),
-        "thumbnail": np.bool_(geometry.thumbnail),
-    }
-
-
 def load(
-    sources: Sequence[str], split: str, data_dir: str | os.PathLike | None = None, organ: str | None = None
+    sources: Sequence[str],
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    organ: str | None = None,
+    stream: bool | None = None,
 ) -> Scans:
-    """Read a split of some sources into memory, decoded once, in stored order; of one organ if `organ` names it.
+    """Read a split of some sources, in stored order; of one organ if `organ` names it.
+
+    Args:
+      sources: names of prepared sources.
+      split: one of SPLITS.
+      data_dir: where they are prepared.
+      organ: which scans to keep.
+      stream: whether pixels stay in the files, to be decoded each time they are needed; if not, they are decoded once,
+        into memory. None decides for each source: they stay where they would take more than half of what memory is
+        free, which is said.
 
     Raises:
       MissingData: a source is not prepared.
       ValueError: no source has such a scan in this split.
     """
-    parts = []
-    for source in sources:
-        found = records(source, split, data_dir)
-        if not len(found):
-            continue
-        rows = list(grain.MapDataset.source(found).map(_lay).to_iter_dataset(grain.ReadOptions(num_threads=4)))
-        parts.append(Scans(*(np.stack([row[f.name] for row in rows]) for f in dataclasses.fields(Scans))))
-    scans = Scans.join(parts) if parts else None
-    if scans is not None and organ is not None:
-        scans = scans.take(scans.organ == organ)
-    if scans is None or not len(scans):
+    read = (_load(source, split, data_dir, organ, stream) for source in sources)
+    parts = [scans for scans in read if len(scans)]
+    if not parts:
         raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {organ or ''} scans".replace("  ", " "))
-    return scans
+    return Scans.join(parts)
+
+
+def _load(source: str, split: str, data_dir: str | os.PathLike | None, organ: str | None, stream: bool | None) -> Scans:
+    found = records(source, split, data_dir)
+    store = _decoded(source, split, len(found), stream)
+
+    def look(pair: tuple[int, dict[str, Any]]) -> dict[str, Any] | None:
+        number, record = pair
+        if organ not in (None, text(record["organ"])):
+            return None
+        image, mask, geometry = lay(record)
+        if store is not None:
+            store.image[number], store.mask[number] = image, mask
+        return {
+            "number": number,
+            "area": np.int32(mask.sum()),
+            "outline": hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16],
+            "has_mask": np.bool_(record["has_mask"]),
+            "organ": text(record["organ"]),
+            "label": np.int32(record["label"]),
+            "group": f"{text(record['source'])}/{text(record['group'])}",
+            "source": text(record["source"]),
+            "scan_id": text(record["scan_id"]),
+            "fingerprint": text(record["fingerprint"]),
+            "thumbnail": np.bool_(geometry.thumbnail),
+        }
+
+    numbered = grain.MapDataset.range(len(found)).map(lambda number: (number, found[number]))
+    looked = numbered.map(look).to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4 * THREADS)
+    )
+    rows = [row for row in looked if row is not None]
+    columns = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
+    numbers = np.array([row["number"] for row in rows], np.int64)
+    return Scans(Pixels.of(Stored(found) if store is None else store, numbers), **columns)
+
+
+def _decoded(source: str, split: str, count: int, stream: bool | None) -> Decoded | None:
+    """Room for the pixels of `count` scans; None where they shall stay in their files."""
+    if stream:
+        return None
+    needed, free = count * BYTES, free_memory()
+    if stream is None and needed > free // 2:
+        _say_streamed(source, split, count, needed, f"{free / 1e9:.1f} GB are free")
+        return None
+    try:  # of what is not written to, as scans of other organs, nothing is taken
+        size = scan.CANVAS
+        return Decoded(np.empty((count, size, size, 3), np.uint8), np.empty((count, size, size, 1), np.uint8))
+    except MemoryError:
+        _say_streamed(source, split, count, needed, "this process may not take so much")
+        return None
+
+
+def _say_streamed(source: str, split: str, count: int, needed: int, why: str) -> None:
+    print(
+        f"{source}: {split} has {count:,} scans, {needed / 1e9:.1f} GB when decoded; {why}: they are decoded each time "
+        "they are needed",
+        flush=True,
+    )
 
 
 def folds_of(scans: Any, folds: int) -> np.ndarray:
@@ -261,16 +314,28 @@ def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: in
     """The Batch of some rows, filled up to `batch_size` with its last row, marked not valid; of it, a share."""
     valid = (np.arange(batch_size) < len(rows))[share]
     rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])]).astype(np.int64)[share]
-    return Batch(scans.image[rows], scans.mask[rows], label[rows].astype(np.int32), scans.has_mask[rows], valid)
+    image, mask = scans.pixels.read(rows)
+    return Batch(image, mask, label[rows].astype(np.int32), scans.has_mask[rows], valid)
 
 
 def evaluation_batches(
     scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every scan once, in order: (rows (M,), a share of the Batch of `batch_size` whose first M rows are valid)."""
-    for start in range(0, len(scans), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(scans)))
-        yield rows, make_batch(scans, label, rows, batch_size, share)
+
+    def gather(number: int) -> tuple[np.ndarray, Batch]:
+        rows = np.arange(number * batch_size, min((number + 1) * batch_size, len(scans)))
+        return rows, make_batch(scans, label, rows, batch_size, share)
+
+    yield from ahead(grain.MapDataset.range(math.ceil(len(scans) / batch_size)).map(gather), scans)
+
+
+def ahead(batches: grain.MapDataset, scans: Scans, start: int = 0) -> Iterator[Any]:
+    """`batches` one after the other from `start` on, the next ones gathered by threads while one is worked on."""
+    threads = THREADS if scans.pixels.stored else 1
+    return iter(
+        batches[start:].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    )
 
 
 def targets(scans: Scans, task: Any) -> np.ndarray:
@@ -288,7 +353,7 @@ def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
     are in cell UNKNOWN.
     """
     if task.segments:
-        kind = np.where(scans.has_mask, scans.mask.any((1, 2, 3)), UNKNOWN).astype(int)
+        kind = np.where(scans.has_mask, scans.area > 0, UNKNOWN).astype(int)
         if task.label_loss:  # a scan whose lesion nobody has outlined still has a label to learn from
             pairs = zip(scans.organ.tolist(), scans.label.tolist(), strict=True)
             lesion = np.array([label != UNKNOWN and organ_named(organ).is_lesion(label) for organ, label in pairs])

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data, scan
+from mcis import data, pixels, scan
 from mcis.ops.metrics import bootstrap_interval
 from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows
@@ -58,7 +58,7 @@ def _make_heat(subject: Subject) -> Heat | None:
         run = maps.get(organ_index(data.text(record["organ"])))
         if run is None or label < 0:
             return None
-        square, geometry = scan.fit(data.decode(dict(record))[0])
+        square, geometry = scan.fit(pixels.decode(dict(record))[0])
         return scan.unfit(np.asarray(run(square, label)), geometry)
 
     return of
@@ -91,7 +91,7 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
         return None
     hits, shares = [], []
     for at in index.tolist():
-        mask, seen = data.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
+        mask, seen = pixels.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
         assert seen is not None  # something said the class
         hits.append(bool(mask[np.unravel_index(seen.argmax(), seen.shape)]))
         shares.append(float(mask.mean()))

@@ -71,7 +71,9 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
         ensure_phantom(task.sources, options.data_dir)
     processes.wait("data")
     splits = ("train", "validation")
-    to_train, to_validate = (data.load(task.sources, split, options.data_dir, task.organ) for split in splits)
+    to_train, to_validate = (
+        data.load(task.sources, split, options.data_dir, task.organ, options.stream) for split in splits
+    )
     if fold is not None:
         both = data.Scans.join([to_train, to_validate])
         held_out = data.folds_of(both, fold[1]) == fold[0]
@@ -133,6 +135,8 @@ def parse(argv: Sequence[str]):
           seed: of the initialisation, the data order and the augmentation.
           fresh: start over; an older run of that name is moved aside, not overwritten.
           save_minutes: how often the state is saved within an epoch that takes longer.
+          stream: whether scans are decoded each time they are needed, and not kept in memory; by default where they
+            would take more than half of what is free.
           pmap: spread the batch over the devices by pmap; by default by jit over a mesh. Both give the same numbers.
           coordinator: HOST:PORT of process 0, where several processes train together; tasks of a Slurm step find each
             other by themselves.
@@ -149,6 +153,7 @@ def parse(argv: Sequence[str]):
         seed: int = 0
         fresh: bool = False
         save_minutes: float = 10.0
+        stream: bool | None = None
         pmap: bool = False
         coordinator: str | None = None
         processes: int | None = None

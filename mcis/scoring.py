@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data, scan
+from mcis import data, pixels, scan
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
@@ -82,7 +82,7 @@ def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]
 
 
 def _prepared(record: Record):
-    image, mask = data.decode(dict(record))
+    image, mask = pixels.decode(dict(record))
     square, geometry = scan.fit(image)
     return record, mask, square, geometry
 

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mcis import data, scan
+from mcis import data, pixels, scan
 from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval, with_interval
 from mcis.organs import UNKNOWN
 from mcis.scores import read_report, rows_from_json
@@ -119,7 +119,7 @@ def frames_of(task: Task, records: Sequence[dict[str, Any]]) -> Frames:
     if not known:
         raise ValueError(f"of {len(records)} scans none has a class of {task.name} ({', '.join(task.classes)})")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        looks = list(pool.map(lambda pair: look(data.decode(pair[0])[0]), known))
+        looks = list(pool.map(lambda pair: look(pixels.decode(pair[0])[0]), known))
     source = [data.text(record["source"]) for record, _ in known]
     return Frames(
         {name: np.stack([one[name] for one in looks]) for name in looks[0]},

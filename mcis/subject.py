@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis import data, scan
+from mcis import data, pixels, scan
 from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.folds import check_folds
 from mcis.ops.crf import CRF
@@ -255,7 +255,7 @@ def _look(subject: Subject, records: Records) -> Iterator[Look]:
         answer = subject.answer(squares)
         masks = None if answer.mask is None else np.asarray(answer.mask)
         for i, (record, mask, _, geometry) in enumerate(batch):
-            image, _ = data.decode(dict(record))
+            image, _ = pixels.decode(dict(record))
             said = None if masks is None else (scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
             lost = subject.task is None and int(answer.organ[i]) != organ_index(data.text(record["organ"]))
             if lost or (subject.task is None and geometry.thumbnail):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data, scan
+from mcis import data, pixels, scan
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
 from mcis.tasks import Names, Task
@@ -134,7 +134,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
         squares = np.zeros((BATCH, scan.CANVAS, scan.CANVAS, 3), np.uint8)
         rows = range(start, min(start + BATCH, len(records)))
         for i, row in enumerate(rows):
-            image, mask = data.decode(records[row])
+            image, mask = pixels.decode(records[row])
             squares[i], geometry = scan.fit(image)
             truths.append(mask)
             geometries.append(geometry)
@@ -228,7 +228,7 @@ def _main(options: Any) -> int:
         for one, records in _scans(options, weights)
     ]
     count = sum(len(records) for _, records in parts)
-    if not any(data.decode(record)[1].any() for _, records in parts for record in records):
+    if not any(pixels.decode(record)[1].any() for _, records in parts for record in records):
         raise ValueError("there is no outlined lesion among the scans to choose by")
     counts_of, found = joined([make_counts(task, one.variables, records) for one, records in parts if records]), {}
     with Progress(transient=True) as bar:

@@ -64,14 +64,14 @@ def test_examples_are_outlined_by_hand_at_the_left_and_by_the_network_at_the_rig
     found = values(run / board.BOARD)
     last = max(step for _, step in found)
     pictures = [picture for (tag, step), picture in found.items() if tag.startswith("examples/") and step == last]
-    lesions = [i for i in np.flatnonzero(scans[1].organ == "brain") if scans[1].mask[i].any()]
+    lesions = [i for i in np.flatnonzero(scans[1].organ == "brain") if scans[1].area[i]]
     assert 0 < len(pictures) == min(board.EXAMPLES, len(lesions))
     weights = bundle.load_weights(run)  # of the last epoch
     expert = jax.jit(make_expert(weights.task))
     for picture, row in zip(pictures, lesions, strict=False):
-        image = scans[1].image[row]
+        image, true = (x[0] for x in scans[1].pixels.read(np.array([row])))
         mask = np.asarray(expert(weights.variables, image[None]).mask)[0, ..., 0] > 0.5
-        pair = [report.overlay(image, one) for one in (scans[1].mask[row, ..., 0], mask.astype(np.uint8))]
+        pair = [report.overlay(image, one) for one in (true[..., 0], mask.astype(np.uint8))]
         np.testing.assert_array_equal(picture[..., ::-1], np.concatenate(pair, 1))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mcis import data, scan
+from mcis import data, pixels, scan
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
 from mcis.tasks import TASKS
 
@@ -38,14 +38,18 @@ def test_newest_version_is_taken_by_number_not_by_text(tmp_path):
 
 def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
     record = data.records("phantom", "train", phantom_dir)[3]
-    image, mask = data.decode(record)
+    image, mask = pixels.decode(record)
     square, geometry = scan.fit(image)
-    np.testing.assert_array_equal(scans.image[3], square)
-    np.testing.assert_array_equal(scans.mask[3], scan.fit_mask(mask, geometry))
+    images, masks = scans.pixels.read()
+    np.testing.assert_array_equal(images[3], square)
+    np.testing.assert_array_equal(masks[3], scan.fit_mask(mask, geometry))
+    np.testing.assert_array_equal(scans.area, masks.sum((1, 2, 3)))
+    lesion = scans.area > 0
+    assert len(set(scans.outline[lesion])) == lesion.sum() > 1 == len(set(scans.outline[~lesion]))
     assert scans.fingerprint[3] == scan.fingerprint(image)
     assert scans.group[3].startswith("phantom/")
-    assert scans.image.shape == (len(scans), scan.CANVAS, scan.CANVAS, 3)
-    assert scans.image.dtype == scans.mask.dtype == np.uint8
+    assert images.shape == (len(scans), scan.CANVAS, scan.CANVAS, 3)
+    assert images.dtype == masks.dtype == np.uint8
 
 
 def test_one_organ_can_be_asked_for(scans, phantom_dir):
@@ -113,10 +117,10 @@ def test_each_part_of_a_batch_has_its_share_of_every_cell(scans):
     task = dataclasses.replace(TASKS["classify_brain"], even_sources=True)
     cell, weights = data.balance(brain, task)
     assert len(weights) == 4 and len(set(weights.values())) == 1  # the four take turns, in step with four parts
-    label = data.targets(brain, task)
+    label, images = data.targets(brain, task), brain.pixels.read()[0]
     for parts in (1, 2, 4):
         batch = data.training_batches(brain, label, cell, weights, 16, 0, parts)[3]
-        rows = [next(i for i in range(len(brain)) if (brain.image[i] == image).all()) for image in batch.image]
+        rows = [next(i for i in range(len(brain)) if (images[i] == image).all()) for image in batch.image]
         for part in range(parts):
             assert np.bincount(cell[rows[part::parts]], minlength=4).tolist() == [16 // parts // 4] * 4
         if parts == 1:
@@ -160,7 +164,7 @@ def test_scans_of_unknown_label_teach_no_classifier_and_a_mask_that_is_missing_n
 def test_a_lesion_that_nobody_outlined_is_drawn_for_its_label(scans):
     brain = scans.take(scans.organ == "brain")
     tumor = brain.label == 1
-    maskless = dataclasses.replace(brain, has_mask=~tumor, mask=brain.mask * ~tumor[:, None, None, None])
+    maskless = dataclasses.replace(brain, has_mask=~tumor, area=brain.area * ~tumor)
     task = TASKS["segment_brain"]
     assert task.label_loss
     cell, _ = data.balance(maskless, dataclasses.replace(task, even_sources=False))
@@ -184,6 +188,6 @@ def test_evaluation_sees_every_scan_once_and_marks_what_fills_up(scans):
     seen = []
     for rows, batch in data.evaluation_batches(scans, scans.label, 7):
         assert len(batch.valid) == 7 and batch.valid.sum() == len(rows)
-        np.testing.assert_array_equal(batch.image[: len(rows)], scans.image[rows])
+        np.testing.assert_array_equal(batch.image[: len(rows)], scans.pixels.read(rows)[0])
         seen += rows.tolist()
     assert seen == list(range(len(scans)))

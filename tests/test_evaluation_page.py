@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import checkpoint, data, evaluate, evaluation_page, evaluation_plots, gallery, heat, phantom, scan
+from mcis import checkpoint, data, evaluate, evaluation_page, evaluation_plots, gallery, heat, phantom, pixels, scan
 from mcis.evaluation_words import MEANINGS, meaning
 from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
@@ -207,11 +207,11 @@ def test_a_map_of_a_classifier_is_checked_against_the_lesions(phantom_dir):
     rows = {"label": label, "probs": np.eye(3)[label], "group": np.array([f"{i}" for i in range(len(records))])}
 
     def at_lesion(record, _):
-        mask = data.decode(record)[1][..., 0]
+        mask = pixels.decode(record)[1][..., 0]
         return cv2.distanceTransform(mask, cv2.DIST_L2, 5)
 
     def at_corner(record, _):
-        image = data.decode(record)[0]
+        image = pixels.decode(record)[0]
         return -np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])).astype(np.float32)
 
     found = heat.check(at_lesion, records, rows, 5)

@@ -118,7 +118,7 @@ def test_other_scans_in_the_same_folder_are_refused(finished, scans):
     run_dir, _ = finished
     changes = (
         lambda s: s.take(np.arange(1, len(s))),
-        lambda s: dataclasses.replace(s, mask=1 - s.mask),
+        lambda s: dataclasses.replace(s, outline=s.outline[::-1]),
         lambda s: dataclasses.replace(s, organ=s.organ[::-1]),  # what the router learns
     )
     for change in changes:
@@ -154,7 +154,7 @@ def test_a_metric_that_the_validation_scans_do_not_tell_is_refused_before_the_fo
     task = dataclasses.replace(
         TASKS["segment_brain"], sources=("phantom",), features=4, size=32, epochs=1, select="dice_patient"
     )
-    blank = dataclasses.replace(scans[1], mask=scans[1].mask * 0)
+    blank = dataclasses.replace(scans[1], area=scans[1].area * 0)
     with pytest.raises(ValueError, match=r"select='dice_patient' cannot.*accuracy.*dice"):
         loop.train(task, scans[0], blank, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcis import checkpoint
-from mcis.data import WHOLE, Scans, balance, evaluation_batches, public_names, targets, training_batches
+from mcis.data import WHOLE, Scans, ahead, balance, public_names, targets, training_batches
 from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
-from mcis.ops.metrics import label_scores, mask_scores
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
 from mcis.tasks import LAST, Task, task_to_json
@@ -45,6 +44,7 @@ from mcis.train.step import (
     make_optimizer,
     make_train_step,
 )
+from mcis.train.validate import collect, scores
 
 BEST = checkpoint.BEST
 LOG = "log.jsonl"
@@ -56,33 +56,6 @@ AHEAD = 4
 
 class Interrupted(Exception):
     """Training was asked to stop; what it had reached is saved."""
-
-
-def collect(
-    step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
-) -> dict[str, np.ndarray]:
-    """Per-scan results of a jitted evaluation step over all scans, each (N, ...); filling rows are dropped.
-
-    Of each batch it gives the step a share, and takes the results of all.
-    """
-    parts: dict[str, list[np.ndarray]] = {}
-    for rows, batch in evaluation_batches(scans, label, batch_size, share):
-        for name, value in step(variables, batch).items():
-            parts.setdefault(name, []).append(np.asarray(value)[: len(rows)])
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def scores(task: Task, results: dict[str, np.ndarray], scans: Scans, label: np.ndarray) -> dict[str, float]:
-    """The task's metrics on the canvas from `collect`'s results: those of its labels, of its masks, or of both."""
-    found: dict[str, float] = {}
-    known = label >= 0
-    if "probs" in results and known.any():
-        found |= label_scores(results["probs"][known], label[known])
-    masked = scans.has_mask
-    if task.segments and masked.any():
-        both, predicted, true = (results[name][masked] for name in ("both", "predicted", "true"))
-        found |= mask_scores(both, predicted, true, scans.group[masked])
-    return found
 
 
 def _added(sums: Sums, measured: dict[str, tuple[Any, Any]]) -> Sums:
@@ -130,7 +103,7 @@ def _check_whole(run_dir: pathlib.Path) -> None:
 
 def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
     """ValueError unless the validation scans tell the metric that chooses the epoch, as a perfect network would."""
-    true = scans.mask.sum((1, 2, 3))
+    true = scans.area
     probs = np.eye(len(task.classes))[np.maximum(label, 0)]
     found = scores(task, {"probs": probs, "both": true, "predicted": true, "true": true}, scans, label)
     if task.select not in (LAST, *found):
@@ -254,6 +227,7 @@ def train(
         started, saved = time.monotonic() - seconds, time.monotonic()
         waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
         with _progress(task.name, total, int(state.step)) as report:
+            ready = ahead(batches, train_scans, int(state.step))
             for index in range(int(state.step), total):
                 if ended(index):
                     back = f"{task.select} has not got better for {task.patience} epochs"
@@ -261,7 +235,7 @@ def train(
                     break
                 wishes = (stop(), time.monotonic() - saved > 60 * save_minutes)
                 told = np.tile(np.array(wishes), (len(mesh.local_devices), 1))
-                state, (measured, of_all) = step(state, (batches[index], told))
+                state, (measured, of_all) = step(state, (next(ready), told))
                 waiting.append(measured)
                 report(completed=index + 1)
                 ends = (index + 1) % per_epoch == 0

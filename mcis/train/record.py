@@ -34,7 +34,7 @@ def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: i
 def _digest(scans: Scans) -> str:
     """What is learned from some scans, in 16 hex digits: which pictures, in which order, with which answers."""
     digest = hashlib.sha256()
-    for column in (scans.fingerprint, scans.group, scans.organ, scans.label, scans.has_mask, scans.mask):
+    for column in (scans.fingerprint, scans.group, scans.organ, scans.label, scans.has_mask, scans.outline):
         digest.update(repr((column.shape, column.dtype.str)).encode() + np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:16]
 

@@ -32,8 +32,7 @@ GOAL = 0.65
 
 def batches(scans, size, batch, rng):
     """Endless batches: images (B, 3, S, S) and masks float32, labels, flipped at random."""
-    image = torch.from_numpy(scans.image).permute(0, 3, 1, 2)
-    mask = torch.from_numpy(scans.mask).permute(0, 3, 1, 2)
+    image, mask = (torch.from_numpy(x).permute(0, 3, 1, 2) for x in scans.pixels.read())
     label = torch.from_numpy(scans.label.astype(np.int64))
     while True:
         chosen = torch.from_numpy(rng.integers(0, len(scans), batch))
@@ -94,16 +93,16 @@ def soft_dice_and_entropy(logits, mask, _):
 def answers(model, scans, size):
     """What a PyTorch model says of scans, float32, a scan at a time."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for image in scans.image:
+        for image in scans.pixels.read()[0]:
             x = prepared(torch.from_numpy(image[None]).permute(0, 3, 1, 2), size)
             yield model(x.contiguous(memory_format=torch.channels_last)).float()
 
 
 def lesion_dice(model, scans, size=256):
     """Dice of each scan's mask on the canvas, float (N,)."""
-    found = [F.interpolate(a, scans.mask.shape[1], mode="bilinear")[0, 0] for a in answers(model, scans, size)]
+    true = scans.pixels.read()[1][..., 0] > 0
+    found = [F.interpolate(a, true.shape[1], mode="bilinear")[0, 0] for a in answers(model, scans, size)]
     said = np.stack([a.sigmoid().numpy() > MASK_THRESHOLD for a in found])
-    true = scans.mask[..., 0] > 0
     return dice(*(x.sum((1, 2)) for x in (said & true, said, true)))
 
 
@@ -144,7 +143,7 @@ def main():
     training, validation = (
         data.load(("busi",), split, options.data_dir, "breast") for split in ("train", "validation")
     )
-    lesion, known = validation.mask.any((1, 2, 3)), validation.label >= 0
+    lesion, known = validation.area > 0, validation.label >= 0
     group = validation.group
     with tempfile.TemporaryDirectory() as folder:
         history, metrics = ours(options, pathlib.Path(folder))

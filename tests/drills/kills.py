@@ -37,19 +37,18 @@ RECIPES = {
     "with a start at another": ["--size=64", "--epochs=2", "--start.size=32", "--start.epochs=2"],
 }
 
-# A kind of moment -> the pattern of the paths whose touching is followed by a kill, and within how many seconds.
+# A kind of moment -> the pattern of the paths whose touching is followed by a kill, at one of the first so many times
+# and within so many seconds.
 MOMENTS = {
-    "anywhere": ("", 0.0),
-    "a checkpoint is written": (f"*/{checkpoints.CHECKPOINTS}/*tmp*", 0.1),
-    "its hashes are written": (f"*/.{checkpoints.HASHES}.tmp", 0.001),
-    "the best weights are written": (f"*/.{loop.BEST}.tmp*", 0.1),
-    "the best weights are exchanged": (f"*/.{loop.BEST}.old", 0.001),
-    "the log is written": (f"*/.{loop.LOG}.tmp", 0.001),
-    "a session is written down": (f"*/.{record.RUN}.tmp", 0.001),
-    "TensorBoard is written": (f"*/{BOARD}/*", 0.01),
+    "anywhere": ("", 0, 0.0),
+    "a checkpoint is written": (f"*/{checkpoints.CHECKPOINTS}/*tmp*", 20, 0.1),
+    "its hashes are written": (f"*/.{checkpoints.HASHES}.tmp", 6, 0.001),
+    "the best weights are written": (f"*/.{loop.BEST}.tmp*", 6, 0.1),
+    "the best weights are exchanged": (f"*/.{loop.BEST}.old", 4, 0.001),
+    "the log is written": (f"*/.{loop.LOG}.tmp", 6, 0.001),
+    "a session is written down": (f"*/.{record.RUN}.tmp", 2, 0.001),
+    "TensorBoard is written": (f"*/{BOARD}/*", 4, 0.01),
 }
-TOUCHES = 8
-"""Of the times that a path is touched the kill comes at one of so many."""
 
 
 def checksum(run: pathlib.Path) -> dict[str, str]:
@@ -88,10 +87,10 @@ def begin(run: pathlib.Path, data: pathlib.Path, recipe: list[str], *program: st
 
 def kill(begin: Callable[..., subprocess.Popen], moment: str, life: float, rng: random.Random) -> bool:
     """Begin a run and have it killed; whether it was. `life` is how long it lives unharmed, in seconds."""
-    pattern, seconds = MOMENTS[moment]
+    pattern, times, seconds = MOMENTS[moment]
     if pattern:
         late = rng.choice((0.0, rng.uniform(0.0, seconds)))
-        process = begin(str(DOOMED), pattern, str(rng.randrange(TOUCHES)), str(late))
+        process = begin(str(DOOMED), pattern, str(rng.randrange(times)), str(late))
     else:
         process = begin()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,8 +136,9 @@ def main() -> int:
             for _ in range(min(KILLS_A_RUN, options.kills - sum(counts.values()))):
                 fewest = min(counts[moment] for moment in MOMENTS)
                 moment = rng.choice([moment for moment in MOMENTS if counts[moment] <= fewest + 1])
-                if kill(again, moment, life[recipe], rng):
-                    counts[moment] += 1
+                if not kill(again, moment, life[recipe], rng):  # it came to its end
+                    break
+                counts[moment] += 1
             finish(again)
             found, runs = checksum(run), runs + 1
             same = found == truth[recipe]

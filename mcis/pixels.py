@@ -1,0 +1,139 @@
+"""Where the pixels of prepared scans are: decoded in memory, or in TFDS's files until they are asked for. No JAX."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+
+from mcis import scan
+
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+BYTES = 4 * scan.CANVAS**2
+"""What the image and the mask of a scan take in memory."""
+
+
+class Part(Protocol):
+    """The pixels of some scans, laid into the canvas (`mcis.scan.fit`)."""
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the scans with these numbers, int (M,): image uint8 (M, S, S, 3), mask uint8 {0,1} (M, S, S, 1)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+    """Pixels in memory: image uint8 (N, S, S, 3), mask uint8 {0,1} (N, S, S, 1)."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See Part."""
+        return self.image[rows], self.mask[rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """Pixels of records with PNG bytes (`mcis.data.records`), which are read and decoded each time."""
+
+    records: Sequence[dict[str, Any]]
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See Part."""
+        size = scan.CANVAS
+        image, mask = np.empty((len(rows), size, size, 3), np.uint8), np.empty((len(rows), size, size, 1), np.uint8)
+        for k, row in enumerate(rows.tolist()):
+            image[k], mask[k], _ = lay(self.records[row])
+        return image, mask
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pixels:
+    """The pixels of N scans, each a number in one of the parts; taking some of them, or joining them, copies none.
+
+    parts: where they are; part int (N,): which one of them; row int (N,): the number there.
+    """
+
+    parts: tuple[Part, ...]
+    part: np.ndarray
+    row: np.ndarray
+
+    @staticmethod
+    def of(part: Part, rows: np.ndarray) -> "Pixels":
+        """The scans of one part that have these numbers, int (N,)."""
+        return Pixels((part,), np.zeros(len(rows), np.int64), np.asarray(rows, np.int64))
+
+    def __len__(self) -> int:
+        """Number of scans."""
+        return len(self.row)
+
+    @property
+    def stored(self) -> bool:
+        """Whether any of them are decoded only when they are asked for."""
+        return any(isinstance(part, Stored) for part in self.parts)
+
+    def take(self, rows: np.ndarray) -> "Pixels":
+        """Those of the given rows: an int index or a bool mask (N,)."""
+        return Pixels(self.parts, self.part[rows], self.row[rows])
+
+    @staticmethod
+    def join(many: Sequence["Pixels"]) -> "Pixels":
+        """One after the other."""
+        before = np.cumsum([0, *(len(pixels.parts) for pixels in many)])
+        part = np.concatenate([pixels.part + n for pixels, n in zip(many, before, strict=False)])
+        return Pixels(
+            tuple(p for pixels in many for p in pixels.parts), part, np.concatenate([pixels.row for pixels in many])
+        )
+
+    def read(self, rows: Any = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Of the given rows, by default all: image uint8 (M, S, S, 3), mask uint8 {0,1} (M, S, S, 1)."""
+        part, row = self.part[rows], self.row[rows]
+        here = np.unique(part)
+        if len(here) == 1:
+            return self.parts[here[0]].read(row)
+        size = scan.CANVAS
+        image, mask = np.empty((len(row), size, size, 3), np.uint8), np.empty((len(row), size, size, 1), np.uint8)
+        for k in here:
+            image[part == k], mask[part == k] = self.parts[k].read(row[part == k])
+        return image, mask
+
+
+def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
+    image, mask = (scan.decode(record[name], name).image for name in ("image", "mask"))
+    return image, (mask[..., :1] > 0).astype(np.uint8)
+
+
+def lay(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, scan.Fit]:
+    """Image and mask of a record, laid into the canvas, and how that was done."""
+    image, mask = decode(record)
+    square, geometry = scan.fit(image)
+    return square, scan.fit_mask(mask, geometry), geometry
+
+
+def free_memory(cgroups: pathlib.Path = CGROUPS, process: pathlib.Path = pathlib.Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process can still take: of the machine's, and of what its control groups leave it.
+
+    A container or a Slurm job has less than the machine (Linux, cgroup v2). Cached files count as free in both.
+    """
+    free = psutil.virtual_memory().available
+    try:
+        own = next(line[3:] for line in process.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return free
+    folder = cgroups / own.lstrip("/")
+    for place in (folder, *folder.parents):
+        if not place.is_relative_to(cgroups):
+            break
+        try:
+            limit = (place / "memory.max").read_text().strip()
+            if limit == "max":
+                continue
+            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            used = int((place / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+        except (OSError, ValueError):  # a controller that is not there
+            continue
+        free = min(free, max(int(limit) - used, 0))
+    return free
