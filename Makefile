@@ -54,7 +54,7 @@ lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) mypy
 	@$(IN_VENV) lint-imports
 
-tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, in .venv-tfds
+tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, and `mcis build` under Beam, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
 parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTorch's with equal weights, in .venv-torch

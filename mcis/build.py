@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
@@ -29,6 +29,7 @@ def build(
     overwrite: bool = False,
     per_class: int | None = None,
     progress: bool | None = None,
+    beam: str | None = None,
 ) -> pathlib.Path:
     """Prepare one source, unless it is prepared already, and print its audit. Needs no TensorFlow.
 
@@ -42,6 +43,8 @@ def build(
       overwrite: build anew what is there; scans keep the splits that `splits.json` gives them.
       per_class: phantoms of each class, for "phantom" only; None = 40.
       progress: whether to show bars; None = when standard error is a terminal.
+      beam: options of an Apache Beam pipeline, with commas between them, that is to read and to store the scans, such
+        as "runner=DirectRunner,direct_num_workers=8"; None = this process does, with threads.
 
     Returns:
       The folder of the prepared version: `<data_dir>/mcis_scans/<source>/<version>`.
@@ -51,6 +54,7 @@ def build(
         it.
     """
     _check(source, from_, per_class)
+    pipeline = None if beam is None else _beam_options(beam)
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
 
@@ -65,7 +69,7 @@ def build(
         (tfds.enable_progress_bar if _shows(progress) else tfds.disable_progress_bar)()
         stage = home / ".building"
         try:
-            made = _make(source, from_, stage, home / "splits.json", per_class)
+            made = _make(source, from_, stage, home / "splits.json", per_class, pipeline)
             if target.exists():
                 # One folder down, so that nobody takes it for a version.
                 (home / ".replaced").mkdir()
@@ -92,8 +96,22 @@ def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) 
         raise ValueError(f"--per_class is {per_class}; it must be 1 or more")
 
 
+def _beam_options(beam: str) -> Any:
+    """Beam's own form of its options."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise ValueError("--beam needs Apache Beam, which is not installed: pip install 'mcis[beam]'") from None
+    return PipelineOptions([f"--{option}" for option in beam.split(",") if option])
+
+
 def _make(
-    source: str, from_: str | os.PathLike | None, stage: pathlib.Path, history: pathlib.Path, per_class: int | None
+    source: str,
+    from_: str | os.PathLike | None,
+    stage: pathlib.Path,
+    history: pathlib.Path,
+    per_class: int | None,
+    pipeline: Any,
 ) -> pathlib.Path:
     """Build below `stage`, obeying the splits in the file `history`; gives the finished version's folder."""
     import tensorflow_datasets as tfds
@@ -109,7 +127,8 @@ def _make(
         requires = SOURCES[source].requires
         if requires and find_base(folder, requires) is None and not (folder / f"{source}.zip").is_file():
             raise ValueError(f"{from_} does not hold the files of {source!r}. {expected(source)}")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+        config = tfds.download.DownloadConfig(manual_dir=folder, beam_options=pipeline)
+        builder.download_and_prepare(download_config=config)
     return pathlib.Path(builder.data_path)
 
 
@@ -154,6 +173,8 @@ class Arguments:
     """Build anew what is prepared already; scans keep their splits."""
     per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Phantoms of each class (phantom only). Default: 40."""
+    beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None
+    """Read and store by an Apache Beam pipeline with these options, as runner=DirectRunner,direct_num_workers=8."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from mcis import scan
 from mcis.command import data_folder
 from mcis.organs import UNKNOWN, organ_named
-from mcis.pixels import BYTES, Decoded, Pixels, Stored, free_memory, lay
+from mcis.pixels import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay
 
 Array = Any
 """A NumPy array on the host, a JAX array inside the jit."""
@@ -29,8 +29,6 @@ DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = "left_out"
 """What stands for the split where each scan is answered by a model that has learned from the other folds."""
-THREADS = min(os.cpu_count() or 1, 16)
-"""That decode scans: reading, decoding and laying out hold no lock of Python's."""
 WHOLE = slice(None)
 """All rows of a batch: this process feeds every device."""
 PUBLISHED = ("busi", "busbra", "lgg", "br35h")

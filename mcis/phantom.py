@@ -98,11 +98,16 @@ def make_phantom(organ: str, label: int, seed: int, size: tuple[int, int] | None
 
 def make_phantoms(per_class: int, seed: int = 0) -> Iterator[Phantom]:
     """Rounds of one phantom of every class of every organ, `per_class` rounds, each with a seed of its own."""
-    for i in range(per_class):
-        own = int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0])
+    for own in seeds(per_class, seed):
         for organ in ORGANS:
             for label in range(len(organ.classes)):
                 yield make_phantom(organ.name, label, own)
+
+
+def seeds(rounds: int, seed: int = 0) -> Iterator[int]:
+    """The seed of each round of `make_phantoms`."""
+    for i in range(rounds):
+        yield int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0])
 
 
 def write_examples(folder: str | pathlib.Path, per_class: int = 1, seed: int = 0) -> list[pathlib.Path]:

@@ -1,6 +1,7 @@
 """Where the pixels of prepared scans are: decoded in memory, or in TFDS's files until they are asked for. No JAX."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ import psutil
 from mcis import scan
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
+THREADS = min(os.cpu_count() or 1, 16)
+"""That read scans at once: OpenCV, which does most of it, holds no lock of Python's."""
 BYTES = 4 * scan.CANVAS**2
 """What the image and the mask of a scan take in memory."""
 

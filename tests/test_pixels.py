@@ -139,4 +139,4 @@ def test_a_record_that_is_damaged_ends_the_training_that_meets_it(phantom_dir, t
 
 
 def test_threads_are_no_more_than_the_processors():
-    assert 1 <= data.THREADS <= os.cpu_count()
+    assert 1 <= pixels.THREADS <= os.cpu_count()

@@ -2,19 +2,20 @@
 
 import collections
 import contextlib
-import dataclasses
+import functools
+import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcis import scan
-
-from . import archive, audit, duplicates, splits
-from .record import Item, Rejection, find_base
+from . import archive, audit, duplicates, packing, splits
+from .packing import Packed, Placed
+from .record import Item, Job, Rejection, find_base
 from .sources import SOURCES, expected
 
 
@@ -35,6 +36,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, file_format: str | None = None, per_class: int | None = None, **kwargs: Any):
         """As TFDS's, but array_record unless told otherwise; `per_class` is how many phantoms of each class."""
         self._options = {} if per_class is None else {"per_class": per_class}
+        self._beam: tuple[Any, Any] | None = None  # runner and options, where Beam is asked for
         super().__init__(file_format=file_format or "array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -58,28 +60,50 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict]]]:
         name = self.builder_config.name
         source = SOURCES[name]
-        if source.requires:
-            with _base(name, pathlib.Path(dl_manager.manual_dir)) as base:
-                scans, rejections = collect(name, source.read(base))
-        else:
-            scans, rejections = collect(name, source.read(**self._options))
-        members = find_members(scans)
         # Inside `download_and_prepare` TFDS points data_path at a temporary folder beside the final one.
         here = pathlib.Path(self.data_path)
+        folder = here.parent / packing.FOLDER
+        shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
+        folder.mkdir(parents=True)
+        if source.requires:
+            with _base(name, pathlib.Path(dl_manager.manual_dir)) as base:
+                self._pack_all(source.read(base), folder)
+        else:
+            self._pack_all(source.read(**self._options), folder)
+        scans, rejections = sift(name, packing.facts(folder))
+        members = find_members(scans, folder)
         plan = splits.assign(members, splits.read(here.parent / splits.FILE))
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
-        examples: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+        rows: dict[str, list[tuple[Packed, dict[str, Any]]]] = collections.defaultdict(list)
         for row, group, split, label in zip(scans, plan.groups, plan.splits, plan.labels, strict=True):
-            features = {key: value for key, value in vars(row).items() if key != "patient"}
-            examples[split].append(features | {"group": group, "source": name, "label": label})
+            rows[split].append((row, {"group": group, "source": name, "label": label}))
         # TFDS cannot write a split without examples.
-        return {split: self._generate_examples(examples[split]) for split in splits.SPLITS if examples[split]}
+        return {split: self._generate_examples(rows[split], folder) for split in splits.SPLITS if rows[split]}
 
-    def _generate_examples(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for example in examples:
-            yield example["scan_id"], example
+    def _generate_examples(self, rows: Placed, folder: pathlib.Path) -> Any:
+        if self._beam is None:
+            return itertools.starmap(functools.partial(packing.example, folder=folder), rows)
+        from .beam import examples
+
+        return examples(rows, folder)
+
+    def _pack_all(self, items: Iterator[Item | Job], folder: pathlib.Path) -> None:
+        jobs = list(items)
+        if self._beam is None:
+            title = f"Reading {self.builder_config.name}"
+            bar = functools.partial(tfds.core.utils.tqdm, desc=title, unit=" scans", total=len(jobs), leave=False)
+            packing.pack_all(jobs, folder, bar)
+            return
+        from .beam import pack_all
+
+        pack_all(jobs, folder, *self._beam)
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        if download_config is not None and (download_config.beam_runner or download_config.beam_options):
+            self._beam = (download_config.beam_runner, download_config.beam_options)
+        super()._download_and_prepare(dl_manager, download_config)
 
     def _log_download_bytes(self) -> None:
         pass  # nothing is downloaded, and the folder that TFDS would name may not be where the set ends up
@@ -90,29 +114,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         # Only now is the set in its place: the history goes beside the version folder, where it survives a rebuild.
         here = pathlib.Path(self.data_path)
         splits.write(here.parent / splits.FILE, splits.read(here / splits.FILE))
+        shutil.rmtree(here.parent / packing.FOLDER)
         print(audit.summary(json.loads((here / audit.FILE).read_text(encoding="utf-8"))))
 
 
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """A Record as it is stored: image and mask as PNG bytes, so that a whole source fits in memory."""
-
-    scan_id: str
-    image: bytes
-    mask: bytes
-    has_mask: bool
-    organ: str
-    label: int
-    patient: str | None
-    fingerprint: str
-
-
-def collect(name: str, items: Iterable[Item]) -> tuple[list[Packed], list[Rejection]]:
-    """Read all that a source gives.
+def sift(name: str, items: Iterable[Packed | Rejection]) -> tuple[list[Packed], list[Rejection]]:
+    """Part what a source has given.
 
     Args:
       name: of the source.
-      items: what its function yields.
+      items: what was read.
 
     Returns:
       The scans, and what was rejected; a second scan of one id is.
@@ -122,18 +133,13 @@ def collect(name: str, items: Iterable[Item]) -> tuple[list[Packed], list[Reject
     """
     scans: dict[str, Packed] = {}
     rejections = []
-    for item in tfds.core.utils.tqdm(items, desc=f"Reading {name}", unit=" scans", leave=False):
+    for item in items:
         if isinstance(item, Rejection):
             rejections.append(item)
         elif item.scan_id in scans:
             rejections.append(Rejection(item.scan_id, "a second scan of this name; give it another"))
         else:
-            scans[item.scan_id] = Packed(
-                image=scan.encode_png(item.image),
-                mask=scan.encode_png(item.mask),
-                fingerprint=scan.fingerprint(item.image),
-                **{key: getattr(item, key) for key in ("scan_id", "has_mask", "organ", "label", "patient")},
-            )
+            scans[item.scan_id] = item
     if len(rejections) > len(scans) or not scans:
         listed = "".join(f"\n    {entry.scan_id}: {entry.reason}" for entry in rejections[:20])
         raise ValueError(
@@ -143,31 +149,18 @@ def collect(name: str, items: Iterable[Item]) -> tuple[list[Packed], list[Reject
     return list(scans.values()), rejections
 
 
-def find_members(scans: Sequence[Packed]) -> list[splits.Member]:
+def find_members(scans: Sequence[Packed], folder: pathlib.Path) -> list[splits.Member]:
     """What the splits need to know of each scan; near-duplicates are sought where a patient is unknown."""
     clusters: Sequence[int | None] = [None] * len(scans)
     if any(row.patient is None for row in scans):
         print(f"Searching {len(scans)} scans for near-duplicates; thousands take minutes ...", flush=True)
         only_breast = all(row.organ == "breast" for row in scans)
         enough = duplicates.SAME_SWEEP if only_breast else duplicates.SAME_PICTURE
-        clusters = duplicates.find_clusters(_Images(scans), enough)
+        clusters = duplicates.find_clusters(packing.Images(scans, folder), enough)
     return [
         splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster)
         for row, cluster in zip(scans, clusters, strict=True)
     ]
-
-
-class _Images(Sequence[np.ndarray]):
-    """The scans' images, each decoded when it is asked for: uint8 (H, W, 3)."""
-
-    def __init__(self, scans: Sequence[Packed]):
-        self._scans = scans
-
-    def __len__(self) -> int:
-        return len(self._scans)
-
-    def __getitem__(self, index: Any) -> Any:  # single ones only; find_clusters asks for no slices
-        return scan.decode(self._scans[index].image).image
 
 
 @contextlib.contextmanager

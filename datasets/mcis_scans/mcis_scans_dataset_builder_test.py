@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import json
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from mcis_datasets.mcis_scans import mcis_scans_dataset_builder as builder_module
-from mcis_datasets.mcis_scans import record, sources
+from mcis_datasets.mcis_scans import packing, record, sources
 from mcis_datasets.mcis_scans.dummy_data_generator import HEIGHT, WIDTH, marker, picture
-from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder, collect
+from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder, sift
 from mcis_datasets.mcis_scans.record import Record, Rejection
 from mcis_datasets.mcis_scans.sources import SOURCES
 
@@ -27,7 +28,7 @@ def no_bars():
 
 def read(name, root=None):
     base = record.find_base(root or DUMMY / name, SOURCES[name].requires)
-    items = list(SOURCES[name].read(base))
+    items = [record.done(item) for item in SOURCES[name].read(base)]
     records = {item.scan_id: item for item in items if isinstance(item, Record)}
     rejections = {item.scan_id: item.reason for item in items if isinstance(item, Rejection)}
     assert len(records) + len(rejections) == len(items)
@@ -128,7 +129,7 @@ def test_foreign_pictures_are_read_exactly():
 
 
 def test_phantoms_have_every_class():
-    records = list(sources.phantoms(per_class=2))
+    records = [record.done(job) for job in sources.phantoms(per_class=2)]
     assert sorted((r.organ, r.label) for r in records) == sorted(
         (organ.name, k) for organ in organs.ORGANS for k in range(len(organ.classes)) for _ in range(2)
     )
@@ -262,19 +263,24 @@ def test_a_source_is_found_wherever_it_is_unpacked(tmp_path, copy, name):
     assert record.find_base(tmp_path, SOURCES[name].requires) is None
 
 
-def test_more_rejected_than_read_is_an_error():
-    item = next(iter(sources.phantoms(per_class=1)))
+def pack(folder, jobs):
+    packing.pack_all(jobs, folder)
+    return packing.facts(folder)
+
+
+def test_more_rejected_than_read_is_an_error(tmp_path):
+    (item,) = pack(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
     bad = [Rejection("x", "unreadable"), Rejection("y", "unreadable")]
     with pytest.raises(ValueError, match=r"(?s)1 scans .* 2 files .* x: unreadable"):
-        collect("busi", [item, *bad])
+        sift("busi", [item, *bad])
     with pytest.raises(ValueError, match="0 scans"):
-        collect("busi", [])
-    assert collect("busi", [item, bad[0]])[1] == bad[:1]
+        sift("busi", [])
+    assert sift("busi", [item, bad[0]])[1] == bad[:1]
 
 
-def test_two_scans_of_one_name_are_not_both_taken():
-    item = next(iter(sources.phantoms(per_class=1)))
-    scans, rejections = collect("phantom", [item, dataclasses.replace(item, label=0)])
+def test_two_scans_of_one_name_are_not_both_taken(tmp_path):
+    (item,) = pack(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
+    scans, rejections = sift("phantom", [item, dataclasses.replace(item, label=0)])
     assert len(scans) == 1
     assert rejections[0].scan_id == item.scan_id
 
@@ -319,6 +325,45 @@ def test_contradicting_near_duplicates_lose_their_label_in_the_prepared_set(tmp_
     rows = {row["scan_id"].decode(): row for row in built.as_data_source("train")}
     assert rows["benign/benign (2)"]["label"] == rows["malignant/malignant (9)"]["label"] == -1
     assert "benign, malignant: benign/benign (2), malignant/malignant (9)" in capsys.readouterr().out
+
+
+def test_what_waits_on_disk_is_what_was_read_in_its_order(tmp_path):
+    jobs = [*sources.phantoms(per_class=2), Rejection("x", "unreadable"), lambda: Rejection("y", "unreadable too")]
+    found = pack(tmp_path, jobs)
+    assert found[-2:] == [Rejection("x", "unreadable"), Rejection("y", "unreadable too")]
+    for job, packed in zip(jobs[:-2], found[:-2], strict=True):
+        was = record.done(job)
+        image, mask = (scan.decode(picture).image for picture in packing.pictures(packed, tmp_path))
+        np.testing.assert_array_equal(image, was.image)
+        np.testing.assert_array_equal(mask[..., :1], was.mask)
+        assert packed.fingerprint == scan.fingerprint(was.image)
+        for name in ("scan_id", "has_mask", "organ", "label", "patient"):
+            assert getattr(packed, name) == getattr(was, name)
+
+
+def test_what_is_read_in_bundles_in_any_order_and_twice_is_the_same(tmp_path):
+    jobs = list(enumerate(sources.phantoms(per_class=2)))
+    for bundle in (jobs[5:], jobs[:6], jobs[2:4]):
+        with packing.Writer(tmp_path) as writer:
+            for number, job in reversed(bundle):
+                writer.add(number, packing.pack(job))
+    with contextlib.suppress(KeyboardInterrupt), packing.Writer(tmp_path) as writer:
+        writer.add(99, packing.pack(jobs[0][1]))
+        raise KeyboardInterrupt
+    found = packing.facts(tmp_path)
+    assert [item.scan_id for item in found] == [record.done(job).scan_id for _, job in jobs]
+    images = packing.Images(found, tmp_path)
+    assert len(images) == len(jobs)
+    for image, (_, job) in zip(images, jobs, strict=True):
+        np.testing.assert_array_equal(image, record.done(job).image)
+
+
+def test_nothing_that_was_packed_stays(tmp_path):
+    left = tmp_path / "mcis_scans" / "phantom" / packing.FOLDER / "left"
+    left.parent.mkdir(parents=True)
+    left.write_text("of a build that was killed")
+    Builder(config="phantom", data_dir=tmp_path, per_class=8).download_and_prepare()
+    assert not left.parent.exists()
 
 
 def test_the_card_is_complete():

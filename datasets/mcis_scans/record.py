@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -48,8 +49,17 @@ class Rejection:
 
 
 Item = Record | Rejection
+Job = Callable[[], Item]
+"""What reads a scan when it is called, so that many can be read at once."""
 MakeMask = Callable[[tuple[int, int]], np.ndarray]
-"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1); ScanError where there is none to be had."""
+"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1); ScanError where there is none to be had.
+
+No closure: workers elsewhere are sent it."""
+
+
+def done(job: Item | Job) -> Item:
+    """The scan, or why it is none, once it is read."""
+    return job if isinstance(job, Record | Rejection) else job()
 
 
 def load(
@@ -97,23 +107,23 @@ def empty(size: tuple[int, int]) -> np.ndarray:
 
 def union_of(paths: Sequence[pathlib.Path]) -> MakeMask:
     """The union of mask files; ScanError names one that is missing, unreadable or of another size than the scan."""
+    return functools.partial(_union, tuple(paths))
 
-    def make(size: tuple[int, int]) -> np.ndarray:
-        if not paths:
-            raise scan.ScanError("has no mask file")
-        union = empty(size)
-        for path in paths:
-            mask = read_mask(path)
-            if mask.shape[:2] != size:
-                (height, width), (mask_height, mask_width) = size, mask.shape[:2]
-                raise scan.ScanError(
-                    f"mask {path.name} is {mask_width} x {mask_height} pixels, its scan {width} x {height}; "
-                    "they must be equal"
-                )
-            union |= mask
-        return union
 
-    return make
+def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
+    if not paths:
+        raise scan.ScanError("has no mask file")
+    union = empty(size)
+    for path in paths:
+        mask = read_mask(path)
+        if mask.shape[:2] != size:
+            (height, width), (mask_height, mask_width) = size, mask.shape[:2]
+            raise scan.ScanError(
+                f"mask {path.name} is {mask_width} x {mask_height} pixels, its scan {width} x {height}; "
+                "they must be equal"
+            )
+        union |= mask
+    return union
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:

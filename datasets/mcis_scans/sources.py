@@ -7,17 +7,18 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mcis import phantom, scan
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 
 from . import via
-from .record import MAX_DEPTH, Item, MakeMask, Record, Rejection, empty, load, read_table, union_of
+from .record import MAX_DEPTH, Item, Job, MakeMask, Record, Rejection, empty, load, read_table, union_of
 
 BRAIN, BREAST = organ_named("brain"), organ_named("breast")
 
 
-def busi(folder: pathlib.Path) -> Iterator[Item]:
+def busi(folder: pathlib.Path) -> Iterator[Item | Job]:
     """BUSI: the class is the folder; `x.png` goes with the union of `x_mask.png`, `x_mask_1.png` ...; no patients."""
     for label, name in enumerate(BREAST.classes):
         masks: dict[str, list[pathlib.Path]] = {}
@@ -30,11 +31,11 @@ def busi(folder: pathlib.Path) -> Iterator[Item]:
                 images.append(path)
         for path in images:
             make_mask = union_of(masks.pop(path.stem, ()))
-            yield load(f"{name}/{path.stem}", path, make_mask, organ="breast", label=label, patient=None)
+            yield partial(load, f"{name}/{path.stem}", path, make_mask, organ="breast", label=label, patient=None)
         yield from _orphans(masks, name)
 
 
-def busbra(folder: pathlib.Path) -> Iterator[Item]:
+def busbra(folder: pathlib.Path) -> Iterator[Item | Job]:
     """BUS-BRA: `bus_data.csv` names images (`Images/bus_x.png`, mask `Masks/mask_x.png`), Case (patient), Pathology."""
     images = {path.stem: path for path in scan.pictures(folder / "Images")}
     masks = {path.stem: [path] for path in scan.pictures(folder / "Masks")}
@@ -49,12 +50,12 @@ def busbra(folder: pathlib.Path) -> Iterator[Item]:
             yield Rejection(scan_id, "bus_data.csv gives no Case; without it a patient could fall into two splits")
         else:
             index = BREAST.classes.index(label)
-            yield load(scan_id, image, union_of(mask), organ="breast", label=index, patient=row["Case"])
+            yield partial(load, scan_id, image, union_of(mask), organ="breast", label=index, patient=row["Case"])
     yield from (Rejection(scan_id, "has no row in bus_data.csv") for scan_id in images)
     yield from _orphans(masks, "Masks")
 
 
-def lgg(folder: pathlib.Path) -> Iterator[Item]:
+def lgg(folder: pathlib.Path) -> Iterator[Item | Job]:
     """LGG: a folder a patient; slice `x.tif` with `x_mask.tif`; "tumor" where the slice's mask is not empty.
 
     All three sequences (pre-contrast, FLAIR, post-contrast) stay, as red, green and blue.
@@ -65,14 +66,18 @@ def lgg(folder: pathlib.Path) -> Iterator[Item]:
         masks = {stem.removesuffix("_mask"): [files.pop(stem)] for stem in list(files) if stem.endswith("_mask")}
         for stem, path in files.items():
             make_mask = union_of(masks.pop(stem, ()))
-            item = load(f"{place.name}/{stem}", path, make_mask, organ="brain", label=UNKNOWN, patient=patient)
-            if isinstance(item, Record):
-                item = dataclasses.replace(item, label=BRAIN.classes.index("tumor" if item.mask.any() else "no_tumor"))
-            yield item
+            yield partial(_slice, f"{place.name}/{stem}", path, make_mask, patient)
         yield from _orphans(masks, place.name)
 
 
-def br35h(folder: pathlib.Path) -> Iterator[Item]:
+def _slice(scan_id: str, path: pathlib.Path, make_mask: MakeMask, patient: str) -> Item:
+    item = load(scan_id, path, make_mask, organ="brain", label=UNKNOWN, patient=patient)
+    if isinstance(item, Rejection):
+        return item
+    return dataclasses.replace(item, label=BRAIN.classes.index("tumor" if item.mask.any() else "no_tumor"))
+
+
+def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
     """Br35H: `yes/` and `no/`; outlines (VIA) of some of `yes/` in Br35H-Mask-RCNN, beside another copy of the picture.
 
     The outlined copy stands for the picture of that name in `yes/`: the outline is drawn on its pixels. A picture of
@@ -94,16 +99,17 @@ def br35h(folder: pathlib.Path) -> Iterator[Item]:
             elif tumors.get(key, (path, None))[1] is not None:
                 yield Rejection(f"{place}/{path.stem}", "is outlined in another folder too; the first is used")
             else:
-                tumors[key] = (path, _outlined(shapes))
+                tumors[key] = (path, partial(via.rasterise, shapes))
         yield from (Rejection(f"{place}/{name}", "an outline without its picture") for name in drawn)
+    label = BRAIN.classes.index("tumor")
     for key, (path, make_mask) in sorted(tumors.items()):
-        yield load(f"yes/{key}", path, make_mask, organ="brain", label=BRAIN.classes.index("tumor"), patient=None)
+        yield partial(load, f"yes/{key}", path, make_mask, organ="brain", label=label, patient=None)
+    label = BRAIN.classes.index("no_tumor")
     for path in scan.pictures(folder / "no"):
-        label = BRAIN.classes.index("no_tumor")
-        yield load(f"no/{path.stem}", path, empty, organ="brain", label=label, patient=None)
+        yield partial(load, f"no/{path.stem}", path, empty, organ="brain", label=label, patient=None)
 
 
-def folder(root: pathlib.Path) -> Iterator[Item]:
+def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     """A folder of one's own: `images/`, `masks/` (as far as there are any), `labels.csv` (scan, label, patient).
 
     A label may be empty (unknown; then a column `organ` must say which); a patient may be empty (then near-duplicates
@@ -134,12 +140,12 @@ def folder(root: pathlib.Path) -> Iterator[Item]:
             index = organ_named(organ).classes.index(label) if label else UNKNOWN
             healthy = label and not organ_named(organ).is_lesion(index)
             make_mask = union_of(mask) if mask else empty if healthy else None
-            yield load(scan_id, image, make_mask, organ=organ, label=index, patient=row["patient"] or None)
+            yield partial(load, scan_id, image, make_mask, organ=organ, label=index, patient=row["patient"] or None)
     yield from (Rejection(scan_id, "has no row in labels.csv; add one (its label may be empty)") for scan_id in images)
     yield from _orphans(masks, "masks")
 
 
-def foreign(root: pathlib.Path) -> Iterator[Item]:
+def foreign(root: pathlib.Path) -> Iterator[Item | Job]:
     """Pictures that are scans of no organ here, a folder a kind: what a router learns to refuse.
 
     A kind stands in a patient's place, so that no kind lies in two splits: refusal is told on kinds never seen.
@@ -147,17 +153,20 @@ def foreign(root: pathlib.Path) -> Iterator[Item]:
     for kind in sorted(path for path in root.iterdir() if path.is_dir()):
         for path in scan.pictures(kind):
             scan_id = f"{kind.name}/{_key(path, kind)}"
-            yield load(scan_id, path, None, organ=UNSUPPORTED, label=UNKNOWN, patient=kind.name)
+            yield partial(load, scan_id, path, None, organ=UNSUPPORTED, label=UNKNOWN, patient=kind.name)
 
 
-def phantoms(per_class: int = 40) -> Iterator[Record]:
+def phantoms(per_class: int = 40) -> Iterator[Job]:
     """Synthetic scans with exact masks, `per_class` of every class of every organ; each its own patient."""
-    counts: dict[str, int] = {}
-    for made in phantom.make_phantoms(per_class):
-        name = f"{made.organ}-{organ_named(made.organ).classes[made.label]}"
-        counts[name] = counts.get(name, 0) + 1
-        scan_id = f"{name}-{counts[name] - 1:04d}"
-        yield Record(scan_id, made.image, made.mask, True, made.organ, made.label, scan_id)
+    for number, seed in enumerate(phantom.seeds(per_class)):
+        for organ in ORGANS:
+            for label, name in enumerate(organ.classes):
+                yield partial(_phantom, f"{organ.name}-{name}-{number:04d}", organ.name, label, seed)
+
+
+def _phantom(scan_id: str, organ: str, label: int, seed: int) -> Record:
+    made = phantom.make_phantom(organ, label, seed)
+    return Record(scan_id, made.image, made.mask, True, organ, label, scan_id)
 
 
 def _orphans(masks: dict[str, list[pathlib.Path]], place: str) -> Iterator[Rejection]:
@@ -170,24 +179,20 @@ def _key(path: pathlib.Path, root: pathlib.Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def _outlined(shapes: list[dict]) -> MakeMask:
-    return lambda size: via.rasterise(shapes, size)
-
-
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A row of SOURCES.
 
     Attributes:
       title: one line for people.
-      read: from the source's own folder to its items (phantoms: from `per_class`).
+      read: from the source's own folder to its items, or to what reads them (phantoms: from `per_class`).
       requires: patterns that each find something in that folder: this is how it is recognised. Empty = needs no folder.
       layout: the folder as a person sees it.
       origin: where it comes from, and its licence.
     """
 
     title: str
-    read: Callable[..., Iterator[Item]]
+    read: Callable[..., Iterator[Item | Job]]
     requires: tuple[str, ...]
     layout: str
     origin: str

@@ -1,0 +1,149 @@
+"""Scans that a build has read wait on disk, packed, until it is known which split each goes to.
+
+So that memory holds no picture, however many there are, and so that several machines can read at once. A file of
+pictures (array_record: image and mask of a scan, one after the other, as PNG) has a file of facts (JSON lines) beside
+it, which appears when both are whole.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import uuid
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from mcis import scan
+from mcis.pixels import THREADS
+
+from .record import Item, Job, Record, Rejection, done
+
+FOLDER = ".packed"
+"""Beside a version that is being built; it goes when the build ends."""
+OPTIONS = "group_size:1,uncompressed"
+"""Each picture by itself; PNG is compressed already."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A Record whose image and mask are elsewhere: `file` has them from `place` on."""
+
+    scan_id: str
+    has_mask: bool
+    organ: str
+    label: int
+    patient: str | None
+    fingerprint: str
+    file: str
+    place: int
+
+
+Pictures = tuple[bytes, bytes]
+"""Image and mask of a scan as PNG."""
+
+
+class Writer:
+    """A context manager that writes a file of pictures and one of facts into a folder; no facts where it fails."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Into `folder`, under a name of its own."""
+        self._name, self._folder, self._count = uuid.uuid4().hex, folder, 0
+        self._facts: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "Writer":
+        """Open the file of pictures."""
+        self._pictures = array_record_module.ArrayRecordWriter(str(self._folder / self._name), OPTIONS)
+        return self
+
+    def add(self, number: int, item: Rejection | tuple[Record, str, Pictures]) -> None:
+        """Write what `pack` made of the source's item of this number."""
+        if isinstance(item, Rejection):
+            self._facts.append({"number": number, "rejection": vars(item)})
+            return
+        record, fingerprint, pictures = item
+        for picture in pictures:
+            self._pictures.write(picture)
+        facts = {key: getattr(record, key) for key in ("scan_id", "has_mask", "organ", "label", "patient")}
+        place = {"fingerprint": fingerprint, "file": self._name, "place": self._count}
+        self._facts.append({"number": number, "scan": facts | place})
+        self._count += len(pictures)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close both files."""
+        self._pictures.close()
+        if kind is None:
+            draft = self._folder / f".{self._name}.jsonl"
+            draft.write_text("".join(json.dumps(line) + "\n" for line in self._facts), encoding="utf-8")
+            draft.replace(self._folder / f"{self._name}.jsonl")
+
+
+def pack(job: Item | Job) -> Rejection | tuple[Record, str, Pictures]:
+    """Read a scan: its record, fingerprint and pictures as they are stored; or why it is none."""
+    item = done(job)
+    if isinstance(item, Rejection):
+        return item
+    return item, scan.fingerprint(item.image), (scan.encode_png(item.image), scan.encode_png(item.mask))
+
+
+def pack_all(jobs: Sequence[Item | Job], folder: pathlib.Path, bar: Any = iter) -> None:
+    """Read all scans into `folder`, by threads, in order; `bar` shows how far it is."""
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool, Writer(folder) as writer:
+        ahead = iter(jobs)
+        for number in bar(range(len(jobs))):
+            waiting += (pool.submit(pack, job) for job in itertools.islice(ahead, 4 * THREADS - len(waiting)))
+            writer.add(number, waiting.popleft().result())
+
+
+def facts(folder: pathlib.Path) -> list[Packed | Rejection]:
+    """What was read into `folder`, in the source's order."""
+    found: dict[int, Packed | Rejection] = {}
+    for file in sorted(folder.glob("*.jsonl")):  # an item that was read twice, as Beam may, is in two of them
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            found[line["number"]] = Packed(**line["scan"]) if "scan" in line else Rejection(**line["rejection"])
+    return [found[number] for number in sorted(found)]
+
+
+@functools.lru_cache(maxsize=64)
+def _reader(file: pathlib.Path) -> Any:
+    return array_record_module.ArrayRecordReader(str(file), "readahead_buffer_size:0")
+
+
+def pictures(packed: Packed, folder: pathlib.Path) -> Pictures:
+    """Image and mask of a scan as PNG."""
+    image, mask = _reader(folder / packed.file).read([packed.place, packed.place + 1])
+    return image, mask
+
+
+class Images(Sequence[np.ndarray]):
+    """The images of scans, each decoded when it is asked for: uint8 (H, W, 3)."""
+
+    def __init__(self, scans: Sequence[Packed], folder: pathlib.Path):
+        """Of scans that wait in `folder`."""
+        self._scans, self._folder = scans, folder
+
+    def __len__(self) -> int:
+        """Number of scans."""
+        return len(self._scans)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One image; no slices."""
+        return scan.decode(pictures(self._scans[index], self._folder)[0]).image
+
+
+def example(packed: Packed, place: dict[str, Any], folder: pathlib.Path) -> tuple[str, dict[str, Any]]:
+    """A scan as TFDS stores it, under its name; `place` is its group, source and label."""
+    image, mask = pictures(packed, folder)
+    features = {key: getattr(packed, key) for key in ("scan_id", "has_mask", "organ", "fingerprint")}
+    return packed.scan_id, features | place | {"image": image, "mask": mask}
+
+
+Placed = Iterable[tuple[Packed, dict[str, Any]]]
+"""Scans, each with its group, source and label."""
