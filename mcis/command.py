@@ -48,7 +48,7 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
     Returns:
       the command's own status; 2 where it cannot do what was asked (a ValueError: an option, a name, data or a file
       that is wrong or not there), 1 where it broke off (an OSError, a loss that is not finite, a reader of its output
-      that is gone), 130 where it was interrupted. Training that was asked to stop and has saved its state ends with
+      that is gone), 130 where it was interrupted. What was asked to stop, and has saved its state, ends with
       INTERRUPTED.
     """
     try:
@@ -67,7 +67,7 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
 
 
 INTERRUPTED = 75
-"""Exit status of a training that was asked to stop and can go on: EX_TEMPFAIL, at which a scheduler tries again."""
+"""Exit status of what was asked to stop and can go on: EX_TEMPFAIL, at which a scheduler tries again."""
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
         came.append(number)
         signal.signal(number, before[number])
         # not print, which may be in the middle of a line just now and must not be entered twice
-        os.write(2, b"asked to stop: this step, then it is saved; asked again, it stops at once\n")
+        os.write(2, b"asked to stop: what is in hand is finished and saved; asked again, it stops at once\n")
 
     before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

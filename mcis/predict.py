@@ -7,19 +7,26 @@ import collections
 import concurrent.futures
 import dataclasses
 import glob
+import json
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-import mcis
 from mcis import scan
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
-from mcis.report import Finding, ReportWriter
+from mcis.report import Finding, ReportError, ReportWriter, read_findings, summary
+from mcis.shards import digest, parse_shard
+
+
+class Stopped(Exception):
+    """The command was asked to stop."""
+
 
 BATCH = 8
 """Scans the cascade takes at once when there is more than one."""
@@ -177,15 +184,36 @@ def run(
     yield from flush(group)
 
 
-def summary(counts: Mapping[str, Any]) -> str:
-    """What was found, of `ReportWriter.counts`, in a line."""
-    organs = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "nothing"
-    labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
-    return f"{counts['scans']} scans: {organs}; {labels}. {mcis.NOTICE}"
+def already(out: str | os.PathLike, scans: Sequence[tuple[str, int | None]], options: Mapping[str, Any]) -> int:
+    """How many of the scans a report that is gone on with has findings of; 0 where there is none.
+
+    Raises:
+      ReportError: it is one of other scans, or was begun with other options.
+    """
+    folder = pathlib.Path(out)
+    if not (folder / "findings.jsonl").exists():
+        return 0
+    try:
+        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ReportError(f"{folder / 'run.json'} is missing or damaged; start over with --overwrite") from None
+    ways = ("resume", "overwrite")
+    now = json.loads(json.dumps(dict(options)))
+    if differing := [name for name in now if name not in ways and now[name] != before.get(name)]:
+        told = ", ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in differing)
+        raise ReportError(f"{out}: was begun otherwise ({told}); repeat that, or name another folder")
+    count = 0
+    for count, finding in enumerate(read_findings(folder / "findings.jsonl"), 1):
+        if count > len(scans) or finding.scan != scans[count - 1][0]:
+            raise ReportError(f"{out}: is of other scans, from line {count} on; name another folder")
+    return count
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command: exit status 0, 1 when a scan could not be read or the run broke off, 2 when nothing was done."""
+    """The command: exit status 0, 1 when a scan could not be read or the run broke off, 2 when nothing was done.
+
+    75 where it was asked to stop: with --resume it goes on.
+    """
     import tyro
 
     from mcis.command import exit_status, parse_dataclass
@@ -206,6 +234,9 @@ def main(argv: Sequence[str]) -> int:
             thumbnail.
           members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
           overwrite: replace the report that is in the folder.
+          resume: go on with the report that is in the folder, if there is one, where it was interrupted.
+          shard: take the K-th, from 0, of N shares of the scans, into a folder of its own below --out; `mcis merge`
+            makes one report of all.
         """
 
         paths: tyro.conf.Positional[tuple[str, ...]]
@@ -217,6 +248,8 @@ def main(argv: Sequence[str]) -> int:
         novelty: bool = True
         members: int | None = None
         overwrite: bool = False
+        resume: bool = False
+        shard: str | None = None
 
     options = parse_dataclass(Predict, argv, "mcis predict")
     return exit_status("mcis predict", lambda: _main(options))
@@ -236,8 +269,17 @@ def _main(options: Any) -> int:
     paths = expand(options.paths)
     if not any(map(os.path.lexists, paths)):
         raise ValueError(f"{', '.join(paths[:3])}: there is no such file or folder")
+    if options.overwrite and options.resume:
+        raise ValueError("--overwrite and --resume exclude each other")
+    out, asked = options.out, dataclasses.asdict(options)
+    if options.shard is not None:
+        shard = parse_shard(options.shard)
+        asked |= {"scans": digest(paths)}
+        out, paths = str(shard.folder(out)), shard.share(paths)
+    scans = list(frames(paths))
+    done = already(out, scans, asked) if options.resume else 0
 
-    from mcis.command import enable_compilation_cache
+    from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
     enable_compilation_cache()
     import jax
@@ -263,12 +305,11 @@ def _main(options: Any) -> int:
             settings = dataclasses.replace(settings, threshold=options.threshold)
         function = cascade.make_predict(experts, settings)
         answered = {"label": cascade.label_experts(experts), "mask": cascade.mask_experts(experts)}
-        asked = range(len(ORGAN_NAMES)) if organ is None else (organ,)
-        lacking = [f"{ORGAN_NAMES[at]} {what}" for what, by in answered.items() for at in asked if at not in by]
+        possible = range(len(ORGAN_NAMES)) if organ is None else (organ,)
+        lacking = [f"{ORGAN_NAMES[at]} {what}" for what, by in answered.items() for at in possible if at not in by]
         if lacking:
             print(f"these weights say nothing of: {', '.join(lacking)}; it stays unknown", file=sys.stderr)
     variables = {name: first_members(one.variables, options.members) for name, one in weights.items()}
-    scans = list(frames(paths))
     batch_size = 1 if len(scans) == 1 else BATCH
     # one scan is there sooner than an ensemble's networks are compiled one by one
     variables = {name: jax.device_put(one) if batch_size == 1 else place(one) for name, one in variables.items()}
@@ -276,27 +317,36 @@ def _main(options: Any) -> int:
     facts = ("epoch", "validation", "versions")
     described = {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()}
 
-    errors = 0
-    with ReportWriter(
-        options.out,
-        dataclasses.asdict(options),
+    if done:
+        print(f"{out}: goes on after {done} of {len(scans)} scans", file=sys.stderr)
+    report = ReportWriter(
+        out,
+        asked,
         versions=versions(),
         weights={"folder": str(options.weights or "shipped"), "tasks": described},
         overwrite=options.overwrite,
-    ) as report:
-        refuse = options.novelty and options.task is None and options.organ is None
-        results = run(scans, lambda batch: jax.device_get(compiled(variables, batch)), batch_size, refuse)
-        for loaded, finding, mask in track(results, "scans", total=len(scans), disable=not sys.stderr.isatty()):
-            report.add(finding, loaded.image, mask)
-            if finding.error is not None:
-                errors += 1
-                if errors <= 3:
+        resume=options.resume,
+    )
+    refuse = options.novelty and options.task is None and options.organ is None
+    results = run(scans[done:], lambda batch: jax.device_get(compiled(variables, batch)), batch_size, refuse)
+    shown = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
+    told = report.counts["errors"]
+    try:
+        with report, asked_to_stop() as stop:
+            for loaded, finding, mask in shown:
+                report.add(finding, loaded.image, mask)
+                if finding.error is not None and report.counts["errors"] <= told + 3:
                     said = finding.error if loaded.path in finding.error else f"{loaded.path}: {finding.error}"
                     print(said, file=sys.stderr)
+                if stop() and report.counts["scans"] < len(scans):
+                    raise Stopped
+    except Stopped:
+        print(f"{out}: stopped after {report.counts['scans']} of {len(scans)} scans; --resume goes on", file=sys.stderr)
+        return INTERRUPTED
     print(summary(report.counts))
-    page, lines = (os.path.join(options.out, name) for name in ("index.html", "findings.jsonl"))
+    page, lines = (os.path.join(out, name) for name in ("index.html", "findings.jsonl"))
     print(f"{page} shows the findings; {lines} holds them, one line a scan")
-    if errors:
+    if errors := report.counts["errors"]:
         what = "scan" if errors == 1 else "scans"
         print(f"{errors} {what} could not be read: a line with `error` in findings.jsonl for each", file=sys.stderr)
     return 1 if errors else 0

@@ -12,6 +12,7 @@ line that was added; its page is REFRESH_SECONDS behind at most.
 
 import dataclasses
 import datetime
+import fcntl
 import html
 import json
 import math
@@ -174,6 +175,13 @@ def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
             yield finding
 
 
+def summary(counts: Mapping[str, Any]) -> str:
+    """What was found, of `ReportWriter.counts`, in a line."""
+    found = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "nothing"
+    labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
+    return f"{counts['scans']} scans: {found}; {labels}. {mcis.NOTICE}"
+
+
 class _Page:
     """What a report says as a whole: run.json, index.html, and page/rows_NNNN.js with a thousand rows each."""
 
@@ -251,13 +259,14 @@ class ReportWriter:
       versions: further versions for run.json, by name (those of mcis, Python, NumPy and OpenCV are there).
       weights: what to say of the weights in run.json.
       overwrite: remove the files of the report that is there, and no others.
+      resume: go on with the report that is there, after its last whole line.
 
     Attributes:
       counts: {"scans", "errors", "lesions", "organs": {name: n}, "labels": {name: n}} so far; also in run.json. Each
         outlined part counts as a lesion.
 
     Raises:
-      ReportError: the folder has a report already, or cannot be one.
+      ReportError: the folder has a report already, one that another process is writing, or cannot be one.
     """
 
     def __init__(
@@ -268,6 +277,7 @@ class ReportWriter:
         versions: Mapping[str, str] | None = None,
         weights: Any = None,
         overwrite: bool = False,
+        resume: bool = False,
     ):
         self.out = pathlib.Path(out)
         findings = self.out / "findings.jsonl"
@@ -279,9 +289,15 @@ class ReportWriter:
             for folder in ("masks", "overlays"):
                 (self.out / folder).mkdir(parents=True, exist_ok=True)
             # "x": two runs never share a folder. close() closes it.
-            self._lines = open(findings, "xb")  # noqa: SIM115
+            self._lines = open(findings, "r+b" if resume and findings.exists() else "x+b")  # noqa: SIM115
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileExistsError:
-            raise ReportError(f"{self.out}: has a report already; name another folder, or say --overwrite") from None
+            raise ReportError(
+                f"{self.out}: has a report already; name another folder, or say --resume to go on with it, or "
+                "--overwrite"
+            ) from None
+        except BlockingIOError:
+            raise ReportError(f"{self.out}: another process is writing this report") from None
         except OSError as error:
             raise ReportError(f"{self.out}: cannot be written ({error}); name another folder") from None
         own = {"mcis": mcis.__version__, "python": platform.python_version(), "numpy": np.__version__}
@@ -297,7 +313,18 @@ class ReportWriter:
         }
         self._page = _Page(self.out)
         self.counts = self._page.counts
+        self._replay()
         self._refresh()
+
+    def _replay(self) -> None:
+        """Take up what the file has already; a last line that was cut short goes."""
+        for index, finding in enumerate(read_findings(self.out / "findings.jsonl")):
+            picture = f"overlays/{file_name(index, finding.scan)}.jpg"
+            self._page.add(finding, picture if (self.out / picture).is_file() else None)
+        self._lines.seek(0)
+        end = sum(len(line) for line in self._lines if line.endswith(b"\n"))
+        self._lines.seek(end)
+        self._lines.truncate()
 
     def __enter__(self) -> "ReportWriter":
         return self
@@ -324,12 +351,16 @@ class ReportWriter:
         if image is not None:
             picture = f"overlays/{name}.jpg"
             (self.out / picture).write_bytes(_overlay_jpeg(image, mask))
+        self.append(finding, picture)
+        return finding
+
+    def append(self, finding: Finding, picture: str | None) -> None:
+        """Write one finding whose mask, and overlay `picture`, are there already: paths below the report's folder."""
         self._lines.write(finding.to_json().encode("ascii") + b"\n")
         self._lines.flush()
         self._page.add(finding, picture)
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._refresh()
-        return finding
 
     def close(self, error: BaseException | None = None) -> None:
         """Finish run.json and the page; `error` is what ended the run early. A second call does nothing."""

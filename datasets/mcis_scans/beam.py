@@ -1,17 +1,17 @@
-"""What Apache Beam does of a build, where it is installed and asked for: reading the scans, and storing them.
+"""How Apache Beam reads the scans of a build, where it is installed and asked for; TFDS has it store them too.
 
 What lies between them, which scans belong together and where each goes, is decided by one process: it needs all of
 them. Workers on other machines have to see the scans, and the folder of prepared data, under the same paths.
 """
 
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import StandardOptions
 
-from .packing import Placed, Writer, example, pack
+from .packing import Writer, pack
 from .record import Item, Job
 
 
@@ -41,6 +41,7 @@ def pack_all(jobs: Sequence[Item | Job], folder: pathlib.Path, runner: Any, opti
         _ = pipeline | beam.Create(list(enumerate(jobs))) | beam.Reshuffle() | beam.ParDo(Pack(folder))
 
 
-def examples(rows: Placed, folder: pathlib.Path) -> Any:
-    """What TFDS stores: a transform from nothing to (name, features)."""
-    return beam.Create(list(rows)) | beam.Reshuffle() | beam.MapTuple(functools.partial(example, folder=folder))
+def runner_of(config: Any) -> Any:
+    """The runner that a TFDS DownloadConfig asks for, by itself or among its options."""
+    named = config.beam_options and config.beam_options.view_as(StandardOptions).runner
+    return config.beam_runner or named or "DirectRunner"

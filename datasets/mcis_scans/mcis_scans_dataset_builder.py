@@ -1,9 +1,7 @@
 """The TFDS builder of `mcis_scans`: one schema, one config a source. Writes array_record; TensorFlow is not needed."""
 
-import collections
 import contextlib
 import functools
-import itertools
 import json
 import pathlib
 import shutil
@@ -14,12 +12,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from . import archive, audit, duplicates, packing, splits
-from .packing import Packed, Placed
+from .packing import Packed
 from .record import Item, Job, Rejection, find_base
 from .sources import SOURCES, expected
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.ShardBasedBuilder):
     """Brain MRI and breast ultrasound scans with lesion masks, split by patient or near-duplicate cluster."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -57,7 +55,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             supervised_keys=None,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Any]]:
         name = self.builder_config.name
         source = SOURCES[name]
         # Inside `download_and_prepare` TFDS points data_path at a temporary folder beside the final one.
@@ -76,18 +74,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
-        rows: dict[str, list[tuple[Packed, dict[str, Any]]]] = collections.defaultdict(list)
+        rows: dict[str, list[packing.Placed]] = {split: [] for split in splits.SPLITS}
         for row, group, split, label in zip(scans, plan.groups, plan.splits, plan.labels, strict=True):
             rows[split].append((row, {"group": group, "source": name, "label": label}))
-        # TFDS cannot write a split without examples.
-        return {split: self._generate_examples(rows[split], folder) for split in splits.SPLITS if rows[split]}
-
-    def _generate_examples(self, rows: Placed, folder: pathlib.Path) -> Any:
-        if self._beam is None:
-            return itertools.starmap(functools.partial(packing.example, folder=folder), rows)
-        from .beam import examples
-
-        return examples(rows, folder)
+        return {
+            split: [functools.partial(packing.examples, shard, folder) for shard in packing.shards(split, placed)]
+            for split, placed in rows.items()
+            if placed
+        }
 
     def _pack_all(self, items: Iterator[Item | Job], folder: pathlib.Path) -> None:
         jobs = list(items)
@@ -102,7 +96,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         if download_config is not None and (download_config.beam_runner or download_config.beam_options):
-            self._beam = (download_config.beam_runner, download_config.beam_options)
+            from .beam import runner_of
+
+            self._beam = (runner_of(download_config), download_config.beam_options)
+            download_config = download_config.replace(beam_runner=self._beam[0])  # without one, TFDS leaves Beam out
         super()._download_and_prepare(dl_manager, download_config)
 
     def _log_download_bytes(self) -> None:

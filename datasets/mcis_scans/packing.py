@@ -13,12 +13,13 @@ import itertools
 import json
 import pathlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
+from tensorflow_datasets.core import hashing
 
 from mcis import scan
 from mcis.pixels import THREADS
@@ -33,7 +34,7 @@ OPTIONS = "group_size:1,uncompressed"
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A Record whose image and mask are elsewhere: `file` has them from `place` on."""
+    """A Record whose image and mask are elsewhere: `file` has them from `place` on, of `size` bytes."""
 
     scan_id: str
     has_mask: bool
@@ -41,6 +42,7 @@ class Packed:
     label: int
     patient: str | None
     fingerprint: str
+    size: int
     file: str
     place: int
 
@@ -71,8 +73,8 @@ class Writer:
         for picture in pictures:
             self._pictures.write(picture)
         facts = {key: getattr(record, key) for key in ("scan_id", "has_mask", "organ", "label", "patient")}
-        place = {"fingerprint": fingerprint, "file": self._name, "place": self._count}
-        self._facts.append({"number": number, "scan": facts | place})
+        place = {"size": sum(map(len, pictures)), "file": self._name, "place": self._count}
+        self._facts.append({"number": number, "scan": facts | {"fingerprint": fingerprint} | place})
         self._count += len(pictures)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -138,12 +140,28 @@ class Images(Sequence[np.ndarray]):
         return scan.decode(pictures(self._scans[index], self._folder)[0]).image
 
 
-def example(packed: Packed, place: dict[str, Any], folder: pathlib.Path) -> tuple[str, dict[str, Any]]:
-    """A scan as TFDS stores it, under its name; `place` is its group, source and label."""
-    image, mask = pictures(packed, folder)
-    features = {key: getattr(packed, key) for key in ("scan_id", "has_mask", "organ", "fingerprint")}
-    return packed.scan_id, features | place | {"image": image, "mask": mask}
+Placed = tuple[Packed, dict[str, Any]]
+"""A scan, and its group, source and label."""
+
+SHARD_BYTES = 128 << 20
+"""Of a file of stored scans. TFDS holds as much in memory while it is written."""
 
 
-Placed = Iterable[tuple[Packed, dict[str, Any]]]
-"""Scans, each with its group, source and label."""
+def shards(split: str, rows: Sequence[Placed]) -> list[list[Placed]]:
+    """The scans of a split in the order in which they are stored, a list for each file.
+
+    The order is that of TFDS's hashes of their names, so that it tells nothing, and is the same wherever a set is
+    built. TFDS, which would sort them itself, does so in memory, or with TensorFlow where there are many.
+    """
+    hasher = hashing.Hasher(split)
+    ordered = sorted(rows, key=lambda row: hasher.hash_key(row[0].scan_id))
+    count = -(-sum(packed.size for packed, _ in rows) // SHARD_BYTES)
+    return [ordered[len(ordered) * i // count : len(ordered) * (i + 1) // count] for i in range(count)]
+
+
+def examples(rows: Sequence[Placed], folder: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Scans as TFDS stores them, each under its name."""
+    for packed, place in rows:
+        image, mask = pictures(packed, folder)
+        features = {key: getattr(packed, key) for key in ("scan_id", "has_mask", "organ", "fingerprint")}
+        yield packed.scan_id, features | place | {"image": image, "mask": mask}

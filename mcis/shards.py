@@ -1,0 +1,155 @@
+"""Findings by many processes: each takes a share of the scans into a folder of its own, and one report is made of them.
+
+mcis predict SCANS --out found --shard=0/100 --resume       and so on to 99/100, in any order, anywhere
+mcis merge found
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mcis.report import Finding, ReportWriter, file_name, read_findings, summary
+
+FOLDER = re.compile(r"shard_(\d+)_of_(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A share of the scans: the `index`-th, from 0, of `count` runs of neighbours as equal as can be."""
+
+    index: int
+    count: int
+
+    def folder(self, out: str | os.PathLike) -> pathlib.Path:
+        """Where its report is, below the folder of all."""
+        width = len(str(self.count))
+        return pathlib.Path(out) / f"shard_{self.index:0{width}}_of_{self.count}"
+
+    def share(self, paths: Sequence[str]) -> list[str]:
+        """Its part of the files."""
+        start, end = (len(paths) * i // self.count for i in (self.index, self.index + 1))
+        return list(paths[start:end])
+
+
+def parse_shard(text: str) -> Shard:
+    """A shard of "K/N". ValueError where there is none such."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"--shard={text}: K/N is needed, K from 0 to N - 1, as 0/100 to 99/100")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def digest(paths: Sequence[str]) -> str:
+    """What scans there are, in 16 hex digits: two shards that have seen other files are no parts of one report."""
+    return hashlib.sha256("\0".join(paths).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def shards_in(out: str | os.PathLike) -> dict[Shard, pathlib.Path]:
+    """The shards below a folder, in order."""
+    named = ((FOLDER.fullmatch(path.name), path) for path in pathlib.Path(out).glob("shard_*_of_*"))
+    found = {Shard(int(name[1]), int(name[2])): path for name, path in named if name}
+    return dict(sorted(found.items(), key=lambda pair: (pair[0].count, pair[0].index)))
+
+
+def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
+    """One report of a folder's shards: findings in the order of the scans, pictures where the shards have them.
+
+    Returns:
+      what was counted, `ReportWriter.counts`.
+
+    Raises:
+      ValueError: a shard is missing, is not complete, or is one of other scans, options or weights.
+      ReportError: there is a report already.
+    """
+    shards = shards_in(out)
+    runs = {shard: _run(path) for shard, path in shards.items()}
+    _check(out, runs)
+    first = next(iter(runs.values()))
+    options = {name: value for name, value in first["options"].items() if name != "shard"}
+    versions = first["versions"]
+    with ReportWriter(
+        out, options | {"merged": len(shards)}, versions=versions, weights=first["weights"], overwrite=overwrite
+    ) as report:
+        for path in shards.values():
+            for finding, picture in _written(path):
+                report.append(finding, picture)
+    return report.counts
+
+
+def _run(path: pathlib.Path) -> dict[str, Any]:
+    """What a shard says of itself."""
+    try:
+        return dict(json.loads((path / "run.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _check(out: str | os.PathLike, runs: dict[Shard, dict[str, Any]]) -> None:
+    if not runs:
+        raise ValueError(f"{out}: no shards there; `mcis predict --shard=K/N --out {out}` makes them")
+    counts = sorted({shard.count for shard in runs})
+    if len(counts) > 1:
+        raise ValueError(f"{out}: shards of {' and of '.join(map(str, counts))}; remove those that do not belong there")
+    wanting = [i for i in range(counts[0]) if runs.get(Shard(i, counts[0]), {}).get("status") != "complete"]
+    if wanting:
+        listed = ",".join(map(str, wanting[:50])) + ("..." if len(wanting) > 50 else "")
+        raise ValueError(
+            f"{out}: {len(wanting)} of {counts[0]} shards are missing or not complete ({listed}): do these again, with "
+            "--resume they go on where they were"
+        )
+    alike = {name: {json.dumps(_common(run)[name], sort_keys=True) for run in runs.values()} for name in _common({})}
+    if differing := ", ".join(name for name, values in alike.items() if len(values) > 1):
+        raise ValueError(f"{out}: the shards differ in their {differing}; they are no parts of one report")
+
+
+def _common(run: dict[str, Any]) -> dict[str, Any]:
+    """What shards of one report have in common."""
+    options = {k: v for k, v in run.get("options", {}).items() if k not in ("shard", "resume", "overwrite")}
+    return {"options or scans": options, "weights": run.get("weights"), "versions": run.get("versions")}
+
+
+def _written(path: pathlib.Path) -> Iterator[tuple[Finding, str | None]]:
+    """The findings of a shard and their overlays, as paths below the folder above it."""
+    for index, finding in enumerate(read_findings(path / "findings.jsonl")):
+        picture = f"overlays/{file_name(index, finding.scan)}.jpg"
+        if finding.mask is not None:
+            finding = dataclasses.replace(finding, mask=f"{path.name}/{finding.mask}")
+        yield finding, f"{path.name}/{picture}" if (path / picture).is_file() else None
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: exit status 0, 1 when a scan could not be read, 2 when nothing was done."""
+    import tyro
+
+    from mcis.command import exit_status, parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Merge:
+        """One report of what `mcis predict --shard=K/N` has found; masks and overlays stay in the shards' folders.
+
+        Attributes:
+          out: the folder that was given to each as --out.
+          overwrite: replace the report that is there.
+        """
+
+        out: tyro.conf.Positional[str]
+        overwrite: bool = False
+
+    options = parse_dataclass(Merge, argv, "mcis merge")
+    return exit_status("mcis merge", lambda: _main(options))
+
+
+def _main(options: Any) -> int:
+    counts = merge(options.out, options.overwrite)
+    print(summary(counts))
+    page, lines = (os.path.join(options.out, name) for name in ("index.html", "findings.jsonl"))
+    print(f"{page} shows the findings; {lines} holds them, one line a scan")
+    if counts["errors"]:
+        print(f"{counts['errors']} scans could not be read: lines with `error` in findings.jsonl", file=sys.stderr)
+    return 1 if counts["errors"] else 0
