@@ -20,7 +20,7 @@ import numpy as np
 from mcis import scan
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
-from mcis.report import Finding, ReportError, ReportWriter, read_findings, summary
+from mcis.report import Finding, ReportError, ReportWriter, plain, read_findings, summary
 from mcis.shards import digest, parse_shard
 
 
@@ -184,20 +184,28 @@ def run(
     yield from flush(group)
 
 
-def already(out: str | os.PathLike, scans: Sequence[tuple[str, int | None]], options: Mapping[str, Any]) -> int:
+def already(
+    out: str | os.PathLike,
+    scans: Sequence[tuple[str, int | None]],
+    options: Mapping[str, Any],
+    weights: Mapping[str, Any],
+) -> int:
     """How many of the scans a report that is gone on with has findings of; 0 where there is none.
 
     Raises:
-      ReportError: it is one of other scans, or was begun with other options.
+      ReportError: it is one of other scans, or was begun with other options or weights.
     """
     folder = pathlib.Path(out)
     if not (folder / "findings.jsonl").exists():
         return 0
     try:
-        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["options"]
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        before, same = dict(run["options"]), run["weights"] == json.loads(json.dumps(plain(weights)))
     except (OSError, ValueError, KeyError, TypeError):
         raise ReportError(f"{folder / 'run.json'} is missing or damaged; start over with --overwrite") from None
-    ways = ("resume", "overwrite")
+    if not same:
+        raise ReportError(f"{out}: was begun with other weights; name another folder, or say --overwrite")
+    ways = ("out", "resume", "overwrite")  # a folder may have been moved
     now = json.loads(json.dumps(dict(options)))
     if differing := [name for name in now if name not in ways and now[name] != before.get(name)]:
         told = ", ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in differing)
@@ -277,7 +285,6 @@ def _main(options: Any) -> int:
         asked |= {"scans": digest(paths)}
         out, paths = str(shard.folder(out)), shard.share(paths)
     scans = list(frames(paths))
-    done = already(out, scans, asked) if options.resume else 0
 
     from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
@@ -315,15 +322,18 @@ def _main(options: Any) -> int:
     variables = {name: jax.device_put(one) if batch_size == 1 else place(one) for name, one in variables.items()}
     compiled = jax.jit(function)
     facts = ("epoch", "validation", "versions")
-    described = {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()}
-
+    described = {
+        "folder": str(options.weights or "shipped"),
+        "tasks": {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()},
+    }
+    done = already(out, scans, asked, described) if options.resume else 0
     if done:
         print(f"{out}: goes on after {done} of {len(scans)} scans", file=sys.stderr)
     report = ReportWriter(
         out,
         asked,
         versions=versions(),
-        weights={"folder": str(options.weights or "shipped"), "tasks": described},
+        weights=described,
         overwrite=options.overwrite,
         resume=options.resume,
     )

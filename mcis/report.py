@@ -94,21 +94,21 @@ class Finding:
 
         ASCII, because a file name need not be UTF-8: its stray bytes stay surrogate escapes and come back on loading.
         """
-        return json.dumps(_plain({key: getattr(self, key) for key in KEYS}))
+        return json.dumps(plain({key: getattr(self, key) for key in KEYS}))
 
 
 KEYS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Finding))
 """The keys of a line of findings.jsonl, in order. Keys are only ever added."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it: NumPy numbers to Python's, floats to 6 digits, what is not finite to None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
@@ -222,7 +222,7 @@ class _Page:
     def write(self, run: Mapping[str, Any]) -> None:
         """Bring all that was added to disk, under the facts of `run`."""
         self._write_rows()
-        run = _plain({**run, "counts": self.counts})
+        run = plain({**run, "counts": self.counts})
         _replace(self._out / "run.json", json.dumps(run, indent=2) + "\n")
         head = {"run": run, "chunk": CHUNK, "keys": [*KEYS, "lesions", "overlay"]}
         # The notice first: the run's own text could hold any token.
@@ -237,7 +237,7 @@ class _Page:
 
 def _script_json(value: Any) -> str:
     # Without "<" no text, a scan called "</script>.png" included, can end the script element that holds it.
-    return json.dumps(_plain(value), separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(plain(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -110,7 +110,7 @@ def _check(out: str | os.PathLike, runs: dict[Shard, dict[str, Any]]) -> None:
 
 def _common(run: dict[str, Any]) -> dict[str, Any]:
     """What shards of one report have in common."""
-    options = {k: v for k, v in run.get("options", {}).items() if k not in ("shard", "resume", "overwrite")}
+    options = {k: v for k, v in run.get("options", {}).items() if k not in ("shard", "out", "resume", "overwrite")}
     return {"options or scans": options, "weights": run.get("weights"), "versions": run.get("versions")}
 
 
