@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint tfds parity densecrf bench beside drills slurm lock clean
+.PHONY: help install demo test lint recipes tfds parity densecrf bench beside drills large slurm lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,14 @@ lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) mypy
 	@$(IN_VENV) lint-imports
 
+.venv-recipes/.installed: requirements/recipes.lock
+	$(PYTHON) -m venv .venv-recipes
+	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+recipes: $(INSTALLED) .venv-recipes/.installed  ## launch/: Dockerfile and scripts linted, the JobSet held against its schemas
+	@.venv-recipes/bin/python tests/recipes/check.py $(VENV)/bin/python
+
 tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, and `mcis build` under Beam, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
@@ -82,6 +90,9 @@ beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, f
 drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
 	@$(IN_VENV) PYTHONPATH=. python tests/drills/kills.py $(DRILLS)
 
+large: $(INSTALLED)  ## memory and speed with 10,000 and 100,000 synthetic scans, an hour; LARGE="--scans 1000 --data_dir DIR"
+	@$(IN_VENV) PYTHONPATH=. python tests/bench/large.py $(LARGE)
+
 slurm: $(INSTALLED)  ## the recipes of launch/slurm under a real Slurm on this machine (Debian's slurm-wlm and munge; root)
 	@$(IN_VENV) PYTHONPATH=. python tests/slurm/lane.py
 
@@ -93,6 +104,9 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) \
 	    --output-file requirements/$$extra.lock || exit 1; \
 	done
+	.venv-lock/bin/uv pip compile requirements/recipes.in --python-version 3.11 --universal \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) \
+	  --output-file requirements/recipes.lock
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-tfds .venv-torch .venv-densecrf .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-tfds .venv-torch .venv-recipes .venv-densecrf .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -8,8 +8,8 @@ cd "$(dirname "$0")/../datasets/mcis_scans"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-sources=$(python -c 'from mcis_datasets.mcis_scans.sources import SOURCES; print(*SOURCES)')
-for source in $sources; do
+read -r -a sources < <(python -c 'from mcis_datasets.mcis_scans.sources import SOURCES; print(*SOURCES)')
+for source in "${sources[@]}"; do
   printf '\n== tfds build --config %s\n' "$source"
   mkdir "$work/$source"
   [ ! -d "dummy_data/$source" ] || cp -r "dummy_data/$source/." "$work/$source"
@@ -17,7 +17,7 @@ for source in $sources; do
 done
 
 printf '\n== the same under Beam: of each source by several processes, of phantoms by tfds build too\n'
-for source in $sources; do
+for source in "${sources[@]}"; do
   from=(--from "$work/$source")
   [ "$source" != phantom ] || from=()
   python -m mcis build "$source" "${from[@]}" --data_dir "$work/beam" \
@@ -26,7 +26,7 @@ done
 tfds build --config phantom --data_dir "$work/tfds_beam" --beam_pipeline_options runner=DirectRunner
 
 printf '\n== the same by mcis build\n'
-python - "$work" $sources <<'END'
+python - "$work" "${sources[@]}" <<'END'
 import pathlib
 import sys
 

@@ -22,7 +22,7 @@ data=(${DATA:+"--data_dir=$DATA"})
 
 route=(--task=route)
 if ! mcis info "${data[@]}" | grep '/foreign/' >/dev/null; then # all of it: a reader gone early is an error
-  route+=(--sources=lgg,br35h,busi,busbra)
+  route+=("--sources=lgg,br35h,busi,busbra")
   echo "no source 'foreign' is prepared: the router will learn from known scans alone" >&2
 fi
 

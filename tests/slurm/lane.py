@@ -3,7 +3,8 @@
 It needs Debian's slurm-wlm and munge, and root. Jobs are submitted with sbatch: one of two tasks that nobody disturbs;
 one of which a process gets SIGKILL, and which comes back by itself; one that Slurm asks to stop, and that comes back
 by itself; one that is requeued by hand; one that is cancelled, and stays so; and an array of two folds. Those that are
-disturbed must end bit by bit where the first one has.
+disturbed must end bit by bit where the first one has. Last, an array of three shares of scans to predict, of which one
+is asked to stop half way, and the report that is made of them.
 """
 
 import contextlib
@@ -18,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from mcis import checkpoint
+from mcis import checkpoint, phantom
 from mcis.train import loop, record
 
 HERE = pathlib.Path(__file__).parents[2]
 RECIPES = HERE / "launch" / "slurm"
 OPTIONS = ["--task=route", "--sources=phantom", "--size=32", "--features=4", "--batch_size=8", "--epochs=8"]
 OPTIONS += ["--heartbeat=10"]
+SCANS = 900
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "squeue", "scancel")
 CONF = """
 ClusterName=mcis
@@ -154,6 +156,40 @@ def processes_of(name: str) -> list[int]:
     return [int(number) for number in found.split()]
 
 
+def predicts(lane: Lane) -> bool:
+    """Whether an array finds something on each of many scans once, though one of its jobs is asked to stop."""
+    scans, out, weights = (lane.folder / name for name in ("scans", "found", "weights"))
+    mcis = [sys.executable, "-m", "mcis"]
+    subprocess.run([*mcis, "bundle", str(lane.folder / "runs" / "route_fold0"), f"--out={weights}"], check=True)
+    examples = phantom.write_examples(lane.folder / "examples")
+    scans.mkdir()
+    for number in range(SCANS):
+        path = examples[number % len(examples)]
+        (scans / f"{number:04d}{path.suffix}").symlink_to(path)
+    command = ["sbatch", "--parsable", "--array=0-2", f"--output={lane.folder}/%x-%j-%a.log"]
+    command += [str(RECIPES / "predict.sbatch"), str(scans), f"--out={out}", f"--weights={weights}", "--task=route"]
+    job = asked(lane.environment, *command).split(";")[0]
+    shard, until = out / "shard_1_of_3" / "findings.jsonl", time.monotonic() + 120
+    while not shard.exists() or shard.read_bytes().count(b"\n") < 5:
+        if time.monotonic() > until:
+            raise SystemExit(f"the array finds nothing:\n{lane.said()}")
+        time.sleep(0.01)
+    asked(lane.environment, "scancel", "--signal=TERM", f"{job}_1")
+    state = lane.wait_for_end(job)
+    merged = subprocess.run([*mcis, "merge", str(out)], capture_output=True, text=True)
+    found = [json.loads(line)["scan"] for line in (out / "findings.jsonl").read_text().splitlines()]
+    went_on = "goes on after" in lane.said()
+    good = state == "COMPLETED" and found == sorted(map(str, scans.iterdir())) and went_on and not merged.returncode
+    told = "as it should" if good else "WRONG"
+    print(
+        f"| an array that predicts, one of its jobs asked to stop | {len(found)} of {SCANS} scans | {told} |",
+        flush=True,
+    )
+    if not good:
+        print(merged.stderr, lane.said())
+    return good
+
+
 def main() -> int:
     """Exit status 0 where every job has ended as it should."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
@@ -208,6 +244,7 @@ def main() -> int:
             f"| an array of two folds | {state.lower()}, folds {', '.join(folds)} | "
             f"{'as it should' if rows[-1] else 'WRONG'} |"
         )
+        rows.append(predicts(lane))
     return 0 if all(rows) else 1
 
 
