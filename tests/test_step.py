@@ -12,7 +12,7 @@ from mcis.data import Batch
 from mcis.ops.augment import Augmentation
 from mcis.scan import CANVAS
 from mcis.tasks import TASKS
-from mcis.train import parallel, step
+from mcis.train import parallel, processes, step
 
 STILL = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})
 
@@ -84,9 +84,8 @@ def test_twenty_steps_on_two_devices_are_those_on_one(name, model, accumulate, s
     rows = 4 if accumulate == 1 else 16  # batch normalisation of a few scans is at the mercy of the last bits
     batch, mesh = make_batch(task, rows), parallel.make_mesh()
     batch = batch._replace(valid=np.arange(rows) < rows - 1)
-    axis = parallel.AXIS if spread == "pmap" else None
     optimizer, found = optax.sgd(1e-3), []
-    for axis_name, spread_out in ((None, jax.jit), (axis, lambda step_: SPREAD[spread](step_, mesh))):
+    for axis_name, spread_out in ((None, jax.jit), (parallel.AXIS, lambda step_: SPREAD[spread](step_, mesh))):
         network = task.make_model(axis_name, train=True)
         state = step.create_state(task, network, optimizer, seed=0)
         one_step = spread_out(step.make_train_step(task, network, optimizer, axis_name))
@@ -101,6 +100,37 @@ def test_twenty_steps_on_two_devices_are_those_on_one(name, model, accumulate, s
     for name_, (total, count) in one_metrics.items():
         assert float(two_metrics[name_][0]) == pytest.approx(float(total), rel=1e-3), name_
         assert float(two_metrics[name_][1]) == float(count)
+
+
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def summing(text):
+    """Names of the computations of a compiled program in which devices wait for each other."""
+    name, found = "", set()
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            name = "ENTRY" if line.startswith("ENTRY") else line.split(" ")[0]
+        elif any(f" {word}(" in line or f" {word}-start(" in line for word in COLLECTIVES):
+            found.add(name)
+    return found
+
+
+def test_devices_never_wait_for_each_other_within_a_loop():
+    """On CPUs they pass a loop's sums and others in any order, and would wait for ever; jit alone puts sums there."""
+    task, mesh = tiny("segment_breast"), parallel.make_mesh()
+    model, optimizer = task.make_model(parallel.AXIS, train=True), optax.sgd(1e-3)
+    state = parallel.put(step.create_state(task, model, optimizer, seed=0), mesh)
+    given = make_batch(task), np.zeros((mesh.size, 2), bool)
+    one = processes.with_wishes(step.make_train_step(task, model, optimizer, parallel.AXIS), parallel.AXIS)
+    plain = step.make_evaluation_step(task)
+    for spread, argument, rows in (
+        (parallel.parallel_train_step(one, mesh), state, given),
+        (parallel.parallel_evaluation_step(plain, mesh), state.ema, given[0]),
+    ):
+        fed = parallel.make_feed(mesh)(rows)
+        (over_mesh,) = (cell.cell_contents for cell in spread.__closure__ if hasattr(cell.cell_contents, "lower"))
+        assert summing(over_mesh.lower(argument, fed).compile().as_text()) == {"ENTRY"}
 
 
 def test_filling_rows_change_nothing():
@@ -222,7 +252,9 @@ def test_each_part_of_a_batch_adds_to_the_running_statistics_and_two_devices_sha
     moved = [np.abs(mean - means[0]).mean() for mean in means[1:]]
     assert moved[1] == pytest.approx(1.9 * moved[0], rel=0.3)  # momentum 0.9 twice: 1 - 0.81 against 1 - 0.9
     mesh = parallel.make_mesh()
-    two, both = parallel.parallel_train_step(train_step, mesh)(parallel.put(state, mesh), batch)
+    axis = parallel.AXIS
+    over_all = step.make_train_step(task, task.make_model(axis, train=True), step.make_optimizer(task, 30), axis)
+    two, both = parallel.parallel_train_step(over_all, mesh)(parallel.put(state, mesh), batch)
     close(two.batch_stats, one.batch_stats, 1e-4)
     assert float(both["gradient_norm"][0]) == pytest.approx(float(metrics["gradient_norm"][0]), rel=2e-4)
     with pytest.raises(ValueError, match="among 2 devices in 2 parts: choose a multiple of 4"):

@@ -191,7 +191,7 @@ def train(
     share = share_of(task.batch_size, mesh)
     batches = batches_of(share)
     optimizer = make_optimizer(task, total)
-    axis = AXIS if pmap else None
+    axis = AXIS if pmap or mesh.size > 1 else None
     model = task.make_model(axis, train=True)
     start = (lambda variables: variables) if init_from is None else functools.partial(_start_from, init_from)
     state = put(create_state(task, model, optimizer, seed, start), mesh)

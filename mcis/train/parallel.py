@@ -1,8 +1,10 @@
 """One step over many devices, of one process or of several: parameters replicated, the batch in equal shares.
 
-Under jit with shardings the program is written as for one device: batch normalisation sees the whole batch and the
-gradient is that of the whole batch, whatever the number of devices. Under pmap every device runs the program on its
-share, and the step itself says what is summed over all: the same numbers, but for the last bits.
+Every device runs the step on its share, and the step itself says what is summed over all: batch normalisation sees
+the whole batch and the gradient is that of the whole batch, whatever the number of devices; the same numbers, but for the
+last bits. Nothing is left to XLA's partitioner: it would sum each strip of a convolution's weight gradient by itself
+(`mcis.ops.conv`), within a loop, and a CPU's devices, which come by a loop's sums and by others in any order, would wait
+for each other for ever.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
-"""The mesh's only axis, and pmap's: along it a batch is shared out."""
+"""The mesh's only axis, and pmap's: along it a batch is shared out, and a step sums over it."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -48,10 +50,12 @@ def make_feed(mesh: Mesh) -> Callable[[Any], Any]:
 def parallel_train_step(step: Callable, mesh: Mesh) -> Callable:
     """Jit a train step (state, batch) -> (state, metrics) over the mesh; the state's buffers are reused.
 
-    It takes the rows of this process.
+    It takes the rows of this process. `step` is one that sums over AXIS itself, or any where the mesh has one device.
     """
-    whole, split = replicated(mesh), sharded(mesh)
-    over_mesh = jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    # unchecked: JAX would else add sums of its own to the gradients of what every device has
+    each = jax.shard_map(step, mesh=mesh, in_specs=(whole, split), out_specs=(whole, whole), check_vma=False)
+    over_mesh = jax.jit(each, donate_argnums=0)
     feed = make_feed(mesh)
     return lambda state, mine: over_mesh(state, feed(mine))
 
@@ -81,7 +85,9 @@ def parallel_evaluation_step(step: Callable, mesh: Mesh) -> Callable:
 
     It takes the rows of this process, and gives the results of all.
     """
-    over_mesh = jax.jit(step, in_shardings=(replicated(mesh), sharded(mesh)), out_shardings=replicated(mesh))
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    each = jax.shard_map(step, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False)
+    over_mesh = jax.jit(each, out_shardings=replicated(mesh))
     feed = make_feed(mesh)
     return lambda variables, mine: over_mesh(variables, feed(mine))
 

@@ -120,14 +120,15 @@ def check_alike(settings: dict[str, Any]) -> None:
 def with_wishes(step: Step, axis_name: str | None = None) -> Step:
     """A step (state, (batch, wishes)) -> (state, (metrics, those of all)): bool (devices, W) -> (W,), what any wants.
 
-    They travel in the step's own program: a second one with a collective could run before the step's here and after it
-    there, and both would wait for ever.
+    They travel in the step's own program, and after it: a second one with a collective could run before the step's here
+    and after it there, and both would wait for ever. So could a collective of this one that nothing holds back until
+    the loops are through in which the step sums.
     """
 
     def both(state: Any, given: tuple[Any, jax.Array]) -> tuple[Any, tuple[Any, jax.Array]]:
         batch, wishes = given
         state, metrics = step(state, batch)
-        wanted = wishes.any(0).astype(jnp.int32)
+        wanted, metrics = jax.lax.optimization_barrier((wishes.any(0).astype(jnp.int32), metrics))
         return state, (metrics, wanted if axis_name is None else jax.lax.pmax(wanted, axis_name))
 
     return both

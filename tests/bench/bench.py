@@ -265,6 +265,17 @@ def memory(options, missing):
             yield row("mcis predict, ms a scan, all of it", f"{count} scans", {"ours": 1e3 * seconds}, count)
 
 
+def devices(options, missing):
+    for count in (1, 2, 4, 8):
+        command = [sys.executable, str(pathlib.Path(__file__).with_name("devices.py")), str(count), str(options.rounds)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        times = json.loads(done.stdout.splitlines()[-1])
+        plain = {"one device, nothing of ours but the step": times.pop("plain")}
+        for what, ms in times.items():
+            how = {"jit": "by jit over a mesh", "pmap": "by pmap", "loop": "by jit, in the loop of mcis train"}[what]
+            yield row("training step, batch 16 at 128 px, ms", f"{count} devices {how}", {"ours": ms} | plain)
+
+
 def version(package):
     """A package's version, "none" where it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -283,7 +294,15 @@ def processor():
     return names[0] if names else platform.machine()
 
 
-SECTIONS = {"networks": networks, "crf": crf, "cascade": cascade, "scans": scans, "start": start, "memory": memory}
+SECTIONS = {
+    "networks": networks,
+    "crf": crf,
+    "cascade": cascade,
+    "scans": scans,
+    "start": start,
+    "memory": memory,
+    "devices": devices,
+}
 
 
 def main():
