@@ -1,10 +1,10 @@
 """One step over many devices, of one process or of several: parameters replicated, the batch in equal shares.
 
 Every device runs the step on its share, and the step itself says what is summed over all: batch normalisation sees
-the whole batch and the gradient is that of the whole batch, whatever the number of devices; the same numbers, but for the
-last bits. Nothing is left to XLA's partitioner: it would sum each strip of a convolution's weight gradient by itself
-(`mcis.ops.conv`), within a loop, and a CPU's devices, which come by a loop's sums and by others in any order, would wait
-for each other for ever.
+the whole batch and the gradient is that of the whole batch, whatever the number of devices; the same numbers, but for
+the last bits. Nothing is left to XLA's partitioner: it would sum each strip of a convolution's weight gradient by
+itself (`mcis.ops.conv`), within a loop, and a CPU's devices, which come by a loop's sums and by others in any order,
+would wait for each other for ever.
 """
 
 from collections.abc import Callable, Sequence
