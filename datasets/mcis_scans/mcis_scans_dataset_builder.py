@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mcis.pixels import free_memory
+
 from . import archive, audit, duplicates, packing, splits
 from .packing import Packed
 from .record import Item, Job, Rejection, find_base
@@ -147,9 +149,19 @@ def sift(name: str, items: Iterable[Packed | Rejection]) -> tuple[list[Packed], 
 
 
 def find_members(scans: Sequence[Packed], folder: pathlib.Path) -> list[splits.Member]:
-    """What the splits need to know of each scan; near-duplicates are sought where a patient is unknown."""
+    """What the splits need to know of each scan; near-duplicates are sought where a patient is unknown.
+
+    ValueError where there are more scans than can be compared with each other in memory.
+    """
     clusters: Sequence[int | None] = [None] * len(scans)
     if any(row.patient is None for row in scans):
+        needed, free = duplicates.bytes_needed(len(scans)), free_memory()
+        if needed > free:
+            raise ValueError(
+                f"{len(scans):,} scans, not all of a known patient: to find near-duplicates, each is compared with "
+                f"every other, which takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free. Name the "
+                "patient of every scan, if you can (`mcis build folder` reads them), or build where there is more memory"
+            )
         print(f"Searching {len(scans)} scans for near-duplicates; thousands take minutes ...", flush=True)
         only_breast = all(row.organ == "breast" for row in scans)
         enough = duplicates.SAME_SWEEP if only_breast else duplicates.SAME_PICTURE

@@ -358,6 +358,16 @@ def test_what_is_read_in_bundles_in_any_order_and_twice_is_the_same(tmp_path):
         np.testing.assert_array_equal(image, record.done(job).image)
 
 
+def test_more_scans_than_can_be_compared_are_refused_before_that_is_tried(tmp_path, monkeypatch):
+    (item,) = pack(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
+    many = [dataclasses.replace(item, scan_id=str(i), patient=None) for i in range(100)]
+    monkeypatch.setattr(builder_module, "free_memory", lambda: 10_000_000)
+    with pytest.raises(ValueError, match=r"100 scans, not all of a known patient.*Name the patient"):
+        builder_module.find_members(many, tmp_path)
+    known = [dataclasses.replace(row, patient=row.scan_id) for row in many]
+    assert len(builder_module.find_members(known, tmp_path)) == 100
+
+
 def test_nothing_that_was_packed_stays(tmp_path):
     left = tmp_path / "mcis_scans" / "phantom" / packing.FOLDER / "left"
     left.parent.mkdir(parents=True)
