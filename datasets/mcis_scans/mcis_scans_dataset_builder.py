@@ -160,7 +160,7 @@ def find_members(scans: Sequence[Packed], folder: pathlib.Path) -> list[splits.M
             raise ValueError(
                 f"{len(scans):,} scans, not all of a known patient: to find near-duplicates, each is compared with "
                 f"every other, which takes {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free. Name the "
-                "patient of every scan, if you can (`mcis build folder` reads them), or build where there is more memory"
+                "patient of every scan if you can (`mcis build folder` reads them), or build where there is more memory"
             )
         print(f"Searching {len(scans)} scans for near-duplicates; thousands take minutes ...", flush=True)
         only_breast = all(row.organ == "breast" for row in scans)
