@@ -54,6 +54,8 @@ def build(
         it.
     """
     _check(source, from_, per_class)
+    if beam is not None and from_ is not None and not pathlib.Path(from_).is_dir():
+        raise ValueError(f"--beam with {from_}: its workers have to see the scans; unpack it, and name the folder")
     pipeline = None if beam is None else _beam_options(beam)
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder

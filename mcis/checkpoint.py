@@ -56,7 +56,8 @@ def versions() -> dict[str, str]:
 def revision() -> str | None:
     """The git revision of the code that runs, with a "+" where its files were changed since.
 
-    None where git cannot say: the code is installed, git is not, or the repository is another user's.
+    Where git cannot say (the code is installed, git is not, or the repository is another user's) it is $MCIS_REVISION,
+    which an image sets, or None.
     """
     here = pathlib.Path(__file__).parent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -70,7 +71,7 @@ def revision() -> str | None:
         git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)  # else it lies in somebody else's repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("MCIS_REVISION") or None
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

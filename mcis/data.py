@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from mcis import scan
 from mcis.command import data_folder
 from mcis.organs import UNKNOWN, organ_named
-from mcis.pixels import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay
+from mcis.pixels import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of
 
 Array = Any
 """A NumPy array on the host, a JAX array inside the jit."""
@@ -168,6 +168,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     organ: str | None = None,
     stream: bool | None = None,
+    neighbours: int = 1,
 ) -> Scans:
     """Read a split of some sources, in stored order; of one organ if `organ` names it.
 
@@ -177,23 +178,25 @@ def load(
       data_dir: where they are prepared.
       organ: which scans to keep.
       stream: whether pixels stay in the files, to be decoded each time they are needed; if not, they are decoded once,
-        into memory. None decides for each source: they stay where they would take more than half of what memory is
-        free, which is said.
+        into memory. None decides: they stay where all would take more than a third of what memory is free, which is
+        said. (A training's two splits then leave four ninths of it.)
+      neighbours: how many processes on this machine do the same at this moment, and share what is free.
 
     Raises:
       MissingData: a source is not prepared.
       ValueError: no source has such a scan in this split.
     """
-    read = (_load(source, split, data_dir, organ, stream) for source in sources)
-    parts = [scans for scans in read if len(scans)]
+    found = {source: records(source, split, data_dir) for source in sources}
+    if stream is None:
+        stream = _too_many(split, sum(map(len, found.values())), neighbours)
+    parts = [scans for scans in (_load(source, split, found[source], organ, stream) for source in found) if len(scans)]
     if not parts:
         raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {organ or ''} scans".replace("  ", " "))
     return Scans.join(parts)
 
 
-def _load(source: str, split: str, data_dir: str | os.PathLike | None, organ: str | None, stream: bool | None) -> Scans:
-    found = records(source, split, data_dir)
-    store = _decoded(source, split, len(found), stream)
+def _load(source: str, split: str, found: Sequence[dict[str, Any]], organ: str | None, stream: bool) -> Scans:
+    store = None if stream else _room(source, split, len(found))
 
     def look(pair: tuple[int, dict[str, Any]]) -> dict[str, Any] | None:
         number, record = pair
@@ -216,7 +219,7 @@ def _load(source: str, split: str, data_dir: str | os.PathLike | None, organ: st
             "thumbnail": np.bool_(geometry.thumbnail),
         }
 
-    numbered = grain.MapDataset.range(len(found)).map(lambda number: (number, found[number]))
+    numbered = grain.MapDataset.range(len(found)).map(lambda number: (number, record_of(found, number)))
     looked = numbered.map(look).to_iter_dataset(
         grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4 * THREADS)
     )
@@ -226,28 +229,29 @@ def _load(source: str, split: str, data_dir: str | os.PathLike | None, organ: st
     return Scans(Pixels.of(Stored(found) if store is None else store, numbers), **columns)
 
 
-def _decoded(source: str, split: str, count: int, stream: bool | None) -> Decoded | None:
-    """Room for the pixels of `count` scans; None where they shall stay in their files."""
-    if stream:
-        return None
-    needed, free = count * BYTES, free_memory()
-    if stream is None and needed > free // 2:
-        _say_streamed(source, split, count, needed, f"{free / 1e9:.1f} GB are free")
-        return None
+def _too_many(split: str, count: int, neighbours: int) -> bool:
+    """Whether so many scans would take more than a third of the memory that is free; says so."""
+    needed, free = count * BYTES, free_memory() // neighbours
+    if needed <= free // 3:
+        return False
+    _say_streamed(split, count, f"{free / 1e9:.1f} GB are free" + (" for each process" if neighbours > 1 else ""))
+    return True
+
+
+def _room(source: str, split: str, count: int) -> Decoded | None:
+    """Room for the pixels of `count` scans; None where the process may not take so much."""
     try:  # of what is not written to, as scans of other organs, nothing is taken
         size = scan.CANVAS
         return Decoded(np.empty((count, size, size, 3), np.uint8), np.empty((count, size, size, 1), np.uint8))
     except MemoryError:
-        _say_streamed(source, split, count, needed, "this process may not take so much")
+        _say_streamed(f"{split} of {source}", count, "this process may not take so much")
         return None
 
 
-def _say_streamed(source: str, split: str, count: int, needed: int, why: str) -> None:
-    print(
-        f"{source}: {split} has {count:,} scans, {needed / 1e9:.1f} GB when decoded; {why}: they are decoded each time "
-        "they are needed",
-        flush=True,
-    )
+def _say_streamed(what: str, count: int, why: str) -> None:
+    needed = count * BYTES / 1e9
+    told = f"{what}: {count:,} scans, {needed:.1f} GB when decoded; {why}: they are decoded each time they are needed"
+    print(told, flush=True)
 
 
 def folds_of(scans: Any, folds: int) -> np.ndarray:

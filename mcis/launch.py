@@ -72,7 +72,8 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
     processes.wait("data")
     splits = ("train", "validation")
     to_train, to_validate = (
-        data.load(task.sources, split, options.data_dir, task.organ, options.stream) for split in splits
+        data.load(task.sources, split, options.data_dir, task.organ, options.stream, processes.neighbours())
+        for split in splits
     )
     if fold is not None:
         both = data.Scans.join([to_train, to_validate])
@@ -136,7 +137,7 @@ def parse(argv: Sequence[str]):
           fresh: start over; an older run of that name is moved aside, not overwritten.
           save_minutes: how often the state is saved within an epoch that takes longer.
           stream: whether scans are decoded each time they are needed, and not kept in memory; by default where they
-            would take more than half of what is free.
+            would take more than a third of what is free.
           pmap: spread the batch over the devices by pmap; by default by jit over a mesh. Both give the same numbers.
           coordinator: HOST:PORT of process 0, where several processes train together; tasks of a Slurm step find each
             other by themselves.

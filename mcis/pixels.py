@@ -1,8 +1,10 @@
 """Where the pixels of prepared scans are: decoded in memory, or in TFDS's files until they are asked for. No JAX."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -12,7 +14,8 @@ import psutil
 from mcis import scan
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
-THREADS = min(os.cpu_count() or 1, 16)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = min(CORES, 16)
 """That read scans at once: OpenCV, which does most of it, holds no lock of Python's."""
 BYTES = 4 * scan.CANVAS**2
 """What the image and the mask of a scan take in memory."""
@@ -48,7 +51,7 @@ class Stored:
         size = scan.CANVAS
         image, mask = np.empty((len(rows), size, size, 3), np.uint8), np.empty((len(rows), size, size, 1), np.uint8)
         for k, row in enumerate(rows.tolist()):
-            image[k], mask[k], _ = lay(self.records[row])
+            image[k], mask[k], _ = lay(record_of(self.records, row))
         return image, mask
 
 
@@ -103,6 +106,16 @@ class Pixels:
         return image, mask
 
 
+def record_of(records: Sequence[dict[str, Any]], row: int) -> dict[str, Any]:
+    """One record; OSError where its file is damaged, which array_record tells in several ways."""
+    try:
+        return records[row]
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise OSError(
+            f"record {row} of a prepared set cannot be read ({error}); build it anew, with --overwrite"
+        ) from None
+
+
 def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
     image, mask = (scan.decode(record[name], name).image for name in ("image", "mask"))
@@ -119,24 +132,28 @@ def lay(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, scan.Fit]:
 def free_memory(cgroups: pathlib.Path = CGROUPS, process: pathlib.Path = pathlib.Path("/proc/self/cgroup")) -> int:
     """Bytes that this process can still take: of the machine's, and of what its control groups leave it.
 
-    A container or a Slurm job has less than the machine (Linux, cgroup v2). Cached files count as free in both.
+    A container or a Slurm job has less than the machine (Linux, cgroups of either version). Cached files count as free.
     """
     free = psutil.virtual_memory().available
-    try:
-        own = next(line[3:] for line in process.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return free
-    folder = cgroups / own.lstrip("/")
-    for place in (folder, *folder.parents):
-        if not place.is_relative_to(cgroups):
-            break
-        try:
-            limit = (place / "memory.max").read_text().strip()
-            if limit == "max":
-                continue
-            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
-            used = int((place / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-        except (OSError, ValueError):  # a controller that is not there
-            continue
-        free = min(free, max(int(limit) - used, 0))
+    with contextlib.suppress(OSError):
+        for line in process.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if not controllers:
+                free = min(free, _left(cgroups, own, "memory.max", "memory.current", "inactive_file"))
+            elif "memory" in controllers.split(","):
+                names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                free = min(free, _left(cgroups / "memory", own, *names))
     return free
+
+
+def _left(root: pathlib.Path, own: str, limit: str, used: str, cached: str) -> int:
+    """What a control group, and those that it is in, leave; sys.maxsize where none has a limit."""
+    left, folder = sys.maxsize, root / own.lstrip("/")
+    for place in (folder, *folder.parents):
+        if not place.is_relative_to(root):
+            break
+        with contextlib.suppress(OSError, ValueError):  # a controller that is not there, or "max"
+            most = int((place / limit).read_text())
+            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            left = min(left, max(most - int((place / used).read_text()) + int(stat.get(cached, 0)), 0))
+    return left

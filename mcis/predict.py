@@ -196,7 +196,8 @@ def already(
       ReportError: it is one of other scans, or was begun with other options or weights.
     """
     folder = pathlib.Path(out)
-    if not (folder / "findings.jsonl").exists():
+    lines = folder / "findings.jsonl"
+    if not lines.exists() or next(read_findings(lines), None) is None:  # it was killed before its first line
         return 0
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -321,7 +322,7 @@ def _main(options: Any) -> int:
     # one scan is there sooner than an ensemble's networks are compiled one by one
     variables = {name: jax.device_put(one) if batch_size == 1 else place(one) for name, one in variables.items()}
     compiled = jax.jit(function)
-    facts = ("epoch", "validation", "versions")
+    facts = ("epoch", "validation", "versions", "files")
     described = {
         "folder": str(options.weights or "shipped"),
         "tasks": {name: {fact: one.manifest[fact] for fact in facts} for name, one in weights.items()},
@@ -337,6 +338,8 @@ def _main(options: Any) -> int:
         overwrite=options.overwrite,
         resume=options.resume,
     )
+    if options.resume and report.counts["scans"] != done:
+        raise ReportError(f"{out}: another process has written to this report just now")
     refuse = options.novelty and options.task is None and options.organ is None
     results = run(scans[done:], lambda batch: jax.device_get(compiled(variables, batch)), batch_size, refuse)
     shown = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())

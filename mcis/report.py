@@ -22,7 +22,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -266,7 +266,7 @@ class ReportWriter:
         outlined part counts as a lesion.
 
     Raises:
-      ReportError: the folder has a report already, one that another process is writing, or cannot be one.
+      ReportError: the folder has a report already, or one that another process is writing, or cannot be one.
     """
 
     def __init__(
@@ -285,12 +285,14 @@ class ReportWriter:
             raise ReportError(f"{self.out}: a file; a report needs a folder")
         try:
             if overwrite and findings.exists():
-                _remove_report(self.out)
+                with open(findings, "r+b") as there:
+                    _lock(there)  # not one that is being written
+                    _remove_report(self.out)
             for folder in ("masks", "overlays"):
                 (self.out / folder).mkdir(parents=True, exist_ok=True)
             # "x": two runs never share a folder. close() closes it.
             self._lines = open(findings, "r+b" if resume and findings.exists() else "x+b")  # noqa: SIM115
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lines)
         except FileExistsError:
             raise ReportError(
                 f"{self.out}: has a report already; name another folder, or say --resume to go on with it, or "
@@ -374,6 +376,16 @@ class ReportWriter:
     def _refresh(self) -> None:
         self._page.write(self._run)
         self._refreshed = time.monotonic()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Hold a file alone, where its disk can tell; BlockingIOError where another process does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # Lustre without flock, object stores: nothing guards there
+        return
 
 
 def _overlay_jpeg(image: np.ndarray, mask: np.ndarray | None) -> bytes:

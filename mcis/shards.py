@@ -70,6 +70,8 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
     shards = shards_in(out)
     runs = {shard: _run(path) for shard, path in shards.items()}
     _check(out, runs)
+    if not overwrite and (pathlib.Path(out) / "findings.jsonl").exists():
+        raise ValueError(f"{out}: was merged before; --overwrite does it again")
     first = next(iter(runs.values()))
     options = {name: value for name, value in first["options"].items() if name != "shard"}
     versions = first["versions"]
@@ -83,10 +85,12 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
 
 
 def _run(path: pathlib.Path) -> dict[str, Any]:
-    """What a shard says of itself."""
+    """What a shard says of itself; nothing where its findings are not as many as it says."""
     try:
-        return dict(json.loads((path / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        run = dict(json.loads((path / "run.json").read_text(encoding="utf-8")))
+        there = sum(1 for _ in read_findings(path / "findings.jsonl"))
+        return run if run["counts"]["scans"] == there else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
@@ -103,13 +107,15 @@ def _check(out: str | os.PathLike, runs: dict[Shard, dict[str, Any]]) -> None:
             f"{out}: {len(wanting)} of {counts[0]} shards are missing or not complete ({listed}): do these again, with "
             "--resume they go on where they were"
         )
-    alike = {name: {json.dumps(_common(run)[name], sort_keys=True) for run in runs.values()} for name in _common({})}
-    if differing := ", ".join(name for name, values in alike.items() if len(values) > 1):
-        raise ValueError(f"{out}: the shards differ in their {differing}; they are no parts of one report")
+    first, *others = runs
+    for name, usual in _common(runs[first]).items():
+        if odd := [shard.index for shard in others if _common(runs[shard])[name] != usual]:
+            listed = ",".join(map(str, odd[:50]))
+            raise ValueError(f"{out}: shards {listed} differ from shard 0 in their {name}; do all alike again")
 
 
 def _common(run: dict[str, Any]) -> dict[str, Any]:
-    """What shards of one report have in common."""
+    """What shards of one report have in common, "scans" a digest of the list of all."""
     options = {k: v for k, v in run.get("options", {}).items() if k not in ("shard", "out", "resume", "overwrite")}
     return {"options or scans": options, "weights": run.get("weights"), "versions": run.get("versions")}
 

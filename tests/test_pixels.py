@@ -59,15 +59,17 @@ def test_taking_copies_no_pixels(scans):
     assert taken.pixels.parts[0] is part
 
 
-def test_pixels_stay_in_the_files_where_they_would_take_more_than_half_of_what_is_free(
+def test_pixels_stay_in_the_files_where_they_would_take_more_than_a_third_of_what_is_free(
     phantom_dir, monkeypatch, capsys
 ):
     count = len(load(phantom_dir))
-    for free, stored in ((2 * count * pixels.BYTES, False), (2 * count * pixels.BYTES - 1, True)):
+    for free, stored in ((3 * count * pixels.BYTES, False), (3 * count * pixels.BYTES - 1, True)):
         monkeypatch.setattr(data, "free_memory", lambda free=free: free)
         assert load(phantom_dir, stream=None).pixels.stored == stored
         said = capsys.readouterr().out
-        assert (f"phantom: train has {count} scans" in said and "decoded each time" in said) == stored
+        assert (f"train: {count} scans" in said and "decoded each time" in said) == stored
+        halved = data.load(("phantom",), "train", phantom_dir, neighbours=2)
+        assert halved.pixels.stored
     assert not load(phantom_dir, stream=False).pixels.stored  # one is taken at one's word
 
 
@@ -78,7 +80,7 @@ def test_a_process_that_may_not_take_so_much_streams():
         from mcis import data
         now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 20), -1))
-        print(data._decoded("phantom", "train", 1000, None))
+        print(data._room("phantom", "train", 1000))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert "this process may not take so much: they are decoded each time" in done.stdout
@@ -109,6 +111,13 @@ def test_free_memory_is_what_the_narrowest_control_group_leaves(tmp_path):
     assert pixels.free_memory(root, process) == 0
     cgroup(root.parent, 1, 1)  # outside
     assert pixels.free_memory(root, process) == 0
+    process.write_text("11:cpu,memory:/job\n0::/\n")
+    old = root / "memory" / "job"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("700")
+    (old / "memory.usage_in_bytes").write_text("300")
+    (old / "memory.stat").write_text("total_inactive_file 50")
+    assert pixels.free_memory(root, process) == 450
     process.write_text("0::/\n")
     assert pixels.free_memory(root, process) == pytest.approx(machine, rel=0.2)
 
@@ -136,6 +145,16 @@ def test_a_record_that_is_damaged_ends_the_training_that_meets_it(phantom_dir, t
     stored = dataclasses.replace(train.pixels, parts=(pixels.Stored(broken),))
     with pytest.raises(ValueError, match="image"):
         loop.train(SMALL, dataclasses.replace(train, pixels=stored), validation, tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("corrupt chunk"), TypeError("not bytes")])
+def test_a_file_that_is_damaged_is_said_as_what_it_is(error):
+    class Damaged:
+        def __getitem__(self, row):
+            raise error
+
+    with pytest.raises(OSError, match=r"record 7 of a prepared set cannot be read.*--overwrite"):
+        pixels.Stored(Damaged()).read(np.array([7]))
 
 
 def test_threads_are_no_more_than_the_processors():

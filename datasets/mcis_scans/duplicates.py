@@ -84,8 +84,8 @@ class _Features:
 
 
 def bytes_needed(count: int) -> int:
-    """About how much memory `find_clusters` takes: descriptors of each picture, four numbers of each pair."""
-    return count * 250_000 + 16 * count**2
+    """About how much memory `find_clusters` takes: descriptors of each picture, rankings of each pair."""
+    return count * 250_000 + 30 * count**2
 
 
 def find_clusters(images: Sequence[np.ndarray], correlation: float = SAME_PICTURE) -> list[int]:

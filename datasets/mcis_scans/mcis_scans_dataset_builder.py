@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         """As TFDS's, but array_record unless told otherwise; `per_class` is how many phantoms of each class."""
         self._options = {} if per_class is None else {"per_class": per_class}
         self._beam: tuple[Any, Any] | None = None  # runner and options, where Beam is asked for
+        self._packed: pathlib.Path | None = None
         super().__init__(file_format=file_format or "array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -62,15 +64,14 @@ class Builder(tfds.core.ShardBasedBuilder):
         source = SOURCES[name]
         # Inside `download_and_prepare` TFDS points data_path at a temporary folder beside the final one.
         here = pathlib.Path(self.data_path)
-        folder = here.parent / packing.FOLDER
-        shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
-        folder.mkdir(parents=True)
+        here.parent.mkdir(parents=True, exist_ok=True)
+        self._packed = folder = pathlib.Path(tempfile.mkdtemp(prefix=packing.PREFIX, dir=here.parent))
         if source.requires:
             with _base(name, pathlib.Path(dl_manager.manual_dir)) as base:
-                self._pack_all(source.read(base), folder)
+                count = self._pack_all(source.read(base), folder)
         else:
-            self._pack_all(source.read(**self._options), folder)
-        scans, rejections = sift(name, packing.facts(folder))
+            count = self._pack_all(source.read(**self._options), folder)
+        scans, rejections = sift(name, packing.facts(folder, count))
         members = find_members(scans, folder)
         plan = splits.assign(members, splits.read(here.parent / splits.FILE))
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections)
@@ -85,16 +86,18 @@ class Builder(tfds.core.ShardBasedBuilder):
             if placed
         }
 
-    def _pack_all(self, items: Iterator[Item | Job], folder: pathlib.Path) -> None:
+    def _pack_all(self, items: Iterator[Item | Job], folder: pathlib.Path) -> int:
+        """Read everything; how many items there were."""
         jobs = list(items)
         if self._beam is None:
             title = f"Reading {self.builder_config.name}"
             bar = functools.partial(tfds.core.utils.tqdm, desc=title, unit=" scans", total=len(jobs), leave=False)
             packing.pack_all(jobs, folder, bar)
-            return
-        from .beam import pack_all
+        else:
+            from .beam import pack_all
 
-        pack_all(jobs, folder, *self._beam)
+            pack_all(jobs, folder, *self._beam)
+        return len(jobs)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         if download_config is not None and (download_config.beam_runner or download_config.beam_options):
@@ -102,7 +105,12 @@ class Builder(tfds.core.ShardBasedBuilder):
 
             self._beam = (runner_of(download_config), download_config.beam_options)
             download_config = download_config.replace(beam_runner=self._beam[0])  # without one, TFDS leaves Beam out
-        super()._download_and_prepare(dl_manager, download_config)
+        try:
+            super()._download_and_prepare(dl_manager, download_config)
+        finally:
+            packing.close()
+            if self._packed is not None:
+                shutil.rmtree(self._packed)
 
     def _log_download_bytes(self) -> None:
         pass  # nothing is downloaded, and the folder that TFDS would name may not be where the set ends up
@@ -113,7 +121,6 @@ class Builder(tfds.core.ShardBasedBuilder):
         # Only now is the set in its place: the history goes beside the version folder, where it survives a rebuild.
         here = pathlib.Path(self.data_path)
         splits.write(here.parent / splits.FILE, splits.read(here / splits.FILE))
-        shutil.rmtree(here.parent / packing.FOLDER)
         print(audit.summary(json.loads((here / audit.FILE).read_text(encoding="utf-8"))))
 
 

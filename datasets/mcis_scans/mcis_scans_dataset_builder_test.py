@@ -265,7 +265,7 @@ def test_a_source_is_found_wherever_it_is_unpacked(tmp_path, copy, name):
 
 def pack(folder, jobs):
     packing.pack_all(jobs, folder)
-    return packing.facts(folder)
+    return packing.facts(folder, len(jobs))
 
 
 def test_more_rejected_than_read_is_an_error(tmp_path):
@@ -350,7 +350,12 @@ def test_what_is_read_in_bundles_in_any_order_and_twice_is_the_same(tmp_path):
     with contextlib.suppress(KeyboardInterrupt), packing.Writer(tmp_path) as writer:
         writer.add(99, packing.pack(jobs[0][1]))
         raise KeyboardInterrupt
-    found = packing.facts(tmp_path)
+    with packing.Writer(tmp_path) as writer:  # a worker that could not read what others could
+        writer.add(3, Rejection("3", "stale file handle"))
+    (tmp_path / "half.part").write_text('{"number": 1, "sc')
+    found = packing.facts(tmp_path, len(jobs))
+    with pytest.raises(OSError, match="1 of 11 scans were read and have not come here"):
+        packing.facts(tmp_path, len(jobs) + 1)
     assert [item.scan_id for item in found] == [record.done(job).scan_id for _, job in jobs]
     images = packing.Images(found, tmp_path)
     assert len(images) == len(jobs)
@@ -368,12 +373,14 @@ def test_more_scans_than_can_be_compared_are_refused_before_that_is_tried(tmp_pa
     assert len(builder_module.find_members(known, tmp_path)) == 100
 
 
-def test_nothing_that_was_packed_stays(tmp_path):
-    left = tmp_path / "mcis_scans" / "phantom" / packing.FOLDER / "left"
-    left.parent.mkdir(parents=True)
-    left.write_text("of a build that was killed")
-    Builder(config="phantom", data_dir=tmp_path, per_class=8).download_and_prepare()
-    assert not left.parent.exists()
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_that_was_packed_stays(tmp_path, monkeypatch, fails):
+    if fails:
+        monkeypatch.setattr(builder_module.audit, "make_audit", lambda *a: pytest.fail("as if a bug"))
+    with pytest.raises(pytest.fail.Exception) if fails else contextlib.nullcontext():
+        Builder(config="phantom", data_dir=tmp_path, per_class=8).download_and_prepare()
+    assert not list((tmp_path / "mcis_scans" / "phantom").glob(f"{packing.PREFIX}*"))
+    assert packing._reader.cache_info().currsize == 0  # an open file would stay on the disk
 
 
 def test_the_card_is_complete():

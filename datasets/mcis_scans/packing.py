@@ -24,10 +24,10 @@ from tensorflow_datasets.core import hashing
 from mcis import scan
 from mcis.pixels import THREADS
 
-from .record import Item, Job, Record, Rejection, done
+from .record import Item, Job, Rejection, done
 
-FOLDER = ".packed"
-"""Beside a version that is being built; it goes when the build ends."""
+PREFIX = ".packed"
+"""How the folder's name begins, beside a version that is being built; it goes when the build ends."""
 OPTIONS = "group_size:1,uncompressed"
 """Each picture by itself; PNG is compressed already."""
 
@@ -64,38 +64,39 @@ class Writer:
         self._pictures = array_record_module.ArrayRecordWriter(str(self._folder / self._name), OPTIONS)
         return self
 
-    def add(self, number: int, item: Rejection | tuple[Record, str, Pictures]) -> None:
+    def add(self, number: int, item: Rejection | tuple[dict[str, Any], Pictures]) -> None:
         """Write what `pack` made of the source's item of this number."""
         if isinstance(item, Rejection):
             self._facts.append({"number": number, "rejection": vars(item)})
             return
-        record, fingerprint, pictures = item
+        facts, pictures = item
         for picture in pictures:
             self._pictures.write(picture)
-        facts = {key: getattr(record, key) for key in ("scan_id", "has_mask", "organ", "label", "patient")}
         place = {"size": sum(map(len, pictures)), "file": self._name, "place": self._count}
-        self._facts.append({"number": number, "scan": facts | {"fingerprint": fingerprint} | place})
+        self._facts.append({"number": number, "scan": facts | place})
         self._count += len(pictures)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close both files."""
         self._pictures.close()
         if kind is None:
-            draft = self._folder / f".{self._name}.jsonl"
+            draft = self._folder / f"{self._name}.part"
             draft.write_text("".join(json.dumps(line) + "\n" for line in self._facts), encoding="utf-8")
             draft.replace(self._folder / f"{self._name}.jsonl")
 
 
-def pack(job: Item | Job) -> Rejection | tuple[Record, str, Pictures]:
-    """Read a scan: its record, fingerprint and pictures as they are stored; or why it is none."""
+def pack(job: Item | Job) -> Rejection | tuple[dict[str, Any], Pictures]:
+    """Read a scan: what is known of it, and its pictures as they are stored; or why it is none."""
     item = done(job)
     if isinstance(item, Rejection):
         return item
-    return item, scan.fingerprint(item.image), (scan.encode_png(item.image), scan.encode_png(item.mask))
+    facts = {key: getattr(item, key) for key in ("scan_id", "has_mask", "organ", "label", "patient")}
+    pictures = scan.encode_png(item.image), scan.encode_png(item.mask)
+    return facts | {"fingerprint": scan.fingerprint(item.image)}, pictures
 
 
 def pack_all(jobs: Sequence[Item | Job], folder: pathlib.Path, bar: Any = iter) -> None:
-    """Read all scans into `folder`, by threads, in order; `bar` shows how far it is."""
+    """Read all scans into `folder`, by threads, in order, a few a thread ahead; `bar` shows how far it is."""
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool, Writer(folder) as writer:
         ahead = iter(jobs)
@@ -104,18 +105,31 @@ def pack_all(jobs: Sequence[Item | Job], folder: pathlib.Path, bar: Any = iter) 
             writer.add(number, waiting.popleft().result())
 
 
-def facts(folder: pathlib.Path) -> list[Packed | Rejection]:
-    """What was read into `folder`, in the source's order."""
+def facts(folder: pathlib.Path, count: int) -> list[Packed | Rejection]:
+    """What was read into `folder` of a source's `count` items, in its order. OSError where some are not there."""
     found: dict[int, Packed | Rejection] = {}
     for file in sorted(folder.glob("*.jsonl")):  # an item that was read twice, as Beam may, is in two of them
         for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            found[line["number"]] = Packed(**line["scan"]) if "scan" in line else Rejection(**line["rejection"])
+            if "scan" in line:
+                found[line["number"]] = Packed(**line["scan"])
+            else:  # of two readings the one that succeeded counts
+                found.setdefault(line["number"], Rejection(**line["rejection"]))
+    if missing := set(range(count)) - set(found):
+        raise OSError(
+            f"{folder}: {len(missing)} of {count} scans were read and have not come here; does every worker see this "
+            "folder under the same path?"
+        )
     return [found[number] for number in sorted(found)]
 
 
 @functools.lru_cache(maxsize=64)
 def _reader(file: pathlib.Path) -> Any:
     return array_record_module.ArrayRecordReader(str(file), "readahead_buffer_size:0")
+
+
+def close() -> None:
+    """Let go of the files of pictures."""
+    _reader.cache_clear()
 
 
 def pictures(packed: Packed, folder: pathlib.Path) -> Pictures:

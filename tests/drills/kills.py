@@ -117,7 +117,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng, counts = random.Random(options.seed), collections.Counter()
+    rng, counts, tried = random.Random(options.seed), collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory(prefix="mcis_drills_") as place:
         folder = pathlib.Path(place)
         truth, life = {}, {}
@@ -136,7 +136,10 @@ def main() -> int:
             for _ in range(min(KILLS_A_RUN, options.kills - sum(counts.values()))):
                 fewest = min(counts[moment] for moment in MOMENTS)
                 moment = rng.choice([moment for moment in MOMENTS if counts[moment] <= fewest + 1])
+                tried[moment] += 1
                 if not kill(again, moment, life[recipe], rng):  # it came to its end
+                    if tried[moment] > 20 * (counts[moment] + 1):
+                        raise SystemExit(f"a run is never killed while {moment}: does it still come by that?")
                     break
                 counts[moment] += 1
             finish(again)
