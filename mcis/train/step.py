@@ -116,9 +116,9 @@ def make_train_step(
 
     A batch may be taken in `task.accumulate` parts, whose gradients are added: the loss is the mean over the whole
     batch either way. What looks at other examples, batch normalisation, sees a part alone, and dropout draws anew for
-    each. Where `axis_name` is given, with which the model is made too, each device has its share of the batch, and they
-    sum over it as they go. What they sum within the loop over the parts depends on what they have summed before, and all
-    that they sum after depends on it: a CPU's devices would come by two independent sums in any order.
+    each. Where `axis_name` is given, with which the model is made too, each device has its share of the batch, and
+    they sum over it as they go. What they sum within the loop over the parts depends on what they have summed before,
+    and all that they sum after depends on it: a CPU's devices would come by two independent sums in any order.
     """
 
     def over_all(tree: Any) -> Any:

@@ -3,8 +3,9 @@
     python tests/bench/devices.py DEVICES ROUNDS
 
 Prints a JSON object of milliseconds a step: "plain", the step under `jax.jit` on one device, its batch there already;
-"jit" and "pmap", as training takes it, rows fed from the host; "loop", the wall clock of `mcis train` but for saves and
-validation, by the log. What lies between the first and the others is what spreading and our own code cost.
+"jit" and "pmap", as training takes it, rows fed from the host; "loop", the wall clock of `mcis train` but for
+validation, by the log, with a save each epoch of some thirty steps. What lies between the first and the others is what
+spreading and our own code cost.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from mcis.train import loop, parallel, processes, step
 STEPS = 5
 """A turn, so that the device can go on while the host works, as in training."""
 TASK = dataclasses.replace(
-    TASKS["segment_breast"], sources=("phantom",), size=128, batch_size=16, start=Start(), epochs=4
+    TASKS["segment_breast"], sources=("phantom",), size=128, batch_size=16, start=Start(), epochs=3
 )
 
 
@@ -62,7 +63,7 @@ def main():
     keep_memory()
     rounds, mesh = int(sys.argv[2]), parallel.make_mesh()
     with tempfile.TemporaryDirectory() as folder:
-        build("phantom", data_dir=folder, per_class=60, progress=False)
+        build("phantom", data_dir=folder, per_class=250, progress=False)
         scans = [data.load(("phantom",), split, folder, "breast") for split in ("train", "validation")]
         label = data.targets(scans[0], TASK)
         batch = data.training_batches(scans[0], label, *data.balance(scans[0], TASK), TASK.batch_size, 0)[0]
