@@ -12,6 +12,7 @@ import os
 import pathlib
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -53,7 +54,11 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
     if processes.alone():
         return train()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if processes.is_first() else nowhere):
-        status = exit_status("mcis train", processes.naming_the_lost(train))
+        try:
+            status = exit_status("mcis train", processes.naming_the_lost(train))
+        except Exception:  # a bug, or what nobody has thought of
+            traceback.print_exc()
+            status = 1
     if status not in (0, INTERRUPTED):
         os._exit(status)  # at once: an orderly end would wait for the others, and they for this process
     return status

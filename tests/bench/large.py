@@ -25,6 +25,8 @@ from mcis.phantom import write_examples
 CLASSES = sum(len(organ.classes) for organ in ORGANS)
 SMALL = ["--task=route", "--sources=phantom", "--size=32", "--features=4", "--batch_size=64", "--epochs=1"]
 SHARDS = 2
+MOST = 1.5
+"""How much more memory the most scans may take than the fewest: what is known of each, not its pictures."""
 
 
 def start(command: list[str]) -> tuple[subprocess.Popen, pathlib.Path]:
@@ -73,6 +75,7 @@ def predict(count: int, place: pathlib.Path, weights: pathlib.Path) -> list[dict
     while not findings.exists() or sum(1 for _ in findings.open("rb")) < count // SHARDS // 2:
         time.sleep(0.1)
         if shards[0][0].poll() is not None:
+            shards[1][0].kill()
             raise SystemExit(f"the first shard ended early:\n{shards[0][1].read_text()[-4000:]}")
     shards[0][0].send_signal(signal.SIGKILL)
     mib = [peak(*shards[0], wanted=-signal.SIGKILL)]
@@ -115,6 +118,12 @@ def main() -> None:
     print("| step | scans | scans a second | peak memory, MiB |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['step']} | {row['scans']:,} | {row['a second']} | {row['MiB']} |")
+    few, many = (
+        {row["step"]: row["MiB"] for row in rows if row["scans"] == count}
+        for count in (options.scans[0], options.scans[-1])
+    )
+    if grown := [step for step, mib in many.items() if mib > MOST * few[step]]:
+        raise SystemExit(f"memory grows with the scans: {', '.join(grown)}")
 
 
 if __name__ == "__main__":
