@@ -44,7 +44,8 @@ def build(
       per_class: phantoms of each class, for "phantom" only; None = 40.
       progress: whether to show bars; None = when standard error is a terminal.
       beam: options of an Apache Beam pipeline, with commas between them, that is to read and to store the scans, such
-        as "runner=DirectRunner,direct_num_workers=8"; None = this process does, with threads.
+        as "runner=DirectRunner,direct_running_mode=multi_processing,direct_num_workers=8"; None = this process does,
+        with threads.
 
     Returns:
       The folder of the prepared version: `<data_dir>/mcis_scans/<source>/<version>`.
@@ -54,7 +55,7 @@ def build(
         it.
     """
     _check(source, from_, per_class)
-    if beam is not None and from_ is not None and not pathlib.Path(from_).is_dir():
+    if beam is not None and from_ is not None and pathlib.Path(from_).is_file():
         raise ValueError(f"--beam with {from_}: its workers have to see the scans; unpack it, and name the folder")
     pipeline = None if beam is None else _beam_options(beam)
     import tensorflow_datasets as tfds
@@ -103,7 +104,7 @@ def _beam_options(beam: str) -> Any:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise ValueError("--beam needs Apache Beam, which is not installed: pip install 'mcis[beam]'") from None
+        raise ValueError("--beam needs Apache Beam, which is not installed: pip install -e '.[beam]'") from None
     return PipelineOptions([f"--{option}" for option in beam.split(",") if option])
 
 
@@ -176,7 +177,8 @@ class Arguments:
     per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Phantoms of each class (phantom only). Default: 40."""
     beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None
-    """Read and store by an Apache Beam pipeline with these options, as runner=DirectRunner,direct_num_workers=8."""
+    """Read and store by an Apache Beam pipeline with these options, as
+    runner=DirectRunner,direct_running_mode=multi_processing,direct_num_workers=8."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

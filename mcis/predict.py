@@ -275,15 +275,15 @@ def _main(options: Any) -> int:
         raise ValueError(f"--threshold={options.threshold}: a probability in [0, 1] is needed")
     if options.members is not None and options.members < 1:
         raise ValueError(f"--members={options.members}: 1 network or more is needed")
+    shard = None if options.shard is None else parse_shard(options.shard)
     paths = expand(options.paths)
     if not any(map(os.path.lexists, paths)):
         raise ValueError(f"{', '.join(paths[:3])}: there is no such file or folder")
     if options.overwrite and options.resume:
         raise ValueError("--overwrite and --resume exclude each other")
     out, asked = options.out, dataclasses.asdict(options)
-    if options.shard is not None:
-        shard = parse_shard(options.shard)
-        asked |= {"scans": digest(paths)}
+    if shard is not None:
+        asked |= {"scans": digest(paths), "shard": f"{shard.index}/{shard.count}"}
         out, paths = str(shard.folder(out)), shard.share(paths)
     scans = list(frames(paths))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mcis.report import Finding, ReportWriter, file_name, read_findings, summary
 
-FOLDER = re.compile(r"shard_(\d+)_of_(\d+)")
+FOLDER = re.compile(r"shard_([0-9]+)_of_([0-9]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Shard:
 
 def parse_shard(text: str) -> Shard:
     """A shard of "K/N". ValueError where there is none such."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if not found or not int(found[1]) < int(found[2]):
         raise ValueError(f"--shard={text}: K/N is needed, K from 0 to N - 1, as 0/100 to 99/100")
     return Shard(int(found[1]), int(found[2]))
@@ -102,16 +102,19 @@ def _check(out: str | os.PathLike, runs: dict[Shard, dict[str, Any]]) -> None:
         raise ValueError(f"{out}: shards of {' and of '.join(map(str, counts))}; remove those that do not belong there")
     wanting = [i for i in range(counts[0]) if runs.get(Shard(i, counts[0]), {}).get("status") != "complete"]
     if wanting:
-        listed = ",".join(map(str, wanting[:50])) + ("..." if len(wanting) > 50 else "")
+        listed = ",".join(map(str, wanting))
         raise ValueError(
             f"{out}: {len(wanting)} of {counts[0]} shards are missing or not complete ({listed}): do these again, with "
-            "--resume they go on where they were"
+            f"--resume they go on where they were (MCIS_SHARDS={counts[0]} sbatch --array={listed} ...)"
         )
+    for shard, run in runs.items():
+        if run["options"].get("shard") != f"{shard.index}/{shard.count}":
+            raise ValueError(f"{shard.folder(out)} holds shard {run['options'].get('shard')}: it was moved or renamed")
     first, *others = runs
     for name, usual in _common(runs[first]).items():
         if odd := [shard.index for shard in others if _common(runs[shard])[name] != usual]:
             listed = ",".join(map(str, odd[:50]))
-            raise ValueError(f"{out}: shards {listed} differ from shard 0 in their {name}; do all alike again")
+            raise ValueError(f"{out}: shards {listed} differ from shard {first.index} in their {name}; do these again")
 
 
 def _common(run: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def check_jobset(path: pathlib.Path) -> list[str]:
     port = container["ports"][0]["containerPort"]
     assert words["--coordinator"] == f"{host}:{port}", "the coordinator is not the first pod's address"
     assert int(words["--processes"]) == spec["completions"] == spec["parallelism"], "processes are not pods"
+    devices = spec["completions"] * container["resources"]["limits"]["nvidia.com/gpu"]
+    assert int(words["--batch_size"]) % devices == 0, f"the batch does not divide among {devices} GPUs"
     return [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in container["args"]]
 
 
