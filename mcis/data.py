@@ -17,10 +17,9 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcis import scan
 from mcis.command import data_folder
 from mcis.organs import UNKNOWN, organ_named
-from mcis.pixels import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of
+from mcis.pixels import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of, room
 
 Array = Any
 """A NumPy array on the host, a JAX array inside the jit."""
@@ -241,8 +240,7 @@ def _too_many(split: str, count: int, neighbours: int) -> bool:
 def _room(source: str, split: str, count: int) -> Decoded | None:
     """Room for the pixels of `count` scans; None where the process may not take so much."""
     try:  # of what is not written to, as scans of other organs, nothing is taken
-        size = scan.CANVAS
-        return Decoded(np.empty((count, size, size, 3), np.uint8), np.empty((count, size, size, 1), np.uint8))
+        return Decoded(*room(count))
     except MemoryError:
         _say_streamed(f"{split} of {source}", count, "this process may not take so much")
         return None

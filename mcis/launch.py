@@ -76,9 +76,9 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
         ensure_phantom(task.sources, options.data_dir)
     processes.wait("data")
     splits = ("train", "validation")
+    neighbours = processes.neighbours()
     to_train, to_validate = (
-        data.load(task.sources, split, options.data_dir, task.organ, options.stream, processes.neighbours())
-        for split in splits
+        data.load(task.sources, split, options.data_dir, task.organ, options.stream, neighbours) for split in splits
     )
     if fold is not None:
         both = data.Scans.join([to_train, to_validate])

@@ -48,8 +48,7 @@ class Stored:
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Part."""
-        size = scan.CANVAS
-        image, mask = np.empty((len(rows), size, size, 3), np.uint8), np.empty((len(rows), size, size, 1), np.uint8)
+        image, mask = room(len(rows))
         for k, row in enumerate(rows.tolist()):
             image[k], mask[k], _ = lay(record_of(self.records, row))
         return image, mask
@@ -99,11 +98,16 @@ class Pixels:
         here = np.unique(part)
         if len(here) == 1:
             return self.parts[here[0]].read(row)
-        size = scan.CANVAS
-        image, mask = np.empty((len(row), size, size, 3), np.uint8), np.empty((len(row), size, size, 1), np.uint8)
+        image, mask = room(len(row))
         for k in here:
             image[part == k], mask[part == k] = self.parts[k].read(row[part == k])
         return image, mask
+
+
+def room(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Room for images uint8 (count, S, S, 3) and masks uint8 (count, S, S, 1); MemoryError where there is none."""
+    size = scan.CANVAS
+    return np.empty((count, size, size, 3), np.uint8), np.empty((count, size, size, 1), np.uint8)
 
 
 def record_of(records: Sequence[dict[str, Any]], row: int) -> dict[str, Any]:
