@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from mcis.data import Scans
 from mcis.experts import make_expert
 from mcis.ops.metrics import MASK_THRESHOLD
-from mcis.report import overlay
+from mcis.overlay import overlay
 from mcis.tasks import Task
 from mcis.train.step import make_schedule
 

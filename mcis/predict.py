@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from mcis import scan
+from mcis.finding import Finding, ReportError, plain, read_findings, summary
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
-from mcis.report import Finding, ReportError, ReportWriter, plain, read_findings, summary
+from mcis.report import ReportWriter
 from mcis.shards import digest, parse_shard
 
 

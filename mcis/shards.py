@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mcis.report import Finding, ReportWriter, file_name, read_findings, summary
+from mcis.finding import Finding, read_findings, summary
+from mcis.report import ReportWriter, file_name
 
 FOLDER = re.compile(r"shard_([0-9]+)_of_([0-9]+)")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mcis import board, bundle, launch, report
+from mcis import board, bundle, launch
 from mcis.experts import make_expert
+from mcis.overlay import overlay
 from mcis.tasks import TASKS
 from mcis.train import loop
 
@@ -71,7 +72,7 @@ def test_examples_are_outlined_by_hand_at_the_left_and_by_the_network_at_the_rig
     for picture, row in zip(pictures, lesions, strict=False):
         image, true = (x[0] for x in scans[1].pixels.read(np.array([row])))
         mask = np.asarray(expert(weights.variables, image[None]).mask)[0, ..., 0] > 0.5
-        pair = [report.overlay(image, one) for one in (true[..., 0], mask.astype(np.uint8))]
+        pair = [overlay(image, one) for one in (true[..., 0], mask.astype(np.uint8))]
         np.testing.assert_array_equal(picture[..., ::-1], np.concatenate(pair, 1))
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import report
-from mcis.report import Finding, ReportError, ReportWriter
+from mcis import finding, overlay, report, report_page
+from mcis.finding import Finding, ReportError
+from mcis.report import ReportWriter
 
 HOSTILE = "a/</script><img src=x onerror=alert(1)>__DATA__`${x}'\"\u2028\u202e.png"
 NOT_UTF8 = os.fsdecode(b"b/\xff\xe9.png")
@@ -79,15 +80,15 @@ def test_boxes_are_8_connected_largest_first_then_by_position():
         ],
         np.uint8,
     )
-    assert report.boxes_of(mask) == [[3, 2, 3, 2], [0, 0, 2, 2], [6, 0, 1, 1], [0, 4, 1, 1], [6, 4, 1, 1]]
-    assert report.boxes_of(np.zeros((4, 5), np.uint8)) == []
-    assert report.boxes_of(np.ones((4, 5), np.uint8)) == [[0, 0, 5, 4]]
+    assert finding.boxes_of(mask) == [[3, 2, 3, 2], [0, 0, 2, 2], [6, 0, 1, 1], [0, 4, 1, 1], [6, 4, 1, 1]]
+    assert finding.boxes_of(np.zeros((4, 5), np.uint8)) == []
+    assert finding.boxes_of(np.ones((4, 5), np.uint8)) == [[0, 0, 5, 4]]
 
 
 @pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 214, 10), (40, 200, 60)])
 def test_the_outline_shows_on_any_ground(ground):
     mask, image = disc(), np.full((60, 80, 3), ground, np.uint8)
-    drawn = report.overlay(image, mask)
+    drawn = overlay.overlay(image, mask)
     luma = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)
     edge = luma[(cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0) & (mask == 0)]
     assert int(edge.max()) - int(edge.min()) > 100
@@ -99,10 +100,10 @@ def test_the_outline_shows_on_any_ground(ground):
 def test_an_empty_mask_draws_nothing_and_the_scan_is_never_written_to():
     image = picture()
     kept = image.copy()
-    drawn = report.overlay(image, np.zeros((60, 80), np.uint8))
+    drawn = overlay.overlay(image, np.zeros((60, 80), np.uint8))
     assert (drawn == image).all()
     assert not np.shares_memory(drawn, image)
-    report.overlay(image, disc())
+    overlay.overlay(image, disc())
     assert (image == kept).all()
 
 
@@ -152,7 +153,7 @@ def test_files_of_a_run(tmp_path):
 
 
 def test_the_page_holds_every_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "CHUNK", 4)
+    monkeypatch.setattr(report_page, "CHUNK", 4)
     names = [HOSTILE, NOT_UTF8, *(f"{i}.png" for i in range(9))]
     with ReportWriter(tmp_path, {}) as writer:
         for i, name in enumerate(names):
@@ -162,7 +163,7 @@ def test_the_page_holds_every_row(tmp_path, monkeypatch):
         assert len(rows) == number * head["chunk"]
         rows += chunk
     page = [dict(zip(head["keys"], row, strict=True)) for row in rows]
-    assert [{key: row[key] for key in report.KEYS} for row in page] == lines_of(tmp_path)
+    assert [{key: row[key] for key in finding.KEYS} for row in page] == lines_of(tmp_path)
     assert head["run"] == json.loads((tmp_path / "run.json").read_text())
 
 
@@ -192,7 +193,7 @@ def test_the_page_says_what_it_is_not_and_asks_for_nothing_outside(tmp_path):
 
 
 def test_large_scans_have_small_overlays_and_full_masks(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "OVERLAY_SIDE", 40)
+    monkeypatch.setattr(overlay, "SIDE", 40)
     mask = np.zeros((60, 80), np.uint8)
     mask[31, 41] = 1  # less than a pixel of the overlay
     with ReportWriter(tmp_path, {}) as writer:
@@ -262,7 +263,8 @@ def test_an_exception_leaves_lines_page_and_its_name(tmp_path):
 def test_a_killed_run_keeps_every_line(tmp_path):
     script = (
         "import os, signal, sys\n"
-        "from mcis.report import Finding, ReportWriter\n"
+        "from mcis.finding import Finding\n"
+        "from mcis.report import ReportWriter\n"
         "writer = ReportWriter(sys.argv[1], {})\n"
         "for i in range(7): writer.add(Finding(f'{i}.png', organ='brain'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -273,7 +275,7 @@ def test_a_killed_run_keeps_every_line(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
     with (tmp_path / "findings.jsonl").open("ab") as file:
         file.write(b'{"scan": "cut sho')  # as a full disk would leave it
-    assert len(list(report.read_findings(tmp_path / "findings.jsonl"))) == 7
+    assert len(list(finding.read_findings(tmp_path / "findings.jsonl"))) == 7
 
 
 def test_the_page_follows_the_run(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import cv2
 import pytest
 
 from mcis import phantom, predict, report, shards
+from mcis.finding import Finding, ReportError
 from mcis.shards import Shard
 from tests.test_predict import findings, pictures, weights  # noqa: F401
 
@@ -197,9 +198,9 @@ def test_a_report_of_other_scans_is_not_gone_on_with(whole, pictures, weights, t
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_two_processes_never_write_one_report(tmp_path, how):
     with report.ReportWriter(tmp_path, {}) as writer:
-        with pytest.raises(report.ReportError, match="another process"):
+        with pytest.raises(ReportError, match="another process"):
             report.ReportWriter(tmp_path, {}, **{how: True})
-        writer.add(report.Finding("a.png", organ="brain"))
+        writer.add(Finding("a.png", organ="brain"))
     assert [line["scan"] for line in findings(tmp_path)] == ["a.png"]
 
 
@@ -209,7 +210,7 @@ def test_a_disk_that_cannot_lock_takes_reports_all_the_same(tmp_path, monkeypatc
 
     monkeypatch.setattr(report.fcntl, "flock", refuses)
     with report.ReportWriter(tmp_path, {}) as writer:
-        writer.add(report.Finding("a.png", organ="brain"))
+        writer.add(Finding("a.png", organ="brain"))
     assert len(findings(tmp_path)) == 1
 
 

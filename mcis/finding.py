@@ -1,0 +1,122 @@
+"""What was found on a scan, and the lines that hold it. No JAX."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+import mcis
+
+
+class ReportError(ValueError):
+    """A report that cannot be read, or a folder that cannot take one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What was found on one scan. None = unknown or not asked; beside an `error` all else is None.
+
+    Attributes:
+      scan: the scan as it was given, usually a path.
+      frame: which page of a multi-page file, from 0.
+      organ: a name of `organs.ORGANS`, or "unsupported".
+      organ_prob: the router's probability of its first choice, [0, 1]: of `organ`, or of what an "unsupported" scan
+        is most like; None where the router was not asked.
+      label: a class of that organ.
+      label_probs: probability by class, in the organ's order.
+      mask: path of the mask picture below the report's folder; only where segmentation was asked.
+      boxes: [x, y, width, height] in pixels of the scan, one a lesion, largest first (see `boxes_of`).
+      lesion_area_px: mask pixels of the scan.
+      error: why there is no finding.
+      reason: why the scan is "unsupported", in words.
+      notes: what was changed in reading the scan, in words ("alpha laid over black"), or is odd about its findings.
+      confidence: the label's probability times the Dice that the mask expects of itself, [0, 1]; see `cascade`.
+      review: whether the confidence is below its organ's limit, so that somebody should look; None for an
+        "unsupported" scan, and where the weights have no limit.
+    """
+
+    scan: str
+    frame: int | None = None
+    organ: str | None = None
+    organ_prob: float | None = None
+    label: str | None = None
+    label_probs: dict[str, float] | None = None
+    mask: str | None = None
+    boxes: list[list[int]] | None = None
+    lesion_area_px: int | None = None
+    error: str | None = None
+    reason: str | None = None
+    notes: list[str] | None = None
+    confidence: float | None = None
+    review: bool | None = None
+
+    def __post_init__(self):
+        if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in ("scan", "error")):
+            raise ValueError(f"{self.scan!r}: a finding with an error has nothing else; got {self}")
+
+    def to_json(self) -> str:
+        """One line of ASCII JSON: every field, in order, probabilities to 6 digits, NaN as null.
+
+        ASCII, because a file name need not be UTF-8: its stray bytes stay surrogate escapes and come back on loading.
+        """
+        return json.dumps(plain({key: getattr(self, key) for key in KEYS}))
+
+
+KEYS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Finding))
+"""The keys of a line of findings.jsonl, in order. Keys are only ever added."""
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NumPy numbers to Python's, floats to 6 digits, what is not finite to None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def boxes_of(mask: np.ndarray) -> list[list[int]]:
+    """Bounding boxes of the lesions of a mask, uint8 {0,1} (H, W).
+
+    Returns:
+      [x, y, width, height] in pixels for each 8-connected region, largest area first; equal areas from top to bottom,
+      then from left to right.
+    """
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    x, y, width, height, area = stats[1:].T  # row 0 is the background
+    order = np.lexsort((x, y, -area))
+    return np.stack([x, y, width, height], axis=1)[order].tolist()
+
+
+def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
+    """Stream a findings.jsonl. A last line cut short (a full disk, a crash) is left out; keys not known are ignored.
+
+    Raises:
+      ReportError: another line is no finding; the message gives its number.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                values = json.loads(line)
+                finding = Finding(values["scan"], **{key: values.get(key) for key in KEYS[1:]})
+            except (ValueError, TypeError, KeyError):
+                raise ReportError(f"{path}: line {number} is no finding; is this a report?") from None
+            yield finding
+
+
+def summary(counts: Mapping[str, Any]) -> str:
+    """What was found, of `ReportWriter.counts`, in a line."""
+    found = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "nothing"
+    labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
+    return f"{counts['scans']} scans: {found}; {labels}. {mcis.NOTICE}"
