@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint recipes tfds parity densecrf bench beside drills large slurm lock clean
+.PHONY: help install demo test slow lint recipes tfds parity densecrf bench beside drills large slurm lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,8 +45,13 @@ install: $(INSTALLED)  ## mcis and the tools of its tests in .venv, nothing else
 demo: $(INSTALLED)  ## the whole path on phantoms, below ./demo: data, five trainings, findings, a page
 	@$(IN_VENV) launch/demo.sh
 
-test: $(INSTALLED)  ## every test, on every core
-	@$(IN_VENV) python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+PYTEST := python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+test: $(INSTALLED)  ## the tests, on every core
+	@$(IN_VENV) $(PYTEST) -m "not slow"
+
+slow: $(INSTALLED)  ## those tests that take long: processes stopped and killed, twenty steps on several devices
+	@$(IN_VENV) $(PYTEST) -m slow
 
 lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) ruff check --output-format=concise

@@ -37,7 +37,8 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
             text = io.StringIO()
             with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
                 tyro.cli(cls, args=["--help"], prog=prog, **keywords)
-            names = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue()))
+            first_column = re.findall(r"(?m)^[^\w-]{1,3}((?:--?[a-z][\w.-]*(?:, )?)+)", text.getvalue())
+            names = dict.fromkeys(name for name in ", ".join(first_column).split(", ") if name.startswith("--"))
             print(f"options of {prog}: {' '.join(names)}", file=sys.stderr)
         raise
 

@@ -81,8 +81,7 @@ class ReportWriter:
                 with open(findings, "r+b") as there:
                     _lock(there)  # not one that is being written
                     _remove_report(self.out)
-            for folder in ("masks", "overlays"):
-                (self.out / folder).mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
             # "x": two runs never share a folder. close() closes it.
             self._lines = open(findings, "r+b" if resume and findings.exists() else "x+b")  # noqa: SIM115
             _lock(self._lines)
@@ -142,12 +141,16 @@ class ReportWriter:
             mask = np.ascontiguousarray(mask.reshape(mask.shape[:2]) > 0).astype(np.uint8)
             path, area = f"masks/{name}.png", int(np.count_nonzero(mask))
             finding = dataclasses.replace(finding, mask=path, boxes=boxes_of(mask), lesion_area_px=area)
-            (self.out / path).write_bytes(scan.encode_png(mask * np.uint8(255)))
+            self._write(path, scan.encode_png(mask * np.uint8(255)))
         if image is not None:
             picture = f"overlays/{name}.jpg"
-            (self.out / picture).write_bytes(overlay_jpeg(image, mask))
+            self._write(picture, overlay_jpeg(image, mask))
         self.append(finding, picture)
         return finding
+
+    def _write(self, path: str, content: bytes) -> None:
+        (self.out / path).parent.mkdir(exist_ok=True)
+        (self.out / path).write_bytes(content)
 
     def append(self, finding: Finding, picture: str | None) -> None:
         """Write one finding whose mask, and overlay `picture`, are there already: paths below the report's folder."""

@@ -45,7 +45,7 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
     assert scored.returncode == 0 and "balanced_accuracy" in scored.stdout, scored.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_process_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(number, phantom_dir, tmp_path):
     command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
     command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=4", "--epochs=8", "--select=last"]

@@ -70,7 +70,7 @@ def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys, monk
     assert not (tmp_path / "wide").exists()
     for start in (tmp_path / "run", tmp_path / "run" / "best"):  # a run, or its weights folder, is a start too
         again = tmp_path / f"from_{start.name}"
-        loop.train(dataclasses.replace(task, label_loss=0.5), *scans, again, init_from=start)
+        loop.train(task, *scans, again, init_from=start)
         weights = bundle.load_weights(again)
         kept = weights.variables["params"]["encoder2_1"]["layer"]["conv"]["kernel"]
         np.testing.assert_allclose(kept, kernel, atol=1e-5)

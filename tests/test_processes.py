@@ -111,6 +111,7 @@ def test_two_processes_train_as_one_does_and_the_first_alone_speaks(one, two):
     checkpoint.read_manifest(run / loop.BEST)
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_what_a_kill_leaves_is_gone_on_with_to_the_same_bits(two, phantom_dir, tmp_path):
     run = tmp_path / "run"
     started = start_an_epoch(run, phantom_dir, 2)
@@ -132,12 +133,13 @@ def test_processes_stop_together_and_what_a_kill_leaves_is_gone_on_with_to_the_s
     assert len(record.read(run)["sessions"]) == 3
 
 
-def test_what_one_process_began_four_finish_with_pmap_as_one_does(one, phantom_dir, tmp_path):
+@pytest.mark.slow
+def test_what_one_process_began_four_finish_with_pmap_and_streaming_as_one_does(one, phantom_dir, tmp_path):
     run = tmp_path / "run"
     started = start_an_epoch(run, phantom_dir, 1)
     started[0].send_signal(signal.SIGTERM)
     assert [status for _, _, status in end(started)] == [75]
-    said = finish(run, phantom_dir, 4, "--pmap")[0][0]
+    said = finish(run, phantom_dir, 4, "--pmap", "--stream")[0][0]
     assert "other devices, processes than before" in said
     same(run, one)
 
@@ -152,6 +154,17 @@ def test_processes_with_other_settings_are_refused_by_all(phantom_dir, tmp_path)
     for _, error, status in end([first[0], *second]):
         assert status == 2 and "process 1 of 2 has other settings" in error, (status, error)
     assert not run.exists()
+
+
+def test_neighbours_are_the_processes_of_the_same_machine(monkeypatch):
+    assert processes.neighbours() == 1
+
+    def gather(name):
+        return np.stack([name, name + np.uint32(1), name])
+
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    assert processes.neighbours() == 2
 
 
 def test_what_is_missing_or_contradicts_itself_is_said(monkeypatch):

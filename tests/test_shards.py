@@ -230,7 +230,7 @@ def test_a_share_may_be_empty(weights, tmp_path):  # noqa: F811
     assert shards.merge(tmp_path / "out")["scans"] == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_real_process_that_is_stopped_or_killed_is_gone_on_with(weights, tmp_path, number):  # noqa: F811
     scans, out = tmp_path / "scans", tmp_path / "out"
     (picture,) = phantom.write_examples(tmp_path / "one", per_class=1)[:1]
