@@ -44,7 +44,7 @@ def test_unknown_options_list_those_there_are(command):
 
 def test_options_that_are_listed_are_those_of_the_first_column_not_of_the_prose():
     listed = run("mcis", "merge", "--no_such_option=1").stderr.splitlines()[-1]
-    assert listed == "options of mcis merge: --help --overwrite --no-overwrite"  # --out is positional, --shard another's
+    assert listed == "options of mcis merge: --help --overwrite --no-overwrite"
 
 
 def test_unknown_names_list_those_there_are():
