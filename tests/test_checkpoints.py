@@ -44,7 +44,7 @@ def test_stopping_and_saving_within_epochs_changes_no_bit(finished, scans, tmp_p
     def stop():
         nonlocal asked
         asked += 1
-        return asked % 3 == 0
+        return asked % 2 == 0
 
     interrupted = 0
     while True:

@@ -1,7 +1,9 @@
 """The training step: pure, equal on one device and on several, blind to filling rows."""
 
 import dataclasses
+from typing import ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,38 @@ import optax
 import pytest
 
 from mcis.data import Batch
+from mcis.models import MODELS, Outputs
+from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation
 from mcis.scan import CANVAS
 from mcis.tasks import TASKS
 from mcis.train import parallel, processes, step
 
 STILL = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})
+
+
+class Few(nn.Module):
+    """Two convolutions, a mask and a label with dropout: the step around it is ours, and compiles in seconds."""
+
+    stride: ClassVar[int] = 1
+    segments: ClassVar[bool] = True
+    features: int = 8
+    classes: int = 0
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        x = nn.relu(Conv(self.features, dtype=self.dtype, name="conv1")(image.astype(self.dtype)))
+        x = nn.relu(Conv(self.features, dtype=self.dtype, name="conv2")(x))
+        mask, pooled = Pointwise(1, name="mask")(x.astype(jnp.float32)), x.mean((1, 2)).astype(jnp.float32)
+        head = LabelHead(self.classes, axis_name=self.axis_name, name="label") if self.classes else None
+        return Outputs(mask, head and head(pooled, train), pooled)
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    monkeypatch.setitem(MODELS, "few", Few())
 
 
 def tiny(name, **changes):
@@ -59,9 +87,9 @@ def test_a_few_steps_lower_the_loss(name):
 
 
 def test_the_step_is_pure():
-    task = tiny("segment_brain", augmentation=Augmentation())
+    task = tiny("segment_brain", model="few", augmentation=Augmentation())
     train_step, state = build(task)
-    train_step, batch = jax.jit(train_step), make_batch(tiny("segment_brain"))
+    train_step, batch = jax.jit(train_step), make_batch(task)
     close(train_step(state, batch)[0], train_step(state, batch)[0], 0.0)
 
 
@@ -71,9 +99,12 @@ SPREAD = {"jit": parallel.parallel_train_step, "pmap": parallel.pmap_train_step}
 @pytest.mark.parametrize(
     ("name", "model", "accumulate", "spread"),
     [
-        pytest.param("segment_breast", "light", 1, "jit", marks=pytest.mark.slow),
+        ("segment_breast", "few", 1, "jit"),
+        ("segment_breast", "few", 1, "pmap"),
+        ("segment_breast", "few", 2, "jit"),
         ("route", "cnn", 1, "jit"),
-        ("segment_breast", "light", 1, "pmap"),
+        pytest.param("segment_breast", "light", 1, "jit", marks=pytest.mark.slow),
+        pytest.param("segment_breast", "light", 1, "pmap", marks=pytest.mark.slow),
         pytest.param("route", "cnn", 2, "pmap", marks=pytest.mark.slow),
         pytest.param("segment_breast", "unet", 1, "pmap", marks=pytest.mark.slow),
     ],
@@ -82,10 +113,11 @@ def test_twenty_steps_on_two_devices_are_those_on_one(name, model, accumulate, s
     """Augmented, with dropout, statistics of the batch and a filling row; by SGD: AdamW magnifies the last bits."""
     assert len(jax.devices()) == 2
     task = tiny(name, model=model, accumulate=accumulate, augmentation=Augmentation())
-    rows = 4 if model == "light" else 16  # batch normalisation of a few scans is at the mercy of the last bits
+    rows = 16 if model in ("cnn", "unet") else 4 * accumulate  # statistics of a few scans magnify the last bits
     batch, mesh = make_batch(task, rows), parallel.make_mesh()
     batch = batch._replace(valid=np.arange(rows) < rows - 1)
-    optimizer, found = optax.sgd(1e-3), []
+    # U-Net's deepest level has four pixels a scan here, whose statistics magnify them all the same
+    optimizer, found = optax.sgd(1e-4 if model == "unet" else 1e-3), []
     for axis_name, spread_out in ((None, jax.jit), (parallel.AXIS, lambda step_: SPREAD[spread](step_, mesh))):
         network = task.make_model(axis_name, train=True)
         state = step.create_state(task, network, optimizer, seed=0)
@@ -135,8 +167,8 @@ def test_devices_never_wait_for_each_other_within_a_loop():
 
 
 def test_filling_rows_change_nothing():
-    # dropout draws by position in the batch, so the label head is off; `light` has no statistics of the batch
-    task = tiny("segment_breast", model="light", label_loss=0.0)
+    # dropout draws by position in the batch, so the label head is off; `few` has no statistics of the batch
+    task = tiny("segment_breast", model="few", label_loss=0.0)
     train_step, state = build(task)
     train_step, batch = jax.jit(train_step), make_batch(task)
     twice = Batch(*(np.concatenate([x[:2], x[:2]]) for x in batch))  # the same mean as of two scans and nothing else
@@ -152,7 +184,7 @@ def test_filling_rows_change_nothing():
 
 
 def test_a_missing_mask_and_an_unknown_label_give_no_gradient():
-    task = tiny("segment_breast")
+    task = tiny("segment_breast", model="few")
     train_step, state = build(task)
     batch = make_batch(task)._replace(has_mask=np.zeros(4, bool), label=np.full(4, -1, np.int32))
     _, metrics = jax.jit(train_step)(state, batch)
@@ -160,6 +192,7 @@ def test_a_missing_mask_and_an_unknown_label_give_no_gradient():
     assert float(metrics["loss"][0]) == 0.0
 
 
+@pytest.mark.slow
 def test_auxiliary_masks_noise_removal_and_edges_are_learned_with():
     task = tiny("segment_breast", model="unet", features=4, auxiliary_loss=0.5, denoise="median", edges="sobel")
     train_step, state = build(task)
@@ -176,7 +209,7 @@ def test_auxiliary_masks_noise_removal_and_edges_are_learned_with():
 
 
 def test_the_average_follows_the_parameters():
-    task = tiny("route", ema=0.5)
+    task = tiny("segment_breast", model="few", ema=0.5)
     train_step, state = build(task)
     batch = make_batch(task)
     after, _ = jax.jit(train_step)(state, batch)
@@ -230,12 +263,12 @@ def test_the_learning_rate_rises_and_decays_as_its_name_says():
 
 
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole():
-    # `light` has no statistics of the batch, and dropout, which is drawn by position, is in the label head alone
-    task = tiny("segment_breast", model="light", label_loss=0.0, augmentation=Augmentation())
+    # `few` has no statistics of the batch, and dropout, which is drawn by position, is in the label head alone
+    task = tiny("segment_breast", model="few", label_loss=0.0, augmentation=Augmentation())
     train_step, state = build(task)
     batch = make_batch(task, rows=8)
     batch = batch._replace(has_mask=np.array([True] * 5 + [False] * 3), valid=np.array([True] * 7 + [False]))
-    in_parts, _ = build(dataclasses.replace(task, accumulate=2))
+    in_parts, _ = build(dataclasses.replace(task, accumulate=4))
     (whole, metrics), (split, split_metrics) = jax.jit(train_step)(state, batch), jax.jit(in_parts)(state, batch)
     close(jax.tree.leaves(split.opt_state), jax.tree.leaves(whole.opt_state), 1e-5)
     for name, (total, count) in metrics.items():
@@ -262,6 +295,7 @@ def test_each_part_of_a_batch_adds_to_the_running_statistics_and_two_devices_sha
         parallel.check_batch(6, mesh, 2)
 
 
+@pytest.mark.slow
 def test_half_precision_computes_in_it_and_keeps_all_else_in_float32():
     task = tiny("segment_breast", model="unet", precision="bfloat16")
     optimizer = step.make_optimizer(task, 30)
