@@ -1,6 +1,10 @@
 """mcis: multi-cancer identification and segmentation in JAX/Flax. Research use, not a medical device."""
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mcis.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -12,3 +16,10 @@ MAX_PIXELS = 1 << 26
 # OpenCV reads these once, when it is first imported; nothing of mcis can be imported before this file is.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+
+def load(weights: str | os.PathLike | None = None, **asked: Any) -> "Predictor":
+    """Weights that find lesions: `mcis.load().predict("scan.png")`. All about it: `mcis.predictor.load`."""
+    from mcis import predictor
+
+    return predictor.load(weights, **asked)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -38,6 +38,10 @@ class Finding:
       confidence: the label's probability times the Dice that the mask expects of itself, [0, 1]; see `cascade`.
       review: whether the confidence is below its organ's limit, so that somebody should look; None for an
         "unsupported" scan, and where the weights have no limit.
+      diameter_px: the longest diameter of the largest lesion, pixels (see `diameter_of`).
+      spacing_mm: [between rows, between columns], millimetres from one pixel to the next, where the file says so.
+      lesion_area_mm2: `lesion_area_px` by that spacing.
+      diameter_mm: the longest diameter of the largest lesion by that spacing.
     """
 
     scan: str
@@ -54,6 +58,10 @@ class Finding:
     notes: list[str] | None = None
     confidence: float | None = None
     review: bool | None = None
+    diameter_px: float | None = None
+    spacing_mm: list[float] | None = None
+    lesion_area_mm2: float | None = None
+    diameter_mm: float | None = None
 
     def __post_init__(self):
         if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in ("scan", "error")):
@@ -95,6 +103,41 @@ def boxes_of(mask: np.ndarray) -> list[list[int]]:
     x, y, width, height, area = stats[1:].T  # row 0 is the background
     order = np.lexsort((x, y, -area))
     return np.stack([x, y, width, height], axis=1)[order].tolist()
+
+
+def diameter_of(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> float:
+    """The longest diameter (maximum Feret diameter) of the largest lesion of a mask, uint8 {0,1} (H, W).
+
+    Between the middles of pixels' edges, so that one pixel has the diameter 1: as scikit-image's `feret_diameter_max`,
+    which draws its outline at one half. The largest is the one with most pixels, as for `boxes_of`.
+
+    Args:
+      mask: the lesions.
+      spacing: from row to row and from column to column, in the unit of the result.
+
+    Returns:
+      the diameter; 0.0 where there is no lesion.
+    """
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if len(stats) == 1:
+        return 0.0
+    x, y, _, _, area = stats[1:].T
+    largest = 1 + np.lexsort((x, y, -area))[0]
+    edge = cv2.findContours((labels == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    middles = np.concatenate(edge).reshape(-1, 1, 2) + np.array([[0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5]])
+    points = middles.reshape(-1, 2) * np.array(spacing[::-1])
+    corners = cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
+    return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
+
+
+def measured(finding: Finding, mask: np.ndarray) -> Finding:
+    """`finding` with what its mask, uint8 {0,1} (H, W), tells: boxes, area, diameter; by its `spacing_mm` in mm too."""
+    area = int(np.count_nonzero(mask))
+    found = dataclasses.replace(finding, boxes=boxes_of(mask), lesion_area_px=area, diameter_px=diameter_of(mask))
+    if (spacing := finding.spacing_mm) is None:
+        return found
+    in_mm2 = area * spacing[0] * spacing[1]
+    return dataclasses.replace(found, lesion_area_mm2=in_mm2, diameter_mm=diameter_of(mask, spacing))
 
 
 def read_findings(path: str | os.PathLike) -> Iterator[Finding]:

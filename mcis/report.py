@@ -26,7 +26,7 @@ import numpy as np
 
 import mcis
 from mcis import scan
-from mcis.finding import Finding, ReportError, boxes_of, read_findings
+from mcis.finding import Finding, ReportError, measured, read_findings
 from mcis.overlay import overlay_jpeg
 from mcis.report_page import Page
 
@@ -130,7 +130,7 @@ class ReportWriter:
         """Write one finding with its pictures, and return it as written.
 
         Args:
-          finding: `mask`, `boxes` and `lesion_area_px` are filled in from the mask.
+          finding: `mask`, and what is measured on it, is filled in from the mask.
           image: the scan, uint8 RGB (H, W, 3); without one there is no overlay.
           mask: uint8 {0,1} (H, W) of the scan's size, where segmentation was asked; all zero if nothing was found.
         """
@@ -139,8 +139,8 @@ class ReportWriter:
         name, picture = file_name(self.counts["scans"], finding.scan), None
         if mask is not None:
             mask = np.ascontiguousarray(mask.reshape(mask.shape[:2]) > 0).astype(np.uint8)
-            path, area = f"masks/{name}.png", int(np.count_nonzero(mask))
-            finding = dataclasses.replace(finding, mask=path, boxes=boxes_of(mask), lesion_area_px=area)
+            path = f"masks/{name}.png"
+            finding = dataclasses.replace(measured(finding, mask), mask=path)
             self._write(path, scan.encode_png(mask * np.uint8(255)))
         if image is not None:
             picture = f"overlays/{name}.jpg"

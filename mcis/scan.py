@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import struct
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -40,10 +41,12 @@ class Scan:
     Attributes:
       image: uint8 (H, W, 3), RGB; grey pictures have three equal channels.
       notes: what was changed in reading, in words ("16 bits scaled to 8"), so that it can be said.
+      spacing: millimetres from row to row and from column to column; None where the file does not say.
     """
 
     image: np.ndarray
     notes: tuple[str, ...] = ()
+    spacing: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +71,13 @@ class Fit:
         return max(self.box[2:]) < MIN_CONTENT
 
 
-def pictures(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Picture files below a folder (by suffix), sorted by path.
+def is_picture(path: pathlib.Path) -> bool:
+    """Whether a file is named as a picture is."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def pictures(folder: str | os.PathLike, wanted: Callable[[pathlib.Path], bool] = is_picture) -> list[pathlib.Path]:
+    """Files below a folder that are `wanted`, by default pictures, sorted by path.
 
     Hidden files and folders are left out, and so are the folders of a report of `mcis predict`: its masks and overlays
     are no scans. Links are followed, each folder once. A link that leads nowhere and a folder that cannot be read stay
@@ -91,7 +99,7 @@ def pictures(folder: str | os.PathLike) -> list[pathlib.Path]:
             continue
         seen.add(real)
         named = (pathlib.Path(place, name) for name in files if not name.startswith("."))
-        found += [path for path in named if path.suffix.lower() in SUFFIXES]
+        found += filter(wanted, named)
     return sorted(found)
 
 
@@ -137,25 +145,47 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     Raises:
       ScanError: the file is missing, empty, larger than MAX_BYTES or MAX_PIXELS, not a picture, or has NaN.
     """
+    if frame >= MAX_FRAMES:
+        raise ScanError(f"{path}: has more than {MAX_FRAMES} pages; the others are not read, split the file")
+    check_file(path, MAX_BYTES)
+    path = pathlib.Path(path)
+    return decode(path.read_bytes(), name=str(path), frame=frame)
+
+
+def check_file(path: str | os.PathLike, most: int) -> None:
+    """ScanError unless there is a plain file of 1 to `most` bytes."""
     path = pathlib.Path(path)
     if not path.is_file():
         if path.is_dir():
             readable = os.access(path, os.R_OK | os.X_OK)
             raise ScanError(f"{path}: a folder{', not a picture' if readable else ' that may not be read'}")
         raise ScanError(f"{path}: {'no plain file' if path.exists() else 'no such file'}")
-    if frame >= MAX_FRAMES:
-        raise ScanError(f"{path}: has more than {MAX_FRAMES} pages; the others are not read, split the file")
     size = path.stat().st_size
     if size == 0:
         raise ScanError(f"{path}: empty file; a picture is needed ({', '.join(SUFFIXES)})")
-    if size > MAX_BYTES:
-        raise ScanError(f"{path}: {size >> 20} MiB; at most {MAX_BYTES >> 20} MiB are read")
-    return decode(path.read_bytes(), name=str(path), frame=frame)
+    if size > most:
+        raise ScanError(f"{path}: {size >> 20} MiB; at most {most >> 20} MiB are read")
 
 
 def decode(data: bytes, name: str = "picture", frame: int = 0) -> Scan:
     """`read` for bytes already in memory; `name` is what error messages call them."""
     return _normalise(_decode_array(data, name, frame), name)
+
+
+def from_array(array: np.ndarray, name: str = "array") -> Scan:
+    """A picture that is in memory already, as `read` would give it.
+
+    Args:
+      array: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4); uint8 as it is, else scaled as `read` says.
+      name: what error messages call it.
+    """
+    if array.ndim not in (2, 3) or array.dtype.kind not in "uif" or array.size == 0:
+        raise ScanError(f"{name}: of shape {array.shape} and type {array.dtype}; numbers (H, W) or (H, W, 3) are read")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ScanError(f"{name}: more pixels than the {MAX_PIXELS} that are read; make it smaller")
+    if array.ndim == 3 and array.shape[2] >= 3:  # OpenCV's order, as files come
+        array = np.concatenate([array[..., 2::-1], array[..., 3:]], axis=2)
+    return _normalise(array, name)
 
 
 def _decode_array(data: bytes, name: str, frame: int) -> np.ndarray:

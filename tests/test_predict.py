@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import checkpoint, phantom, predict, scan
+from mcis import checkpoint, phantom, predict, predictor, reading, scan
 from mcis.organs import ORGANS
 from mcis.tasks import TASKS, task_to_json
 
@@ -219,9 +219,9 @@ def test_a_lesion_without_an_outline_is_noted(label, lit, noted, tmp_path):
         "review": 0,
     }
     row |= {"segmented": True, "mask": np.full((256, 256, 1), float(lit), np.float32)}
-    finding, mask = predict.finding_of(predict.load(str(tmp_path / "a.png"), None), row)
-    assert mask is not None and mask.any() == lit
-    assert (finding.notes or []) == (["called benign, but no lesion could be outlined"] if noted else [])
+    result = predictor.result_of(reading.load(str(tmp_path / "a.png"), None), row)
+    assert result.mask is not None and result.mask.any() == lit
+    assert (result.finding.notes or []) == (["called benign, but no lesion could be outlined"] if noted else [])
 
 
 def test_a_report_below_a_folder_of_scans_is_not_read_as_scans(weights, pictures, tmp_path):
@@ -236,7 +236,7 @@ def test_an_interrupt_ends_the_report_and_says_so(weights, pictures, tmp_path, c
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "finding_of", interrupt)
+    monkeypatch.setattr(predictor, "result_of", interrupt)
     assert predict.main([str(pictures[1][0]), "--weights", str(weights), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.strip().endswith("mcis predict: interrupted")
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "stopped"

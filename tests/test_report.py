@@ -50,7 +50,8 @@ def rows_of(out):
 def test_keys_of_a_line_and_their_order():
     keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
     line = Finding("a.png").to_json()
-    assert list(json.loads(line)) == [*keys, "lesion_area_px", "error", "reason", "notes", "confidence", "review"]
+    keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
+    assert list(json.loads(line)) == [*keys, "diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
@@ -83,6 +84,36 @@ def test_boxes_are_8_connected_largest_first_then_by_position():
     assert finding.boxes_of(mask) == [[3, 2, 3, 2], [0, 0, 2, 2], [6, 0, 1, 1], [0, 4, 1, 1], [6, 4, 1, 1]]
     assert finding.boxes_of(np.zeros((4, 5), np.uint8)) == []
     assert finding.boxes_of(np.ones((4, 5), np.uint8)) == [[0, 0, 5, 4]]
+
+
+def drawn(*rows):
+    return np.array([[character == "#" for character in row] for row in rows], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("mask", "spacing", "diameter"),
+    [
+        (drawn("...", "..."), (1, 1), 0.0),
+        (drawn("...", ".#."), (1, 1), 1.0),
+        (drawn("...", ".#."), (2, 0.5), 2.0),
+        (drawn("####", "...."), (1, 1), 4.0),
+        (drawn("####", "...."), (1, 0.25), np.hypot(0.75, 1)),
+        (drawn("#...", ".#..", "..#."), (1, 1), np.hypot(2, 3)),  # from an upper edge to a lower one, or left to right
+        (drawn("####", "....", "#...", "#...", "#..."), (1, 1), 4.0),  # of the largest
+        (drawn("###", "#.#", "###"), (1, 1), np.hypot(2, 3)),
+    ],
+)
+def test_the_longest_diameter_is_the_maximum_feret_diameter(mask, spacing, diameter):
+    assert finding.diameter_of(mask, spacing) == pytest.approx(diameter)
+
+
+def test_a_disc_is_as_wide_as_it_was_drawn():
+    mask = cv2.circle(np.zeros((100, 100), np.uint8), (50, 50), 30, 1, -1)
+    assert finding.diameter_of(mask) == pytest.approx(61, abs=0.6)
+    assert finding.diameter_of(mask, (0.5, 0.5)) == pytest.approx(30.5, abs=0.3)
+    found = finding.measured(Finding("a", spacing_mm=[0.5, 0.25]), mask)
+    assert found.lesion_area_mm2 == pytest.approx(int(mask.sum()) * 0.125)
+    assert found.diameter_mm == pytest.approx(30.5, abs=0.3) and found.diameter_px == pytest.approx(61, abs=0.6)
 
 
 @pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 214, 10), (40, 200, 60)])

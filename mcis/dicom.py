@@ -1,0 +1,304 @@
+"""DICOM files as scans, a frame at a time, and without their identifiers. No JAX; pydicom comes with the extra `dicom`.
+
+What is read of a header is TAGS and no more: a patient's name never reaches this process's objects, so that it cannot
+reach a finding, a log or a page. For the same reason no message quotes what pydicom says of a damaged file.
+"""
+
+import logging
+import math
+import os
+import pathlib
+import struct
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mcis import MAX_PIXELS
+from mcis.scan import MAX_FRAMES, Scan, ScanError, check_file
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+MAX_BYTES = 1 << 31
+"""Of a file; a frame is read by itself, so that memory is what one frame takes."""
+DEFLATED = "1.2.840.10008.1.2.1.99"
+"""The transfer syntax that has all of the file inflated at once, however much that is."""
+NO_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "PR", "SR")
+"""Modalities of what is made from scans."""
+CENTIMETRES = 3
+"""Physical units of an ultrasound region (PS3.3 C.8.5.5.1.15)."""
+TAGS = (
+    *("SOPClassUID", "Modality", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "BurnedInAnnotation"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
+    *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("PaletteColorLookupTableUID", "SegmentedRedPaletteColorLookupTableData"),
+    *("SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData"),
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
+    *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+    *("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices", "SliceThickness"),
+)
+"""All that is read of a header: how its pixels are to be shown, how large they are, and where they lie."""
+
+
+def holds(name: str, head: bytes) -> bool:
+    """Whether a file is DICOM, of its name and first bytes."""
+    return head[128:132] == b"DICM" or name.lower().endswith(SUFFIXES)
+
+
+def nameless(path: pathlib.Path) -> bool:
+    """Whether a file whose name has no suffix, or a number for one, as archives write them, is DICOM."""
+    if (path.suffix and not path.suffix[1:].isdigit()) or path.name == "DICOMDIR":
+        return False
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def count_frames(path: str | os.PathLike) -> int:
+    """Number of frames; 1 for a file that cannot be read, and at most one beyond MAX_FRAMES."""
+    try:
+        return min(max(1, int(header(path).get("NumberOfFrames") or 1)), MAX_FRAMES + 1)
+    except (ScanError, OSError, ValueError, TypeError, OverflowError):
+        return 1
+
+
+def read(path: str | os.PathLike, frame: int = 0) -> Scan:
+    """Read a frame of a DICOM file: MONOCHROME1 and 2, RGB, YBR, palette; plain, RLE, JPEG, JPEG-LS, JPEG 2000.
+
+    Args:
+      path: a file.
+      frame: which of its frames, from 0.
+
+    Returns:
+      The Scan: uint8 RGB of the frame's own size. Grey values go through the modality's rescaling and the first window
+      of the file, or VOI table, and where it has none linearly from the frame's minimum and maximum to [0, 255];
+      MONOCHROME1 is inverted. `spacing` is the pixel spacing, of an ultrasound that of its one region.
+
+    Raises:
+      ScanError: it is no such file, has no pixels or too many, or no decoder for them is at hand.
+    """
+    if frame >= MAX_FRAMES:
+        raise ScanError(f"{path}: has more than {MAX_FRAMES} frames; the others are not read, split the file")
+    found = header(path)
+    with _in_our_words(path):
+        rows, columns = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
+        if found.get("Modality") in NO_SCANS:
+            raise ScanError(f"{path}: of modality {found.Modality}, made from scans and none itself")
+        if rows * columns == 0:
+            raise ScanError(f"{path}: a DICOM file without a picture ({_kind(found)})")
+        if rows * columns > MAX_PIXELS:
+            raise ScanError(f"{path}: {columns} x {rows} pixels; at most {MAX_PIXELS} are read")
+        if frame >= int(found.get("NumberOfFrames") or 1):
+            raise ScanError(f"{path}: has no frame {frame}")
+        image, notes = _shown(_pixels(path, found, frame), found, frame, path)
+        spacing, of_spacing = spacing_of(found, frame)
+        return Scan(np.ascontiguousarray(image), (*notes, *of_spacing, *_burnt_in(found)), spacing)
+
+
+def header(path: str | os.PathLike) -> Any:
+    """The Dataset of a file's TAGS, without its pixels. ScanError where it is no DICOM file that can be read."""
+    check_file(path, MAX_BYTES)
+    pydicom = _pydicom(path)
+    with _in_our_words(path):
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DEFLATED:
+            raise ScanError(f"{path}: deflated DICOM is not read; `dcmconv +te` writes it without")
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+
+
+def _pydicom(path: str | os.PathLike) -> Any:
+    try:
+        import pydicom
+        import pydicom.filereader
+        import pydicom.pixels
+    except ImportError:
+        raise ScanError(f"{path}: DICOM is read where its extra is installed: pip install -e '.[dicom]'") from None
+    # what it says of odd values quotes them
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    return pydicom
+
+
+class _in_our_words:  # reads as a statement
+    """Whatever a decoder finds wrong becomes a ScanError that quotes nothing of the file."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, ScanError | MemoryError) or not isinstance(error, Exception):
+            return
+        if isinstance(error, OSError) and error.filename is not None:
+            return  # of the file system
+        raise ScanError(f"{self.path}: damaged, or not DICOM that can be read here ({type(error).__name__})") from None
+
+
+def _kind(found: Any) -> str:
+    """What a file is, in a word that is nobody's name."""
+    modality = str(found.get("Modality") or "")
+    return modality if modality.isalnum() and len(modality) <= 4 else "no modality"
+
+
+def _pixels(path: str | os.PathLike, found: Any, frame: int) -> np.ndarray:
+    """A frame as it is stored, YBR as RGB: (H, W) or (H, W, 3)."""
+    pydicom = _pydicom(path)
+    syntax = found.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        _check_frame(path, found, frame)
+    try:
+        return pydicom.pixels.pixel_array(path, index=frame)
+    except (RuntimeError, NotImplementedError) as error:
+        if "missing dependencies" in str(error) or isinstance(error, NotImplementedError):
+            raise ScanError(f"{path}: no decoder here reads {syntax.name}; `gdcmconv --raw` decompresses it") from None
+        raise
+
+
+def _check_frame(path: str | os.PathLike, found: Any, frame: int) -> None:
+    """ScanError where a compressed frame is larger than the header says: a decoder would make room for it."""
+    pydicom = _pydicom(path)
+    with open(path, "rb") as file:
+        pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[])
+        file.seek(12, os.SEEK_CUR)  # tag, representation and length, after which the frames' items begin
+        data = pydicom.encaps.get_frame(file, frame, number_of_frames=int(found.get("NumberOfFrames") or 1))
+    said = int(found.Columns), int(found.Rows)
+    if (holds := _codestream_size(data)) is not None and holds != said:
+        wrong = f"a frame of {holds[0]} x {holds[1]} pixels, where the header says {said[0]} x {said[1]}"
+        raise ScanError(f"{path}: {wrong}")
+
+
+def _codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 codestream says of itself; None where it is none of them."""
+    if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
+        right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+        return right - left, bottom - top
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data):
+        marker, length = struct.unpack_from(">HH", data, at)
+        if marker in _FRAME_HEADERS:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        at += 1 if marker == 0xFFFF else 2 + length  # a marker may be filled up with FF
+    return None
+
+
+_FRAME_HEADERS = {0xFFF7, *range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
+"""Markers after which a JPEG or JPEG-LS file says its size (ITU-T T.81, table B.1; T.87)."""
+
+
+def _shown(array: np.ndarray, found: Any, frame: int, path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+    """A frame as it is to be seen, uint8 (H, W, 3), and what was done to it."""
+    pixels = _pydicom(path).pixels
+    kind = str(found.get("PhotometricInterpretation") or "")
+    if kind == "PALETTE COLOR":
+        coloured = pixels.apply_color_lut(array, found)[..., :3]
+        return (coloured >> 8 * (coloured.itemsize - 1)).astype(np.uint8), ["palette laid out as RGB"]
+    if array.ndim == 3:
+        if array.dtype == np.uint8:
+            return array, []
+        return _scaled(array.astype(np.float32), 0.0, 2.0 ** int(found.BitsStored) - 1), ["colours scaled to 8 bits"]
+    if not kind.startswith("MONOCHROME"):
+        raise ScanError(f"{path}: pixels of a kind that is not read; MONOCHROME, RGB, YBR and PALETTE COLOR are")
+    if (table := found.get("VOILUTSequence")) and "WindowCenter" not in found:
+        values = pixels.apply_voi_lut(pixels.apply_modality_lut(array, found), found).astype(np.float32)
+        low, high, said = 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1, "its table of grey values"
+    else:
+        values = _rescaled(array, found, frame, pixels)
+        low, high, said = _window(values, found, frame)
+    if not np.isfinite(values).all():
+        raise ScanError(f"{path}: has NaN or infinite pixels")
+    grey = _scaled(values, low, high)
+    if kind == "MONOCHROME1":
+        grey = 255 - grey
+    return np.repeat(grey[..., None], 3, axis=2), [f"shown by {said}", *(["inverted"] if kind == "MONOCHROME1" else [])]
+
+
+def _rescaled(array: np.ndarray, found: Any, frame: int, pixels: Any) -> np.ndarray:
+    """Stored values as the modality means them, float32."""
+    if "ModalityLUTSequence" in found:
+        return pixels.apply_modality_lut(array, found).astype(np.float32)
+    slope = _of_frame(found, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    intercept = _of_frame(found, frame, "PixelValueTransformationSequence", "RescaleIntercept")
+    return array.astype(np.float32) * float(1 if slope is None else slope) + float(intercept or 0)
+
+
+def _window(values: np.ndarray, found: Any, frame: int) -> tuple[float, float, str]:
+    """The values that become black and white, and in words where they come from (PS3.3 C.11.2.1.2)."""
+    centre, width = (_of_frame(found, frame, "FrameVOILUTSequence", f"Window{part}") for part in ("Center", "Width"))
+    centre, width = (_first(value) for value in (centre, width))
+    exact = str(_of_frame(found, frame, "FrameVOILUTSequence", "VOILUTFunction") or "LINEAR") != "LINEAR"
+    if centre is None or width is None or not width >= 1 or not math.isfinite(centre):
+        low, high = float(values.min()), float(values.max())
+        return low, high, f"its own values, {low:g} to {high:g}"
+    low, high = centre - width / 2, centre + width / 2
+    if not exact:
+        low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+    return low, high, f"the file's window, {low:g} to {high:g}"
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """[low, high] to [0, 255], rounded and cut: uint8."""
+    return np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
+
+
+def _of_frame(found: Any, frame: int, sequence: str, name: str) -> Any:
+    """An attribute of a frame: in its own functional group, in that of all frames, or in the file."""
+    groups = found.get("PerFrameFunctionalGroupsSequence") or []
+    for group in (*groups[frame : frame + 1], *(found.get("SharedFunctionalGroupsSequence") or [])[:1]):
+        for item in (group.get(sequence) or [])[:1]:
+            if name in item:
+                return item[name].value
+    return found.get(name)
+
+
+def _first(value: Any) -> float | None:
+    """The first of several values, as a number; None where there is none."""
+    if value is None or isinstance(value, str | bytes):
+        return None
+    values = list(value) if isinstance(value, Sequence) or hasattr(value, "__iter__") else [value]
+    return float(values[0]) if values else None
+
+
+def spacing_of(found: Any, frame: int) -> tuple[tuple[float, float] | None, list[str]]:
+    """Millimetres from row to row and from column to column, None where the file does not say; and what to note."""
+    regions = [
+        (float(region.PhysicalDeltaY), float(region.PhysicalDeltaX))
+        for region in found.get("SequenceOfUltrasoundRegions") or []
+        if region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CENTIMETRES
+    ]
+    if regions:
+        if len(set(regions)) > 1:
+            return None, ["several regions of different scale: nothing is measured in mm"]
+        return _positive([10 * abs(delta) for delta in regions[0]]), []
+    value = _of_frame(found, frame, "PixelMeasuresSequence", "PixelSpacing")
+    if value is None and (value := found.get("NominalScannedPixelSpacing")) is None:
+        if found.get("ImagerPixelSpacing") is not None:
+            return None, ["pixel spacing is that of the detector: nothing is measured in mm"]
+        return None, []
+    return _positive([float(part) for part in value]), []
+
+
+def _positive(spacing: list[float]) -> tuple[float, float] | None:
+    if len(spacing) != 2 or not all(math.isfinite(part) and part > 0 for part in spacing):
+        return None
+    return spacing[0], spacing[1]
+
+
+def _burnt_in(found: Any) -> list[str]:
+    """A warning where a picture may show whom it is of."""
+    said = found.get("BurnedInAnnotation")
+    if said == "YES":
+        return ["the file says that text is burnt into its pixels: look before you share pictures of it"]
+    if said != "NO" and found.get("Modality") == "US":
+        return ["ultrasound: names and dates may be burnt into its pixels; look before you share pictures of it"]
+    return []

@@ -1,0 +1,286 @@
+"""Weights that answer: scans in, findings with their masks out. What `mcis predict`, `mcis serve` and notebooks share.
+
+predictor = load()                                    # the weights that come with mcis
+result = predictor.predict("scan.png")                # or an array, uint8 (H, W) or (H, W, 3)
+result.finding.label, result.mask                     # "malignant", uint8 {0,1} (H, W)
+"""
+
+import base64
+import dataclasses
+import functools
+import html
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import mcis
+from mcis import reading, scan
+from mcis.finding import Finding, measured
+from mcis.ops.metrics import MASK_THRESHOLD
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+from mcis.overlay import overlay
+from mcis.reading import Loaded
+
+if TYPE_CHECKING:
+    from mcis.cascade import Prediction
+
+BATCH = 8
+"""Scans the cascade takes at once when there is more than one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What weights are asked, and how.
+
+    Attributes:
+      organ: every scan is of this organ; the router is not asked.
+      task: this task's network alone answers for every scan.
+      threshold: the router's smallest probability; below it a scan is unsupported. None = the one that was fitted.
+      novelty: whether a scan unlike all the router learned from is unsupported, and a thumbnail.
+      members: so many networks of each ensemble answer, the first ones; None = all.
+    """
+
+    organ: str | None = None
+    task: str | None = None
+    threshold: float | None = None
+    novelty: bool = True
+    members: int | None = None
+
+    def check(self) -> "Asked":
+        """Itself. ValueError where it contradicts itself, or names what there is not."""
+        if self.organ is not None:
+            organ_named(self.organ)
+        if self.organ and self.task:
+            raise ValueError("--organ and --task exclude each other: --task names one network, whatever the organ")
+        if (self.organ or self.task) and (self.threshold is not None or not self.novelty):
+            raise ValueError("--threshold and --no-novelty are of the router, which --organ and --task leave out")
+        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"--threshold={self.threshold}: a probability in [0, 1] is needed")
+        if self.members is not None and self.members < 1:
+            raise ValueError(f"--members={self.members}: 1 network or more is needed")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A scan and what was found on it.
+
+    Attributes:
+      finding: as a line of findings.jsonl has it, but for the path of a mask.
+      image: the scan, uint8 RGB (H, W, 3); None where it could not be read.
+      mask: its lesions, uint8 {0,1} (H, W); None where it was not segmented.
+    """
+
+    finding: Finding
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    def overlay(self) -> np.ndarray:
+        """The scan with its lesions outlined, uint8 (H, W, 3). ValueError where there is no scan."""
+        if self.image is None:
+            raise ValueError(f"{self.finding.scan}: {self.finding.error}")
+        return self.image if self.mask is None else overlay(self.image, self.mask)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outlined scan beside what was found."""
+        said = {name: value for name, value in vars(self.finding).items() if value is not None}
+        left = "style='text-align:left'"
+        rows = "".join(
+            f"<tr><th {left}>{name}</th><td {left}>{html.escape(_text(value))}</td></tr>"
+            for name, value in said.items()
+        )
+        picture = ""
+        if self.image is not None:
+            data = base64.b64encode(scan.encode_png(self.overlay())).decode()
+            picture = f"<img style='max-width:320px;max-height:320px' alt='scan' src='data:image/png;base64,{data}'>"
+        sides = f"<div style='display:flex;gap:1em;align-items:start'>{picture}<table>{rows}</table></div>"
+        return f"{sides}<p><small>{html.escape(mcis.NOTICE)}</small></p>"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """Weights that are asked something. Compiled when first asked, for one scan and for BATCH apart.
+
+    Attributes:
+      asked: what.
+      variables: by task, on the host.
+      function: (variables, uint8 (B, S, S, 3)) -> Prediction, jitted.
+      described: the weights, for the record: where from, and of each task what its manifest says.
+      lacking: what these weights say nothing of, as "brain label".
+    """
+
+    asked: Asked
+    variables: dict[str, Any]
+    function: Callable[[dict[str, Any], np.ndarray], "Prediction"]
+    described: dict[str, Any]
+    lacking: tuple[str, ...]
+
+    @functools.cached_property
+    def _on_device(self) -> dict[str, Any]:
+        import jax
+
+        # one scan is there sooner than an ensemble's networks are compiled one by one
+        return {name: jax.device_put(one) for name, one in self.variables.items()}
+
+    @functools.cached_property
+    def _placed(self) -> dict[str, Any]:
+        from mcis.experts import place
+
+        return {name: place(one) for name, one in self.variables.items()}
+
+    @property
+    def refuses_thumbnails(self) -> bool:
+        """Whether thumbnails are unsupported, whatever the networks say."""
+        return self.asked.novelty and self.asked.task is None and self.asked.organ is None
+
+    def answer(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """What the networks say of canvases, uint8 (B, S, S, 3): the fields of a `cascade.Prediction`, by name."""
+        import jax
+
+        prediction = jax.device_get(self.function(self._on_device if len(batch) == 1 else self._placed, batch))
+        return {field.name: np.asarray(getattr(prediction, field.name)) for field in dataclasses.fields(prediction)}
+
+    def predict(self, given: str | os.PathLike | np.ndarray, frame: int = 0) -> Result:
+        """The result of one scan.
+
+        Args:
+          given: a file, or a picture: (H, W) or (H, W, 3) RGB; what is not uint8 is scaled from its least and largest
+            value.
+          frame: which frame, slice or page of a file that has several.
+
+        A scan that cannot be read gives a result with an error, as `mcis predict` has it.
+        """
+        if isinstance(given, np.ndarray):
+            loaded = reading.lay("array", None, lambda: scan.from_array(given))
+        else:
+            path = os.fspath(given)
+            several = reading.format_of(path).count(path) > 1
+            loaded = reading.load(path, frame if several or frame else None)
+        (result,) = self._results([loaded], 1)
+        return result
+
+    def predict_all(self, scans: Iterable[tuple[str, int | None]], batch_size: int = BATCH) -> Iterator[Result]:
+        """The results of scans, (path, frame) as `reading.frames` gives them, in order; read a few ahead.
+
+        Args:
+          scans: where they are.
+          batch_size: scans at once; the last batch is filled up with black squares.
+        """
+        group: list[Loaded] = []
+        for loaded in reading.load_all(scans, 2 * batch_size):
+            group.append(loaded)
+            if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
+                yield from self._results(group, batch_size)
+                group = []
+        yield from self._results(group, batch_size)
+
+    def _results(self, group: Sequence[Loaded], batch_size: int) -> Iterator[Result]:
+        good = [loaded.square for loaded in group if loaded.square is not None]
+        if good:
+            batch = np.zeros((batch_size, scan.CANVAS, scan.CANVAS, 3), np.uint8)
+            batch[: len(good)] = good
+            fields = self.answer(batch)
+        rows = iter(range(len(good)))
+        for loaded in group:
+            if loaded.error is not None:
+                yield Result(Finding(loaded.path, loaded.frame, error=loaded.error))
+            else:
+                at = next(rows)
+                row = {name: value[at] for name, value in fields.items()}
+                yield result_of(loaded, row, self.refuses_thumbnails)
+
+
+def load(weights: str | os.PathLike | None = None, **asked: Any) -> Predictor:
+    """Weights, ready to be asked.
+
+    Args:
+      weights: folder of a set of weights; None = those that come with mcis.
+      asked: fields of `Asked`: organ="breast", task="segment_brain", threshold=0.8, novelty=False, members=1.
+
+    Raises:
+      ValueError: there are no such weights, or they cannot answer what is asked.
+    """
+    question = Asked(**asked).check()
+
+    import jax
+
+    from mcis import cascade
+    from mcis.bundle import SHIPPED, load_bundle
+    from mcis.experts import first_members
+    from mcis.tasks import task_named
+
+    found = load_bundle(weights or SHIPPED)
+    experts = {name: one.task for name, one in found.items()}
+    lacking: list[str] = []
+    if question.task:
+        task_named(question.task)
+        if question.task not in experts:
+            raise ValueError(f"these weights have no {question.task}; they have: {', '.join(experts)}")
+        function = cascade.make_single(experts[question.task])
+    else:
+        organ = None if question.organ is None else ORGAN_NAMES.index(question.organ)
+        function = cascade.make_predict(experts, cascade.Settings(organ, question.threshold, question.novelty))
+        answered = {"label": cascade.label_experts(experts), "mask": cascade.mask_experts(experts)}
+        possible = range(len(ORGAN_NAMES)) if organ is None else (organ,)
+        lacking = [f"{ORGAN_NAMES[at]} {what}" for what, by in answered.items() for at in possible if at not in by]
+    variables = {name: first_members(one.variables, question.members) for name, one in found.items()}
+    facts = ("epoch", "validation", "versions", "files")
+    described = {
+        "folder": str(weights or "shipped"),
+        "tasks": {name: {fact: one.manifest[fact] for fact in facts} for name, one in found.items()},
+    }
+    return Predictor(question, variables, jax.jit(function), described, tuple(lacking))
+
+
+def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = False) -> Result:
+    """A scan's finding, and its mask on the scan's own grid.
+
+    Args:
+      loaded: the scan.
+      row: the fields of a `cascade.Prediction` for this one scan.
+      thumbnails: whether those are refused, whatever the row says.
+    """
+    asked = not math.isnan(float(row["organ_prob"]))
+    probability = float(row["organ_prob"]) if asked else None
+    index, notes = int(row["organ"]), list(loaded.notes) or None
+    spacing = None if loaded.spacing is None else list(loaded.spacing)
+    seen = functools.partial(Finding, loaded.path, loaded.frame, spacing_mm=spacing)
+    if loaded.geometry is not None and loaded.geometry.thumbnail:
+        wide, high = loaded.geometry.box[2:]
+        reason = f"a thumbnail: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
+        if thumbnails:
+            return Result(seen(UNSUPPORTED, probability, reason=reason, notes=notes), loaded.image)
+        notes = [*(notes or ()), reason]
+    if index >= len(ORGANS):
+        like = f"most like {ORGANS[int(row['choice'])].scan}, probability {probability:.6f}"
+        if (times := float(row["novelty"])) > 1:
+            reason = f"unlike the scans the router learned from, {times:.2f} times the distance allowed ({like})"
+        else:
+            reason = f"the router is unsure: {like}, {row['needed']:.6f} is needed"
+        return Result(seen(UNSUPPORTED, probability, reason=reason, notes=notes), loaded.image)
+    organ, label = ORGANS[index], int(row["label"])
+    finding = seen(organ.name, probability, notes=notes)
+    if label != UNKNOWN:
+        probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
+        finding = dataclasses.replace(finding, label=organ.classes[label], label_probs=probs)
+    if not math.isnan(confidence := float(row["confidence"])):
+        review = None if row["review"] == UNKNOWN else bool(row["review"])
+        finding = dataclasses.replace(finding, confidence=confidence, review=review)
+    if not row["segmented"] or loaded.geometry is None:
+        return Result(finding, loaded.image)
+    mask = (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+    if label != UNKNOWN and organ.is_lesion(label) and not mask.any():
+        found_none = f"called {organ.classes[label]}, but no lesion could be outlined"
+        finding = dataclasses.replace(finding, notes=[*(notes or ()), found_none])
+    return Result(measured(finding, mask), loaded.image, mask)

@@ -1,0 +1,113 @@
+"""Files as scans: pictures, DICOM, NIfTI; each counted and read frame by frame, a few ahead in threads. No JAX.
+
+A row of FORMATS is one kind of file. DICOM and NIfTI need the extra `dicom`; without it they are an error that says so.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from mcis import dicom, nifti, scan
+
+HEAD = 512
+"""Bytes at a file's beginning by which its format is told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+      name: what messages call it.
+      suffixes: of its files' names, lower case: what a folder is searched for.
+      holds: whether a file is one, of its name and first HEAD bytes.
+      count: number of frames in the file at a path; 1 where it cannot be told, so that reading it says why.
+      read: the frame of that number, from 0.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    holds: Callable[[str, bytes], bool]
+    count: Callable[[str | os.PathLike], int]
+    read: Callable[[str | os.PathLike, int], scan.Scan]
+
+
+FORMATS = (
+    Format("DICOM", dicom.SUFFIXES, dicom.holds, dicom.count_frames, dicom.read),
+    Format("NIfTI", nifti.SUFFIXES, nifti.holds, nifti.count_frames, nifti.read),
+    Format("picture", scan.SUFFIXES, lambda name, head: True, scan.count_frames, scan.read),
+)
+"""The first that holds a file reads it."""
+
+SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
+
+
+def format_of(path: str | os.PathLike) -> Format:
+    """The format of a file, by its first bytes and its name; that of pictures where it cannot be opened."""
+    head = b""
+    try:
+        if os.path.isfile(path):  # a pipe would block
+            with open(path, "rb") as file:
+                head = file.read(HEAD)
+    except OSError:
+        pass  # reading it says why
+    return next(one for one in FORMATS if one.holds(os.fspath(path), head))
+
+
+def frames(paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+    """(path, frame) of every picture: frame is None for a file that holds one, else counted from 0."""
+    for path in paths:
+        count = format_of(path).count(path)
+        yield from ((path, None if count == 1 else frame) for frame in range(count))
+
+
+def files_in(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Files below a folder that may be scans, sorted: by suffix, and DICOM files that have none."""
+    return scan.pictures(folder, lambda path: path.name.lower().endswith(SUFFIXES) or dicom.nameless(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A scan on its way: what was read and laid into the canvas, or why not."""
+
+    path: str
+    frame: int | None
+    image: np.ndarray | None = None
+    square: np.ndarray | None = None
+    geometry: scan.Fit | None = None
+    spacing: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
+    """What `read` gives, laid into the canvas; an error becomes text."""
+    try:
+        found = read()
+        square, geometry = scan.fit(found.image)
+        return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes)
+    except (scan.ScanError, OSError, MemoryError) as error:
+        message = str(error) or type(error).__name__
+        return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}")
+
+
+def load(path: str, frame: int | None) -> Loaded:
+    """Read one scan and lay it into the canvas; an error becomes text."""
+    return lay(path, frame, lambda: format_of(path).read(path, frame or 0))
+
+
+def load_all(scans: Iterable[tuple[str, int | None]], ahead: int) -> Iterator[Loaded]:
+    """Read scans in order, a few ahead in threads (OpenCV decodes outside Python's lock)."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting: collections.deque = collections.deque()
+        for path, frame in scans:
+            waiting.append(pool.submit(load, path, frame))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
