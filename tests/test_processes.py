@@ -139,7 +139,7 @@ def test_what_one_process_began_four_finish_with_pmap_and_streaming_as_one_does(
     started = start_an_epoch(run, phantom_dir, 1)
     started[0].send_signal(signal.SIGTERM)
     assert [status for _, _, status in end(started)] == [75]
-    said = finish(run, phantom_dir, 4, "--pmap", "--stream")[0][0]
+    said = finish(run, phantom_dir, 4, "--pmap", "--stream=True")[0][0]
     assert "other devices, processes than before" in said
     same(run, one)
 
