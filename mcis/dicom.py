@@ -37,9 +37,8 @@ TAGS = (
     *("SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
     *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
-    *("SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices", "SliceThickness"),
 )
-"""All that is read of a header: how its pixels are to be shown, how large they are, and where they lie."""
+"""All that is read of a header: how its pixels are to be shown, and how large they are."""
 
 
 def holds(name: str, head: bytes) -> bool:

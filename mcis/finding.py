@@ -99,10 +99,15 @@ def boxes_of(mask: np.ndarray) -> list[list[int]]:
       [x, y, width, height] in pixels for each 8-connected region, largest area first; equal areas from top to bottom,
       then from left to right.
     """
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    x, y, width, height, area = stats[1:].T  # row 0 is the background
-    order = np.lexsort((x, y, -area))
-    return np.stack([x, y, width, height], axis=1)[order].tolist()
+    _, stats, order = _lesions(mask)
+    return stats[order, :4].tolist()
+
+
+def _lesions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lesion numbers (H, W), each number's x, y, width, height and area, and the numbers in `boxes_of`'s order."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    x, y, _, _, area = stats[1:].T  # row 0 is the background
+    return labels, stats, 1 + np.lexsort((x, y, -area))
 
 
 def diameter_of(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> float:
@@ -118,12 +123,10 @@ def diameter_of(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> floa
     Returns:
       the diameter; 0.0 where there is no lesion.
     """
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    if len(stats) == 1:
+    labels, _, order = _lesions(mask)
+    if not len(order):
         return 0.0
-    x, y, _, _, area = stats[1:].T
-    largest = 1 + np.lexsort((x, y, -area))[0]
-    edge = cv2.findContours((labels == largest).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    edge = cv2.findContours((labels == order[0]).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     middles = np.concatenate(edge).reshape(-1, 1, 2) + np.array([[0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5]])
     points = middles.reshape(-1, 2) * np.array(spacing[::-1])
     corners = cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)

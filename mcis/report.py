@@ -130,7 +130,7 @@ class ReportWriter:
         """Write one finding with its pictures, and return it as written.
 
         Args:
-          finding: `mask`, and what is measured on it, is filled in from the mask.
+          finding: `mask` is filled in, and what is measured on it where that was not done yet.
           image: the scan, uint8 RGB (H, W, 3); without one there is no overlay.
           mask: uint8 {0,1} (H, W) of the scan's size, where segmentation was asked; all zero if nothing was found.
         """
@@ -140,7 +140,8 @@ class ReportWriter:
         if mask is not None:
             mask = np.ascontiguousarray(mask.reshape(mask.shape[:2]) > 0).astype(np.uint8)
             path = f"masks/{name}.png"
-            finding = dataclasses.replace(measured(finding, mask), mask=path)
+            finding = finding if finding.boxes is not None else measured(finding, mask)
+            finding = dataclasses.replace(finding, mask=path)
             self._write(path, scan.encode_png(mask * np.uint8(255)))
         if image is not None:
             picture = f"overlays/{name}.jpg"

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from mcis import dicom, phantom, reading, scan
-from tests.dicom_files import dataset, items, write
+from tests.dicom_files import CANARY, dataset, items, write
 
 VALUES = np.arange(200).reshape(10, 20)
 RAMP = VALUES.astype(np.uint16)
@@ -35,6 +35,11 @@ def test_a_picture_is_the_same_however_it_is_stored(stored):
 def test_jpegs_in_colour_are_rgb(stored):
     plain, other = (dicom.read(get_testdata_file(f"SC_rgb_{how}.dcm")).image for how in ("rle", f"jpeg_{stored}"))
     assert np.abs(plain.astype(int) - other).mean() < 3
+
+
+def test_nothing_that_names_anybody_is_read_of_a_header(tmp_path):
+    write(tmp_path / "a.dcm", RAMP)
+    assert CANARY in str(dcmread(tmp_path / "a.dcm")) and "CANARY" not in str(dicom.header(tmp_path / "a.dcm")).upper()
 
 
 def test_a_window_is_as_the_standard_says(tmp_path):

@@ -21,6 +21,12 @@ def predictor(weights):  # noqa: F811
     return mcis.load(weights, threshold=0.0, novelty=False)
 
 
+@pytest.fixture(scope="module")
+def segmenter(weights):  # noqa: F811
+    """One network alone: every scan has a mask."""
+    return mcis.load(weights, task="segment_brain")
+
+
 def same(finding, other, but=()):
     ignored = {"scan", "frame", "notes", "spacing_mm", "lesion_area_mm2", "diameter_mm", *but}
     for name, value in vars(finding).items():
@@ -29,15 +35,15 @@ def same(finding, other, but=()):
             assert getattr(other, name) == expected, name
 
 
-def test_a_file_and_an_array_have_the_same_finding(predictor, tmp_path):
+def test_a_file_and_an_array_have_the_same_finding(predictor, segmenter, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), PHANTOM[..., ::-1])
     result = predictor.predict(tmp_path / "a.png")
     np.testing.assert_array_equal(result.image, PHANTOM)
     assert result.finding.scan == str(tmp_path / "a.png") and result.finding.error is None
-    of_array = predictor.predict(PHANTOM)
-    same(result.finding, of_array.finding)
-    if result.mask is not None:
-        np.testing.assert_array_equal(result.mask, of_array.mask)
+    same(result.finding, predictor.predict(PHANTOM).finding)
+    masks = [segmenter.predict(given).mask for given in (PHANTOM, tmp_path / "a.png")]
+    np.testing.assert_array_equal(*masks)
+    assert masks[0].shape == PHANTOM.shape[:2]
     grey = predictor.predict(PHANTOM[..., 0].astype(np.float32) / 255)
     assert "scaled from" in grey.finding.notes[0]
 
@@ -56,7 +62,7 @@ def test_all_of_many_have_the_findings_of_each_alone(predictor, tmp_path):
             same(predictor.predict(path).finding, result.finding)
 
 
-def test_a_scan_has_its_finding_whatever_file_it_is_in(predictor, tmp_path):
+def test_a_scan_has_its_finding_whatever_file_it_is_in(predictor, segmenter, tmp_path):
     grey = PHANTOM[..., 0]
     cv2.imwrite(str(tmp_path / "a.png"), grey)
     expected = predictor.predict(tmp_path / "a.png").finding
@@ -65,8 +71,8 @@ def test_a_scan_has_its_finding_whatever_file_it_is_in(predictor, tmp_path):
     found = predictor.predict(tmp_path / "a.dcm")
     same(expected, found.finding)
     assert found.finding.spacing_mm == [0.5, 0.25]
-    if found.mask is not None:
-        assert found.finding.lesion_area_mm2 == pytest.approx(0.125 * found.finding.lesion_area_px)
+    outlined = segmenter.predict(tmp_path / "a.dcm").finding
+    assert outlined.lesion_area_mm2 == pytest.approx(0.125 * outlined.lesion_area_px)
     write(tmp_path / "b.dcm", np.stack([grey // 2, grey]), NumberOfFrames=2, **window)
     second = predictor.predict(tmp_path / "b.dcm", 1)
     assert second.finding.frame == 1
