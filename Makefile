@@ -104,8 +104,8 @@ slurm: $(INSTALLED)  ## the recipes of launch/slurm under a real Slurm on this m
 lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	for extra in test cuda12 beam tf dicom; do \
-	  .venv-lock/bin/uv pip compile pyproject.toml --extra test --extra dicom --extra $$extra --python-version 3.11 --universal \
+	for extra in test cuda12 beam tf dicom web; do \
+	  .venv-lock/bin/uv pip compile pyproject.toml --extra test --extra dicom --extra web --extra $$extra --python-version 3.11 --universal \
 	    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) \
 	    --output-file requirements/$$extra.lock || exit 1; \
 	done
