@@ -9,10 +9,11 @@ EXTRA := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),cuda12,test)
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TFDS_INSTALLED := .venv-tfds/.installed-tf
 TORCH_INSTALLED := .venv-torch/.installed-torch
+BROWSER_INSTALLED := .venv-browser/.installed-browser
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint recipes tfds parity densecrf bench beside drills large slurm lock clean
+.PHONY: help install demo test slow lint recipes tfds browser parity densecrf bench beside drills large slurm lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,11 @@ $(TORCH_INSTALLED): pyproject.toml requirements/test.lock
 	$(call make_venv,.venv-torch,requirements/test.lock)
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 pillow matplotlib onnx onnxruntime
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+
+# What drives a browser; the browser itself is Debian's (apt install chromium), or named by $CHROMIUM.
+$(BROWSER_INSTALLED): pyproject.toml requirements/test.lock
+	$(call make_venv,.venv-browser,requirements/test.lock)
+	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
 
 install: $(INSTALLED)  ## mcis and the tools of its tests in .venv, nothing else
 
@@ -69,6 +75,9 @@ recipes: $(INSTALLED) .venv-recipes/.installed  ## launch/: Dockerfile and scrip
 
 tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, and `mcis build` under Beam, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
+
+browser: $(BROWSER_INSTALLED)  ## the page of `mcis serve` in a real Chromium, and a load of 200 requests; shots in ./browser
+	@source .venv-browser/bin/activate && PYTHONPATH=. python -m pytest -s tests/browser/page.py
 
 parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTorch's with equal weights, in .venv-torch
 	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/parity/parity.py
@@ -114,4 +123,4 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	  --output-file requirements/recipes.lock
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-tfds .venv-torch .venv-recipes .venv-densecrf .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-tfds .venv-torch .venv-recipes .venv-densecrf .venv-lock .venv-browser bench browser demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,6 @@
 """Where the classifiers of an evaluation look, and how often that is the lesion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows
 from mcis.scoring import Record
 from mcis.subject import Folds, Subject
+from mcis.tasks import Task
 
 Heat = Callable[[Record, int], np.ndarray | None]
 """A record and a class -> how much hiding each pixel lowers the class's probability, float32 (H, W) of the scan's size
@@ -34,23 +35,34 @@ def make_heat(subject: Subject | Folds) -> Heat | None:
     return of
 
 
-def _make_heat(subject: Subject) -> Heat | None:
+def class_maps(tasks: Mapping[str, Task], variables: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
+    """Organ index -> (uint8 (S, S, 3), class) -> its map on the canvas, float32 (S, S); of organs that are classified.
+
+    Args:
+      tasks: by name, as the cascade takes them.
+      variables: theirs.
+    """
     import jax
 
     from mcis.cascade import label_experts
     from mcis.experts import make_expert
     from mcis.ops.occlusion import occlusion_map
 
-    if subject.task is not None and subject.task.organ is None:
-        return None
-    maps = {}
-    for organ, name in label_experts(subject.tasks).items():
-        expert, variables = make_expert(subject.tasks[name]), subject.variables[name]
+    maps: dict[int, Callable[..., Any]] = {}
+    for organ, name in label_experts(tasks).items():
+        expert, its = make_expert(tasks[name]), variables[name]
 
-        def heat(image, label, expert=expert, variables=variables):
-            return occlusion_map(lambda scans: expert(variables, scans).label, image, label)
+        def heat(image, label, expert=expert, its=its):
+            return occlusion_map(lambda scans: expert(its, scans).label, image, label)
 
         maps[organ] = jax.jit(heat)
+    return maps
+
+
+def _make_heat(subject: Subject) -> Heat | None:
+    if subject.task is not None and subject.task.organ is None:
+        return None
+    maps = class_maps(subject.tasks, subject.variables)
     if not maps:
         return None
 

@@ -26,6 +26,7 @@ from mcis.reading import Loaded
 
 if TYPE_CHECKING:
     from mcis.cascade import Prediction
+    from mcis.tasks import Task
 
 BATCH = 8
 """Scans the cascade takes at once when there is more than one."""
@@ -118,6 +119,7 @@ class Predictor:
       function: (variables, uint8 (B, S, S, 3)) -> Prediction, jitted.
       described: the weights, for the record: where from, and of each task what its manifest says.
       lacking: what these weights say nothing of, as "brain label".
+      tasks: by name, whose networks these are.
     """
 
     asked: Asked
@@ -125,6 +127,7 @@ class Predictor:
     function: Callable[[dict[str, Any], np.ndarray], "Prediction"]
     described: dict[str, Any]
     lacking: tuple[str, ...]
+    tasks: "Mapping[str, Task]"
 
     @functools.cached_property
     def _on_device(self) -> dict[str, Any]:
@@ -167,7 +170,7 @@ class Predictor:
             path = os.fspath(given)
             several = reading.format_of(path).count(path) > 1
             loaded = reading.load(path, frame if several or frame else None)
-        (result,) = self._results([loaded], 1)
+        (result,) = self.results([loaded], 1)
         return result
 
     def predict_all(self, scans: Iterable[tuple[str, int | None]], batch_size: int = BATCH) -> Iterator[Result]:
@@ -181,11 +184,17 @@ class Predictor:
         for loaded in reading.load_all(scans, 2 * batch_size):
             group.append(loaded)
             if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
-                yield from self._results(group, batch_size)
+                yield from self.results(group, batch_size)
                 group = []
-        yield from self._results(group, batch_size)
+        yield from self.results(group, batch_size)
 
-    def _results(self, group: Sequence[Loaded], batch_size: int) -> Iterator[Result]:
+    def results(self, group: Sequence[Loaded], batch_size: int) -> Iterator[Result]:
+        """The results of scans that were read, in order, in one batch.
+
+        Args:
+          group: scans, at most `batch_size` of them without an error.
+          batch_size: 1 or BATCH, for which the networks are compiled; what is missing is filled up with black squares.
+        """
         good = [loaded.square for loaded in group if loaded.square is not None]
         if good:
             batch = np.zeros((batch_size, scan.CANVAS, scan.CANVAS, 3), np.uint8)
@@ -199,6 +208,27 @@ class Predictor:
                 at = next(rows)
                 row = {name: value[at] for name, value in fields.items()}
                 yield result_of(loaded, row, self.refuses_thumbnails)
+
+    @functools.cached_property
+    def _maps(self) -> dict[int, Callable[..., Any]]:
+        from mcis.heat import class_maps
+
+        return class_maps(self.tasks, self._on_device)
+
+    def heat(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
+        """Where the network looks that called a scan what its finding says: see `ops.occlusion`.
+
+        Some two hundred answers are asked for one map: seconds on a CPU.
+
+        Returns:
+          How much hiding each pixel lowers the label's probability, float32 (H, W) of the scan's size; None where the
+          finding has no label.
+        """
+        if loaded.square is None or loaded.geometry is None or finding.organ is None or finding.label is None:
+            return None
+        organ = organ_named(finding.organ)
+        found = self._maps[ORGANS.index(organ)](loaded.square, organ.classes.index(finding.label))
+        return scan.unfit(np.asarray(found), loaded.geometry)
 
 
 def load(weights: str | os.PathLike | None = None, **asked: Any) -> Predictor:
@@ -240,7 +270,8 @@ def load(weights: str | os.PathLike | None = None, **asked: Any) -> Predictor:
         "folder": str(weights or "shipped"),
         "tasks": {name: {fact: one.manifest[fact] for fact in facts} for name, one in found.items()},
     }
-    return Predictor(question, variables, jax.jit(function), described, tuple(lacking))
+    tasks = {question.task: experts[question.task]} if question.task else experts
+    return Predictor(question, variables, jax.jit(function), described, tuple(lacking), tasks)
 
 
 def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = False) -> Result:

@@ -1,0 +1,114 @@
+"""`mcis serve`: a page to drop scans on, and a REST API, on this machine."""
+
+import dataclasses
+import ipaddress
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import mcis
+from mcis.predictor import Asked, load
+
+TOKEN = "MCIS_TOKEN"
+"""The environment variable that may hold the token: a command line is seen by everybody on the machine."""
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: it serves until it is interrupted. Exit status 1: the port is taken; 2: options are wrong."""
+    from mcis.command import exit_status, parse_dataclass
+
+    @dataclasses.dataclass(frozen=True)
+    class Serve:
+        """A page to drop scans on, and a REST API (POST /v1/findings). Research use, not a medical device.
+
+        Attributes:
+          host: the address to listen at. On any but this machine's own a token is needed, which is taken from
+            $MCIS_TOKEN or made up and printed. What goes over the network is not encrypted: put a proxy before it.
+          port: 0 takes one that is free.
+          weights: folder of a set of weights; by default those that come with mcis.
+          organ: every scan is of this organ; the router is not asked.
+          task: run this task's network alone on every scan.
+          threshold: the router's smallest probability; by default the one that was fitted with the weights.
+          novelty: call a scan unsupported as well that is unlike all the router learned from, or a thumbnail.
+          members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
+          max_mib: MiB of one request, and of what its archives hold.
+          max_scans: pictures, frames and slices of one request.
+          max_seconds: of one request.
+        """
+
+        host: str = "127.0.0.1"
+        port: int = 8000
+        weights: str | None = None
+        organ: str | None = None
+        task: str | None = None
+        threshold: float | None = None
+        novelty: bool = True
+        members: int | None = None
+        max_mib: int = 1024
+        max_scans: int = 4096
+        max_seconds: float = 1800.0
+
+    options = parse_dataclass(Serve, argv, "mcis serve")
+    return exit_status("mcis serve", lambda: _main(options))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a name of one, is this machine's own and nobody else's."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _main(options: Any) -> int:
+    try:
+        import python_multipart  # noqa: F401
+        import uvicorn
+
+        from mcis.web.app import make_app
+        from mcis.web.guard import Limits
+    except ImportError:
+        raise ValueError("the server comes with an extra: pip install -e '.[web]'") from None
+
+    from mcis.command import enable_compilation_cache
+
+    asked = Asked(options.organ, options.task, options.threshold, options.novelty, options.members).check()
+    if min(options.max_mib, options.max_scans, options.max_seconds) <= 0 or not 0 <= options.port < 1 << 16:
+        raise ValueError("a limit of 0 or less serves nobody, and a port is from 0 to 65535")
+    own = is_loopback(options.host)
+    token = os.environ.get(TOKEN) or (None if own else secrets.token_urlsafe(24))
+    limits = Limits(size=options.max_mib << 20, scans=options.max_scans, seconds=options.max_seconds)
+    host = options.host.strip("[]")
+    listening = socket.create_server(
+        (host, options.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
+    )
+    enable_compilation_cache()
+    predictor = load(options.weights, **dataclasses.asdict(asked))
+    if predictor.lacking:
+        print(f"these weights say nothing of: {', '.join(predictor.lacking)}; it stays unknown", file=sys.stderr)
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listening.getsockname()[1]}/{'' if token is None else f'#token={token}'}"
+    names = tuple(dict.fromkeys((*LOOPBACK, name.lower()))) if own else None
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(f"{address}\n{mcis.NOTICE} Ctrl-C ends it.", flush=True)
+
+    server = Server(
+        uvicorn.Config(
+            make_app(predictor, limits, names, token),
+            log_level="warning",
+            access_log=False,  # whose scans came when is nobody's business
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+    server.run(sockets=[listening])
+    return 0 if server.started else 1

@@ -1,0 +1,1 @@
+"""The server of `mcis serve`: a page and a REST API over one predictor. The extra `web` has what it needs."""

@@ -1,0 +1,238 @@
+"""The routes: the page, and the REST API under /v1. What it answers is for research use only."""
+
+import asyncio
+import base64
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import html
+import io
+import json
+import pathlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from fastapi import FastAPI, File, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import mcis
+from mcis import organs, scan
+from mcis.finding import KEYS, plain
+from mcis.predictor import BATCH, Predictor, Result
+from mcis.scan import ScanError
+from mcis.web.asking import Asking, Batches
+from mcis.web.guard import Guard, Limits
+from mcis.web.readers import Readers
+
+SHOWN = 2048
+"""Longest side of a picture that is sent back, pixels; its mask keeps the scan's size."""
+PREFIX = "mcis-serve-"
+KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+PAGE = {kind: pathlib.Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in KINDS}
+
+Files = Annotated[list[UploadFile], File(description="scans: pictures, DICOM or NIfTI files, or zip archives of them")]
+
+
+def make_app(
+    predictor: Predictor, limits: Limits | None = None, hosts: Sequence[str] | None = None, token: str | None = None
+) -> Guard:
+    """The server as an ASGI application: see `Guard` for the arguments."""
+    bounds = limits or Limits()
+    asking: Asking  # while it runs
+
+    @contextlib.asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        nonlocal asking
+        readers, batches = Readers(seconds=bounds.reading), Batches(predictor)
+        with upload_folder() as root:
+            asking = Asking(readers, batches, bounds, root)
+            answering = asyncio.create_task(batches.run())
+            try:
+                await asyncio.gather(*(batches.warm(size) for size in (1, BATCH)))
+                yield
+            finally:
+                answering.cancel()
+                await readers.close()
+
+    app = FastAPI(
+        title="mcis",
+        version=mcis.__version__,
+        description=f"{mcis.__doc__}\n\n{mcis.NOTICE}",
+        lifespan=running,
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+    )
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
+        return JSONResponse({"error": f"{said} (scans are sent as form fields called files)"}, 422)
+
+    @app.exception_handler(ScanError)
+    async def unreadable(_: Request, error: ScanError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        notice = html.escape(mcis.NOTICE)
+        return Response(PAGE["html"].replace("__NOTICE__", notice), media_type=KINDS["html"])
+
+    @app.get("/page.{kind}", include_in_schema=False)
+    async def part(kind: Literal["js", "css"]) -> Response:
+        return Response(PAGE[kind], media_type=KINDS[kind])
+
+    @app.get("/v1/about")
+    async def about() -> dict[str, Any]:
+        """What this server is: version, weights, organs and their classes, limits, notice."""
+        return {
+            "mcis": mcis.__version__,
+            "notice": mcis.NOTICE,
+            "weights": plain(predictor.described),
+            "lacking": predictor.lacking,
+            "asked": dataclasses.asdict(predictor.asked),
+            "organs": {organ.name: {"scan": organ.scan, "classes": organ.classes} for organ in organs.ORGANS},
+            "limits": dataclasses.asdict(bounds),
+        }
+
+    @app.post("/v1/findings", responses=_answers(*FORMATS.values()))
+    async def findings(
+        files: Files,
+        format: Annotated[
+            Literal["json", "ndjson", "csv"], Query(description="ndjson: a line as soon as it is known")
+        ] = "json",
+        pictures: Annotated[bool, Query(description="add the scan and its mask as base64 of PNG files")] = False,
+    ) -> Response:
+        """Findings of scans, in their order: one a picture, frame or slice; what cannot be read has an `error`."""
+
+        async def rows() -> AsyncIterator[dict[str, Any]]:
+            with asking.folder() as folder:
+                uploads = await asking.keep(files, folder)
+                async with contextlib.aclosing(asking.results(uploads)) as answers:
+                    async for answer in answers:
+                        yield await asyncio.to_thread(_row, answer.result, pictures)
+
+        if format == "ndjson":
+            lines = (json.dumps(row) + "\n" async for row in rows())
+            return StreamingResponse(lines, media_type=FORMATS[format])
+        found = [row async for row in rows()]
+        if format == "csv":
+            return Response(as_csv(found), media_type=FORMATS[format])
+        return JSONResponse({"notice": mcis.NOTICE, "findings": found})
+
+    @app.post("/v1/heat", responses=_answers("image/png"), response_class=Response)
+    async def heat(files: Files, frame: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """Where the network looks that gives a scan its label, as a grey PNG file of the scan's size.
+
+        White is where hiding the scan takes most from the label's probability, black where it takes nothing. Seconds.
+        """
+        with asking.folder() as folder:
+            uploads = await asking.keep(files, folder)
+            if len(uploads) != 1:
+                raise HTTPException(422, f"{len(uploads)} scans came; one is asked for")
+            answer = await asking.result(uploads[0], frame or None)
+            if answer.result.finding.error:
+                raise HTTPException(422, answer.result.finding.error)
+            found = await asking.batches.heat(answer.loaded, answer.result.finding)
+        if found is None:
+            raise HTTPException(422, "this scan has no label to look for")
+        grey = np.clip(np.rint(255 * np.maximum(found, 0) / max(float(found.max()), 1e-6)), 0, 255)
+        return Response(scan.encode_png(grey.astype(np.uint8)), media_type="image/png")
+
+    @app.post(
+        "/v1/segmentations",
+        responses=_answers("application/dicom", "application/zip"),
+        response_class=Response,
+    )
+    async def segmentations(
+        files: Files, named: Annotated[bool, Query(description="with the patient's name and number")] = False
+    ) -> Response:
+        """DICOM SEG files of the lesions of DICOM files: one file for one series, else a zip archive."""
+        with asking.folder() as folder:
+            made = await asking.segmentations(await asking.keep(files, folder), folder, named)
+        if len(made) == 1:
+            return Response(made[0], media_type="application/dicom")
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for number, data in enumerate(made):
+                archive.writestr(f"segmentation_{number:04}.dcm", data)
+        return Response(packed.getvalue(), media_type="application/zip")
+
+    return Guard(app, bounds, hosts, token)
+
+
+def _answers(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """What a route answers with, for the API's description."""
+    return {200: {"content": {kind: {} for kind in kinds}}}
+
+
+FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv"}
+
+
+def _row(result: Result, pictures: bool) -> dict[str, Any]:
+    """A finding as it is sent: its keys, and its pictures where they are wanted."""
+    row = plain({key: getattr(result.finding, key) for key in KEYS})
+    if pictures:
+        row["scan_png"] = None if result.image is None else _base64(scan.encode_png(_smaller(_grey(result.image))))
+        row["mask_png"] = None if result.mask is None else _base64(scan.encode_png(result.mask * np.uint8(255)))
+        row["size"] = None if result.image is None else [result.image.shape[1], result.image.shape[0]]
+    return row
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """One channel of a grey picture, which is what most scans are; a third of the bytes."""
+    return image[..., 0] if (image[..., :1] == image).all() else image
+
+
+def _smaller(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    if (scale := SHOWN / max(height, width)) >= 1:
+        return image
+    return cv2.resize(
+        image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+    )
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Findings as a table, a column a key; what is no number or text is JSON within its cell."""
+    out = io.StringIO()
+    table = csv.writer(out)
+    table.writerow(KEYS)
+    table.writerows([_cell(row[key]) for key in KEYS] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"  # a table's program would compute it
+    return value
+
+
+@contextlib.contextmanager
+def upload_folder() -> Iterator[str]:
+    """A folder for the uploads of this process. What servers that were killed have left is removed."""
+    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
+        with contextlib.suppress(OSError), open(left) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its server lives
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+    with folder as root, open(pathlib.Path(root) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield root

@@ -1,0 +1,231 @@
+"""From uploads to results: kept on disk, read a few ahead, answered in batches that all requests share."""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from starlette.datastructures import UploadFile
+
+from mcis import scan
+from mcis.finding import Finding
+from mcis.predictor import BATCH, Predictor, Result
+from mcis.reading import Loaded
+from mcis.scan import ScanError
+from mcis.web.guard import Limits
+from mcis.web.reader import suffix_of
+from mcis.web.readers import Readers
+
+AHEAD = 2 * BATCH
+"""Scans of one request that are read and asked at once; the others wait, so that a large request holds up no small."""
+NAME = 300
+"""Characters of an upload's name that are given back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A file that came.
+
+    Attributes:
+      name: the client's, for the client; it is no path here.
+      path: where it lies, under a name of ours; None where it is an error.
+      error: why it cannot be read.
+    """
+
+    name: str
+    path: str | None
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A scan of an upload, as it was read, and its result."""
+
+    upload: Upload
+    loaded: Loaded
+    result: Result
+
+
+def label_of(name: str | None) -> str:
+    """A client's name for a file, printable and not too long."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name or "")
+    return shown[-NAME:] or "upload"
+
+
+class Batches:
+    """One predictor for all requests: what waits is answered together. `run` has to be running."""
+
+    def __init__(self, predictor: Predictor):
+        self.predictor = predictor
+        self._waiting: asyncio.Queue[tuple[Loaded, asyncio.Future[Result]]] = asyncio.Queue()
+        self._device = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Answer until cancelled; a batch that breaks is an error of those who asked."""
+        while True:
+            group = [await self._waiting.get()]
+            while len(group) < BATCH and not self._waiting.empty():
+                group.append(self._waiting.get_nowait())
+            scans = [loaded for loaded, _ in group]
+            size = 1 if len(scans) == 1 else BATCH
+            try:
+                async with self._device:
+                    results = await asyncio.to_thread(lambda: list(self.predictor.results(scans, size)))  # noqa: B023
+            except Exception as error:
+                for _, answer in group:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, answer), result in zip(group, results, strict=True):
+                if not answer.done():  # who asked may have left
+                    answer.set_result(result)
+
+    async def warm(self, size: int) -> None:
+        """Compile the networks for batches of that size."""
+        await asyncio.to_thread(self.predictor.answer, np.zeros((size, scan.CANVAS, scan.CANVAS, 3), np.uint8))
+
+    async def ask(self, loaded: Loaded) -> Result:
+        """The result of a scan that was read."""
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((loaded, answer))
+        return await answer
+
+    async def heat(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
+        """`Predictor.heat`, between batches."""
+        async with self._device:
+            return await asyncio.to_thread(self.predictor.heat, loaded, finding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """What the routes need: readers, the predictor's batches, and limits.
+
+    Attributes:
+      readers: processes that read.
+      batches: of the predictor.
+      limits: of a request.
+      root: folder of this server's uploads.
+    """
+
+    readers: Readers
+    batches: Batches
+    limits: Limits
+    root: str
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[str]:
+        """A folder for one request's uploads, gone with all that is in it when the request ends."""
+        with tempfile.TemporaryDirectory(dir=self.root, ignore_cleanup_errors=True) as folder:
+            yield folder
+
+    async def keep(self, files: Sequence[UploadFile], folder: str) -> list[Upload]:
+        """Bring what came into the folder, archives unpacked."""
+        kept: list[Upload] = []
+        size = self.limits.size
+        for file in files:
+            name = label_of(file.filename)
+            path = os.path.join(folder, f"{len(kept):06}{suffix_of(name)}")
+            await asyncio.to_thread(_copy, file.file, path)
+            if not _is_archive(path):
+                kept.append(Upload(name, path))
+                continue
+            left, inner = self.limits.scans - len(kept), tempfile.mkdtemp(dir=folder)
+            try:
+                header, _ = await self.readers.ask("unpack", path=path, folder=inner, files=left, size=size)
+            except ScanError as error:
+                kept.append(Upload(name, None, str(error)))
+                continue
+            inside = [Upload(label_of(f"{name}/{entry}"), at, why) for entry, at, why in header["entries"]]
+            size -= sum(os.path.getsize(one.path) for one in inside if one.path is not None)
+            kept += inside or [Upload(name, None, "an archive without scans")]
+            os.unlink(path)
+        return kept
+
+    async def results(self, uploads: Sequence[Upload]) -> AsyncGenerator[Answered]:
+        """The results of all scans of uploads, in order; each is read and asked while those before it still are."""
+        waiting: collections.deque[asyncio.Task[Answered]] = collections.deque()
+        end = time.monotonic() + self.limits.seconds
+        try:
+            async for upload, frame in self._scans(uploads):
+                waiting.append(asyncio.create_task(self._result(upload, frame, end)))
+                if len(waiting) > AHEAD or waiting[0].done():
+                    yield await waiting.popleft()
+            while waiting:
+                yield await waiting.popleft()
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def result(self, upload: Upload, frame: int | None = None) -> Answered:
+        """The result of one scan of an upload, by default the first or only one."""
+        return await self._result(upload, frame, time.monotonic() + self.limits.seconds)
+
+    async def segmentations(self, uploads: Sequence[Upload], folder: str, named: bool) -> list[bytes]:
+        """DICOM SEG files of the masks of DICOM files, one a series and organ. ScanError where nothing was outlined."""
+        series: dict[Any, list[tuple[str, int, str]]] = {}
+        why = None
+        async with contextlib.aclosing(self.results(uploads)) as answers:
+            async for answer in answers:
+                finding, path, outlined = answer.result.finding, answer.upload.path, answer.result.mask
+                why = why or finding.error
+                if outlined is None or path is None or not outlined.any():
+                    continue
+                mask = os.path.join(folder, f"mask_{sum(map(len, series.values())):06}.png")
+                await asyncio.to_thread(_write_mask, mask, outlined)
+                key = getattr(answer.loaded, "series", None) or path, finding.organ
+                series.setdefault(key, []).append((path, finding.frame or 0, mask))
+        if not series:
+            raise ScanError(why or "nothing was outlined on these scans")
+        made = []
+        for (_, organ), parts in series.items():
+            sources, frames, masks = (list(part) for part in zip(*parts, strict=True))
+            asked = {"sources": sources, "frames": frames, "masks": masks, "organ": organ, "named": named}
+            made.append((await self.readers.ask("segmentation", seconds=self.limits.seconds, **asked))[1])
+        return made
+
+    async def _scans(self, uploads: Sequence[Upload]) -> AsyncIterator[tuple[Upload, int | None]]:
+        left = self.limits.scans
+        for upload in uploads:
+            count = 1
+            if upload.path is not None:
+                with contextlib.suppress(ScanError):  # reading it says why
+                    count = (await self.readers.ask("frames", path=upload.path))[0]["frames"]
+            if count > left:
+                yield Upload(upload.name, None, f"{count} frames; at most {self.limits.scans} are read at once"), None
+                continue
+            left -= count
+            for frame in range(count):
+                yield upload, None if count == 1 else frame
+
+    async def _result(self, upload: Upload, frame: int | None, end: float) -> Answered:
+        if upload.path is None:
+            loaded = Loaded(upload.name, None, error=upload.error)
+        elif time.monotonic() > end:
+            loaded = Loaded(upload.name, None, error=f"not read: the request took over {self.limits.seconds:g} s")
+        else:
+            found = await self.readers.read(upload.path, frame)
+            error = found.error and found.error.replace(f"{upload.path}: ", "").replace(upload.path, upload.name)
+            loaded = dataclasses.replace(found, path=upload.name, error=error)
+        return Answered(upload, loaded, await self.batches.ask(loaded))
+
+
+def _write_mask(path: str, mask: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        file.write(scan.encode_png(mask * np.uint8(255)))
+
+
+def _copy(source: Any, path: str) -> None:
+    with open(path, "wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _is_archive(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")

@@ -1,0 +1,156 @@
+"""What stands before the routes: who may ask, how much, how long; and nothing of a request in a log."""
+
+import asyncio
+import dataclasses
+import hmac
+import json
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+HEADERS = (
+    (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+     b"img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)  # fmt: skip
+"""Of every answer: the page loads nothing from elsewhere and is framed by nobody, and no findings stay in a cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one request may be.
+
+    Attributes:
+      size: bytes, of the upload, and again of what its archives hold.
+      scans: pictures, frames and slices counted.
+      seconds: until its last answer.
+      silence: seconds that an upload may pause.
+      requests: of all clients at once.
+      reading: seconds for one picture.
+    """
+
+    size: int = 1 << 30
+    scans: int = 4096
+    seconds: float = 1800.0
+    silence: float = 60.0
+    requests: int = 64
+    reading: float = 20.0
+
+
+class Refused(HTTPException):
+    """A request that is not answered: an HTTP status, and why."""
+
+
+class Guard:
+    """An ASGI application that lets through to another what is allowed.
+
+    Args:
+      app: the other.
+      limits: of a request.
+      hosts: names by which the server may be called, lower case: on loopback no others, or a page elsewhere whose name
+        is made to point here could read what it answers (DNS rebinding). None for any.
+      token: what requests below /v1 have to bring, as `Authorization: Bearer TOKEN`; None for nothing.
+    """
+
+    def __init__(self, app: Any, limits: Limits, hosts: Sequence[str] | None, token: str | None):
+        self.app, self.limits, self.hosts, self.token = app, limits, hosts, token
+        self._now = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request (ASGI 3)."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return None
+        begun = False
+
+        async def sending(message: Any) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
+
+        counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+        self._now += counted
+        try:
+            self._check(scope, counted)
+            await self.app(scope, _Body(receive, self.limits).receive, sending)
+        except Refused as refused:
+            if not begun:
+                await _say(sending, refused.status_code, refused.detail)
+        except Exception as error:
+            _log(error)
+            if not begun:
+                await _say(sending, 500, "something broke here, which is our fault; the server's log says where")
+        finally:
+            self._now -= counted
+
+    def _check(self, scope: Any, counted: bool) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "").lower()
+        if self.hosts is not None and host.rpartition(":")[0] not in self.hosts and host not in self.hosts:
+            raise Refused(421, f"this server answers to {', '.join(self.hosts)} alone")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.lower().partition("://")[2] != host:
+            raise Refused(403, "pages of other places may not ask this server")
+        if self.token is not None and scope["path"].startswith("/v1/"):
+            brought = headers.get(b"authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(brought.encode(), self.token.encode()):
+                raise Refused(401, "a token is needed: Authorization: Bearer TOKEN, as the server printed it")
+        size = headers.get(b"content-length", "0")
+        if not size.isdigit() or int(size) > self.limits.size:
+            raise Refused(413, too_large(self.limits))
+        if counted and self._now > self.limits.requests:
+            raise Refused(503, f"{self.limits.requests} requests are being answered already; ask again in a while")
+
+
+class _Body:
+    """The messages of a request, counted and waited for not too long."""
+
+    def __init__(self, receive: Any, limits: Limits):
+        self._receive, self._limits = receive, limits
+        self._left, self._more, self._end = limits.size, True, time.monotonic() + limits.seconds
+
+    async def receive(self) -> Any:
+        if not self._more:
+            return await self._receive()  # of who leaves
+        try:
+            async with asyncio.timeout(min(self._limits.silence, max(0.0, self._end - time.monotonic()))):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refused(408, "the upload paused for too long") from None
+        self._left -= len(message.get("body", b""))
+        self._more = message.get("more_body", False)
+        if self._left < 0:
+            raise Refused(413, too_large(self._limits))
+        return message
+
+
+def too_large(limits: Limits) -> str:
+    """What is said of an upload that is."""
+    return f"more than the {limits.size >> 20} MiB that a request may have; send less at once"
+
+
+async def _say(send: Any, status: int, why: str) -> None:
+    headers = [(b"content-type", b"application/json")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    if status in (408, 413):
+        headers.append((b"connection", b"close"))  # the rest of the upload is not read
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": why}).encode()})
+
+
+def _log(error: BaseException) -> None:
+    """Where it broke, without the error's own words, which may name a file and so a patient."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    print(f"{time.strftime('%F %T')} {type(error).__name__} at\n{frames}", file=sys.stderr, flush=True)

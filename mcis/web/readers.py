@@ -1,0 +1,118 @@
+"""Uploads are read in processes of their own: what breaks a decoder, or keeps it busy, takes no server with it."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from mcis import MAX_PIXELS
+from mcis.reading import Loaded, lay
+from mcis.scan import Scan, ScanError
+
+COUNT = 2
+"""Processes that read."""
+HEADER = 1 << 24
+"""Bytes of the longest header, which lists what was in an archive."""
+
+
+class Readers:
+    """Processes of `mcis.web.reader`, each asked one thing at a time; they start when they are needed.
+
+    Args:
+      count: how many.
+      seconds: after so many a process that has not answered is killed, and what it was asked is an error.
+      memory: bytes that each may take beyond what it has when it starts.
+      module: what they run.
+    """
+
+    def __init__(
+        self, count: int = COUNT, seconds: float = 20.0, memory: int = 2 << 30, module: str = "mcis.web.reader"
+    ):
+        self.seconds, self.memory, self.module = seconds, memory, module
+        self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
+        for _ in range(count):
+            self._idle.put_nowait(None)
+
+    async def ask(self, operation: str, seconds: float | None = None, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        """What one of `reader.OPERATIONS` gives for some arguments, within `seconds`: a header, and bytes.
+
+        Raises:
+          ScanError: it cannot be done, took too long or too much, or the process broke.
+        """
+        process = await self._idle.get()
+        try:
+            if process is None or process.returncode is not None:
+                process = await self._start()
+            async with asyncio.timeout(seconds or self.seconds):
+                return await _exchange(process, {"operation": operation, **arguments})
+        except TimeoutError:
+            await _end(process)
+            process = None
+            raise ScanError(f"took longer to read than the {seconds or self.seconds:g} s that are allowed") from None
+        except (EOFError, ConnectionError, json.JSONDecodeError, KeyError):
+            await _end(process)
+            process = None
+            raise ScanError("damaged: what reads such files broke on it") from None
+        except ScanError:
+            raise  # an answer like any other
+        except BaseException:  # whoever asked has left, and would leave the answer in the pipe
+            await _end(process)
+            process = None
+            raise
+        finally:
+            self._idle.put_nowait(process)
+
+    async def read(self, path: str, frame: int | None) -> Loaded:
+        """`reading.load`, but for the time and memory that it may take. What is wrong is an error of the result."""
+        try:
+            header, data = await self.ask("read", path=path, frame=frame or 0)
+            shape = tuple(header.pop("shape"))
+            if len(shape) != 3 or shape[0] * shape[1] > MAX_PIXELS or len(data) != 3 * shape[0] * shape[1]:
+                raise ScanError("damaged")
+            image = np.frombuffer(data, np.uint8).reshape(shape)
+            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}
+        except ScanError as error:
+            message = str(error)
+            return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}")
+        return await asyncio.to_thread(lay, path, frame, lambda: Scan(image, **fields))
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL  # decoders quote files in what they print
+        command = (sys.executable, "-m", self.module, str(self.memory))
+        # close_fds=False, for then Python spawns and does not fork, which JAX's threads would not survive
+        return await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=none, limit=HEADER, close_fds=False
+        )
+
+    async def close(self) -> None:
+        """End the processes."""
+        while not self._idle.empty():
+            await _end(self._idle.get_nowait())
+
+
+async def _exchange(process: asyncio.subprocess.Process, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    await process.stdin.drain()
+    try:
+        line = await process.stdout.readline()
+    except ValueError:  # longer than HEADER
+        raise EOFError from None
+    if not line.endswith(b"\n"):
+        raise EOFError
+    header = json.loads(line)
+    if "error" in header:
+        raise ScanError(header["error"])
+    return header, await process.stdout.readexactly(header.pop("bytes"))
+
+
+async def _end(process: asyncio.subprocess.Process | None) -> None:
+    """Kill a process, and wait until it is gone."""
+    if process is not None and process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,140 @@
+"""Processes that read uploads: what breaks one, or keeps it, is an error, and the next is asked as if nothing was."""
+
+import asyncio
+import os
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from mcis import phantom, reading
+from mcis.scan import ScanError
+from mcis.web import reader
+from mcis.web.readers import Readers
+
+PICTURE = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
+
+
+def run(work, **options):
+    """What `work`, a coroutine function of Readers, gives."""
+
+    async def ran():
+        readers = Readers(**{"count": 1, "module": "tests.breaking_reader"} | options)
+        try:
+            return await work(readers)
+        finally:
+            await readers.close()
+
+    return asyncio.run(ran())
+
+
+def refusal(readers, operation, **arguments):
+    async def refused():
+        with pytest.raises(ScanError) as error:
+            await readers.ask(operation, **arguments)
+        return str(error.value)
+
+    return refused()
+
+
+def test_reads_what_reading_reads(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE[..., ::-1])
+    (tmp_path / "b.png").write_bytes(b"none")
+
+    async def work(readers):
+        return [await readers.read(str(tmp_path / name), None) for name in ("a.png", "b.png", "c.png")]
+
+    for name, found in zip(("a.png", "b.png", "c.png"), run(work), strict=True):
+        expected = reading.load(str(tmp_path / name), None)
+        assert found.error == expected.error and found.geometry == expected.geometry and found.notes == expected.notes
+        if found.image is not None:
+            np.testing.assert_array_equal(found.image, expected.image)
+            np.testing.assert_array_equal(found.square, expected.square)
+
+
+def test_breaks_are_errors_and_the_next_is_answered():
+    async def work(readers):
+        said = [await refusal(readers, name) for name in ("crash", "raise")]
+        said.append(await refusal(readers, "hang", seconds=1.0))
+        said.append(await refusal(readers, "take", size=1 << 30))
+        return said, await readers.ask("chatter"), await readers.ask("take", size=1 << 20)
+
+    said, chatter, fine = run(work, memory=256 << 20)
+    assert "broke on it" in said[0] and said[0] == said[1] and "1 s" in said[2] and "memory" in said[3]
+    assert chatter == ({"fine": True}, b"123") and fine == ({"sum": 256}, b"")
+
+
+def test_who_leaves_takes_no_answer_of_others():
+    async def work(readers):
+        left = asyncio.create_task(readers.ask("hang"))
+        await asyncio.sleep(0.5)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        return await readers.ask("chatter")
+
+    assert run(work)[1] == b"123"
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A function that writes an archive, of names and bytes, and unpacks it."""
+
+    def unpack(entries, files=100, size=1 << 24):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in entries:
+                archive.writestr(name, data)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        header, _ = reader.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), files, size)
+        return header["entries"]
+
+    return unpack
+
+
+def test_an_archive_is_unpacked_under_names_of_ours(packed, tmp_path):
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = 0o120777 << 16
+    names = ["../../out.png", "/etc/out.png", "C:\\out.png", "a/b.jpg", "a/b.jpg", "x" * 300 + ".nii.gz"]
+    entries = [(name, b"1") for name in names] + [
+        (link, "/etc/passwd"),
+        (".hidden.png", b"1"),
+        ("__MACOSX/a.png", b"1"),
+    ]
+    found = packed(entries)
+    assert [entry[0] for entry in found] == names
+    assert [os.path.basename(entry[1]) for entry in found] == [
+        *("000000.png", "000001.png", "000002.png", "000003.jpg", "000004.jpg", "000005.nii.gz")
+    ]
+    everything = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert everything == ["a.zip", *(f"in/{os.path.basename(entry[1])}" for entry in found)]
+
+
+def test_an_archive_takes_no_more_than_it_may(packed, tmp_path):
+    bomb = ("bomb.png", b"\0" * (1 << 25))
+    found = packed([("a.png", b"1"), bomb, ("b.png", b"1"), ("c.zip", b"PK")])
+    assert [entry[2] and entry[2].split(",")[0] for entry in found] == [
+        None,
+        "too large",
+        None,
+        "an archive in an archive; unpack it first",
+    ]
+    with pytest.raises(ScanError, match="3 files; at most 2"):
+        packed([(f"{k}.png", b"1") for k in range(3)], files=2)
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ScanError, match="damaged archive"):
+        reader.unpack(str(tmp_path / "a.zip"), str(tmp_path), 10, 100)
+
+
+def test_an_entry_larger_than_it_says_is_cut_off(packed, tmp_path):
+    packed([("a.png", b"\0" * 5000)])
+    data = (tmp_path / "a.zip").read_bytes().replace((5000).to_bytes(4, "little"), (50).to_bytes(4, "little"))
+    (tmp_path / "a.zip").write_bytes(data)
+    ((_, path, why),) = reader.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
+    assert path is None and why
+
+
+def test_a_file_without_a_suffix_is_taken_where_it_is_dicom(packed):
+    dicom = b"\0" * 128 + b"DICM" + b"\0" * 10
+    assert [entry[0] for entry in packed([("IM0001", dicom), ("README", b"text"), ("LICENSE.txt", b"text")])] == [
+        "IM0001"
+    ]

@@ -1,0 +1,313 @@
+"""The server's API, over tiny weights: findings as `mcis predict` has them, limits, and nothing left behind."""
+
+import asyncio
+import base64
+import csv
+import io
+import json
+import pathlib
+import tempfile
+import zipfile
+
+import cv2
+import httpx2 as httpx
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+import mcis
+from mcis import phantom
+from mcis.finding import KEYS
+from mcis.web import app as web
+from mcis.web.asking import Batches, label_of
+from mcis.web.guard import Guard, Limits
+from tests.test_predict import weights  # noqa: F401
+
+PICTURE = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
+CANARY = "ZEPHYRINE"
+
+
+def png(image=PICTURE):
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def predictor(weights):  # noqa: F811
+    return mcis.load(weights, task="segment_brain")
+
+
+@pytest.fixture(scope="module")
+def client(predictor):
+    with TestClient(web.make_app(predictor, Limits(size=1 << 22, scans=20))) as client:
+        yield client
+
+
+def ask(client, *files, path="/v1/findings", **query):
+    return client.post(path, files=[("files", one) for one in files], params=query or None)
+
+
+def uploads_left():
+    return [path for path in pathlib.Path(tempfile.gettempdir()).glob("mcis-serve-*/*") if path.name != "lock"]
+
+
+def test_a_finding_is_that_of_the_predictor_and_the_upload_is_gone(client, predictor):
+    answer = ask(client, ("a.png", png()), ("folder/b.png", b"none"))
+    assert answer.status_code == 200 and answer.json()["notice"] == mcis.NOTICE
+    first, second = answer.json()["findings"]
+    expected = json.loads(predictor.predict(PICTURE).finding.to_json())
+    assert first.pop("label_probs") == pytest.approx(expected.pop("label_probs"), abs=1e-5)
+    assert first == expected | {"scan": "a.png", "diameter_px": pytest.approx(expected["diameter_px"])}
+    assert (
+        second["scan"] == "folder/b.png"
+        and second["error"] == "not a readable picture; PNG, JPEG, TIFF and BMP are read"
+    )
+    assert uploads_left() == []
+
+
+def test_pictures_are_the_scan_and_its_mask(client, predictor):
+    (found,) = ask(client, ("a.png", png()), pictures=True).json()["findings"]
+    result = predictor.predict(PICTURE)
+    shown, mask = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(found[name]), np.uint8), cv2.IMREAD_UNCHANGED)
+        for name in ("scan_png", "mask_png")
+    )
+    np.testing.assert_array_equal(shown, PICTURE[..., 0])
+    np.testing.assert_array_equal(mask, result.mask * 255)
+    assert found["size"] == [160, 120]
+
+
+def test_lines_and_tables_say_the_same(client):
+    files = [("a.png", png()), ("=1+1.png", b"none"), ("c.png", png())]
+    findings = ask(client, *files).json()["findings"]
+    lines = ask(client, *files, format="ndjson")
+    assert lines.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in lines.text.splitlines()] == findings
+    table = list(csv.DictReader(io.StringIO(ask(client, *files, format="csv").text)))
+    assert list(table[0]) == list(KEYS) and len(table) == 3
+    assert table[1]["scan"] == "'=1+1.png", "a table's program would compute it"
+    assert json.loads(table[0]["label_probs"]) == findings[0]["label_probs"] and table[0]["error"] == ""
+
+
+def test_archives_and_pages_of_a_file(client, tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../a.png", png())
+        archive.writestr("b.txt", "none")
+    cv2.imwritemulti(str(tmp_path / "p.tiff"), [PICTURE, PICTURE // 2])
+    answer = ask(
+        client,
+        ("x.zip", packed.getvalue()),
+        ("p.tiff", (tmp_path / "p.tiff").read_bytes()),
+        ("e.zip", b"PK\x05\x06" + bytes(18)),
+    )
+    found = [(one["scan"], one["frame"], one["error"]) for one in answer.json()["findings"]]
+    assert found == [
+        ("x.zip/../a.png", None, None),
+        ("p.tiff", 0, None),
+        ("p.tiff", 1, None),
+        ("e.zip", None, "an archive without scans"),
+    ]
+    assert uploads_left() == []
+
+
+def test_a_heat_map_has_the_scans_size(client):
+    answer = ask(client, ("a.png", png()), path="/v1/heat")
+    if answer.status_code == 422:
+        assert "no label" in answer.json()["error"]
+        return
+    assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED).shape == (120, 160)
+
+
+@pytest.mark.parametrize(
+    ("path", "files", "status", "words"),
+    [
+        ("/v1/heat", [("a.png", b"none")], 422, "not a readable picture"),
+        ("/v1/heat", [("a.png", png()), ("b.png", png())], 422, "2 scans came"),
+        ("/v1/segmentations", [("a.png", b"none")], 422, "not a readable picture"),
+        ("/v1/findings?format=xml", [("a.png", png())], 422, "format"),
+        ("/v1/heat?frame=-1", [("a.png", png())], 422, "frame"),
+        ("/v1/findings", [], 422, "form fields called files"),
+        ("/v1/nowhere", [("a.png", png())], 404, "Not Found"),
+        ("/v1/findings", [("a.png", bytes(5 << 20))], 413, "more than the 4 MiB"),
+    ],
+)
+def test_what_cannot_be_is_said(client, path, files, status, words):
+    answer = ask(client, *files, path=path)
+    assert answer.status_code == status and words in answer.json()["error"]
+
+
+def test_more_scans_than_are_allowed_are_named_and_not_read(client, tmp_path):
+    cv2.imwritemulti(str(tmp_path / "p.tiff"), [PICTURE[:20, :20]] * 21)
+    (found,) = ask(client, ("p.tiff", (tmp_path / "p.tiff").read_bytes())).json()["findings"]
+    assert found["error"] == "21 frames; at most 20 are read at once"
+
+
+def test_a_body_without_a_length_is_counted(client):
+    def pieces():
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        for _ in range(10):
+            yield bytes(1 << 19)
+
+    answer = client.post("/v1/findings", content=pieces(), headers={"content-type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413
+
+
+def test_the_page_asks_nobody_else(client):
+    page = client.get("/")
+    assert mcis.NOTICE in page.text and "default-src 'none'" in page.headers["content-security-policy"]
+    for part in ("/page.js", "/page.css"):
+        assert client.get(part).status_code == 200
+        assert "http://" not in client.get(part).text and "https://" not in client.get(part).text
+    assert client.get("/page.html").json()["error"] and client.get("/docs").status_code == 404
+    about = client.get("/v1/about").json()
+    assert about["organs"]["breast"]["classes"] == ["normal", "benign", "malignant"] and about["limits"]["scans"] == 20
+    assert {"/v1/findings", "/v1/heat", "/v1/segmentations"} <= set(client.get("/openapi.json").json()["paths"])
+
+
+async def nothing(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def guarded(app=nothing, limits=None, hosts=None, token=None):
+    transport = httpx.ASGITransport(Guard(app, limits or Limits(), hosts, token))
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "127.0.0.1:9"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "LOCALHOST"}, 200),
+        ({"host": "evil.example:8000"}, 421),
+        ({"host": "localhost.evil.example"}, 421),
+        ({"host": ""}, 421),
+        ({"origin": "http://localhost:8000"}, 200),
+        ({"origin": "http://localhost:9000"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"content-length": "nonsense"}, 413),
+    ],
+)
+def test_a_page_elsewhere_cannot_ask(headers, status):
+    async def asked():
+        async with guarded(hosts=("localhost", "127.0.0.1", "[::1]")) as client:
+            return await client.post("/v1/findings", headers=headers)
+
+    assert asyncio.run(asked()).status_code == status
+
+
+def test_a_token_is_needed_below_v1_and_nowhere_else():
+    async def asked():
+        async with guarded(token="secret") as client:
+            answers = [await client.get(path) for path in ("/", "/v1/about")]
+            for brought in ("Bearer secret", "Bearer secre", "secret", "Bearer "):
+                answers.append(await client.get("/v1/about", headers={"authorization": brought}))
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(asked()) == [200, 401, 200, 401, 200, 401]
+
+
+def test_an_upload_that_pauses_is_given_up():
+    async def slow():
+        yield b"1"
+        await asyncio.sleep(5)
+
+    async def body(scope, receive, send):
+        await receive()
+        await nothing(scope, receive, send)
+
+    async def asked():
+        guard = Guard(nothing, Limits(silence=0.2), None, None)
+        sent = []
+
+        async def receive():
+            if not sent:
+                sent.append(1)
+                return {"type": "http.request", "body": b"1", "more_body": True}
+            await asyncio.sleep(5)
+
+        async def send(message):
+            said.append(message)
+
+        said = []
+        scope = {"type": "http", "path": "/v1/findings", "method": "POST", "headers": []}
+        await guard(scope, receive, send)
+        return said[0]["status"]
+
+    assert asyncio.run(asked()) == 408
+
+
+def test_more_requests_than_are_allowed_are_sent_away():
+    async def busy(scope, receive, send):
+        await asyncio.sleep(0.3)
+        await nothing(scope, receive, send)
+
+    async def asked():
+        async with guarded(busy, Limits(requests=2)) as client:
+            answers = await asyncio.gather(*(client.post("/v1/findings") for _ in range(3)))
+            return sorted(answer.status_code for answer in answers), (await client.post("/v1/findings")).status_code
+
+    assert asyncio.run(asked()) == ([200, 200, 503], 200)
+
+
+def test_what_breaks_is_logged_without_its_words(capsys):
+    async def broken(scope, receive, send):
+        raise RuntimeError(f"{CANARY}.dcm")
+
+    async def asked():
+        async with guarded(broken) as client:
+            return await client.post("/v1/findings")
+
+    answer = asyncio.run(asked())
+    out, err = capsys.readouterr()
+    assert answer.status_code == 500 and CANARY not in answer.text + out + err and "in broken" in err
+
+
+def test_a_batch_that_breaks_is_an_error_of_those_who_asked_and_of_nobody_else():
+    class Breaking:
+        def results(self, scans, size):
+            if any(scan == "bad" for scan in scans):
+                raise RuntimeError
+            return [f"result of {scan}" for scan in scans]
+
+    async def asked():
+        batches = Batches(Breaking())
+        running = asyncio.create_task(batches.run())
+        first = await asyncio.gather(batches.ask("bad"), batches.ask("bad"), return_exceptions=True)
+        second = await asyncio.gather(*(batches.ask(k) for k in range(20)))
+        running.cancel()
+        return first, second
+
+    first, second = asyncio.run(asked())
+    assert [type(error) for error in first] == [RuntimeError] * 2
+    assert second == [f"result of {k}" for k in range(20)]
+
+
+def test_uploads_of_a_server_that_was_killed_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = tmp_path / "mcis-serve-dead"
+    dead.mkdir()
+    (dead / "lock").touch()
+    (dead / "000000.dcm").write_bytes(b"of a patient")
+    with web.upload_folder() as alive, web.upload_folder() as other:
+        assert not dead.exists() and pathlib.Path(alive).exists() and pathlib.Path(other).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("a.png", "a.png"),
+        (None, "upload"),
+        ("", "upload"),
+        ("a\nb\x1b[31m", "a\ufffdb\ufffd[31m"),
+        ("x" * 400, "x" * 300),
+    ],
+)
+def test_names_are_printable_and_not_too_long(name, label):
+    assert label_of(name) == label
