@@ -103,6 +103,8 @@ def _main(options: Any) -> int:
     server = Server(
         uvicorn.Config(
             make_app(predictor, limits, names, token),
+            loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
+            http="h11",
             log_level="warning",
             access_log=False,  # whose scans came when is nobody's business
             proxy_headers=False,

@@ -97,14 +97,11 @@ async function look(item) {
   if (!item.row) throw Error("it said nothing");
 }
 function take(first, { scan_png, mask_png, size, ...row }) {
-  let item = first;
-  if (first.row) {
-    item = { file: first.file, state: "done" };
-    insert(item, first.last ?? first);
-  }
-  first.last = item;
+  const item = first.row ? { file: first.file } : first;
   Object.assign(item, { row, name: row.scan, state: "done", image: blobOf(scan_png), mask: blobOf(mask_png), size });
-  if (first.file.name !== row.scan.split("/").at(-1)) item.inside = true;  // of an archive
+  item.inside = first.file.name !== row.scan.split("/").at(-1);  // of an archive
+  if (item !== first) insert(item, first.last);
+  first.last = item;
   refresh(item);
   if (item === current) show(item);
   tell();

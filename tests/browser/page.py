@@ -103,6 +103,14 @@ def upload(page: Page, *files, done=None):
     )
 
 
+def until(page, true, seconds=240):
+    """Wait until an expression is true on the page; its own policy forbids what Playwright would evaluate there."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(f"!!({true})"):
+        assert time.monotonic() < end, true
+        page.wait_for_timeout(50)
+
+
 def ask(server, *files, path="v1/findings", **query):
     parts = [("files", (name, data)) for name, data in files]
     return httpx.post(f"{server}{path}", files=parts, params=query, timeout=300)
@@ -139,7 +147,7 @@ def saved(page, button):
 def test_the_lesion_is_where_the_mask_says_and_can_be_hidden_filled_and_magnified(page, server):
     data, found, mask = outlined(server)
     upload(page, ("a.png", data))
-    page.wait_for_function("drawn?.layers")
+    until(page, "drawn?.layers")
     picture, (x, y, scale) = canvas(page)
     assert yellow(picture) > 100
     page.screenshot(path=SHOTS / "one.png")
@@ -176,7 +184,7 @@ def test_the_lesion_is_where_the_mask_says_and_can_be_hidden_filled_and_magnifie
 
 def test_window_and_level_change_what_is_shown(page):
     upload(page, ("a.png", png(scan())))
-    page.wait_for_function("drawn?.shown")
+    until(page, "drawn?.shown")
     page.keyboard.press("m")
     whole = canvas(page)[0]
     page.locator("#window").fill("60")
@@ -192,7 +200,7 @@ def test_window_and_level_change_what_is_shown(page):
 def test_what_is_saved_is_what_was_found(page, server):
     data, found, mask = outlined(server)
     upload(page, ("a.png", data))
-    page.wait_for_function("drawn?.layers")
+    until(page, "drawn?.layers")
     facts = page.locator("#facts")
     name, content = saved(page, facts.get_by_role("button", name="JSON"))
     assert name == "a.json" and json.loads(content) == {
@@ -225,7 +233,7 @@ def test_dicom_is_shown_measured_and_saved_as_a_segmentation(page, server):
     source = dataset(grey, **window)
     source.save_as(file, enforce_file_format=True)
     upload(page, ("scan.dcm", file.getvalue()))
-    page.wait_for_function("drawn?.layers")
+    until(page, "drawn?.layers")
     expect(page.locator("#facts")).to_contain_text("mm²")
     expect(page.locator("#facts")).to_contain_text("burnt into its pixels")
     assert not re.search(CANARY.split("^")[1], page.content(), re.I)
@@ -298,7 +306,7 @@ def test_archives_folders_drops_and_pages_of_a_file(page, tmp_path):
 def test_names_are_text(page):
     name = "<img src=x onerror=document.title='taken'>.png"
     upload(page, (name, png(scan())), (f"x{name}", b"none"))
-    page.wait_for_function("drawn?.shown")
+    until(page, "drawn?.shown")
     expect(page.locator("#facts")).to_contain_text(name)
     page.keyboard.press("ArrowDown")
     expect(page.locator("#facts")).to_contain_text("not a readable picture")
@@ -307,14 +315,14 @@ def test_names_are_text(page):
 
 def test_the_heat_map_is_laid_over_the_scan(page, server):
     upload(page, ("a.png", outlined(server)[0]))
-    page.wait_for_function("drawn?.shown")
+    until(page, "drawn?.shown")
     page.keyboard.press("m")
     without = canvas(page)[0].astype(int)
     begun = time.monotonic()
     page.keyboard.press("h")
-    page.wait_for_function("drawn?.heat", timeout=240_000)
+    until(page, "drawn?.heat")
     print(f"\nheat map: {time.monotonic() - begun:.1f} s")
-    page.wait_for_function("document.getElementById('heat').textContent === 'Heat map'")
+    until(page, "document.getElementById('heat').textContent === 'Heat map'")
     redder = canvas(page)[0].astype(int) - without
     assert redder[..., 0].max() > 60 and redder[..., 0].sum() > redder[..., 2].sum()
     page.screenshot(path=SHOTS / "heat.png")
@@ -332,7 +340,7 @@ def test_fits_a_phone_and_both_schemes(browser, server, width, scheme):
     page.goto(server)
     page.screenshot(path=SHOTS / f"empty_{width}_{scheme}.png")
     upload(page, *((f"scan {k}.png", png(scan(k, k % 3))) for k in range(6)))
-    page.wait_for_function("drawn?.shown")
+    until(page, "drawn?.shown")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (np.mean([int(part) for part in re.findall(r"\d+", ground)]) < 100) == (scheme == "dark")
@@ -360,9 +368,9 @@ def test_everything_can_be_reached_by_keyboard(page):
         "reset",
         "canvas",
     } <= reached
-    names = page.evaluate(
-        "[...document.querySelectorAll('button, input, select')].filter(e => !e.hidden && !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.id)"
-    )
+    named = "(e.ariaLabel || e.textContent.trim() || e.labels?.length)"
+    every = "[...document.querySelectorAll('button, input, select')]"
+    names = page.evaluate(f"{every}.filter(e => !e.hidden && !{named}).map(e => e.id)")
     assert names == []
 
 
@@ -378,6 +386,9 @@ def test_off_loopback_a_token_is_asked_for(browser):
         page.locator("#token").fill(TOKEN)
         page.keyboard.press("Enter")
         upload(page, ("a.png", png(scan())))
+        context.close()
+        context = browser.new_context()
+        page = context.new_page()
         page.goto(f"{bare}#token={TOKEN}")
         upload(page, ("a.png", png(scan())))
         assert TOKEN not in page.url
@@ -418,9 +429,7 @@ def test_two_hundred_requests_of_eight_clients_none_wrong_or_lost(server):
             else:
                 assert found[key] == value, key
     waited = np.percentile([seconds for *_, seconds in answers], (50, 95))
-    print(
-        f"\n200 requests of 8 clients: {took:.1f} s, {200 / took:.1f} a second, median {waited[0]:.2f} s, 95 % {waited[1]:.2f} s"
-    )
+    print(f"\n200 requests of 8 clients: {took:.1f} s; each took {waited[0]:.2f} s (median), {waited[1]:.2f} s (95 %)")
 
 
 def test_about_is_served(server):

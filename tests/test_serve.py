@@ -1,0 +1,70 @@
+"""`mcis serve` as a command: what it refuses. Its answers are held in test_web.py, its page in browser/page.py."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx2 as httpx
+import pytest
+
+from mcis import serve
+from tests.test_predict import weights  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        *((name, True) for name in ("127.0.0.1", "127.8.0.1", "localhost", "LOCALHOST", "::1", "[::1]")),
+        *((name, False) for name in ("0.0.0.0", "::", "192.168.0.2", "localhost.example", "example.org", "")),
+    ],
+)
+def test_what_is_nobody_elses(host, own):
+    assert serve.is_loopback(host) == own
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port=70000"], "0 to 65535"),
+        (["--max_mib=0"], "serves nobody"),
+        (["--organ=toe"], "toe"),
+        (["--organ=brain", "--task=segment_brain"], "exclude each other"),
+    ],
+)
+def test_what_cannot_be_is_said(options, words, capsys):
+    assert serve.main(options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert serve.main([f"--port={taken.getsockname()[1]}"]) == 1
+    assert "in use" in capsys.readouterr().err
+
+
+def test_serves_until_it_is_asked_to_stop_and_says_nothing_of_what_it_was_asked(weights):  # noqa: F811
+    command = [
+        sys.executable,
+        "-m",
+        "mcis",
+        "serve",
+        "--port=0",
+        "--host=0.0.0.0",
+        f"--weights={weights}",
+        "--no-novelty",
+    ]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {serve.TOKEN: "word"}
+    ) as process:
+        address = process.stdout.readline().strip()
+        assert address.endswith("/#token=word"), address
+        place = address.split("#")[0].replace("0.0.0.0", "127.0.0.1") + "v1/findings"
+        files = [("files", ("ZEPHYRINE.png", b"none"))]
+        said = [httpx.post(place, files=files, headers=h).status_code for h in ({}, {"authorization": "Bearer word"})]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert said == [401, 200]
+    assert "ZEPHYRINE" not in out + err and "Research use only" in out
