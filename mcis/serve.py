@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -86,6 +87,7 @@ def _main(options: Any) -> int:
     listening = socket.create_server(
         (host, options.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
     )
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every upload that is none
     enable_compilation_cache()
     predictor = load(options.weights, **dataclasses.asdict(asked))
     if predictor.lacking:
@@ -105,7 +107,7 @@ def _main(options: Any) -> int:
             make_app(predictor, limits, names, token),
             loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
             http="h11",
-            log_level="warning",
+            log_level="error",
             access_log=False,  # whose scans came when is nobody's business
             proxy_headers=False,
             server_header=False,
