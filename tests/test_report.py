@@ -51,7 +51,8 @@ def test_keys_of_a_line_and_their_order():
     keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
     line = Finding("a.png").to_json()
     keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
-    assert list(json.loads(line)) == [*keys, "diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
+    keys += ["diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
+    assert list(json.loads(line)) == [*keys, "series", "position_mm", "normal"]
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
@@ -68,6 +69,7 @@ def test_numbers_in_a_line():
 def test_an_error_stands_alone():
     with pytest.raises(ValueError, match="has nothing else"):
         Finding("a.png", organ="brain", error="broken")
+    assert Finding("a.dcm", error="broken", series="00").series == "00"
 
 
 def test_boxes_are_8_connected_largest_first_then_by_position():
