@@ -317,9 +317,12 @@ def place_of(found: Any, frame: int) -> Place | None:
 
 
 def position_of(found: Any, frame: int) -> tuple[list[float], list[float]] | None:
-    """ImagePositionPatient and ImageOrientationPatient of a frame; None where a file does not say both."""
-    position = _numbers(of_frame(found, frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
-    orientation = _numbers(of_frame(found, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    """ImagePositionPatient and ImageOrientationPatient of a frame; None where a file does not say both in numbers."""
+    try:
+        position = _numbers(of_frame(found, frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
+        orientation = _numbers(of_frame(found, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    except (ValueError, TypeError, OverflowError):
+        return None
     return None if position is None or orientation is None else (position, orientation)
 
 

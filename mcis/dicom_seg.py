@@ -55,6 +55,9 @@ def encode(
 ) -> bytes:
     """A DICOM SEG file of masks: binary, lossless, one segment, a frame a mask, in order of their positions.
 
+    A frame says itself where it lies. Readers that take the frames for an even grid, as ITK does, misplace them where
+    the sources are unevenly spaced.
+
     It belongs to the study of its sources and refers to them by their UIDs, without which nobody could tell what it
     outlines: who has the sources, or an archive of them, finds the patient by it, whether `named` or not. Its own UIDs
     follow from its content, so that the same masks make the same file but for the moment of its making.
@@ -82,7 +85,7 @@ def encode(
     if not masks or any(mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1 for mask in masks):
         raise ValueError("masks of uint8 {0,1}, (H, W), are needed, one at least")
     if sum(mask.size for mask in masks) > MAX_PIXELS:
-        raise ScanError(f"{sources[0]}: {len(masks)} masks of more than {MAX_PIXELS} pixels; write fewer of its slices")
+        raise ScanError(f"{sources[0]}: {len(masks)} masks of more than {MAX_PIXELS} pixels in all")
     tags = (*SOURCE, *GEOMETRY, *LOSSY, *(PERSON if named else ()))
     read = {os.fspath(path): dicom.header(path, tags) for path in dict.fromkeys(sources)}
     headers = [read[os.fspath(path)] for path in sources]
@@ -290,9 +293,11 @@ def _index(found: Any, placed: bool, uid: str, thickness: float | None) -> None:
         item.DimensionOrganizationUID = uid
     shared = found.SharedFunctionalGroupsSequence[0]
     (measures,) = shared.PixelMeasuresSequence
+    if len(found.PerFrameFunctionalGroupsSequence) == 1:
+        measures.pop("SpacingBetweenSlices", None)  # highdicom's own
     if placed:
-        if thickness is None and (between := measures.get("SpacingBetweenSlices")) is not None:
-            measures.SliceThickness = between  # readers, highdicom among them, want one
+        if thickness is None and "SpacingBetweenSlices" in measures:
+            measures.SliceThickness = measures.SpacingBetweenSlices  # readers, highdicom among them, want one
         elif thickness is None:
             del measures.SliceThickness
         return

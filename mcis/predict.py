@@ -170,7 +170,7 @@ def _main(options: Any) -> int:
         raise ReportError(f"{out}: another process has written to this report just now")
     results = predictor.predict_all(scans[done:], 1 if len(scans) == 1 else BATCH)
     shown = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
-    told = report.counts["errors"]
+    told, lacking = report.counts["errors"], 0
     try:
         with report, asked_to_stop() as stop:
             for result in shown:
@@ -184,7 +184,9 @@ def _main(options: Any) -> int:
             for series, reason in segmentations.write(out, named) if report.volumes else ():
                 if reason is not None:
                     report.carry(series, notes=[reason])
-                    print(reason, file=sys.stderr)
+                    lacking += 1
+                    if lacking <= 3:
+                        print(reason, file=sys.stderr)
                 if stop():
                     raise Stopped
     except Stopped:
@@ -196,4 +198,6 @@ def _main(options: Any) -> int:
     if errors := report.counts["errors"]:
         what = "scan" if errors == 1 else "scans"
         print(f"{errors} {what} could not be read: a line with `error` in findings.jsonl for each", file=sys.stderr)
-    return 1 if errors else 0
+    if lacking:
+        print(f"volumes without a segmentation: {lacking}; `notes` in volumes.jsonl say why", file=sys.stderr)
+    return 1 if errors or lacking else 0

@@ -3,6 +3,7 @@
     OUT/findings.jsonl              one Finding a line, in input order, flushed line by line
     OUT/masks/000012_stem.png       0/255, one channel, size of the scan; 12 = the line's position, from 0
     OUT/overlays/000012_stem.jpg    the scan with its lesions outlined, size of the scan, at most overlay.SIDE
+    OUT/segmentations/...           masks of volumes, see segmentations.py
     OUT/volumes.jsonl               one volumes.Volume a line, in order of their first lines, when the run ends
     OUT/run.json                    versions, weights, options, counts, status, times, notice
     OUT/index.html, OUT/page/*.js   the page: opens from disk, reads CHUNK rows at a time

@@ -11,7 +11,7 @@ import array
 import datetime
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import cv2
@@ -47,12 +47,18 @@ def write(
             at += len(text)
         for volume in summarise(read_findings(out / "findings.jsonl")):
             try:
-                slices = (_line(file, start) for start in lines.get(volume.series, ()))
-                _write(out, volume, slices, named, made)
-                reason = None
+                slices = [_line(file, start) for start in lines.get(volume.series, ())]
+                made_of = _encoded(out, volume, slices, named, made)
             except (scan.ScanError, OSError, MemoryError) as error:
-                reason = f"{NONE}{str(error) or type(error).__name__}"
-            yield volume.series, reason
+                yield volume.series, f"{NONE}{str(error) or type(error).__name__}"
+                continue
+            if made_of is not None:
+                path, data = made_of
+                path.parent.mkdir(exist_ok=True)
+                aside = path.with_name(f".{path.name}.part")
+                aside.write_bytes(data)
+                aside.replace(path)
+            yield volume.series, None
 
 
 def _line(file: IO[bytes], start: int) -> Finding:
@@ -60,36 +66,44 @@ def _line(file: IO[bytes], start: int) -> Finding:
     return from_json(file.readline())
 
 
-def _write(
-    out: pathlib.Path, volume: Volume, slices: Iterable[Finding], named: bool | None, made: datetime.datetime | None
-) -> None:
-    """Write a volume's file, where it has masks and none is there."""
-    found = list(slices)
-    ours = [one for one in found if one.mask is not None and one.organ == volume.organ]
-    if not ours:
-        return
+def _encoded(
+    out: pathlib.Path, volume: Volume, slices: Sequence[Finding], named: bool | None, made: datetime.datetime | None
+) -> tuple[pathlib.Path, bytes] | None:
+    """A volume's file and what it should hold; None where it has no masks, is there, or is not asked for."""
+    outlined = [one.mask is not None and one.organ == volume.organ for one in slices]
+    if not any(outlined):
+        return None
     nii = reading.format_of(volume.scan).name == "NIfTI"
     path = out / segmentation_path(volume, ".nii.gz" if nii else ".dcm")
     if path.exists() or (named is None and not nii):
-        return
-    masks = {id(one): _mask(out / str(one.mask)) for one in ours}
+        return None
+    masks = _masks(out, [one.mask if known else None for one, known in zip(slices, outlined, strict=True)])
+    frames = [one.frame or 0 for one in slices]
     if nii:
-        data = nifti.encode(volume.scan, {one.frame or 0: masks[id(one)] for one in ours})
-    else:
-        empty = np.zeros_like(masks[id(ours[0])])
-        frames = None if volume.kind == "series" else [one.frame or 0 for one in found]
-        laid = [masks.get(id(one), empty) for one in found]
-        sources = [one.scan for one in found] if frames is None else [volume.scan]
-        organ = str(volume.organ)
-        data = dicom_seg.encode(sources, laid, frames=frames, organ=organ, named=bool(named), made=made)
-    path.parent.mkdir(exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(data)
-    aside.replace(path)
+        return path, nifti.encode(volume.scan, dict(zip(frames, masks, strict=True)))
+    series = volume.kind == "series"
+    data = dicom_seg.encode(
+        [one.scan for one in slices] if series else [volume.scan],
+        masks,
+        frames=None if series else frames,
+        organ=str(volume.organ),
+        named=bool(named),
+        made=made,
+    )
+    return path, data
 
 
-def _mask(path: pathlib.Path) -> np.ndarray:
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise scan.ScanError(f"{path} cannot be read")
-    return (mask > 0).astype(np.uint8)
+def _masks(out: pathlib.Path, paths: Sequence[str | None]) -> list[np.ndarray]:
+    """Masks of slices, empty where there is none, uint8 {0,1} (H, W)."""
+    found: list[np.ndarray | None] = []
+    held = 0
+    for path in paths:
+        mask = None if path is None else cv2.imread(str(out / path), cv2.IMREAD_GRAYSCALE)
+        if path is not None and mask is None:
+            raise scan.ScanError(f"{out / path} cannot be read")
+        held += 0 if mask is None else mask.size
+        if held > dicom_seg.MAX_PIXELS:
+            raise scan.ScanError(f"its masks have more than {dicom_seg.MAX_PIXELS} pixels")
+        found.append(None if mask is None else (mask > 0).astype(np.uint8))
+    empty = np.zeros_like(next(mask for mask in found if mask is not None))
+    return [empty if mask is None else mask for mask in found]

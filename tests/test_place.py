@@ -41,6 +41,15 @@ def test_what_says_no_position_stands_alone(tmp_path):
     assert dicom.read(tmp_path / "c").place is None
 
 
+def test_a_position_that_is_no_number_is_none_and_the_picture_is_read(tmp_path):
+    (path,) = write_series(tmp_path, grey(1))
+    damaged = path.read_bytes().replace(b"-50.000000\\", b"-5x.000000\\")
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    found = dicom.read(path)
+    assert found.place.position is None and found.place.series and found.spacing == (0.5, 0.75)
+
+
 def test_no_uid_is_kept(tmp_path):
     (path,) = write_series(tmp_path, grey(1))
     header = dicom.header(path)

@@ -207,8 +207,10 @@ def test_a_series_that_can_be_no_file_says_so_and_the_others_go_on(scans, weight
     again = dcmread(folder / "b" / "IM0000.dcm")
     again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     again.save_as(folder / "b" / "IM0009.dcm")
+    (folder / "a" / "broken.dcm").unlink()
     assert run(folder, tmp_path / "out", weights, "--dicom_seg=unnamed") == 1
-    assert "no segmentation: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no segmentation: " in said and "volumes without a segmentation: 1" in said
     first, second, *_ = lines_of(tmp_path / "out")
     assert first["segmentations"] and not second["segmentations"]
     assert [note.split(":")[0] for note in second["notes"]] == ["slices that lie where another does", "no segmentation"]
