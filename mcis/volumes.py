@@ -129,7 +129,8 @@ class _Sum:
         self.slices += 1
         self.frames += finding.frame is not None
         self.positions.append(_number(finding.position_mm))
-        self.skew += bool(self.normal and finding.normal and np.dot(self.normal, finding.normal) < PARALLEL)
+        if self.normal and finding.normal:
+            self.skew += sum(a * b for a, b in zip(self.normal, finding.normal, strict=True)) < PARALLEL
         self.respaced += finding.spacing_mm != self.spacing
         if finding.organ is None:
             return
