@@ -138,7 +138,7 @@ class _Sum:
         self.review[finding.organ] += bool(finding.review)
         if finding.label is not None and not finding.review:
             self.labels[finding.organ, finding.label] += 1
-        if finding.lesion_area_px:
+        if finding.lesion_area_px and finding.organ in ORGAN_NAMES:
             numbers = (getattr(finding, name) for name in _OUTLINED[2:])
             self.outlined.extend(map(_number, (organ_index(finding.organ), line, *numbers)))
 
