@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
+from mcis.place import Place, along_normal, digest
 from mcis.scan import MAX_FRAMES, Scan, ScanError, check_file
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -33,12 +34,14 @@ TAGS = (
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
     *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PaletteColorLookupTableUID", "SegmentedRedPaletteColorLookupTableData"),
     *("SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
     *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )
-"""All that is read of a header: how its pixels are to be shown, and how large they are."""
+"""All that is read of a header: how its pixels are to be shown, how large they are, and where they lie. The two
+UIDs say which slices belong together; `place_of` hashes them, and nothing keeps them."""
 
 
 def holds(name: str, head: bytes) -> bool:
@@ -86,9 +89,19 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
         raise ScanError(f"{path}: has more than {MAX_FRAMES} frames; the others are not read, split the file")
     found = header(path)
     with _in_our_words(path):
-        rows, columns = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
         if found.get("Modality") in NO_SCANS:
             raise ScanError(f"{path}: of modality {found.Modality}, made from scans and none itself")
+        place = place_of(found, frame)
+    try:
+        return _read(path, found, frame, place)
+    except ScanError as error:
+        error.series = None if place is None else place.series
+        raise
+
+
+def _read(path: str | os.PathLike, found: Any, frame: int, place: Place | None) -> Scan:
+    with _in_our_words(path):
+        rows, columns = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
         if rows * columns == 0:
             raise ScanError(f"{path}: a DICOM file without a picture ({_kind(found)})")
         if rows * columns > MAX_PIXELS:
@@ -97,18 +110,18 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
             raise ScanError(f"{path}: has no frame {frame}")
         image, notes = _shown(_pixels(path, found, frame), found, frame, path)
         spacing, of_spacing = spacing_of(found, frame)
-        return Scan(np.ascontiguousarray(image), (*notes, *of_spacing, *_burnt_in(found)), spacing)
+        return Scan(np.ascontiguousarray(image), (*notes, *of_spacing, *_burnt_in(found)), spacing, place)
 
 
-def header(path: str | os.PathLike) -> Any:
-    """The Dataset of a file's TAGS, without its pixels. ScanError where it is no DICOM file that can be read."""
+def header(path: str | os.PathLike, tags: Sequence[str] = TAGS) -> Any:
+    """The Dataset of a file's tags, without its pixels. ScanError where it is no DICOM file that can be read."""
     check_file(path, MAX_BYTES)
     pydicom = _pydicom(path)
     with _in_our_words(path):
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == DEFLATED:
             raise ScanError(f"{path}: deflated DICOM is not read; `dcmconv +te` writes it without")
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
 
 
 def _pydicom(path: str | os.PathLike) -> Any:
@@ -226,16 +239,16 @@ def _rescaled(array: np.ndarray, found: Any, frame: int, pixels: Any) -> np.ndar
     """Stored values as the modality means them, float32."""
     if "ModalityLUTSequence" in found:
         return pixels.apply_modality_lut(array, found).astype(np.float32)
-    slope = _of_frame(found, frame, "PixelValueTransformationSequence", "RescaleSlope")
-    intercept = _of_frame(found, frame, "PixelValueTransformationSequence", "RescaleIntercept")
+    slope = of_frame(found, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    intercept = of_frame(found, frame, "PixelValueTransformationSequence", "RescaleIntercept")
     return array.astype(np.float32) * float(1 if slope is None else slope) + float(intercept or 0)
 
 
 def _window(values: np.ndarray, found: Any, frame: int) -> tuple[float, float, str]:
     """The values that become black and white, and in words where they come from (PS3.3 C.11.2.1.2)."""
-    centre, width = (_of_frame(found, frame, "FrameVOILUTSequence", f"Window{part}") for part in ("Center", "Width"))
+    centre, width = (of_frame(found, frame, "FrameVOILUTSequence", f"Window{part}") for part in ("Center", "Width"))
     centre, width = (_first(value) for value in (centre, width))
-    exact = str(_of_frame(found, frame, "FrameVOILUTSequence", "VOILUTFunction") or "LINEAR") != "LINEAR"
+    exact = str(of_frame(found, frame, "FrameVOILUTSequence", "VOILUTFunction") or "LINEAR") != "LINEAR"
     if centre is None or width is None or not width >= 1 or not math.isfinite(centre):
         low, high = float(values.min()), float(values.max())
         return low, high, f"its own values, {low:g} to {high:g}"
@@ -250,7 +263,7 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
 
 
-def _of_frame(found: Any, frame: int, sequence: str, name: str) -> Any:
+def of_frame(found: Any, frame: int, sequence: str, name: str) -> Any:
     """An attribute of a frame: in its own functional group, in that of all frames, or in the file."""
     groups = found.get("PerFrameFunctionalGroupsSequence") or []
     for group in (*groups[frame : frame + 1], *(found.get("SharedFunctionalGroupsSequence") or [])[:1]):
@@ -279,12 +292,45 @@ def spacing_of(found: Any, frame: int) -> tuple[tuple[float, float] | None, list
         if len(set(regions)) > 1:
             return None, ["several regions of different scale: nothing is measured in mm"]
         return _positive([10 * abs(delta) for delta in regions[0]]), []
-    value = _of_frame(found, frame, "PixelMeasuresSequence", "PixelSpacing")
+    value = of_frame(found, frame, "PixelMeasuresSequence", "PixelSpacing")
     if value is None and (value := found.get("NominalScannedPixelSpacing")) is None:
         if found.get("ImagerPixelSpacing") is not None:
             return None, ["pixel spacing is that of the detector: nothing is measured in mm"]
         return None, []
     return _positive([float(part) for part in value]), []
+
+
+def place_of(found: Any, frame: int) -> Place | None:
+    """Where a frame lies, of a header; None where its file does not say what series it is of.
+
+    Frames of one file are a volume of their own, files of a series one together; a file that says no position stands
+    alone, as most ultrasound does.
+    """
+    series = str(found.get("SeriesInstanceUID") or "")
+    if not series:
+        return None
+    lies = position_of(found, frame)
+    if lies is None or int(found.get("NumberOfFrames") or 1) > 1:
+        series = f"{series}/{found.get('SOPInstanceUID')}"
+    where = None if lies is None else along_normal(lies[0], lies[1][:3], lies[1][3:])
+    return Place(digest(series), *(where or (None, None)))
+
+
+def position_of(found: Any, frame: int) -> tuple[list[float], list[float]] | None:
+    """ImagePositionPatient and ImageOrientationPatient of a frame; None where a file does not say both in numbers."""
+    try:
+        position = _numbers(of_frame(found, frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
+        orientation = _numbers(of_frame(found, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return None if position is None or orientation is None else (position, orientation)
+
+
+def _numbers(value: Any, count: int) -> list[float] | None:
+    if value is None or isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        return None
+    numbers = [float(part) for part in value]
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
 def _positive(spacing: list[float]) -> tuple[float, float] | None:

@@ -19,7 +19,7 @@ class ReportError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was found on one scan. None = unknown or not asked; beside an `error` all else is None.
+    """What was found on one scan. None = unknown or not asked; beside an `error` all else but `series` is None.
 
     Attributes:
       scan: the scan as it was given, usually a path.
@@ -42,6 +42,9 @@ class Finding:
       spacing_mm: [between rows, between columns], millimetres from one pixel to the next, where the file says so.
       lesion_area_mm2: `lesion_area_px` by that spacing.
       diameter_mm: the longest diameter of the largest lesion by that spacing.
+      series: the volume that the scan is a slice of, 16 hex digits (see `place.Place`); `volumes.summarise` sums it up.
+      position_mm: where the slice lies along `normal`, of the patient's coordinates.
+      normal: [x, y, z], unit vector across the slice, towards left, back and head.
     """
 
     scan: str
@@ -62,9 +65,12 @@ class Finding:
     spacing_mm: list[float] | None = None
     lesion_area_mm2: float | None = None
     diameter_mm: float | None = None
+    series: str | None = None
+    position_mm: float | None = None
+    normal: list[float] | None = None
 
     def __post_init__(self):
-        if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in ("scan", "error")):
+        if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in BESIDE_ERROR):
             raise ValueError(f"{self.scan!r}: a finding with an error has nothing else; got {self}")
 
     def to_json(self) -> str:
@@ -74,6 +80,8 @@ class Finding:
         """
         return json.dumps(plain({key: getattr(self, key) for key in KEYS}))
 
+
+BESIDE_ERROR = ("scan", "error", "series")
 
 KEYS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Finding))
 """The keys of a line of findings.jsonl, in order. Keys are only ever added."""
@@ -154,11 +162,16 @@ def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
             if not line.endswith(b"\n"):
                 return
             try:
-                values = json.loads(line)
-                finding = Finding(values["scan"], **{key: values.get(key) for key in KEYS[1:]})
+                finding = from_json(line)
             except (ValueError, TypeError, KeyError):
                 raise ReportError(f"{path}: line {number} is no finding; is this a report?") from None
             yield finding
+
+
+def from_json(line: str | bytes) -> Finding:
+    """The finding of a line. ValueError, TypeError or KeyError where it is none; keys not known are ignored."""
+    values = json.loads(line)
+    return Finding(values["scan"], **{key: values.get(key) for key in KEYS[1:]})
 
 
 def summary(counts: Mapping[str, Any]) -> str:

@@ -6,11 +6,14 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+import mcis
 from mcis import MAX_PIXELS
+from mcis.place import Place, along_normal, digest
 from mcis.scan import MAX_FRAMES, Scan, ScanError, check_file
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -33,12 +36,14 @@ class Grid:
       flips: whether each of them is reversed.
       spacing: millimetres from row to row, from column to column, and from slice to slice.
       count: number of slices.
+      affine: of the stored array, to millimetres towards right, front and head, float64 (4, 4).
     """
 
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     spacing: tuple[float, float, float]
     count: int
+    affine: np.ndarray
 
 
 def count_frames(path: str | os.PathLike) -> int:
@@ -63,6 +68,14 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     Raises:
       ScanError: it is no such volume, is larger than MAX_BYTES, or has more than one value a voxel.
     """
+    try:
+        return _read(path, frame)
+    except ScanError as error:
+        error.series = digest(os.fspath(path))
+        raise
+
+
+def _read(path: str | os.PathLike, frame: int) -> Scan:
     if frame >= MAX_FRAMES:
         raise ScanError(f"{path}: has more than {MAX_FRAMES} slices; the others are not read, split the file")
     check_file(path, MAX_BYTES)
@@ -70,14 +83,61 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     array, grid, black, white = _volume(os.fspath(path), status.st_mtime_ns, status.st_size)
     if frame >= grid.count:
         raise ScanError(f"{path}: has no slice {frame}")
-    turned = np.transpose(array, grid.axes)
-    plane = turned[:, :, grid.count - 1 - frame if grid.flips[2] else frame].astype(np.float32)
-    plane = plane[:: -1 if grid.flips[0] else 1, :: -1 if grid.flips[1] else 1]
+    plane = laid(array, grid)[..., frame].astype(np.float32)
     if not np.isfinite(plane).all():
         raise ScanError(f"{path}: has NaN or infinite voxels; mend the file")
     grey = np.clip(np.rint((plane - black) * (255.0 / (white - black))), 0, 255).astype(np.uint8)
     image = np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
-    return Scan(image, (f"shown by the volume's stored values, {black:g} to {white:g}",), grid.spacing[:2])
+    notes = (f"shown by the volume's stored values, {black:g} to {white:g}",)
+    return Scan(image, notes, grid.spacing[:2], _place(path, grid, array.shape, frame))
+
+
+def laid(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """A stored array (X, Y, Z) as its slices are seen, (rows, columns, slices): a view, to be written through too."""
+    steps = tuple(slice(None, None, -1 if flip else None) for flip in grid.flips)
+    return np.transpose(array, grid.axes)[steps]
+
+
+def encode(path: str | os.PathLike, masks: Mapping[int, np.ndarray]) -> bytes:
+    """A NIfTI file, .nii.gz, of masks on the grid of a volume: its shape, affine matrices and units, and nothing else.
+
+    Args:
+      path: the volume.
+      masks: uint8 {0,1} (H, W) by slice, as `read` has them; 0 on all others.
+
+    Raises:
+      ScanError: it is no such volume, or a mask is not of its slices' size.
+    """
+    import nibabel
+
+    image = _open(path)
+    grid = grid_of(image, path)
+    stored = np.zeros(image.shape, np.uint8, order="F")
+    seen = laid(stored.reshape((*image.shape, 1, 1)[:3], order="F"), grid)
+    for frame, mask in masks.items():
+        if mask.shape != seen.shape[:2] or not 0 <= frame < grid.count:
+            size = f"{mask.shape[0]} x {mask.shape[1]}"
+            raise ScanError(f"{path}: no slice {frame} of {size} pixels; it has {grid.count} of {seen.shape[:2]}")
+        seen[..., frame] = mask
+    kind = nibabel.Nifti2Image if isinstance(image, nibabel.Nifti2Image) else nibabel.Nifti1Image
+    made = kind(stored, image.affine)
+    made.set_qform(image.get_qform(), int(image.header["qform_code"]))
+    made.set_sform(image.get_sform(), int(image.header["sform_code"]))
+    made.header.set_xyzt_units(*image.header.get_xyzt_units())
+    made.header["descrip"] = mcis.NOTICE
+    return gzip.compress(made.to_bytes(), 6, mtime=0)
+
+
+def _place(path: str | os.PathLike, grid: Grid, shape: tuple[int, ...], frame: int) -> Place:
+    """Where a slice lies. The volume is known by its path: the file need not be whole for that."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    steps = [lps[:3, axis] * (-1 if flip else 1) for axis, flip in zip(grid.axes, grid.flips, strict=True)]
+    corner = np.zeros(3)
+    for axis, flip in zip(grid.axes, grid.flips, strict=True):
+        corner[axis] = shape[axis] - 1 if flip else 0
+    first = lps[:3, :3] @ corner + lps[:3, 3]
+    where = along_normal(first + frame * steps[2], steps[1], steps[0])
+    return Place(digest(os.fspath(path)), *(where or (None, None)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,4 +202,4 @@ def grid_of(image: Any, path: str | os.PathLike = "volume") -> Grid:
     shape = (*image.shape, 1, 1)[:3]
     flips = (ascending[0], ascending[1], not ascending[2])
     down_mm, right_mm, across_mm = (float(spacing[axis]) for axis in axes)
-    return Grid(axes, flips, (down_mm, right_mm, across_mm), shape[across])
+    return Grid(axes, flips, (down_mm, right_mm, across_mm), shape[across], affine)

@@ -10,13 +10,14 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from mcis import reading
+from mcis import reading, segmentations
 from mcis.finding import ReportError, plain, read_findings, summary
+from mcis.place import digest
 from mcis.predictor import BATCH, Asked, load
 from mcis.report import ReportWriter
-from mcis.shards import digest, parse_shard
+from mcis.shards import parse_shard
 
 
 class Stopped(Exception):
@@ -106,6 +107,8 @@ def main(argv: Sequence[str]) -> int:
           members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
           overwrite: replace the report that is in the folder.
           resume: go on with the report that is in the folder, if there is one, where it was interrupted.
+          dicom_seg: write the masks of each DICOM series or file as DICOM SEG: "unnamed", which refers to the scans but
+            says nothing of the patient, or "named", with name, number, birth date and sex as they are in the scans.
           shard: take the K-th, from 0, of N shares of the scans, into a folder of its own below --out; `mcis merge`
             makes one report of all.
         """
@@ -120,6 +123,7 @@ def main(argv: Sequence[str]) -> int:
         members: int | None = None
         overwrite: bool = False
         resume: bool = False
+        dicom_seg: Literal["unnamed", "named"] | None = None
         shard: str | None = None
 
     options = parse_dataclass(Predict, argv, "mcis predict")
@@ -136,7 +140,7 @@ def _main(options: Any) -> int:
         raise ValueError("--overwrite and --resume exclude each other")
     out, record = options.out, dataclasses.asdict(options)
     if shard is not None:
-        record |= {"scans": digest(paths), "shard": f"{shard.index}/{shard.count}"}
+        record |= {"scans": digest(*paths), "shard": f"{shard.index}/{shard.count}"}
         out, paths = str(shard.folder(out)), shard.share(paths)
     scans = list(reading.frames(paths))
 
@@ -166,7 +170,7 @@ def _main(options: Any) -> int:
         raise ReportError(f"{out}: another process has written to this report just now")
     results = predictor.predict_all(scans[done:], 1 if len(scans) == 1 else BATCH)
     shown = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
-    told = report.counts["errors"]
+    told, lacking = report.counts["errors"], 0
     try:
         with report, asked_to_stop() as stop:
             for result in shown:
@@ -175,6 +179,15 @@ def _main(options: Any) -> int:
                     said = finding.error if finding.scan in finding.error else f"{finding.scan}: {finding.error}"
                     print(said, file=sys.stderr)
                 if stop() and report.counts["scans"] < len(scans):
+                    raise Stopped
+            named = None if options.dicom_seg is None else options.dicom_seg == "named"
+            for series, reason in segmentations.write(out, named) if report.volumes else ():
+                if reason is not None:
+                    report.carry(series, notes=[reason])
+                    lacking += 1
+                    if lacking <= 3:
+                        print(reason, file=sys.stderr)
+                if stop():
                     raise Stopped
     except Stopped:
         print(f"{out}: stopped after {report.counts['scans']} of {len(scans)} scans; --resume goes on", file=sys.stderr)
@@ -185,4 +198,6 @@ def _main(options: Any) -> int:
     if errors := report.counts["errors"]:
         what = "scan" if errors == 1 else "scans"
         print(f"{errors} {what} could not be read: a line with `error` in findings.jsonl for each", file=sys.stderr)
-    return 1 if errors else 0
+    if lacking:
+        print(f"volumes without a segmentation: {lacking}; `notes` in volumes.jsonl say why", file=sys.stderr)
+    return 1 if errors or lacking else 0

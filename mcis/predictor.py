@@ -22,6 +22,7 @@ from mcis.finding import Finding, measured
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 from mcis.overlay import overlay
+from mcis.place import Place
 from mcis.reading import Loaded
 
 if TYPE_CHECKING:
@@ -203,7 +204,8 @@ class Predictor:
         rows = iter(range(len(good)))
         for loaded in group:
             if loaded.error is not None:
-                yield Result(Finding(loaded.path, loaded.frame, error=loaded.error))
+                series = (loaded.place or Place()).series
+                yield Result(Finding(loaded.path, loaded.frame, error=loaded.error, series=series))
             else:
                 at = next(rows)
                 row = {name: value[at] for name, value in fields.items()}
@@ -286,7 +288,16 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
     probability = float(row["organ_prob"]) if asked else None
     index, notes = int(row["organ"]), list(loaded.notes) or None
     spacing = None if loaded.spacing is None else list(loaded.spacing)
-    seen = functools.partial(Finding, loaded.path, loaded.frame, spacing_mm=spacing)
+    place = loaded.place or Place()
+    seen = functools.partial(
+        Finding,
+        loaded.path,
+        loaded.frame,
+        spacing_mm=spacing,
+        series=place.series,
+        position_mm=place.position,
+        normal=None if place.normal is None else list(place.normal),
+    )
     if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
         reason = f"a thumbnail: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"

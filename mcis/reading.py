@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from mcis import dicom, nifti, scan
+from mcis.place import Place
 
 HEAD = 512
 """Bytes at a file's beginning by which its format is told."""
@@ -83,6 +84,7 @@ class Loaded:
     spacing: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     error: str | None = None
+    place: Place | None = None
 
 
 def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
@@ -90,10 +92,12 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
     try:
         found = read()
         square, geometry = scan.fit(found.image)
-        return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes)
+        return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes, place=found.place)
     except (scan.ScanError, OSError, MemoryError) as error:
         message = str(error) or type(error).__name__
-        return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}")
+        series = error.series if isinstance(error, scan.ScanError) else None
+        place = None if series is None else Place(series)
+        return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}", place=place)
 
 
 def load(path: str, frame: int | None) -> Loaded:

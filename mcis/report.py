@@ -3,6 +3,8 @@
     OUT/findings.jsonl              one Finding a line, in input order, flushed line by line
     OUT/masks/000012_stem.png       0/255, one channel, size of the scan; 12 = the line's position, from 0
     OUT/overlays/000012_stem.jpg    the scan with its lesions outlined, size of the scan, at most overlay.SIDE
+    OUT/segmentations/...           masks of volumes, see segmentations.py
+    OUT/volumes.jsonl               one volumes.Volume a line, in order of their first lines, when the run ends
     OUT/run.json                    versions, weights, options, counts, status, times, notice
     OUT/index.html, OUT/page/*.js   the page: opens from disk, reads CHUNK rows at a time
 
@@ -18,7 +20,7 @@ import pathlib
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import cv2
@@ -29,7 +31,12 @@ from mcis import scan
 from mcis.finding import Finding, ReportError, measured, read_findings
 from mcis.overlay import overlay_jpeg
 from mcis.report_page import Page
+from mcis.volumes import Volume, summarise
 
+FOLDER = "segmentations"
+"""Where the masks of volumes are that `segmentations.write` writes."""
+NONE = "no segmentation: "
+"""How a note begins that says why a volume has none."""
 REFRESH_SECONDS = 5.0
 """How far run.json and the page may lag behind findings.jsonl during a run."""
 
@@ -57,6 +64,7 @@ class ReportWriter:
     Attributes:
       counts: {"scans", "errors", "lesions", "organs": {name: n}, "labels": {name: n}} so far; also in run.json. Each
         outlined part counts as a lesion.
+      volumes: whether any scan so far is a slice of a volume.
 
     Raises:
       ReportError: the folder has a report already, or one that another process is writing, or cannot be one.
@@ -107,6 +115,9 @@ class ReportWriter:
         }
         self._page = Page(self.out)
         self.counts = self._page.counts
+        self.volumes = False
+        self._carried: dict[str, tuple[list[str], list[str]]] = {}
+        (self.out / "volumes.jsonl").unlink(missing_ok=True)  # what is there ends before this run does
         self._replay()
         self._refresh()
 
@@ -115,6 +126,7 @@ class ReportWriter:
         for index, finding in enumerate(read_findings(self.out / "findings.jsonl")):
             picture = f"overlays/{file_name(index, finding.scan)}.jpg"
             self._page.add(finding, picture if (self.out / picture).is_file() else None)
+            self.volumes |= finding.series is not None
         self._lines.seek(0)
         end = sum(len(line) for line in self._lines if line.endswith(b"\n"))
         self._lines.seek(end)
@@ -158,8 +170,15 @@ class ReportWriter:
         self._lines.write(finding.to_json().encode("ascii") + b"\n")
         self._lines.flush()
         self._page.add(finding, picture)
+        self.volumes |= finding.series is not None
         if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._refresh()
+
+    def carry(self, series: str, paths: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
+        """Name segmentations of a volume that lie elsewhere below the report's folder, or say why it has none."""
+        there = self._carried.setdefault(series, ([], []))
+        there[0].extend(paths)
+        there[1].extend(notes)
 
     def close(self, error: BaseException | None = None) -> None:
         """Finish run.json and the page; `error` is what ended the run early. A second call does nothing."""
@@ -168,11 +187,33 @@ class ReportWriter:
         self._lines.close()
         ended = {"status": "complete"} if error is None else {"status": "stopped", "error": repr(error)}
         self._run |= {**ended, "finished": _now()}
+        if self.volumes:
+            self._write_volumes()
         self._refresh()
+
+    def _write_volumes(self) -> None:
+        aside = self.out / ".volumes.jsonl.part"
+        with open(aside, "w", encoding="ascii", newline="\n") as lines:
+            for volume in summarise(read_findings(self.out / "findings.jsonl")):
+                paths, notes = self._carried.get(volume.series, ([], []))
+                paths = [path for path in _segmentations(volume) if (self.out / path).is_file()] + paths
+                volume = dataclasses.replace(volume, segmentations=paths, notes=[*volume.notes, *notes])
+                lines.write(volume.to_json() + "\n")
+                self._page.add_volume(volume)
+        aside.replace(self.out / "volumes.jsonl")
 
     def _refresh(self) -> None:
         self._page.write(self._run)
         self._refreshed = time.monotonic()
+
+
+def segmentation_path(volume: Volume, suffix: str) -> str:
+    """Where a volume's masks are in one file of that suffix, ".dcm" or ".nii.gz", below the report's folder."""
+    return f"{FOLDER}/{file_name(volume.lines[0], volume.scan).removesuffix('.nii')}{suffix}"
+
+
+def _segmentations(volume: Volume) -> list[str]:
+    return [segmentation_path(volume, suffix) for suffix in (".dcm", ".nii.gz")]
 
 
 def _lock(file: IO[bytes]) -> None:
@@ -194,7 +235,11 @@ def _remove_report(out: pathlib.Path) -> None:
         name = file_name(index, finding.scan)
         (out / "masks" / f"{name}.png").unlink(missing_ok=True)
         (out / "overlays" / f"{name}.jpg").unlink(missing_ok=True)
-    for path in (*(out / "page").glob("rows_*.js"), out / "index.html", out / "run.json", findings):
+    for volume in summarise(read_findings(findings)):
+        for name in _segmentations(volume):
+            (out / name).unlink(missing_ok=True)
+    page = (path for name in ("rows", "volumes") for path in (out / "page").glob(f"{name}_*.js"))
+    for path in (*page, out / "volumes.jsonl", out / "index.html", out / "run.json", findings):
         path.unlink(missing_ok=True)
 
 

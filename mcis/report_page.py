@@ -9,6 +9,8 @@ from typing import Any
 import mcis
 from mcis import organs
 from mcis.finding import KEYS, Finding, plain
+from mcis.volumes import KEYS as VOLUME_KEYS
+from mcis.volumes import Volume
 
 CHUNK = 1000
 """Rows in one script file of the page; memory in the writer and in the browser grows with it, not with the run."""
@@ -17,7 +19,7 @@ _PAGE_BOXES, _PAGE_ERROR = 20, 1000  # what of a row the page carries; findings.
 
 
 class Page:
-    """What a report says as a whole: run.json, index.html, and page/rows_NNNN.js with a thousand rows each."""
+    """What a report says as a whole: run.json, index.html, and page/*.js with a thousand scans or volumes each."""
 
     def __init__(self, out: pathlib.Path):
         by_organ = dict.fromkeys((*organs.ORGAN_NAMES, organs.UNSUPPORTED), 0)
@@ -33,6 +35,9 @@ class Page:
         self._out = out
         self._template = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         self._rows: list[str] = []  # of the last file, which may not be full yet
+        self._volumes: list[str] = []  # likewise
+        self._several = 0
+        self._mm = False
         (out / "page").mkdir(exist_ok=True)
 
     def add(self, finding: Finding, picture: str | None) -> None:
@@ -44,6 +49,7 @@ class Page:
         if len(self._rows) == CHUNK:
             self._rows = []
         self._rows.append(_script_json(list(row.values())))
+        self._mm |= finding.lesion_area_mm2 is not None
         self.counts["scans"] += 1
         self.counts["errors"] += finding.error is not None
         self.counts["lesions"] += row["lesions"] or 0
@@ -54,12 +60,23 @@ class Page:
         if len(self._rows) == CHUNK:
             self._write_rows()
 
+    def add_volume(self, volume: Volume) -> None:
+        """Keep the row of a volume, if it has more than one slice: of others the scan's own row says it all."""
+        if volume.slices + volume.errors > 1:
+            self._volumes.append(_script_json([getattr(volume, key) for key in VOLUME_KEYS]))
+            self._several += 1
+            if len(self._volumes) == CHUNK:
+                self._write_volumes()
+                self._volumes = []
+
     def write(self, run: Mapping[str, Any]) -> None:
         """Bring all that was added to disk, under the facts of `run`."""
         self._write_rows()
+        self._write_volumes()
         run = plain({**run, "counts": self.counts})
         _replace(self._out / "run.json", json.dumps(run, indent=2) + "\n")
         head = {"run": run, "chunk": CHUNK, "keys": [*KEYS, "lesions", "overlay"]}
+        head |= {"volumes": self._several, "volumeKeys": VOLUME_KEYS, "mm": self._mm}
         # The notice first: the run's own text could hold any token.
         page = self._template.replace("__NOTICE__", html.escape(mcis.NOTICE))
         _replace(self._out / "index.html", page.replace("__DATA__", _script_json(head)))
@@ -68,6 +85,11 @@ class Page:
         if self._rows:
             number, rows = (self.counts["scans"] - 1) // CHUNK, ",\n".join(self._rows)
             _replace(self._out / "page" / f"rows_{number:04}.js", f"mcisRows({number},[\n{rows}\n])\n")
+
+    def _write_volumes(self) -> None:
+        if self._volumes:
+            number, rows = (self._several - 1) // CHUNK, ",\n".join(self._volumes)
+            _replace(self._out / "page" / f"volumes_{number:04}.js", f"mcisVolumes({number},[\n{rows}\n])\n")
 
 
 def _script_json(value: Any) -> str:

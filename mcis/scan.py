@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from mcis import MAX_PIXELS
+from mcis.place import Place
 
 MAX_BYTES = 1 << 28
 MAX_FRAMES = 1 << 12
@@ -24,14 +25,20 @@ CANVAS = 256
 MIN_CONTENT = 80
 """Pixels that the longer side of a scan's content must have: with fewer it is a thumbnail, magnified more than three
 times to fill the canvas. Of the public sets' scans, as they lie here, each has 128 and more."""
-REPORT_FOLDERS = ("masks", "overlays", "page")
+REPORT_FOLDERS = ("masks", "overlays", "page", "segmentations")
 """What a report of `mcis predict` keeps beside its findings."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """What a folder of scans is searched for (case does not matter). A file named outright is tried whatever its name."""
 
 
 class ScanError(ValueError):
-    """A file that is no readable scan; the message says what came, what is allowed and what to do."""
+    """A file that is no readable scan; the message says what came, what is allowed and what to do.
+
+    Attributes:
+      series: as `Place.series`, where that much could be read.
+    """
+
+    series: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +49,13 @@ class Scan:
       image: uint8 (H, W, 3), RGB; grey pictures have three equal channels.
       notes: what was changed in reading, in words ("16 bits scaled to 8"), so that it can be said.
       spacing: millimetres from row to row and from column to column; None where the file does not say.
+      place: where it lies in a volume; None where it is of none.
     """
 
     image: np.ndarray
     notes: tuple[str, ...] = ()
     spacing: tuple[float, float] | None = None
+    place: Place | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ mcis merge found
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mcis.finding import Finding, read_findings, summary
-from mcis.report import ReportWriter, file_name
+from mcis.report import NONE, ReportWriter, file_name
 
 FOLDER = re.compile(r"shard_([0-9]+)_of_([0-9]+)")
 
@@ -44,11 +43,6 @@ def parse_shard(text: str) -> Shard:
     if not found or not int(found[1]) < int(found[2]):
         raise ValueError(f"--shard={text}: K/N is needed, K from 0 to N - 1, as 0/100 to 99/100")
     return Shard(int(found[1]), int(found[2]))
-
-
-def digest(paths: Sequence[str]) -> str:
-    """What scans there are, in 16 hex digits: two shards that have seen other files are no parts of one report."""
-    return hashlib.sha256("\0".join(paths).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def shards_in(out: str | os.PathLike) -> dict[Shard, pathlib.Path]:
@@ -82,6 +76,8 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
         for path in shards.values():
             for finding, picture in _written(path):
                 report.append(finding, picture)
+            for series, paths, notes in _segmentations(path):
+                report.carry(series, paths, notes)
     return report.counts
 
 
@@ -131,6 +127,19 @@ def _written(path: pathlib.Path) -> Iterator[tuple[Finding, str | None]]:
         if finding.mask is not None:
             finding = dataclasses.replace(finding, mask=f"{path.name}/{finding.mask}")
         yield finding, f"{path.name}/{picture}" if (path / picture).is_file() else None
+
+
+def _segmentations(path: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Where a shard's segmentations are, as paths below the folder above it, or notes that say why there is none."""
+    try:
+        with open(path / "volumes.jsonl", encoding="ascii") as lines:
+            for volume in map(json.loads, lines):
+                paths = [f"{path.name}/{one}" for one in volume["segmentations"]]
+                notes = [note for note in volume["notes"] if note.startswith(NONE)]
+                if paths or notes:
+                    yield volume["series"], paths, notes
+    except FileNotFoundError:
+        return
 
 
 def main(argv: Sequence[str]) -> int:

@@ -51,7 +51,8 @@ def test_keys_of_a_line_and_their_order():
     keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
     line = Finding("a.png").to_json()
     keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
-    assert list(json.loads(line)) == [*keys, "diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
+    keys += ["diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
+    assert list(json.loads(line)) == [*keys, "series", "position_mm", "normal"]
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
@@ -68,6 +69,7 @@ def test_numbers_in_a_line():
 def test_an_error_stands_alone():
     with pytest.raises(ValueError, match="has nothing else"):
         Finding("a.png", organ="brain", error="broken")
+    assert Finding("a.dcm", error="broken", series="00").series == "00"
 
 
 def test_boxes_are_8_connected_largest_first_then_by_position():
@@ -323,3 +325,34 @@ def test_the_page_follows_the_run(tmp_path, monkeypatch):
 def test_report_imports_no_jax():
     script = "import sys, mcis.report; assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def volume_rows_of(out):
+    for path in sorted((out / "page").glob("volumes_*.js")):
+        text = path.read_text(encoding="ascii")
+        number, rows = re.fullmatch(r"mcisVolumes\((\d+),(\[.*\])\)\n", text, re.S).groups()
+        assert path.name == f"volumes_{int(number):04}.js"
+        yield from json.loads(rows)
+
+
+def test_volumes_have_lines_and_those_of_several_slices_a_row_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_page, "CHUNK", 2)
+    with ReportWriter(tmp_path, {}) as writer:
+        writer.add(Finding("picture.png", organ="brain"))
+        for series in "abcde":
+            for position in (0.0, 2.0) if series != "b" else (0.0,):
+                writer.add(Finding(HOSTILE + series, None, "brain", series=series, position_mm=position))
+        writer.carry("c", ["elsewhere/c.dcm"], ["no segmentation: x"])
+    lines = [json.loads(line) for line in (tmp_path / "volumes.jsonl").read_text().splitlines()]
+    assert [line["series"] for line in lines] == list("abcde") and [line["slices"] for line in lines] == [2, 1, 2, 2, 2]
+    assert (lines[2]["segmentations"], lines[2]["notes"]) == (["elsewhere/c.dcm"], ["no segmentation: x"])
+    head = head_of(tmp_path)
+    rows = [dict(zip(head["volumeKeys"], row, strict=True)) for row in volume_rows_of(tmp_path)]
+    assert rows == [line for line in lines if line["slices"] > 1] and head["volumes"] == 4 and not head["mm"]
+    assert not [path for path in (tmp_path / "page").iterdir() if b"<" in path.read_bytes()]
+
+
+def test_a_report_without_volumes_has_no_lines_of_them(tmp_path):
+    with ReportWriter(tmp_path, {}) as writer:
+        writer.add(Finding("a.png", organ="brain"))
+    assert not (tmp_path / "volumes.jsonl").exists() and head_of(tmp_path)["volumes"] == 0
