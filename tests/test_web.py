@@ -3,15 +3,19 @@
 import asyncio
 import base64
 import csv
+import gzip
 import io
 import json
 import pathlib
+import re
 import tempfile
 import zipfile
 
 import cv2
 import httpx2 as httpx
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 from starlette.testclient import TestClient
 
@@ -21,6 +25,8 @@ from mcis.finding import KEYS
 from mcis.web import app as web
 from mcis.web.asking import Batches, label_of
 from mcis.web.guard import Guard, Limits
+from tests import dicom_files
+from tests.dicom_files import write, write_series
 from tests.test_predict import weights  # noqa: F401
 
 PICTURE = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
@@ -118,6 +124,59 @@ def test_a_heat_map_has_the_scans_size(client):
     assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED).shape == (120, 160)
 
 
+def test_a_series_is_summed_up_and_goes_out_as_one_segmentation(client, predictor, tmp_path):
+    paths = write_series(tmp_path, [PICTURE[..., 0]] * 3, spacing=(0.5, 0.25), step=2.0, order=(1, 2, 0))
+    files = [(path.name, path.read_bytes()) for path in sorted(paths)]
+    said = ask(client, *files, ("a.png", png())).json()
+    (volume,) = said["volumes"]
+    mask = predictor.predict(paths[0]).mask
+    assert volume["slices"] == 3 and volume["spacing_mm"] == pytest.approx([2.0, 0.5, 0.25])
+    assert volume["lesion_volume_mm3"] == pytest.approx(3 * 2 * 0.5 * 0.25 * mask.sum())
+    assert client.post("/v1/volumes", json=said["findings"]).json()["volumes"] == [volume]
+    answer = ask(client, *files, ("a.png", png()), path="/v1/segmentations")
+    assert answer.headers["content-type"] == "application/dicom", answer.text
+    found = pydicom.dcmread(io.BytesIO(answer.content))
+    assert found.Modality == "SEG" and found.pixel_array.shape == (3, 120, 160) and found.PatientName == ""
+    for frame in found.pixel_array:
+        np.testing.assert_array_equal(frame, mask)
+    named = pydicom.dcmread(io.BytesIO(ask(client, *files, path="/v1/segmentations", named=True).content))
+    assert named.PatientName == dicom_files.CANARY
+    for name in ("x.dcm", "y.dcm"):  # each of a study of its own
+        write(
+            tmp_path / name,
+            PICTURE[..., 0],
+            SeriesInstanceUID="1.2.3",
+            ImagePositionPatient=[0, 0, len(files)],
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+        )
+        files.append((name, (tmp_path / name).read_bytes()))
+    answer = ask(client, *files[3:], path="/v1/segmentations")
+    assert answer.status_code == 422 and answer.json()["error"].startswith("y.dcm: of another series than x.dcm")
+    assert not re.search("zephyr", client.get("/v1/about").text + json.dumps(said), re.I)
+
+
+def test_a_volume_of_nifti_goes_out_as_one(client, tmp_path):
+    nibabel.Nifti1Image(np.repeat(PICTURE[..., :1], 4, axis=2), np.diag([1.0, 1.0, 3.0, 1.0])).to_filename(
+        tmp_path / "v.nii.gz"
+    )
+    data = (tmp_path / "v.nii.gz").read_bytes()
+    said = ask(client, ("v.nii.gz", data)).json()
+    assert len(said["findings"]) == 4 and said["volumes"][0]["slices"] == 4
+    answer = ask(client, ("v.nii.gz", data), path="/v1/segmentations")
+    if said["volumes"][0]["lesion_slices"]:
+        assert nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content)).shape == (120, 160, 4)
+    else:
+        assert answer.status_code == 422
+
+
+@pytest.mark.parametrize(
+    "rows", [{}, [1], [{}], [{"scan": 1, "series": []}], [{"scan": "a", "series": "b", "position_mm": "x"}]]
+)
+def test_what_is_no_finding_is_said(client, rows):
+    answer = client.post("/v1/volumes", json=rows)
+    assert answer.status_code == 422 and answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("path", "files", "status", "words"),
     [
@@ -161,7 +220,9 @@ def test_the_page_asks_nobody_else(client):
     assert client.get("/page.html").json()["error"] and client.get("/docs").status_code == 404
     about = client.get("/v1/about").json()
     assert about["organs"]["breast"]["classes"] == ["normal", "benign", "malignant"] and about["limits"]["scans"] == 20
-    assert {"/v1/findings", "/v1/heat", "/v1/segmentations"} <= set(client.get("/openapi.json").json()["paths"])
+    assert {f"/v1/{name}" for name in ("findings", "heat", "segmentations", "volumes")} <= set(
+        client.get("/openapi.json").json()["paths"]
+    )
 
 
 async def nothing(scope, receive, send):

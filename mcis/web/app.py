@@ -18,16 +18,18 @@ from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-from fastapi import FastAPI, File, Query, Request, UploadFile
+from fastapi import Body, FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import mcis
 from mcis import organs, scan
-from mcis.finding import KEYS, plain
+from mcis.finding import KEYS, from_json, plain
 from mcis.predictor import BATCH, Predictor, Result
 from mcis.scan import ScanError
+from mcis.volumes import KEYS as VOLUME_KEYS
+from mcis.volumes import summarise
 from mcis.web.asking import Asking, Batches
 from mcis.web.guard import Guard, Limits
 from mcis.web.readers import Readers
@@ -129,7 +131,15 @@ def make_app(
         found = [row async for row in rows()]
         if format == "csv":
             return Response(as_csv(found), media_type=FORMATS[format])
-        return JSONResponse({"notice": mcis.NOTICE, "findings": found})
+        return JSONResponse({"notice": mcis.NOTICE, "findings": found, "volumes": volumes_of(found)})
+
+    @app.post("/v1/volumes")
+    async def volumes(findings: Annotated[list[dict[str, Any]], Body(max_length=100_000)]) -> dict[str, Any]:
+        """Volumes that findings sum up to, as `volumes.jsonl` has them; `lines` and such count from the first."""
+        try:
+            return {"notice": mcis.NOTICE, "volumes": volumes_of(findings)}
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise HTTPException(422, "no findings; a list of them as /v1/findings gives them is needed") from None
 
     @app.post("/v1/heat", responses=_answers("image/png"), response_class=Response)
     async def heat(files: Files, frame: Annotated[int, Query(ge=0)] = 0) -> Response:
@@ -152,21 +162,22 @@ def make_app(
 
     @app.post(
         "/v1/segmentations",
-        responses=_answers("application/dicom", "application/zip"),
+        responses=_answers(*SEGMENTATIONS.values(), "application/zip"),
         response_class=Response,
     )
     async def segmentations(
         files: Files, named: Annotated[bool, Query(description="with the patient's name and number")] = False
     ) -> Response:
-        """DICOM SEG files of the lesions of DICOM files: one file for one series, else a zip archive."""
+        """The lesions of volumes: a DICOM SEG file of a DICOM series or file, a NIfTI file of one; several in a zip."""
         with asking.folder() as folder:
             made = await asking.segmentations(await asking.keep(files, folder), folder, named)
         if len(made) == 1:
-            return Response(made[0], media_type="application/dicom")
+            ((suffix, data),) = made
+            return Response(data, media_type=SEGMENTATIONS[suffix])
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
-            for number, data in enumerate(made):
-                archive.writestr(f"segmentation_{number:04}.dcm", data)
+            for number, (suffix, data) in enumerate(made):
+                archive.writestr(f"segmentation_{number:04}{suffix}", data)
         return Response(packed.getvalue(), media_type="application/zip")
 
     return Guard(app, bounds, hosts, token)
@@ -179,6 +190,8 @@ def _answers(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv"}
 
+SEGMENTATIONS = {".dcm": "application/dicom", ".nii.gz": "application/gzip"}
+
 
 def _row(result: Result, pictures: bool) -> dict[str, Any]:
     """A finding as it is sent: its keys, and its pictures where they are wanted."""
@@ -188,6 +201,12 @@ def _row(result: Result, pictures: bool) -> dict[str, Any]:
         row["mask_png"] = None if result.mask is None else _base64(scan.encode_png(result.mask * np.uint8(255)))
         row["size"] = None if result.image is None else [result.image.shape[1], result.image.shape[0]]
     return row
+
+
+def volumes_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The volumes of findings that are JSON, as JSON."""
+    found = summarise(from_json(json.dumps(row)) for row in rows)
+    return [plain({key: getattr(volume, key) for key in VOLUME_KEYS}) for volume in found]
 
 
 def _base64(data: bytes) -> str:

@@ -19,6 +19,7 @@ from mcis.finding import Finding
 from mcis.predictor import BATCH, Predictor, Result
 from mcis.reading import Loaded
 from mcis.scan import ScanError
+from mcis.volumes import summarise
 from mcis.web.guard import Limits
 from mcis.web.reader import suffix_of
 from mcis.web.readers import Readers
@@ -167,27 +168,41 @@ class Asking:
         """The result of one scan of an upload, by default the first or only one."""
         return await self._result(upload, frame, time.monotonic() + self.limits.seconds)
 
-    async def segmentations(self, uploads: Sequence[Upload], folder: str, named: bool) -> list[bytes]:
-        """DICOM SEG files of the masks of DICOM files, one a series and organ. ScanError where nothing was outlined."""
-        series: dict[Any, list[tuple[str, int, str]]] = {}
-        why = None
+    async def segmentations(self, uploads: Sequence[Upload], folder: str, named: bool) -> list[tuple[str, bytes]]:
+        """The masks of volumes as files of their formats: (suffix, bytes), of each volume with lesions.
+
+        Raises:
+          ScanError: nothing was outlined, or on nothing that is DICOM or NIfTI.
+        """
+        findings: list[Finding] = []
+        places: dict[str, list[tuple[str, int, str | None, str | None]]] = {}  # by series: path, frame, organ, mask
         async with contextlib.aclosing(self.results(uploads)) as answers:
             async for answer in answers:
-                finding, path, outlined = answer.result.finding, answer.upload.path, answer.result.mask
-                why = why or finding.error
-                if outlined is None or path is None or not outlined.any():
+                finding, outlined = answer.result.finding, answer.result.mask
+                findings.append(finding)
+                if answer.upload.path is None or finding.series is None or finding.error is not None:
                     continue
-                mask = os.path.join(folder, f"mask_{sum(map(len, series.values())):06}.png")
-                await asyncio.to_thread(_write_mask, mask, outlined)
-                key = getattr(answer.loaded, "series", None) or path, finding.organ
-                series.setdefault(key, []).append((path, finding.frame or 0, mask))
-        if not series:
-            raise ScanError(why or "nothing was outlined on these scans")
+                mask = None
+                if outlined is not None:
+                    mask = os.path.join(folder, f"mask_{len(findings):06}.png")
+                    await asyncio.to_thread(_write_mask, mask, outlined)
+                slices = places.setdefault(finding.series, [])
+                slices.append((answer.upload.path, finding.frame or 0, finding.organ, mask))
         made = []
-        for (_, organ), parts in series.items():
-            sources, frames, masks = (list(part) for part in zip(*parts, strict=True))
-            asked = {"sources": sources, "frames": frames, "masks": masks, "organ": organ, "named": named}
-            made.append((await self.readers.ask("segmentation", seconds=self.limits.seconds, **asked))[1])
+        for volume in summarise(findings):
+            if not volume.lesion_slices:
+                continue
+            paths, frames, organs, masks = zip(*places[volume.series], strict=True)
+            own = [mask if organ == volume.organ else None for organ, mask in zip(organs, masks, strict=True)]
+            asked = {"sources": paths, "frames": frames, "masks": own, "organ": volume.organ, "named": named}
+            try:
+                header, data = await self.readers.ask("segmentation", seconds=self.limits.seconds, **asked)
+            except ScanError as error:
+                raise ScanError(_in_their_names(str(error), uploads)) from None
+            made.append((header["suffix"], data))
+        if not made:
+            errors = (f"{finding.scan}: {finding.error}" for finding in findings if finding.error is not None)
+            raise ScanError(next(errors, "no lesions were outlined on these files, or they are no DICOM or NIfTI"))
         return made
 
     async def _scans(self, uploads: Sequence[Upload]) -> AsyncIterator[tuple[Upload, int | None]]:
@@ -211,9 +226,16 @@ class Asking:
             loaded = Loaded(upload.name, None, error=f"not read: the request took over {self.limits.seconds:g} s")
         else:
             found = await self.readers.read(upload.path, frame)
-            error = found.error and found.error.replace(f"{upload.path}: ", "").replace(upload.path, upload.name)
+            error = found.error and _in_their_names(found.error.replace(f"{upload.path}: ", ""), [upload])
             loaded = dataclasses.replace(found, path=upload.name, error=error)
         return Answered(upload, loaded, await self.batches.ask(loaded))
+
+
+def _in_their_names(text: str, uploads: Sequence[Upload]) -> str:
+    """A message that names files as their client does."""
+    for upload in uploads:
+        text = text if upload.path is None else text.replace(upload.path, upload.name)
+    return text
 
 
 def _write_mask(path: str, mask: np.ndarray) -> None:

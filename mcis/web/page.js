@@ -17,7 +17,7 @@ const number = (x, digits = 1) => x.toLocaleString("en", { maximumFractionDigits
 let token = new URLSearchParams(location.hash.slice(1)).get("token") ?? sessionStorage.getItem("token");
 if (location.hash.includes("token=")) history.replaceState(null, "", location.pathname);  // not into bookmarks
 async function ask(path, options = {}) {
-  const answer = await fetch(path, { ...options, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  const answer = await fetch(path, { ...options, headers: { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) } });
   if (answer.ok) return answer;
   if (answer.status === 401) { $("ask").hidden = false; $("token").focus(); }
   let why = `the server says ${answer.status}`;
@@ -70,9 +70,46 @@ async function work() {
     tell();
   }
   running--;
-  if (!running) stopping = null;
+  if (!running) { stopping = null; sumUp(); }
   tell();
 }
+
+// Volumes: the server sums up the findings of slices, once all are in.
+let volumes = [];
+async function sumUp() {
+  const slices = items.filter(item => item.row);
+  if (!slices.some(item => item.row.series)) return;
+  try {
+    const answer = await ask("v1/volumes", { method: "POST", body: JSON.stringify(slices.map(item => item.row)), headers: { "Content-Type": "application/json" } });
+    const found = (await answer.json()).volumes.filter(volume => volume.slices > 1);
+    if (slices.some(item => !items.includes(item))) return;  // cleared meanwhile
+    volumes = found.map(volume => ({ ...volume, at: line => slices[line] }));
+  } catch (error) { $("state").textContent = `volumes: ${error.message}`; return; }
+  $("volumes").replaceChildren(...volumes.map(volume => el("button", { onclick: () => showVolume(volume) },
+    el("span", { className: "thumb stack", ariaHidden: "true" }, String(volume.slices)),
+    el("div", {}, el("div", { className: "name", title: volume.scan }, "Volume ", el("bdi", {}, folderOf(volume))),
+      el("div", { className: "small" }, [volume.organ, volume.label].filter(Boolean).join(", "), quiet(` ${volume.slices} slices`))))));
+}
+const folderOf = volume => volume.kind === "file" ? volume.scan.split("/").at(-1) : volume.scan.split("/").slice(0, -1).at(-1) ?? volume.scan;
+async function showVolume(volume) {
+  await show(volume.at(volume.largest ?? volume.lines[0]));
+  const fact = (name, ...what) => [el("dt", {}, name), el("dd", {}, ...what)];
+  const slice = line => line == null ? quiet("none") : el("button", { onclick: () => { show(volume.at(line)); volume.at(line).node.scrollIntoView({ block: "nearest" }); } }, label(volume.at(line)));
+  const counted = counts => Object.entries(counts ?? {}).map(([name, n]) => el("div", {}, `${name}: ${number(n, 0)}`));
+  $("facts").replaceChildren(el("dl", {}, ...fact("Volume", el("b", {}, el("bdi", {}, folderOf(volume))), el("div", { className: "quiet small" }, `${volume.slices} slices${volume.errors ? `, ${volume.errors} not read` : ""}`)),
+    ...fact("Organ, by slices", ...counted(volume.organs)), ...fact("Label", volume.label ?? quiet("unknown"), ...counted(volume.labels).map(node => { node.className = "quiet small"; return node; }),
+      volume.review ? el("div", { className: "bad" }, `\u2691 ${volume.review} for review`) : null),
+    ...fact("Slices with a lesion", number(volume.lesion_slices, 0)),
+    ...(volume.lesion_slices ? [...fact("First, last", el("div", { className: "files" }, slice(volume.first), slice(volume.last))),
+      ...fact("Largest area, longest diameter", el("div", { className: "files" }, slice(volume.largest), slice(volume.longest)))] : []),
+    ...fact("Lesion volume", volume.lesion_volume_mm3 == null ? quiet("unknown") : `${number(volume.lesion_volume_mm3 / 1000, 2)} cm\u00b3`),
+    ...(volume.diameter_mm == null ? [] : fact("Longest diameter", `${number(volume.diameter_mm)} mm`)),
+    ...fact("Spacing: slices, rows, columns", volume.spacing_mm.map(x => x == null ? "?" : number(x, 3)).join(" \u00d7 "), " mm"),
+    ...(volume.notes.length ? fact("Notes", ...volume.notes.map(note => el("div", { className: "small" }, note))) : []),
+    ...(volume.lesion_slices ? fact("Save", el("div", { className: "files" }, el("button", { title: "The lesions of the whole volume, in its own format, without the patient's name", onclick: event => saveSegmentation(volume.at(volume.lines[0]), event.target) }, "Segmentation")), el("div", { id: "saved", className: "small", role: "status" })) : []),
+    ...fact("Notice", el("span", { className: "small" }, $("notice").textContent))));
+}
+const label = item => `${item.name.split("/").at(-1)}${item.row.frame == null ? "" : ` \u00b7 ${item.row.frame}`}`;
 function fail(item, why) {
   const last = item.last ?? item;  // what of a file was answered before stays
   if (!last.row) Object.assign(last, { row: { scan: last.name, error: why }, state: "done" });
@@ -122,7 +159,7 @@ function tell() {
 // The list.
 function listed(item, after) {
   item.node = el("button", { onclick: () => show(item) });
-  if (after) after.node.after(item.node); else $("list").append(item.node);
+  if (after) after.node.after(item.node); else $("scans").append(item.node);
   refresh(item);
 }
 function refresh(item) {
@@ -333,16 +370,11 @@ function facts(item) {
     list.push(...fact("Save", el("div", { className: "files" }, save("JSON", "This scan's finding", () => download(stem(item, "json"), JSON.stringify(row, null, 2), "application/json")),
       save("Picture", "The scan as it is shown, at its own size, PNG", () => savePicture(item)),
       item.mask ? save("Mask", "0 and 255, at the scan's size, PNG", () => download(stem(item, "mask.png"), item.mask)) : null,
-      item.mask && (item.inside || item.dicom !== false) ? save("DICOM SEG", "The lesions of this DICOM file, or of its whole series, as a DICOM segmentation without the patient's name", event => saveSegmentation(item, event.target)) : null),
+      item.mask && row.series ? save("Segmentation", "The lesions of this DICOM or NIfTI file, or of its whole series, in its own format (DICOM SEG), without the patient's name", event => saveSegmentation(item, event.target)) : null),
     el("div", { id: "saved", className: "small", role: "status" })));
   }
   $("facts").replaceChildren(el("dl", {}, ...list, ...fact("Notice", el("span", { className: "small" }, $("notice").textContent))));
-  if (item.dicom === undefined && row && !row.error) isDicom(item.file).then(yes => { item.dicom = yes; if (item === current) facts(item); });
   $("heat").disabled = !row?.label;
-}
-async function isDicom(file) {
-  const head = new Uint8Array(await file.slice(128, 132).arrayBuffer());
-  return String.fromCharCode(...head) === "DICM";
 }
 
 // Saving.
@@ -363,10 +395,10 @@ async function saveSegmentation(item, button) {
   button.disabled = true;
   said.textContent = "is being made \u2026";
   try {
-    const same = item.row.series == null ? [item] : items.filter(other => other.row?.series === item.row.series);
+    const same = items.filter(other => other.row?.series === item.row.series);
     const answer = await ask("v1/segmentations", { method: "POST", body: form(...new Set(same.map(other => other.file))) });
-    const packed = answer.headers.get("content-type").includes("zip");
-    download(stem(item, packed ? "seg.zip" : "seg.dcm"), await answer.blob());
+    const kind = answer.headers.get("content-type");
+    download(stem(item, { "application/dicom": "seg.dcm", "application/gzip": "seg.nii.gz" }[kind] ?? "seg.zip"), await answer.blob());
     said.textContent = "";
   } catch (error) { said.textContent = error.message; } finally { button.disabled = false; }
 }
@@ -403,8 +435,9 @@ function clear() {
   stopping?.abort();
   waiting.length = 0;
   for (const item of items) if (item.url) URL.revokeObjectURL(item.url);
-  items = []; current = drawn = null;
-  $("list").replaceChildren();
+  items = []; volumes = []; current = drawn = null;
+  $("scans").replaceChildren();
+  $("volumes").replaceChildren();
   $("main").hidden = $("clear").hidden = true;
   $("drop").classList.remove("few");
   tell();

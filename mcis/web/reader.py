@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import dicom, reading, scan
+from mcis import dicom, dicom_seg, nifti, reading, scan
 from mcis.scan import ScanError
 
 Answer = tuple[dict[str, Any], bytes]
@@ -27,7 +27,8 @@ def read(path: str, frame: int) -> Answer:
     """A frame of a file: the fields of its Scan, and its pixels."""
     found = reading.format_of(path).read(path, frame)
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "image"}
-    return {"shape": found.image.shape, **fields}, found.image.tobytes()
+    place = None if found.place is None else dataclasses.asdict(found.place)
+    return {"shape": found.image.shape, **fields, "place": place}, found.image.tobytes()
 
 
 def frames(path: str) -> Answer:
@@ -110,13 +111,16 @@ def suffix_of(name: str) -> str:
 
 
 def segmentation(
-    sources: Sequence[str], frames: Sequence[int], masks: Sequence[str], organ: str, named: bool
+    sources: Sequence[str], frames: Sequence[int], masks: Sequence[str | None], organ: str, named: bool
 ) -> Answer:
-    """A DICOM SEG file of masks that lie in pictures: `dicom_seg.encode`."""
-    from mcis import dicom_seg
-
-    arrays = [(scan.read(mask).image[..., 0] > 0).astype(np.uint8) for mask in masks]
-    return {}, dicom_seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
+    """A volume's masks, which lie in pictures, null for an empty one, as a file of its format; {"suffix"}."""
+    found = [None if mask is None else (scan.read(mask).image[..., 0] > 0).astype(np.uint8) for mask in masks]
+    empty = np.zeros_like(next(mask for mask in found if mask is not None))
+    arrays = [empty if mask is None else mask for mask in found]
+    if reading.format_of(sources[0]).name == "NIfTI":
+        return {"suffix": ".nii.gz"}, nifti.encode(sources[0], dict(zip(frames, arrays, strict=True)))
+    data = dicom_seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
+    return {"suffix": ".dcm"}, data
 
 
 OPERATIONS: dict[str, Callable[..., Answer]] = {
@@ -135,7 +139,7 @@ def answer(question: dict[str, Any]) -> Answer:
     except MemoryError:
         return {"error": "needs more memory to be read than is allowed"}, b""
     except (ScanError, OSError) as error:
-        return {"error": str(error)}, b""
+        return {"error": str(error), "series": error.series if isinstance(error, ScanError) else None}, b""
 
 
 def limit_memory(size: int) -> None:

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from mcis import MAX_PIXELS
+from mcis.place import Place
 from mcis.reading import Loaded, lay
 from mcis.scan import Scan, ScanError
 
@@ -73,11 +74,11 @@ class Readers:
             if len(shape) != 3 or shape[0] * shape[1] > MAX_PIXELS or len(data) != 3 * shape[0] * shape[1]:
                 raise ScanError("damaged")
             image = np.frombuffer(data, np.uint8).reshape(shape)
-            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}
+            found = Scan(image, **_tuples(header) | {"place": header["place"] and Place(**_tuples(header["place"]))})
         except ScanError as error:
-            message = str(error)
-            return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}")
-        return await asyncio.to_thread(lay, path, frame, lambda: Scan(image, **fields))
+            failed = error
+            return lay(path, frame, lambda: _raise(failed))
+        return await asyncio.to_thread(lay, path, frame, lambda: found)
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL  # decoders quote files in what they print
@@ -106,8 +107,18 @@ async def _exchange(process: asyncio.subprocess.Process, question: dict[str, Any
         raise EOFError
     header = json.loads(line)
     if "error" in header:
-        raise ScanError(header["error"])
+        error = ScanError(header["error"])
+        error.series = header.get("series")
+        raise error
     return header, await process.stdout.readexactly(header.pop("bytes"))
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _raise(error: ScanError) -> NoReturn:
+    raise error
 
 
 async def _end(process: asyncio.subprocess.Process | None) -> None:

@@ -23,11 +23,12 @@ import zipfile
 import cv2
 import httpx2 as httpx
 import numpy as np
+import pydicom
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from mcis import phantom
-from tests.dicom_files import CANARY, dataset
+from tests.dicom_files import CANARY, dataset, write_series
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = pathlib.Path("browser")
@@ -221,11 +222,10 @@ def test_what_is_saved_is_what_was_found(page, server):
     _, content = saved(page, page.locator("#json"))
     assert json.loads(content)["findings"][0]["label"] == found["label"]
     assert "not a medical device" in json.loads(content)["notice"].lower()
-    expect(facts.get_by_role("button", name="DICOM SEG")).to_have_count(0)
+    expect(facts.get_by_role("button", name="Segmentation")).to_have_count(0)
 
 
 def test_dicom_is_shown_measured_and_saved_as_a_segmentation(page, server):
-    pydicom = pytest.importorskip("pydicom")
     data, _, mask = outlined(server)
     grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     file = io.BytesIO()
@@ -237,7 +237,7 @@ def test_dicom_is_shown_measured_and_saved_as_a_segmentation(page, server):
     expect(page.locator("#facts")).to_contain_text("mm²")
     expect(page.locator("#facts")).to_contain_text("burnt into its pixels")
     assert not re.search(CANARY.split("^")[1], page.content(), re.I)
-    name, content = saved(page, page.locator("#facts").get_by_role("button", name="DICOM SEG"))
+    name, content = saved(page, page.locator("#facts").get_by_role("button", name="Segmentation"))
     found = pydicom.dcmread(io.BytesIO(content))
     assert name == "scan.seg.dcm" and found.Modality == "SEG" and CANARY.encode() not in content
     assert (found.Rows, found.Columns) == mask.shape
@@ -245,9 +245,29 @@ def test_dicom_is_shown_measured_and_saved_as_a_segmentation(page, server):
     assert source.SOPInstanceUID in content.decode("latin-1")
 
 
+def test_a_series_is_summed_up_and_saved_as_one_segmentation(page, server, tmp_path):
+    data, _, mask = outlined(server)
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    shown = {"WindowCenter": "128", "WindowWidth": "256"}
+    paths = write_series(tmp_path, [grey] * 3, spacing=(0.5, 0.5), step=3.0, order=(2, 0, 1), **shown)
+    files = [(path.name, path.read_bytes()) for path in sorted(paths)]
+    upload(page, *files)
+    page.locator("#volumes button").click()
+    facts = page.locator("#facts")
+    expect(facts).to_contain_text("3 slices")
+    volume = 3 * int((mask > 0).sum()) * 0.5 * 0.5 * 3 / 1000
+    expect(facts).to_contain_text(f"{volume:.2f} cm³".replace(".00", "").replace("0 cm", " cm"))
+    page.screenshot(path=SHOTS / "volume.png")
+    _, content = saved(page, facts.get_by_role("button", name="Segmentation"))
+    found = pydicom.dcmread(io.BytesIO(content))
+    assert found.NumberOfFrames == 3 and len(found.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 3
+    for frame in found.pixel_array:
+        np.testing.assert_array_equal(frame > 0, mask > 0)
+
+
 def test_a_text_named_as_a_picture_is_an_error_and_the_others_go_on(page):
     upload(page, ("notes.png", b"no picture at all"), ("scan.png", png(scan())))
-    rows = page.locator("#list button")
+    rows = page.locator("#scans button")
     expect(rows.nth(0)).to_contain_text("not read")
     expect(rows.nth(1)).not_to_contain_text("not read")
     rows.nth(0).click()
@@ -261,9 +281,9 @@ def test_fifty_scans_at_once(page):
     begun = time.monotonic()
     upload(page, *files)
     print(f"\n50 scans: {time.monotonic() - begun:.1f} s")
-    names = page.locator("#list .name").all_text_contents()
+    names = page.locator("#scans .name").all_text_contents()
     assert names == [name for name, _ in files]
-    assert page.locator("#list .bad", has_text="not read").count() == 0
+    assert page.locator("#scans .bad", has_text="not read").count() == 0
     first = page.locator("#facts b").first.text_content()
     page.keyboard.press("ArrowDown")
     assert page.locator("#facts b").first.text_content() != first
@@ -278,7 +298,7 @@ def test_archives_folders_drops_and_pages_of_a_file(page, tmp_path):
         archive.writestr("read me.txt", "no scan")
         archive.writestr("broken.png", b"\x89PNG\r\n\x1a\n, cut short")
     upload(page, ("scans.zip", packed.getvalue()), done=3)
-    assert page.locator("#list .name").all_text_contents() == ["escaped.png", "two.png", "broken.png"]
+    assert page.locator("#scans .name").all_text_contents() == ["escaped.png", "two.png", "broken.png"]
     page.locator("#clear").click()
     folder = tmp_path / "folder"
     (folder / "below").mkdir(parents=True)
@@ -296,11 +316,11 @@ def test_archives_folders_drops_and_pages_of_a_file(page, tmp_path):
         list(png(scan(4))),
     )
     expect(page.locator("#state")).to_contain_text("1 of 1 done", timeout=60_000)
-    expect(page.locator("#list .name")).to_have_text("dropped.png")
+    expect(page.locator("#scans .name")).to_have_text("dropped.png")
     page.locator("#clear").click()
     cv2.imwritemulti(str(tmp_path / "pages.tiff"), [scan(5), scan(6), scan(7)])
     upload(page, ("pages.tiff", (tmp_path / "pages.tiff").read_bytes()), done=3)
-    assert page.locator("#list .name").all_text_contents() == [f"pages.tiff \u00b7 {k}" for k in range(3)]
+    assert page.locator("#scans .name").all_text_contents() == [f"pages.tiff \u00b7 {k}" for k in range(3)]
 
 
 def test_names_are_text(page):
@@ -435,4 +455,7 @@ def test_two_hundred_requests_of_eight_clients_none_wrong_or_lost(server):
 def test_about_is_served(server):
     with urllib.request.urlopen(f"{server}openapi.json") as answer:
         described = json.load(answer)
-    assert set(described["paths"]) == {"/v1/about", "/v1/findings", "/v1/heat", "/v1/segmentations"}
+    assert set(described["paths"]) == {
+        "/v1/about",
+        *(f"/v1/{name}" for name in ("findings", "heat", "segmentations", "volumes")),
+    }
