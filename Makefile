@@ -13,7 +13,8 @@ BROWSER_INSTALLED := .venv-browser/.installed-browser
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint recipes tfds browser parity densecrf bench beside drills large slurm lock clean
+.PHONY: help install demo test slow lint recipes tfds browser parity densecrf bench beside drills large slurm pictures docs \
+  lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -110,6 +111,17 @@ large: $(INSTALLED)  ## memory and speed with 10,000 and 100,000 synthetic scans
 slurm: $(INSTALLED)  ## the recipes of launch/slurm under a real Slurm on this machine (Debian's slurm-wlm and munge; root)
 	@$(IN_VENV) PYTHONPATH=. python tests/slurm/lane.py
 
+pictures: $(INSTALLED)  ## the pictures of README and docs/python_api.md anew, by the weights of `make demo`
+	@$(IN_VENV) python docs/pictures.py
+
+DOCS_INSTALLED := .venv-docs/.installed-docs
+$(DOCS_INSTALLED): pyproject.toml requirements/test.lock
+	$(call make_venv,.venv-docs,requirements/test.lock)
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check pdoc==16.0.0
+
+docs: $(DOCS_INSTALLED)  ## the API reference from the docstrings, below ./site, in .venv-docs
+	@.venv-docs/bin/python -W ignore docs/reference.py
+
 lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -123,4 +135,4 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	  --output-file requirements/recipes.lock
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-tfds .venv-torch .venv-recipes .venv-densecrf .venv-lock .venv-browser bench browser demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-* bench browser demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

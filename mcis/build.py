@@ -1,7 +1,9 @@
 """`mcis build`: prepare a data set with the TFDS builder. The only room, with launch.py, that knows the builder.
 
+```bash
 mcis build busi --from ~/Downloads/archive.zip
 mcis build phantom --data_dir=/tmp/scans
+```
 """
 
 import contextlib

@@ -1,8 +1,10 @@
 """`mcis evaluate RUN --split=test`: metrics with intervals, as figures (report.json) and as a page (report.html).
 
+```bash
 mcis evaluate runs/segment_breast --split=validation
 mcis evaluate runs/segment_breast_fold? --split=left_out    # each of the fold runs on the scans it has left out
 mcis evaluate mcis/weights --folder my_scans/ --out my_report/
+```
 """
 
 import contextlib

@@ -106,6 +106,12 @@ def boxes_of(mask: np.ndarray) -> list[list[int]]:
     Returns:
       [x, y, width, height] in pixels for each 8-connected region, largest area first; equal areas from top to bottom,
       then from left to right.
+
+    >>> mask = np.zeros((6, 8), np.uint8)
+    >>> mask[0, 0] = 1
+    >>> mask[2:5, 3:7] = 1
+    >>> boxes_of(mask)
+    [[3, 2, 4, 3], [0, 0, 1, 1]]
     """
     _, stats, order = _lesions(mask)
     return stats[order, :4].tolist()
@@ -130,6 +136,11 @@ def diameter_of(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> floa
 
     Returns:
       the diameter; 0.0 where there is no lesion.
+
+    >>> row = np.zeros((3, 6), np.uint8)
+    >>> row[1, 1:5] = 1
+    >>> diameter_of(row), diameter_of(row, spacing=(1.0, 0.5))
+    (4.0, 2.0)
     """
     labels, _, order = _lesions(mask)
     if not len(order):

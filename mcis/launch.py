@@ -193,7 +193,11 @@ FOLDS = 5
 
 
 def parse_fold(text: str) -> tuple[int, int]:
-    """A fold, counted from 0, and how many there are, of "2/5" or of "2", of FOLDS. ValueError where there is none."""
+    """A fold, counted from 0, and how many there are, of "2/5" or of "2", of FOLDS. ValueError where there is none.
+
+    >>> parse_fold("2/10"), parse_fold("2")
+    ((2, 10), (2, 5))
+    """
     fold, _, folds = text.partition("/")
     try:
         found = int(fold), int(folds or FOLDS)

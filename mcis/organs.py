@@ -44,7 +44,14 @@ def organ_index(name: str) -> int:
 
 
 def organ_named(name: str) -> Organ:
-    """The row of ORGANS called `name`; ValueError lists the names there are."""
+    """The row of ORGANS called `name`; ValueError lists the names there are.
+
+    >>> breast = organ_named("breast")
+    >>> breast.classes, breast.lesions
+    (('normal', 'benign', 'malignant'), ('benign', 'malignant'))
+    >>> [breast.is_lesion(label) for label in (0, 1, 2, UNKNOWN)]
+    [False, True, True, False]
+    """
     for organ in ORGANS:
         if organ.name == name:
             return organ

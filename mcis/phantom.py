@@ -74,6 +74,13 @@ def make_phantom(organ: str, label: int, seed: int, size: tuple[int, int] | None
 
     Raises:
       ValueError: an argument that is none of these; the message says what is allowed.
+
+    >>> made = make_phantom("brain", label=1, seed=0, size=(64, 80))
+    >>> made.image.shape, made.image.dtype, made.mask.shape, bool(made.mask.any())
+    ((64, 80, 3), dtype('uint8'), (64, 80, 1), True)
+    >>> make_phantom("brain", label=2, seed=0)
+    Traceback (most recent call last):
+    ValueError: no label 2 for brain; there are: 0 (no_tumor), 1 (tumor)
     """
     classes = organ_named(organ).classes
     if label not in range(len(classes)):

@@ -1,8 +1,10 @@
 """Weights that answer: scans in, findings with their masks out. What `mcis predict`, `mcis serve` and notebooks share.
 
+```python
 predictor = load()                                    # the weights that come with mcis
 result = predictor.predict("scan.png")                # or an array, uint8 (H, W) or (H, W, 3)
 result.finding.label, result.mask                     # "malignant", uint8 {0,1} (H, W)
+```
 """
 
 import base64

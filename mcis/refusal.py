@@ -30,7 +30,11 @@ Interval = dict[str, float | None]
 
 
 def is_near(kind: str) -> bool:
-    """Whether a foreign kind, as "foreign/us_lung", looks much like the known scans, by the words of its name."""
+    """Whether a foreign kind, as "foreign/us_lung", looks much like the known scans, by the words of its name.
+
+    >>> [is_near(kind) for kind in ("foreign/us_lung", "foreign/mri_cardiac", "foreign/xray_chest", "foreign/music")]
+    [True, True, False, False]
+    """
     return bool(NEAR & set(kind.rsplit("/", 1)[-1].lower().replace("-", "_").split("_")))
 
 

@@ -254,6 +254,10 @@ def fingerprint(image: np.ndarray) -> str:
     """Content fingerprint of a scan: 16 hex digits of SHA-256 over shape and pixels, uint8 (H, W, 3).
 
     Independent of file name and file format, so that a scan is known again wherever it turns up.
+
+    >>> picture = np.zeros((4, 4, 3), np.uint8)
+    >>> fingerprint(picture) == fingerprint(picture.copy()), fingerprint(picture) == fingerprint(picture[:2])
+    (True, False)
     """
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
 
@@ -307,6 +311,14 @@ def fit(image: np.ndarray, size: int = CANVAS, crop: bool = True) -> tuple[np.nd
 
     Returns:
       uint8 (S, S, 3) and the Fit that maps masks there and back.
+
+    A picture of 100 x 200 pixels, kept whole: bars of 32 rows above and below it, and back again.
+
+    >>> square, geometry = fit(np.full((100, 200, 3), 255, np.uint8), size=128)
+    >>> square.shape, geometry.box, geometry.inner
+    ((128, 128, 3), (0, 0, 200, 100), (0, 32, 128, 64))
+    >>> unfit(square[..., 0] / 255.0, geometry).shape
+    (100, 200)
     """
     height, width = image.shape[:2]
     x, y, w, h = content_box(image) if crop else (0, 0, width, height)

@@ -1,7 +1,9 @@
 """Findings by many processes: each takes a share of the scans into a folder of its own, and one report is made of them.
 
+```bash
 mcis predict SCANS --out found --shard=0/100 --resume       and so on to 99/100, in any order, anywhere
 mcis merge found
+```
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ from mcis_datasets.mcis_scans.sources import SOURCES
 from mcis import build as build_module
 from mcis import data
 from mcis.build import build, main
+from mcis.organs import ORGAN_NAMES, ORGANS
 
 DUMMY = pathlib.Path(__file__).parent.parent / "datasets" / "mcis_scans" / "dummy_data"
 
@@ -48,11 +49,12 @@ def test_phantoms_are_built_and_read_back(tmp_path, capsys):
     place = build("phantom", data_dir=tmp_path, per_class=8)
     assert place == data.prepared("phantom", tmp_path)
     scans = data.load(["phantom"], "train", tmp_path)
-    assert set(scans.organ) == {"brain", "breast"}
+    assert set(scans.organ) == set(ORGAN_NAMES)
     assert scans.has_mask.all()
-    assert len(contents(place)) == 40
+    made = 8 * sum(len(organ.classes) for organ in ORGANS)
+    assert len(contents(place)) == made
     assert sorted(p.name for p in place.parent.iterdir()) == [".lock", place.name, "splits.json"]
-    assert "phantom: 40 scans" in capsys.readouterr().out
+    assert f"phantom: {made} scans" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--data_dir", "--data-dir"])

@@ -69,7 +69,7 @@ def predict(settings=None, experts=None):
 def test_a_scan_answers_the_same_alone_and_in_company(variables, scans):
     run = predict()
     together = run(variables, scans)
-    assert len(set(np.asarray(together.organ).tolist())) == 2, "both organs must occur for this test to mean something"
+    assert len(set(np.asarray(together.organ).tolist())) > 1, "two organs must occur for this test to mean something"
     for i, single in enumerate(scans):
         alone = run(variables, single[None])
         assert alone.organ[0] == together.organ[i]
@@ -126,7 +126,8 @@ def test_a_scan_far_from_training_is_unsupported(variables, scans):
     np.testing.assert_array_equal(out.organ == cascade.UNSUPPORTED, far > novelty["limit"])
     np.testing.assert_allclose(out.novelty, far / novelty["limit"], rtol=1e-3)
     np.testing.assert_array_equal(out.choice, predict()(variables, scans).organ)  # what a refused scan is most like
-    assert not (predict(cascade.Settings(threshold=0.0, novelty=False))(with_limit, scans).organ == 2).any()
+    all_known = predict(cascade.Settings(threshold=0.0, novelty=False))(with_limit, scans)
+    assert not (all_known.organ == cascade.UNSUPPORTED).any()
 
 
 def test_a_given_organ_skips_the_router(variables, scans):

@@ -16,6 +16,8 @@ def test_names_are_plain_and_distinct():
             assert name == name.lower()
         assert len(set(organ.classes)) == len(organ.classes) > 1
         assert organ.name in organ.scan
+    classes = [name for organ in ORGANS for name in organ.classes]
+    assert len(set(classes)) == len(classes), "a class names its organ, in labels.csv of a folder for one"
 
 
 def test_lesions_are_some_of_the_classes_and_not_all():

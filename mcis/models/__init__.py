@@ -3,9 +3,11 @@
 Every network has the fields features, classes, dtype and axis_name and the class attributes `stride`, by which H and W
 must be divisible, and `segments`, whether its mask is fine enough to outline a lesion.
 
+```python
 model = MODELS["unet"].clone(features=16)
 variables = model.init(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
 outputs = model.apply(variables, image)                         # Outputs: mask, label, features
+```
 """
 
 import flax.linen as nn

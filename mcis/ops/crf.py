@@ -43,7 +43,14 @@ class CRF:
 
 @functools.cache
 def gaussian_factor(positions: int, sigma: float, tolerance: float = TOLERANCE) -> np.ndarray:
-    """F float32 (positions, rank) with F F^T = exp(-(i - j)^2 / 2 sigma^2) to about `tolerance`."""
+    """F float32 (positions, rank) with F F^T = exp(-(i - j)^2 / 2 sigma^2) to about `tolerance`.
+
+    A few columns stand for a whole matrix:
+
+    >>> factor = gaussian_factor(256, sigma=20.0)
+    >>> factor.shape[1] < 20, bool(abs(factor @ factor.T - _gaussian(256, 20.0)).max() < 0.02)
+    (True, True)
+    """
     matrix = _gaussian(positions, sigma)
     values, vectors = np.linalg.eigh(matrix)
     kept = values > tolerance * values[-1]

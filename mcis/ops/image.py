@@ -33,6 +33,9 @@ def resize_matrix(length: int, target: int) -> np.ndarray:
 
     When shrinking, the triangle is widened by the factor, so that every source pixel counts (antialiasing), as
     `jax.image.resize(..., "linear")` does.
+
+    >>> resize_matrix(2, 4).tolist()
+    [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """
     stretch = max(1.0, length / target)
     centres = (np.arange(target) + 0.5) * length / target - 0.5

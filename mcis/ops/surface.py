@@ -22,6 +22,13 @@ def surface_distances(predicted: np.ndarray, true: np.ndarray) -> tuple[float, f
 
     Returns:
       both in pixels, at least 0; (nan, nan) where either mask is empty, for then there is no distance.
+
+    One square and the same three pixels to the right:
+
+    >>> a = np.zeros((16, 16), np.uint8)
+    >>> a[4:9, 4:9] = 1
+    >>> surface_distances(a, np.roll(a, 3, axis=1))[0], surface_distances(a, a), surface_distances(a, 0 * a)
+    (3.0, (0.0, 0.0), (nan, nan))
     """
     either = np.logical_or(predicted, true)
     if not (np.any(predicted) and np.any(true)):
