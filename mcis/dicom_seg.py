@@ -36,12 +36,6 @@ PERSON = (
 """What every DICOM file has to have of patient and study, if empty; filled in only where it is asked for."""
 SERIES = "mcis lesions: research only, not a medical device"
 """The series' description, of at most 64 characters."""
-CODES: dict[str, tuple[str, str, tuple[str, str]]] = {
-    "brain": ("108369006", "Neoplasm", ("12738006", "Brain")),
-    "breast": ("52988006", "Lesion", ("76752008", "Breast")),
-}
-"""What is outlined in an organ, and where, SNOMED CT (PS3.16 CID 7159, CID 7151). Benign lesions of a breast may be
-cysts, no neoplasms."""
 
 
 def encode(
@@ -251,7 +245,7 @@ def _segment(organ: str) -> Any:
     import highdicom
     from pydicom.sr.coding import Code
 
-    kind, meaning, region = CODES[organ]
+    (kind, meaning), region = organ_named(organ).outlined, organ_named(organ).region
     family = Code("123110", "DCM", "Artificial Intelligence")
     algorithm = highdicom.AlgorithmIdentificationSequence("mcis", family, mcis.__version__, source="mcis")
     segment = highdicom.seg.SegmentDescription(

@@ -18,12 +18,16 @@ class Organ:
       scan: what a scan of it is called in print, e.g. "brain MRI".
       classes: label names; a scan's integer label is the index into them.
       lesions: those classes whose scans show a lesion to outline.
+      region: what DICOM calls the organ: its code of SNOMED CT (PS3.16 CID 4031) and the code's meaning.
+      outlined: likewise of what is outlined in it (CID 7159): a lesion may be no neoplasm, but a cyst.
     """
 
     name: str
     scan: str
     classes: tuple[str, ...]
     lesions: tuple[str, ...]
+    region: tuple[str, str]
+    outlined: tuple[str, str] = ("52988006", "Lesion")
 
     def is_lesion(self, label: int) -> bool:
         """Whether integer label `label` (UNKNOWN included) names a class with a lesion."""
@@ -31,8 +35,21 @@ class Organ:
 
 
 ORGANS: tuple[Organ, ...] = (
-    Organ("brain", "brain MRI", classes=("no_tumor", "tumor"), lesions=("tumor",)),
-    Organ("breast", "breast ultrasound", classes=("normal", "benign", "malignant"), lesions=("benign", "malignant")),
+    Organ(
+        "brain",
+        "brain MRI",
+        classes=("no_tumor", "tumor"),
+        lesions=("tumor",),
+        region=("12738006", "Brain"),
+        outlined=("108369006", "Neoplasm"),
+    ),
+    Organ(
+        "breast",
+        "breast ultrasound",
+        classes=("normal", "benign", "malignant"),
+        lesions=("benign", "malignant"),
+        region=("76752008", "Breast"),
+    ),
 )
 
 ORGAN_NAMES: tuple[str, ...] = tuple(organ.name for organ in ORGANS)

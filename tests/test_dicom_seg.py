@@ -16,7 +16,6 @@ from pydicom.data import get_testdata_file
 
 import mcis
 from mcis import dicom_seg, scan
-from mcis.organs import ORGAN_NAMES
 from tests.dicom_files import CANARY, OBLIQUE, ORIGIN, dataset, enhanced, ultrasound, write_series
 
 SHAPE = (20, 31)
@@ -261,10 +260,6 @@ def test_what_is_no_dicom_or_no_mask_is_refused(tmp_path):
             dicom_seg.encode([path], masks, **{"organ": "brain", **options})
     with pytest.raises(scan.ScanError, match="no such file"):
         dicom_seg.encode([tmp_path / "b.dcm"], [good], organ="brain")
-
-
-def test_every_organ_has_its_codes():
-    assert tuple(dicom_seg.CODES) == ORGAN_NAMES
 
 
 def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
