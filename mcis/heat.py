@@ -7,6 +7,7 @@ import numpy as np
 
 from mcis import data, pixels, scan
 from mcis.ops.metrics import bootstrap_interval
+from mcis.ops.occlusion import CELLS, REACH, occlusion_map
 from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows
 from mcis.scoring import Record
@@ -35,25 +36,28 @@ def make_heat(subject: Subject | Folds) -> Heat | None:
     return of
 
 
-def class_maps(tasks: Mapping[str, Task], variables: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
+def class_maps(
+    tasks: Mapping[str, Task], variables: Mapping[str, Any], cells: int = CELLS, reach: int = REACH
+) -> dict[int, Callable[..., Any]]:
     """Organ index -> (uint8 (S, S, 3), class) -> its map on the canvas, float32 (S, S); of organs that are classified.
 
     Args:
       tasks: by name, as the cascade takes them.
       variables: theirs.
+      cells: of `ops.occlusion.occlusion_map`, like `reach`.
+      reach: likewise.
     """
     import jax
 
     from mcis.cascade import label_experts
     from mcis.experts import make_expert
-    from mcis.ops.occlusion import occlusion_map
 
     maps: dict[int, Callable[..., Any]] = {}
     for organ, name in label_experts(tasks).items():
         expert, its = make_expert(tasks[name]), variables[name]
 
         def heat(image, label, expert=expert, its=its):
-            return occlusion_map(lambda scans: expert(its, scans).label, image, label)
+            return occlusion_map(lambda scans: expert(its, scans).label, image, label, cells, reach)
 
         maps[organ] = jax.jit(heat)
     return maps

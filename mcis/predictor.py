@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 BATCH = 8
 """Scans the cascade takes at once when there is more than one."""
 
+HEAT_CELLS, HEAT_REACH = 8, 2
+"""Steps of a map of where a network looks: a window as wide as an evaluation's, in coarser steps, for less time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
@@ -217,12 +220,12 @@ class Predictor:
     def _maps(self) -> dict[int, Callable[..., Any]]:
         from mcis.heat import class_maps
 
-        return class_maps(self.tasks, self._on_device)
+        return class_maps(self.tasks, self._on_device, HEAT_CELLS, HEAT_REACH)
 
     def heat(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
         """Where the network looks that called a scan what its finding says: see `ops.occlusion`.
 
-        Some two hundred answers are asked for one map: seconds on a CPU.
+        Some eighty answers are asked for one map: seconds on a CPU.
 
         Returns:
           How much hiding each pixel lowers the label's probability, float32 (H, W) of the scan's size; None where the

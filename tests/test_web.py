@@ -20,7 +20,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import mcis
-from mcis import phantom
+from mcis import phantom, reading, scan
 from mcis.finding import KEYS
 from mcis.web import app as web
 from mcis.web.asking import Batches, label_of
@@ -116,12 +116,15 @@ def test_archives_and_pages_of_a_file(client, tmp_path):
     assert uploads_left() == []
 
 
-def test_a_heat_map_has_the_scans_size(client):
+def test_a_heat_map_is_the_predictors_and_says_how_strong_it_is(client, predictor):
     answer = ask(client, ("a.png", png()), path="/v1/heat")
-    if answer.status_code == 422:
-        assert "no label" in answer.json()["error"]
-        return
-    assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED).shape == (120, 160)
+    loaded = reading.lay("a", None, lambda: scan.from_array(PICTURE))
+    expected = predictor.heat(loaded, predictor.predict(PICTURE).finding)
+    largest = max(float(expected.max()), 0)
+    assert float(answer.headers["largest-drop"]) == pytest.approx(largest, abs=1e-3)
+    grey = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert grey.shape == (120, 160)
+    np.testing.assert_allclose(grey, np.clip(255 * expected / max(largest, web.FAINT), 0, 255), atol=2)
 
 
 def test_a_series_is_summed_up_and_goes_out_as_one_segmentation(client, predictor, tmp_path):

@@ -19,13 +19,21 @@ BLUR = 12.0
 """A hidden part is shown blurred, by so many pixels: black would be a new edge, and dark is what lesions are."""
 
 
-def occlusion_map(answer: Callable[[jax.Array], jax.Array], image: jax.Array, label: jax.Array | int) -> jax.Array:
+def occlusion_map(
+    answer: Callable[[jax.Array], jax.Array],
+    image: jax.Array,
+    label: jax.Array | int,
+    cells: int = CELLS,
+    reach: int = REACH,
+) -> jax.Array:
     """How much the probability of a class drops where the scan is hidden.
 
     Args:
       answer: uint8 (B, S, S, 3) -> label probabilities float (B, K), for any B.
-      image: uint8 (S, S, 3), S divisible by CELLS or not.
+      image: uint8 (S, S, 3), S divisible by `cells` or not.
       label: the class.
+      cells: steps of the hidden window along a side; (cells + reach - 1)**2 answers are asked for.
+      reach: side of the window, in steps.
 
     Returns:
       float32 (S, S): for each pixel the mean drop over the windows that hide it, in [-1, 1]; what is above 0 speaks
@@ -34,9 +42,9 @@ def occlusion_map(answer: Callable[[jax.Array], jax.Array], image: jax.Array, la
     side = image.shape[0]
     hidden = gaussian_blur(image[None].astype(jnp.float32), BLUR)[0].astype(image.dtype)
     # the first window shows one step of itself, so that the border is hidden as often as the middle
-    start = (np.arange(CELLS + REACH - 1) - (REACH - 1)) * side / CELLS
+    start = (np.arange(cells + reach - 1) - (reach - 1)) * side / cells
     pixel = np.arange(side)[None]
-    cover = (pixel >= start[:, None]) & (pixel < start[:, None] + REACH * side / CELLS)  # (windows, S), either axis
+    cover = (pixel >= start[:, None]) & (pixel < start[:, None] + reach * side / cells)  # (windows, S), either axis
 
     def drops(rows: jax.Array) -> jax.Array:
         windows = rows[None, :, None, None] & jnp.asarray(cover)[:, None, :, None]

@@ -36,6 +36,9 @@ from mcis.web.readers import Readers
 
 SHOWN = 2048
 """Longest side of a picture that is sent back, pixels; its mask keeps the scan's size."""
+FAINT = 0.05
+"""The drop of a probability that a heat map shows as strongest at least: where a label is sure, hiding takes next to
+nothing anywhere, and what is left is noise."""
 PREFIX = "mcis-serve-"
 KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 PAGE = {kind: pathlib.Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in KINDS}
@@ -145,7 +148,8 @@ def make_app(
     async def heat(files: Files, frame: Annotated[int, Query(ge=0)] = 0) -> Response:
         """Where the network looks that gives a scan its label, as a grey PNG file of the scan's size.
 
-        White is where hiding the scan takes most from the label's probability, black where it takes nothing. Seconds.
+        White is where hiding the scan takes most from the label's probability, at least FAINT, and black where it takes
+        nothing; the header `largest-drop` says how much that is. Seconds on a CPU.
         """
         with asking.folder() as folder:
             uploads = await asking.keep(files, folder)
@@ -157,8 +161,9 @@ def make_app(
             found = await asking.batches.heat(answer.loaded, answer.result.finding)
         if found is None:
             raise HTTPException(422, "this scan has no label to look for")
-        grey = np.clip(np.rint(255 * np.maximum(found, 0) / max(float(found.max()), 1e-6)), 0, 255)
-        return Response(scan.encode_png(grey.astype(np.uint8)), media_type="image/png")
+        largest = max(float(found.max()), 0.0)
+        grey = np.clip(np.rint(255 * found / max(largest, FAINT)), 0, 255).astype(np.uint8)
+        return Response(scan.encode_png(grey), media_type="image/png", headers={"largest-drop": f"{largest:.4f}"})
 
     @app.post(
         "/v1/segmentations",

@@ -423,10 +423,12 @@ async function heat() {
     try {
       const answer = await ask(`v1/heat?frame=${item.row.frame ?? 0}`, { method: "POST", body: form(item.file) });
       item.heat = await answer.blob();
+      item.drop = Number(answer.headers.get("largest-drop"));
     } catch (error) { $("over").textContent = error.message; }
     $("heat").textContent = "Heat map";
     if (item.heat && drawn?.item === item) drawn.heat = warm(await createImageBitmap(item.heat));
   }
+  if (on && item?.drop != null) $("over").textContent = `Hiding what is hottest takes ${percent(item.drop)} from the probability of ${item.row.label}${item.drop < 0.05 ? ": next to nothing" : ""}`;
   draw();
 }
 
