@@ -13,7 +13,7 @@ BROWSER_INSTALLED := .venv-browser/.installed-browser
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint recipes tfds browser parity densecrf bench beside drills large slurm pictures docs \
+.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf bench beside drills large slurm pictures docs \
   lock clean
 
 help:  ## this list
@@ -59,6 +59,9 @@ test: $(INSTALLED)  ## the tests, on every core
 
 slow: $(INSTALLED)  ## those tests that take long: processes stopped and killed, twenty steps on several devices
 	@$(IN_VENV) $(PYTEST) -m slow
+
+follow: $(INSTALLED)  ## the worked examples of docs/, each command of them, in copies of this checkout; ten minutes
+	@$(IN_VENV) PYTHONPATH=. python -m pytest tests/docs/follow.py
 
 lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) ruff check --output-format=concise

@@ -211,23 +211,3 @@ def test_a_worked_example_fits_the_code_and_its_style(page, copy, monkeypatch):
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert command[1] != "-c" or str(copy) in done.stdout  # it was this copy's
-
-
-@pytest.mark.slow
-@named(EXAMPLES)
-def test_a_worked_example_can_be_followed_to_its_end(page, copy, monkeypatch):
-    environment(copy, monkeypatch)
-    programs = "set -euo pipefail\n" + "".join(
-        f'{name}() {{ {shlex.quote(sys.executable)} {module} "$@"; }}\n'
-        for name, module in (("mcis", "-m mcis"), ("pytest", "-m pytest -p no:cacheprovider"), ("python", ""))
-    )
-    shutil.copy(ROOT / ".gitignore", copy)
-    begin = "git init -q -b main && git add -A && git -c user.name=n -c user.email=e@example.org commit -qm begin"
-    subprocess.run(["bash", "-c", begin], cwd=copy, check=True)
-    for kind, text, path in steps(page):
-        if not follow(kind, text, path, copy):
-            command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-c", programs + text]
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-            assert done.returncode == 0, f"{text}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    left = subprocess.run(["git", "status", "--short"], cwd=copy, capture_output=True, text=True, check=True).stdout
-    assert not left, "what is left after the undoing"
