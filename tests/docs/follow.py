@@ -9,7 +9,7 @@ from tests.test_docs import EXAMPLES, ROOT, copy, environment, follow, named, st
 
 
 @named(EXAMPLES)
-def test_a_worked_example_can_be_followed_to_its_end(page, copy, monkeypatch):
+def test_a_worked_example_can_be_followed_to_its_end(page, copy, monkeypatch):  # noqa: F811
     environment(copy, monkeypatch)
     programs = "set -euo pipefail\n" + "".join(
         f'{name}() {{ {shlex.quote(sys.executable)} {module} "$@"; }}\n'
