@@ -10,11 +10,12 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 TFDS_INSTALLED := .venv-tfds/.installed-tf
 TORCH_INSTALLED := .venv-torch/.installed-torch
 BROWSER_INSTALLED := .venv-browser/.installed-browser
+ONNX_INSTALLED := .venv-onnx/.installed
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf bench beside drills large slurm pictures docs \
-  lock clean
+.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf onnx bench beside drills large slurm pictures \
+  docs lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -98,6 +99,14 @@ parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTor
 
 densecrf: $(INSTALLED) .venv-densecrf/.installed  ## our CRF against the authors' on real scans; DATA=folder of prepared data
 	@$(IN_VENV) python tests/parity/densecrf.py --densecrf=.venv-densecrf/bin/python --data_dir=$(or $(DATA),data)
+
+# jax2onnx asks for an older Orbax than ours, which pip puts in the place of that of the lock: it reads weights as well.
+$(ONNX_INSTALLED): pyproject.toml requirements/test.lock
+	$(call make_venv,.venv-onnx,requirements/test.lock)
+	.venv-onnx/bin/python -m pip install --quiet --disable-pip-version-check jax2onnx==0.17.0 onnx==1.23.2 onnxruntime==1.32.0
+
+onnx: $(ONNX_INSTALLED)  ## every network as ONNX Runtime runs it against itself in JAX, and what ships, in .venv-onnx; ONNX="--only shipped"
+	@source .venv-onnx/bin/activate && PYTHONPATH=. python tests/parity/exported.py $(ONNX)
 
 bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENCH="--only crf --rounds 9" and the like
 	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/bench.py $(BENCH)

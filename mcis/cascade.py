@@ -155,7 +155,7 @@ def dispatch(expert: jax.Array, experts: Sequence[Callable[[jax.Array], Any]], e
       scans: (B, ...).
     """
     batch = scans.shape[0]
-    chunk = min(CHUNK, batch)
+    chunk = jax.core.min_dim(CHUNK, batch)  # an exported batch is a symbol
     which, rows = chunk_table(expert, len(experts), chunk)
 
     def nothing(_):

@@ -246,10 +246,10 @@ def max_pool3x3(x: jax.Array) -> jax.Array:
     for axis in (2, 1):  # along rows first: of equal pixels the first in reading order has the gradient
         # window k holds pixels 2k - 1, 2k and 2k + 1; chosen, not reduced, for the reason above
         even, odd = (lax.slice_in_dim(x, start, None, 2, axis) for start in (0, 1))
-        before = lax.pad(
+        before = jnp.pad(
             lax.slice_in_dim(odd, 0, odd.shape[axis] - 1, 1, axis),
-            jnp.array(-jnp.inf, x.dtype),
-            [(1, 0, 0) if i == axis else (0, 0, 0) for i in range(4)],
+            [(1, 0) if i == axis else (0, 0) for i in range(4)],
+            constant_values=-jnp.inf,
         )
         x = _larger(_larger(before, even), odd)
     return x

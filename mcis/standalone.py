@@ -1,0 +1,212 @@
+"""Findings of an exported model, without mcis: `python run.py scan.png ... --masks DIR` prints a line of JSON a scan.
+
+`mcis export` copies this file, as run.py, beside what it writes. It needs numpy and opencv-python-headless, and to run
+model.stablehlo jax and flatbuffers, to run model.onnx onnxruntime. Pictures are prepared, and masks brought back, as
+mcis does it (mcis/scan.py, held equal by a test); all else that is known of the model stands in metadata.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read once, when OpenCV is imported
+
+import cv2
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+MAX_BYTES = 1 << 28
+CANVAS = 256
+MIN_CONTENT = 80
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels."""
+
+
+def load_model(folder: pathlib.Path, metadata: dict[str, Any]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The model as a function of uint8 (B, 256, 256, 3), RGB, to its outputs by name."""
+    data = (folder / metadata["model"]["file"]).read_bytes()
+    if hashlib.sha256(data).hexdigest() != metadata["model"]["sha256"]:
+        raise ValueError(f"{folder / metadata['model']['file']} is damaged: its sha256 is not that of metadata.json")
+    if metadata["format"] == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(data, providers=onnxruntime.get_available_providers())
+        names = [output.name for output in session.get_outputs()]
+        return lambda image: dict(zip(names, session.run(names, {"image": image}), strict=True))
+    import jax
+    import jax.export
+
+    call = jax.jit(jax.export.deserialize(bytearray(data)).call)
+    return lambda image: {name: np.asarray(value) for name, value in call(image).items()}
+
+
+def read(path: str | os.PathLike) -> np.ndarray:
+    """A picture as uint8 RGB (H, W, 3): 8 or 16 bits or float; grey, RGB, RGBA or palette; of several pages the first.
+
+    More than 8 bits are scaled from the picture's minimum and maximum, alpha is laid over black, EXIF is not obeyed.
+    """
+    if os.path.getsize(path) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+    data = np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8)
+    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if array is None:
+        raise ValueError("not a readable picture")
+    if array.dtype != np.uint8:
+        values = array.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("NaN or infinite pixels")
+        opaque = values[..., :3] if values.ndim == 3 else values
+        low, high = float(opaque.min()), float(opaque.max())
+        scaled = np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
+        if array.ndim == 3 and array.shape[2] == 4:  # alpha has a scale of its own
+            full = float(np.iinfo(array.dtype).max) if array.dtype.kind in "ui" else 1.0  # type: ignore[type-var]
+            scaled[..., 3] = np.clip(np.rint(values[..., 3] * (255.0 / full)), 0, 255).astype(np.uint8)
+        array = scaled
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] in (2, 4):
+        array = np.rint(array[..., :-1] * (array[..., -1:].astype(np.float32) / 255.0)).astype(np.uint8)
+    image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., ::-1]
+    return np.ascontiguousarray(image)
+
+
+def content_box(image: np.ndarray) -> Box:
+    """Where a scan, uint8 (H, W, 3), stands out from its background, the median of its outermost pixels.
+
+    All contours of 1 % of the picture and more count; at least half the picture along either axis is kept.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < 16:
+        return 0, 0, width, height
+    grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (5, 5), 0)
+    ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    mask = cv2.threshold(cv2.absdiff(grey, np.full_like(grey, int(np.median(ring)))), 20, 255, cv2.THRESH_BINARY)[1]
+    square = np.ones((3, 3), np.uint8)
+    mask = cv2.dilate(cv2.erode(mask, square, iterations=2), square, iterations=2)
+    found = map(cv2.boundingRect, cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0])
+    boxes = [box for box in found if box[2] * box[3] >= 0.01 * height * width]
+    if not boxes:
+        return 0, 0, width, height
+    left, right = _at_least_half(min(b[0] for b in boxes), max(b[0] + b[2] for b in boxes), width)
+    top, bottom = _at_least_half(min(b[1] for b in boxes), max(b[1] + b[3] for b in boxes), height)
+    return left, top, right - left, bottom - top
+
+
+def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
+    half = (length + 1) // 2
+    short = half - (high - low)
+    if short <= 0:
+        return low, high
+    low = min(max(0, low - short // 2), length - half)
+    return low, low + half
+
+
+def fit(image: np.ndarray) -> tuple[np.ndarray, Box, Box]:
+    """Crop a scan to its content and lay that into a black square: uint8 (H, W, 3) -> uint8 (CANVAS, CANVAS, 3).
+
+    Also the box that was kept, in pixels of the scan, and where it lies in the square.
+    """
+    x, y, w, h = box = content_box(image)
+    scale = CANVAS / max(w, h)
+    iw, ih = max(1, round(w * scale)), max(1, round(h * scale))
+    ix, iy, *_ = inner = (CANVAS - iw) // 2, (CANVAS - ih) // 2, iw, ih
+    content = image[y : y + h, x : x + w]
+    if (w, h) != (iw, ih):
+        content = cv2.resize(content, (iw, ih), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    square = np.zeros((CANVAS, CANVAS, 3), np.uint8)
+    square[iy : iy + ih, ix : ix + iw] = content
+    return square, box, inner
+
+
+def unfit(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box) -> np.ndarray:
+    """Bring a map on the square, float (CANVAS, CANVAS), to the scan's own grid: float32 `shape`, 0 outside the box."""
+    (x, y, w, h), (ix, iy, iw, ih) = box, inner
+    content: np.ndarray = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
+    if (w, h) != (iw, ih):
+        content = cv2.resize(content, (w, h), interpolation=cv2.INTER_AREA if w < iw else cv2.INTER_LINEAR)
+    full = np.zeros(shape, np.float32)
+    full[y : y + h, x : x + w] = content
+    return full
+
+
+def said(row: dict[str, np.ndarray], thumbnail: bool, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a model's outputs for one scan say, as a line of mcis's findings has it; no mask yet."""
+    organs = metadata["organs"]
+    if metadata["what"] != "cascade":  # one task's network
+        if "organ_probs" in row:
+            probs = _by_name(metadata["classes"], row["organ_probs"])
+            return {"organ": max(probs, key=lambda name: probs[name]), "organ_probs": probs}
+        finding = {"organ": metadata["organ"]}
+        if "label_probs" in row:
+            probs = _by_name(metadata["classes"], row["label_probs"])
+            finding |= {"label": max(probs, key=lambda name: probs[name]), "label_probs": probs}
+        return finding
+    finding = {"organ": "unsupported", "organ_prob": _number(row["organ_prob"])}
+    if thumbnail and metadata["refuses_thumbnails"]:
+        return finding | {"reason": "a thumbnail"}
+    if row["organ"] >= len(organs):
+        like, unlike = organs[int(row["choice"])]["name"], row["novelty"] > 1
+        told = "unlike the scans the router learned from" if unlike else "the router is unsure"
+        return finding | {"reason": f"{told}; most like {like}"}
+    organ = organs[int(row["organ"])]
+    finding |= {"organ": organ["name"], "confidence": _number(row["confidence"])}
+    finding["review"] = None if row["review"] < 0 else bool(row["review"])
+    if row["label"] >= 0:
+        finding["label"] = organ["classes"][int(row["label"])]
+        finding["label_probs"] = _by_name(organ["classes"], row["label_probs"])
+    return finding
+
+
+def _number(value: Any) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {name: round(float(value), 6) for name, value in zip(names, values, strict=False)}
+
+
+def main(argv: Sequence[str] | None = None, folder: pathlib.Path = HERE) -> int:
+    """The command; exit status 1 where a scan could not be read, 2 where the model cannot be run."""
+    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=f"Findings of {metadata['what']}. {metadata['notice']}")
+    parser.add_argument("scans", nargs="+", help="pictures: PNG, JPEG, TIFF, BMP")
+    parser.add_argument("--masks", type=pathlib.Path, help="folder to write lesion masks into, PNG, 0 and 255")
+    options = parser.parse_args(argv)
+    if options.masks:
+        options.masks.mkdir(parents=True, exist_ok=True)
+    print(metadata["notice"], file=sys.stderr)
+    try:
+        model, status = load_model(folder, metadata), 0
+    except (ImportError, OSError, ValueError) as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    for number, path in enumerate(options.scans):
+        try:
+            image = read(path)
+        except (OSError, ValueError, cv2.error) as error:
+            print(json.dumps({"scan": path, "error": str(error)}), flush=True)
+            status = 1
+            continue
+        square, box, inner = fit(image)
+        row = {name: value[0] for name, value in model(square[None]).items()}
+        finding = {"scan": path} | said(row, max(box[2:]) < MIN_CONTENT, metadata)
+        if "mask" in row and finding["organ"] != "unsupported" and row.get("segmented", True):
+            probability = unfit(row["mask"][..., 0], image.shape[:2], box, inner)
+            mask = (probability > metadata["thresholds"]["mask"]).astype(np.uint8)
+            finding["lesion_area_px"] = int(mask.sum())
+            if options.masks:
+                file = options.masks / f"{number:06d}_{pathlib.Path(path).stem}.png"
+                file.write_bytes(cv2.imencode(".png", mask * 255)[1].tobytes())
+                finding["mask"] = str(file)
+        print(json.dumps(finding), flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""run.py's own copy of how scans are prepared is `mcis.scan`'s, bit by bit."""
+
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+from mcis import MAX_PIXELS, phantom, scan, standalone
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    yield from (one.image for one in phantom.make_phantoms(3, seed=7))
+    for size in ((1, 1), (15, 300), (16, 16), (31, 640), (257, 255), (700, 90)):  # H, W
+        yield rng.integers(0, 256, (*size, 3), np.uint8)
+        yield np.full((*size, 3), 200, np.uint8)
+        spot = np.zeros((*size, 3), np.uint8)
+        spot[size[0] // 2 :, : size[1] // 3] = 180
+        yield spot
+
+
+def test_scans_are_laid_and_brought_back_as_mcis_does_it():
+    rng = np.random.default_rng(1)
+    boxes = set()
+    for image in pictures():
+        square, geometry = scan.fit(image)
+        ours, box, inner = standalone.fit(image)
+        assert (box, inner) == (geometry.box, geometry.inner)
+        np.testing.assert_array_equal(ours, square)
+        soft = rng.random((scan.CANVAS, scan.CANVAS), np.float32)
+        np.testing.assert_array_equal(
+            standalone.unfit(soft, image.shape[:2], box, inner), scan.unfit(soft, geometry), strict=True
+        )
+        boxes.add(box)
+    assert len(boxes) > 12
+
+
+def files(folder):
+    yield from phantom.write_examples(folder, per_class=2)
+    rng = np.random.default_rng(2)
+    arrays = {
+        "alpha.png": rng.integers(0, 256, (40, 50, 4), np.uint8),
+        "deep_alpha.png": rng.integers(0, 1 << 16, (40, 50, 4), np.uint16),
+        "deep.png": rng.integers(100, 5000, (40, 50), np.uint16),
+        "flat.png": np.full((40, 50), 300, np.uint16),
+        "float.tif": rng.normal(size=(40, 50)).astype(np.float32),
+    }
+    for name, array in arrays.items():
+        assert cv2.imwrite(str(folder / name), array)
+        yield folder / name
+
+
+def test_files_are_read_as_mcis_reads_them(tmp_path):
+    for path in files(tmp_path):
+        np.testing.assert_array_equal(standalone.read(path), scan.read(path).image, err_msg=path.name, strict=True)
+
+
+def test_what_mcis_does_not_read_is_an_error(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture at all")
+    (tmp_path / "empty.png").write_bytes(b"")
+    cv2.imwrite(str(tmp_path / "nan.tif"), np.full((20, 20), np.nan, np.float32))
+    for name in ("broken.png", "empty.png", "nan.tif"):
+        with pytest.raises(scan.ScanError):
+            scan.read(tmp_path / name)
+        with pytest.raises(ValueError, match=r"picture|NaN"):
+            standalone.read(tmp_path / name)
+
+
+def test_limits_are_those_of_mcis():
+    assert (standalone.CANVAS, standalone.MIN_CONTENT) == (scan.CANVAS, scan.MIN_CONTENT)
+    assert standalone.MAX_BYTES == scan.MAX_BYTES
+    assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(standalone.__file__).read_text()
