@@ -74,6 +74,7 @@ def assert_equal(found, wanted):
         np.testing.assert_allclose(found[name], value, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_cascade_answers_as_it_did(whole, weights, canvases):
     found = bundle.load_bundle(weights)
     predict_ = cascade.make_predict({n: one.task for n, one in found.items()}, cascade.Settings(threshold=THRESHOLD))
@@ -86,7 +87,13 @@ def test_the_cascade_answers_as_it_did(whole, weights, canvases):
 
 
 @pytest.mark.parametrize(
-    ("name", "apart"), [("route", False), ("segment_brain", False), ("segment_brain", True), ("segment_breast", False)]
+    ("name", "apart"),
+    [
+        ("route", False),
+        ("segment_brain", True),
+        pytest.param("segment_brain", False, marks=pytest.mark.slow),
+        ("segment_breast", False),
+    ],
 )
 def test_one_network_answers_as_it_did(name, apart, weights, canvases):
     one = bundle.load_bundle(weights)[name]
@@ -145,6 +152,7 @@ def compare(lines, report):
     return masks
 
 
+@pytest.mark.slow
 def test_run_py_alone_finds_what_mcis_predict_finds(whole, weights, tmp_path):
     folder, metadata = whole
     paths = phantom.write_examples(tmp_path / "scans", per_class=2, seed=100)
@@ -169,6 +177,7 @@ def test_run_py_alone_runs_one_task(name, weights, tmp_path):
     assert compare(lines, tmp_path / "report") == (len(paths) if name == "segment_brain" else 0)
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_not_run(whole, tmp_path):
     folder = tmp_path / "copy"
     folder.mkdir()
@@ -181,6 +190,7 @@ def test_a_damaged_model_is_not_run(whole, tmp_path):
     assert status == 2 and not lines and "is damaged" in errors
 
 
+@pytest.mark.slow
 def test_metadata_says_what_there_is(whole, weights):
     folder, metadata = whole
     assert sorted(path.name for path in folder.iterdir()) == ["LICENSE", "metadata.json", "model.stablehlo", "run.py"]
@@ -203,6 +213,7 @@ def test_metadata_says_what_there_is(whole, weights):
     assert model.platforms == export.PLATFORMS and str(model.in_avals[0].shape) == "(batch, 256, 256, 3)"
 
 
+@pytest.mark.slow
 def test_one_organ_takes_nothing_of_the_others_along(whole, weights, tmp_path):
     _, metadata = exported(tmp_path / "breast", weights, "--organ=breast")
     assert set(metadata["weights"]["tasks"]) == {"classify_breast", "segment_breast"}
