@@ -12,7 +12,7 @@ TORCH_INSTALLED := .venv-torch/.installed-torch
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint recipes tfds parity densecrf bench beside drills large slurm lock clean
+.PHONY: help install demo test slow lint recipes tfds parity densecrf bench beside drills fuzz large slurm lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,9 @@ beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, f
 drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
 	@$(IN_VENV) PYTHONPATH=. python tests/drills/kills.py $(DRILLS)
 
+fuzz: $(INSTALLED)  ## thousands of bad inputs to every reader, into ./fuzz what fails; FUZZ="--target dicom --only 1234" one again
+	@$(IN_VENV) PYTHONPATH=. python -m tests.fuzz.fuzz $(FUZZ)
+
 large: $(INSTALLED)  ## memory and speed with 10,000 and 100,000 synthetic scans, an hour; LARGE="--scans 1000 --data_dir DIR"
 	@$(IN_VENV) PYTHONPATH=. python tests/bench/large.py $(LARGE)
 
@@ -114,4 +117,4 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	  --output-file requirements/recipes.lock
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-tfds .venv-torch .venv-recipes .venv-densecrf .venv-lock bench demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-tfds .venv-torch .venv-recipes .venv-densecrf .venv-lock bench demo fuzz build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
