@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import cv2
 import numpy as np
 
 import mcis
+from mcis.json_file import parse_json
 
 
 class ReportError(ValueError):
@@ -143,22 +146,45 @@ def measured(finding: Finding, mask: np.ndarray) -> Finding:
     return dataclasses.replace(found, lesion_area_mm2=in_mm2, diameter_mm=diameter_of(mask, spacing))
 
 
+MAX_LINE = 1 << 24
+"""Bytes of a line of findings.jsonl: half a million lesions."""
+
+
 def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
     """Stream a findings.jsonl. A last line cut short (a full disk, a crash) is left out; keys not known are ignored.
 
     Raises:
-      ReportError: another line is no finding; the message gives its number.
+      ReportError: another line is no finding, and the message gives its number; or it is no plain file.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+        raise ReportError(f"{path}: no plain file; is this a report?")
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 return
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 finding = Finding(values["scan"], **{key: values.get(key) for key in KEYS[1:]})
-            except (ValueError, TypeError, KeyError):
+                if strange := [key for key in KEYS if not _is_a(getattr(finding, key), _KINDS[key])]:
+                    raise TypeError(strange)
+            except (ValueError, TypeError, KeyError, AttributeError):
                 raise ReportError(f"{path}: line {number} is no finding; is this a report?") from None
             yield finding
+
+
+_KINDS: dict[str, Any] = typing.get_type_hints(Finding)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a field's type; a float may be an integer, or null where it was not finite."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_is_a(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(part, parts[0]) for part in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(part, parts[1]) for part in value.values())
+    return type(value) in ((float, int, types.NoneType) if kind is float else (kind,))
 
 
 def summary(counts: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ mcis merge found
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mcis.finding import Finding, read_findings, summary
+from mcis.json_file import read_json
 from mcis.report import ReportWriter, file_name
 
 FOLDER = re.compile(r"shard_([0-9]+)_of_([0-9]+)")
@@ -88,9 +88,10 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
 def _run(path: pathlib.Path) -> dict[str, Any]:
     """What a shard says of itself; nothing where its findings are not as many as it says."""
     try:
-        run = dict(json.loads((path / "run.json").read_text(encoding="utf-8")))
+        run = dict(read_json(path / "run.json"))
         there = sum(1 for _ in read_findings(path / "findings.jsonl"))
-        return run if run["counts"]["scans"] == there else {}
+        tables = isinstance(run["options"], dict) and isinstance(run["versions"], dict)
+        return run if tables and run["counts"]["scans"] == there else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
