@@ -14,8 +14,8 @@ ONNX_INSTALLED := .venv-onnx/.installed
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf onnx bench beside drills large slurm pictures \
-  docs lock clean
+.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf onnx bench beside drills fuzz large slurm \
+  pictures docs lock clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -117,6 +117,9 @@ beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, f
 drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
 	@$(IN_VENV) PYTHONPATH=. python tests/drills/kills.py $(DRILLS)
 
+fuzz: $(INSTALLED)  ## thousands of bad inputs to every reader, into ./fuzz what fails; FUZZ="--target dicom --only 1234" one again
+	@$(IN_VENV) PYTHONPATH=. python -m tests.fuzz.fuzz $(FUZZ)
+
 large: $(INSTALLED)  ## memory and speed with 10,000 and 100,000 synthetic scans, an hour; LARGE="--scans 1000 --data_dir DIR"
 	@$(IN_VENV) PYTHONPATH=. python tests/bench/large.py $(LARGE)
 
@@ -147,4 +150,4 @@ lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE
 	  --output-file requirements/recipes.lock
 
 clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-* bench browser demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-* bench browser demo fuzz site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

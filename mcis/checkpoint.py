@@ -9,6 +9,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -23,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import mcis
+from mcis.json_file import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -31,6 +33,8 @@ COMMITTED = "commit_success.txt"
 """What Orbax leaves when a checkpoint is whole."""
 PARAMETERS = ("params/", "members/params/")
 """How the paths of parameters begin, of one network and of an ensemble's."""
+MAX_BYTES = 1 << 32
+"""Of all arrays together: what a stranger's weights claim, whose missing parts Orbax would fill up with zeros."""
 BEST = "best"
 """A run's folder of weights, those of its best epoch."""
 
@@ -104,8 +108,22 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
     """sha256 of every file below a folder by its path there, in hex; a manifest on top is left out."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {name: _sha256(folder / name) for name in _files_in(folder)}
+
+
+def _files_in(folder: pathlib.Path) -> list[str]:
+    """Paths of the files below a folder, without the manifest on top."""
+    there = [p for p in folder.rglob("*") if not p.is_dir()]
+    for path in there:
+        if not path.is_file():  # Orbax would wait for what comes out of a pipe
+            raise CheckpointError(f"{path} is no plain file; such a folder was not written by mcis")
+    files = sorted(p for p in there if p != folder / MANIFEST)
+    return [p.relative_to(folder).as_posix() for p in files]
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 SPARE = 4 << 20
@@ -225,7 +243,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{path} is no weights folder: it has no {MANIFEST}")
     try:
-        manifest = json.loads(file.read_text())
+        manifest = read_json(file)
         files, found_format = dict(manifest["files"]), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -233,13 +251,14 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         ) from None
     if found_format != FORMAT:
         raise CheckpointError(f"{file} has format {found_format}; this version reads {FORMAT}")
-    found = hashes(path)
-    for name in sorted(files.keys() | found.keys()):
+    found = set(_files_in(path))
+    for name in sorted(files.keys() | found):
         if name not in found:
             raise CheckpointError(f"{path / name} is missing; restore the folder from its source")
         if name not in files:
             raise CheckpointError(f"{path / name} does not belong there: {MANIFEST} does not list it")
-        if files[name] != found[name]:
+    for name in sorted(found):
+        if files[name] != _sha256(path / name):
             raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in {MANIFEST}")
     return manifest
 
@@ -252,8 +271,21 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = present(pathlib.Path(path).absolute())
     manifest = read_manifest(path)
-    device = jax.local_devices()[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
+    try:
+        flat = _restore(path, manifest)
+    except Exception as error:  # Orbax names few, and says much
+        if isinstance(error, CheckpointError | MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise CheckpointError(
+            f"{path / VARIABLES} is damaged ({type(error).__name__}); restore it from its source"
+        ) from None
+    flat = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in flat.items()}
+    return unflatten(flat), manifest
+
+
+def _restore(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays that Orbax has, which must be those that the manifest lists."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _alone() as checkpointer:
         stored = flatten(checkpointer.metadata(path / VARIABLES).item_metadata.tree)
         # the other files are whole by now, but nothing vouches for the manifest itself
@@ -261,11 +293,11 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
             raise CheckpointError(
                 f"{path / MANIFEST} is damaged: it lists other arrays than {VARIABLES} has; restore it from its source"
             )
+        if (size := sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in stored.values())) > MAX_BYTES:
+            raise CheckpointError(f"{path}: {size >> 20} MiB of arrays; at most {MAX_BYTES >> 20} MiB are read")
         abstract = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for key, x in stored.items()}
         restored = checkpointer.restore(path / VARIABLES, unflatten(abstract))
-    flat = {key: np.asarray(value) for key, value in flatten(restored).items()}
-    flat = {key: value.astype(np.float32) if value.dtype == np.float16 else value for key, value in flat.items()}
-    return unflatten(flat), manifest
+    return {key: np.asarray(value) for key, value in flatten(restored).items()}
 
 
 def check_shapes(variables: dict[str, Any], expected: Any, path: str | os.PathLike) -> None:

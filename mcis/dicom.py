@@ -4,11 +4,11 @@ What is read of a header is TAGS and no more: a patient's name never reaches thi
 reach a finding, a log or a page. For the same reason no message quotes what pydicom says of a damaged file.
 """
 
+import io
 import logging
 import math
 import os
 import pathlib
-import struct
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,22 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
+from mcis.headers import codestream
 from mcis.place import Place, along_normal, digest
-from mcis.scan import MAX_FRAMES, Scan, ScanError, check_file
+from mcis.scan import MAX_DECODED, MAX_FRAMES, Scan, ScanError, bands, check_file, check_passes
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 1 << 31
 """Of a file; a frame is read by itself, so that memory is what one frame takes."""
+MAX_HEADER = 1 << 26
+"""Bytes that are read of a header; what is skipped in it does not count, and each element for PER_READ at least."""
+PER_READ = 256
 DEFLATED = "1.2.840.10008.1.2.1.99"
 """The transfer syntax that has all of the file inflated at once, however much that is."""
 NO_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "PR", "SR")
 """Modalities of what is made from scans."""
+END = b"\xff\xd9"
+"""The marker at the end of a JPEG-LS codestream."""
 CENTIMETRES = 3
 """Physical units of an ultrasound region (PS3.3 C.8.5.5.1.15)."""
 TAGS = (
@@ -106,6 +112,9 @@ def _read(path: str | os.PathLike, found: Any, frame: int, place: Place | None) 
             raise ScanError(f"{path}: a DICOM file without a picture ({_kind(found)})")
         if rows * columns > MAX_PIXELS:
             raise ScanError(f"{path}: {columns} x {rows} pixels; at most {MAX_PIXELS} are read")
+        taken = rows * columns * int(found.get("SamplesPerPixel") or 1) * int(found.get("BitsAllocated") or 8) // 8
+        if taken > MAX_DECODED:
+            raise ScanError(f"{path}: {taken >> 20} MiB of pixels a frame; at most {MAX_DECODED >> 20} MiB are read")
         if frame >= int(found.get("NumberOfFrames") or 1):
             raise ScanError(f"{path}: has no frame {frame}")
         image, notes = _shown(_pixels(path, found, frame), found, frame, path)
@@ -117,11 +126,28 @@ def header(path: str | os.PathLike, tags: Sequence[str] = TAGS) -> Any:
     """The Dataset of a file's tags, without its pixels. ScanError where it is no DICOM file that can be read."""
     check_file(path, MAX_BYTES)
     pydicom = _pydicom(path)
-    with _in_our_words(path):
-        meta = pydicom.filereader.read_file_meta_info(path)
+    with _in_our_words(path), _Bounded(path, MAX_HEADER) as file:
+        pydicom.filereader.read_preamble(file, False)
+        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == DEFLATED:
             raise ScanError(f"{path}: deflated DICOM is not read; `dcmconv +te` writes it without")
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+        file.seek(0)
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which so many bytes are read and no more, whatever it claims. ScanError where more are asked for."""
+
+    def __init__(self, path: str | os.PathLike, most: int):
+        self._path, self._left = path, most
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(self._left + 1 if size is None or size < 0 else min(size, self._left + 1))
+        self._left -= max(len(found), PER_READ)
+        if self._left < 0:
+            raise ScanError(f"{self._path}: more is in its header, or in one frame, than is read of one")
+        return found
 
 
 def _pydicom(path: str | os.PathLike) -> Any:
@@ -167,45 +193,49 @@ def _pixels(path: str | os.PathLike, found: Any, frame: int) -> np.ndarray:
     if syntax.is_encapsulated:
         _check_frame(path, found, frame)
     try:
-        return pydicom.pixels.pixel_array(path, index=frame)
+        with _Bounded(path, MAX_HEADER + MAX_DECODED) as file:
+            return pydicom.pixels.pixel_array(file, index=frame, decoding_plugin=_decoder_of(path, syntax))
     except (RuntimeError, NotImplementedError) as error:
         if "missing dependencies" in str(error) or isinstance(error, NotImplementedError):
             raise ScanError(f"{path}: no decoder here reads {syntax.name}; `gdcmconv --raw` decompresses it") from None
         raise
 
 
+def _decoder_of(path: str | os.PathLike, syntax: Any) -> str:
+    """What decodes a transfer syntax, "" for the first that there is.
+
+    GDCM only where nothing else does (lossless JPEG): it ends the process on codestreams that others refuse.
+    """
+    if not syntax.is_encapsulated:
+        return ""
+    there = _pydicom(path).pixels.get_decoder(syntax).available_plugins
+    return next((name for name in there if name != "gdcm"), "")
+
+
 def _check_frame(path: str | os.PathLike, found: Any, frame: int) -> None:
-    """ScanError where a compressed frame is larger than the header says: a decoder would make room for it."""
+    """ScanError where a compressed frame is another than the header says: a decoder would make room for it."""
     pydicom = _pydicom(path)
-    with open(path, "rb") as file:
+    with _Bounded(path, MAX_HEADER + MAX_DECODED) as file:
         pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[])
         file.seek(12, os.SEEK_CUR)  # tag, representation and length, after which the frames' items begin
         data = pydicom.encaps.get_frame(file, frame, number_of_frames=int(found.get("NumberOfFrames") or 1))
-    said = int(found.Columns), int(found.Rows)
-    if (holds := _codestream_size(data)) is not None and holds != said:
-        wrong = f"a frame of {holds[0]} x {holds[1]} pixels, where the header says {said[0]} x {said[1]}"
-        raise ScanError(f"{path}: {wrong}")
-
-
-def _codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 codestream says of itself; None where it is none of them."""
-    if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
-        right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
-        return right - left, bottom - top
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(data):
-        marker, length = struct.unpack_from(">HH", data, at)
-        if marker in _FRAME_HEADERS:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
-        at += 1 if marker == 0xFFFF else 2 + length  # a marker may be filled up with FF
-    return None
-
-
-_FRAME_HEADERS = {0xFFF7, *range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
-"""Markers after which a JPEG or JPEG-LS file says its size (ITU-T T.81, table B.1; T.87)."""
+    if found.file_meta.TransferSyntaxUID in pydicom.uid.JPEGLSTransferSyntaxes and not data.rstrip(b"\0").endswith(END):
+        raise ScanError(
+            f"{path}: a frame that was cut short"
+        )  # in which CharLS spins for seconds, and more if it is large
+    if (holds := codestream(data)) is None:
+        return
+    said = int(found.Columns), int(found.Rows), int(found.SamplesPerPixel)
+    if holds.taken > 2 * MAX_DECODED:
+        raise ScanError(
+            f"{path}: {holds.taken >> 20} MiB are needed to decode a frame; at most {MAX_DECODED >> 19} are taken"
+        )
+    if (holds.width, holds.height, holds.samples) != said or holds.bits > int(found.BitsAllocated):
+        wrong = f"a frame of {holds.width} x {holds.height} pixels of {holds.samples} x {holds.bits} bits"
+        raise ScanError(
+            f"{path}: {wrong}, where the header says {said[0]} x {said[1]}, {said[2]} x {found.BitsAllocated}"
+        )
+    check_passes(data, holds.width * holds.height, str(path))
 
 
 def _shown(array: np.ndarray, found: Any, frame: int, path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
@@ -218,7 +248,7 @@ def _shown(array: np.ndarray, found: Any, frame: int, path: str | os.PathLike) -
     if array.ndim == 3:
         if array.dtype == np.uint8:
             return array, []
-        return _scaled(array.astype(np.float32), 0.0, 2.0 ** int(found.BitsStored) - 1), ["colours scaled to 8 bits"]
+        return _scaled(array, 0.0, 2.0 ** int(found.BitsStored) - 1), ["colours scaled to 8 bits"]
     if not kind.startswith("MONOCHROME"):
         raise ScanError(f"{path}: pixels of a kind that is not read; MONOCHROME, RGB, YBR and PALETTE COLOR are")
     if (table := found.get("VOILUTSequence")) and "WindowCenter" not in found:
@@ -241,7 +271,10 @@ def _rescaled(array: np.ndarray, found: Any, frame: int, pixels: Any) -> np.ndar
         return pixels.apply_modality_lut(array, found).astype(np.float32)
     slope = of_frame(found, frame, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = of_frame(found, frame, "PixelValueTransformationSequence", "RescaleIntercept")
-    return array.astype(np.float32) * float(1 if slope is None else slope) + float(intercept or 0)
+    values = array.astype(np.float32)
+    values *= float(1 if slope is None else slope)  # in place: a frame may be large
+    values += float(intercept or 0)
+    return values
 
 
 def _window(values: np.ndarray, found: Any, frame: int) -> tuple[float, float, str]:
@@ -260,7 +293,11 @@ def _window(values: np.ndarray, found: Any, frame: int) -> tuple[float, float, s
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """[low, high] to [0, 255], rounded and cut: uint8."""
-    return np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for rows in bands(values):
+        at = (values[rows].astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+        scaled[rows] = np.clip(np.rint(at), 0, 255)
+    return scaled
 
 
 def of_frame(found: Any, frame: int, sequence: str, name: str) -> Any:

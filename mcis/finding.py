@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 import mcis
+from mcis.json_file import read_lines
 
 
 class ReportError(ValueError):
@@ -166,23 +167,9 @@ def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
     """Stream a findings.jsonl. A last line cut short (a full disk, a crash) is left out; keys not known are ignored.
 
     Raises:
-      ReportError: another line is no finding; the message gives its number.
+      ReportError: another line is no finding, and the message gives its number; or it is no plain file.
     """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                finding = from_json(line)
-            except (ValueError, TypeError, KeyError):
-                raise ReportError(f"{path}: line {number} is no finding; is this a report?") from None
-            yield finding
-
-
-def from_json(line: str | bytes) -> Finding:
-    """The finding of a line. ValueError, TypeError or KeyError where it is none; keys not known are ignored."""
-    values = json.loads(line)
-    return Finding(values["scan"], **{key: values.get(key) for key in KEYS[1:]})
+    return read_lines(path, Finding, ReportError)
 
 
 def summary(counts: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import functools
 import gzip
 import math
 import os
+import struct
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from mcis.scan import MAX_FRAMES, Scan, ScanError, check_file
 SUFFIXES = (".nii", ".nii.gz")
 MAX_BYTES = 1 << 29
 """Of the file, and of the array that it says it holds, whose compressed form is as small as it likes."""
+MAX_OFFSET = 1 << 24
+"""Of the first voxel: a header and its extensions."""
 MAGIC = (b"n+1\0", b"n+2\0")
 
 
@@ -166,6 +169,7 @@ def _open(path: str | os.PathLike) -> Any:
         import nibabel
     except ImportError:
         raise ScanError(f"{path}: NIfTI is read where its extra is installed: pip install -e '.[dicom]'") from None
+    _check_offset(path)
     try:
         image: Any = nibabel.load(path)
         shape, kind = image.shape, image.get_data_dtype()
@@ -182,6 +186,24 @@ def _open(path: str | os.PathLike) -> Any:
     return image
 
 
+def _check_offset(path: str | os.PathLike) -> None:
+    """ScanError where voxels begin farther on than any header ends: a compressed file would be inflated up to there."""
+    try:
+        with (gzip.open if os.fspath(path).lower().endswith(".gz") else open)(path, "rb") as file:
+            head = file.read(540)
+        order = "<" if head[:4] in (struct.pack("<i", size) for size in (348, 540)) else ">"
+        second = head[4:8] == MAGIC[1]
+        offset = (
+            struct.unpack_from(f"{order}q", head, 168)[0] if second else struct.unpack_from(f"{order}f", head, 108)[0]
+        )
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ScanError(f"{path}: damaged, or no NIfTI volume that can be read ({type(error).__name__})") from None
+    if not offset <= MAX_OFFSET:
+        raise ScanError(f"{path}: says that its voxels begin at byte {offset:g}; damaged, or no NIfTI volume")
+
+
 def grid_of(image: Any, path: str | os.PathLike = "volume") -> Grid:
     """How to cut a nibabel image into slices."""
     import nibabel
@@ -191,6 +213,8 @@ def grid_of(image: Any, path: str | os.PathLike = "volume") -> Grid:
         raise ScanError(f"{path}: its affine matrix is singular; where its voxels lie cannot be told")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     body = nibabel.orientations.io_orientation(affine)  # of each stored axis: which of R, A, S it is, and its direction
+    if not np.isfinite(body).all():
+        raise ScanError(f"{path}: its affine matrix is singular; where its voxels lie cannot be told")
     of_body = {int(which): axis for axis, (which, _) in enumerate(body)}
     thick = int(np.argmax(spacing))
     across = thick if spacing[thick] > 1.5 * np.median(spacing) else of_body[2]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mcis import reading, segmentations
 from mcis.finding import ReportError, plain, read_findings, summary
+from mcis.json_file import read_json
 from mcis.place import digest
 from mcis.predictor import BATCH, Asked, load
 from mcis.report import ReportWriter
@@ -63,7 +64,7 @@ def already(
     if not lines.exists() or next(read_findings(lines), None) is None:  # it was killed before its first line
         return 0
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_json(folder / "run.json")
         before, same = dict(run["options"]), run["weights"] == json.loads(json.dumps(plain(weights)))
     except (OSError, ValueError, KeyError, TypeError):
         raise ReportError(f"{folder / 'run.json'} is missing or damaged; start over with --overwrite") from None

@@ -6,18 +6,24 @@ half-pixel convention of OpenCV and of `jax.image`: pixel i covers [i, i + 1), i
 
 import dataclasses
 import hashlib
+import io
+import itertools
 import os
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 
-from mcis import MAX_PIXELS
+from mcis import MAX_PIXELS, headers
 from mcis.place import Place
 
 MAX_BYTES = 1 << 28
+MAX_DECODED = 4 * MAX_PIXELS
+"""Bytes of a picture's pixels: the largest RGBA of 8 bits, half as many pixels of 16, and so on."""
+MAX_PASSED = 16 * MAX_PIXELS
+"""Pixels that a progressive JPEG may have gone over in all its scans; ten scans are usual."""
 MAX_FRAMES = 1 << 12
 """Pages of a TIFF that are read; the size of a file alone would allow forty million."""
 CANVAS = 256
@@ -120,23 +126,11 @@ def count_frames(path: str | os.PathLike) -> int:
     """
     if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff") or not os.path.isfile(path):  # a pipe would block
         return 1
-    found: set[int] = set()
     try:
         with open(path, "rb") as file:
-            order = {b"II": "<", b"MM": ">"}[file.read(2)]
-            big = struct.unpack(f"{order}H", file.read(2))[0] == 43
-            count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
-            file.seek(8 if big else 4)
-            while (at := struct.unpack(f"{order}{link}", file.read(struct.calcsize(link)))[0]) and at not in found:
-                found.add(at)
-                if len(found) > MAX_FRAMES:
-                    break
-                file.seek(at)
-                entries = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
-                file.seek(entries * entry, os.SEEK_CUR)
-    except (OSError, KeyError, struct.error, OverflowError, ValueError):
-        pass  # what was found so far is tried, and what is wrong is said then
-    return max(1, len(found))
+            return max(1, sum(1 for _ in itertools.islice(headers.tiff_pages(file), MAX_FRAMES + 1)))
+    except OSError:
+        return 1
 
 
 def read(path: str | os.PathLike, frame: int = 0) -> Scan:
@@ -152,7 +146,7 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
       and maximum to [0, 255].
 
     Raises:
-      ScanError: the file is missing, empty, larger than MAX_BYTES or MAX_PIXELS, not a picture, or has NaN.
+      ScanError: the file is missing, empty, larger than MAX_BYTES, MAX_PIXELS or MAX_DECODED, no picture, or has NaN.
     """
     if frame >= MAX_FRAMES:
         raise ScanError(f"{path}: has more than {MAX_FRAMES} pages; the others are not read, split the file")
@@ -198,6 +192,7 @@ def from_array(array: np.ndarray, name: str = "array") -> Scan:
 
 
 def _decode_array(data: bytes, name: str, frame: int) -> np.ndarray:
+    _check_claims(data, name, frame)
     buffer = np.frombuffer(data, np.uint8)
     try:
         if frame == 0:
@@ -214,32 +209,85 @@ def _decode_array(data: bytes, name: str, frame: int) -> np.ndarray:
     return array
 
 
+def _check_claims(data: bytes, name: str, frame: int) -> None:
+    """ScanError where bytes are no picture of a kind that is read, or one that says it takes too much to decode."""
+    if not headers.is_picture(data):
+        raise ScanError(f"{name}: not a readable picture; PNG, JPEG, TIFF and BMP are read")
+    try:
+        size, pixels = _claims(data, frame)
+    except (struct.error, OverflowError, ValueError):
+        return  # the decoder says what is wrong with it
+    if size > MAX_DECODED:
+        raise ScanError(
+            f"{name}: more pixels than are read: {size >> 20} MiB of them, at most {MAX_DECODED >> 20}; make it smaller"
+        )
+    check_passes(data, pixels, name)
+
+
+def _claims(data: bytes, frame: int) -> tuple[int, int]:
+    """Bytes that a picture's pixels take, and how many pixels a JPEG has; 0 where that is bounded otherwise."""
+    if data.startswith(b"\xff\xd8"):
+        said = headers.codestream(data)
+        return 0, 0 if said is None else said.width * said.height
+    if data.startswith(b"\x89PNG"):
+        return headers.png_bytes(data), 0
+    if data.startswith(b"BM"):
+        return 0, 0
+    file = io.BytesIO(data)
+    page = next(itertools.islice(headers.tiff_pages(file), frame, None), None)
+    return 0 if page is None else headers.tiff_bytes(file, page), 0
+
+
+def check_passes(data: bytes, pixels: int, name: str) -> None:
+    """ScanError where a JPEG of so many pixels has them gone over more often than any that was made to be seen."""
+    if (passes := headers.jpeg_passes(data)) * pixels > MAX_PASSED:
+        raise ScanError(f"{name}: a JPEG of {pixels} pixels in {passes} scans; save it anew, with fewer")
+
+
+def bands(array: np.ndarray) -> Iterator[slice]:
+    """Rows of an array that are worked on at once, about a million values: floats of all would take too much."""
+    rows = max(1, (1 << 20) * len(array) // max(array.size, 1))
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
 def _normalise(array: np.ndarray, name: str) -> Scan:
     notes = []
     if array.dtype != np.uint8:
-        values = array.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ScanError(f"{name}: has NaN or infinite pixels; mend the file")
-        opaque = values[..., :3] if values.ndim == 3 else values
-        low, high = float(opaque.min()), float(opaque.max())
-        notes.append(f"{array.dtype.name} scaled from [{low:g}, {high:g}] to 8 bits")
-        scaled = np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
-        if array.ndim == 3 and array.shape[2] == 4:  # alpha has a scale of its own
-            full = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1.0
-            scaled[..., 3] = np.clip(np.rint(values[..., 3] * (255.0 / full)), 0, 255).astype(np.uint8)
-        array = scaled
+        array, note = _to_8_bits(array, name)
+        notes.append(note)
     if array.ndim == 2:
         array = array[..., None]
     channels = array.shape[2]
     if channels == 2 or channels == 4:
-        alpha = array[..., -1:].astype(np.float32) / 255.0
-        if alpha.min() < 1.0:
+        if array[..., -1].min() < 255:
             notes.append("alpha laid over black")
-        array = np.rint(array[..., :-1] * alpha).astype(np.uint8)
+        laid = np.empty((*array.shape[:2], channels - 1), np.uint8)
+        for rows in bands(array):
+            laid[rows] = np.rint(array[rows, :, :-1] * (array[rows, :, -1:].astype(np.float32) / 255.0))
+        array = laid
     elif channels not in (1, 3):
         raise ScanError(f"{name}: {channels} channels; grey, RGB and RGBA are read")
     image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., ::-1]
     return Scan(np.ascontiguousarray(image), tuple(notes))
+
+
+def _to_8_bits(array: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+    """A picture of another type, scaled from its least and largest value, alpha from 0 on; and what was done."""
+    coloured = array.ndim == 3 and array.shape[2] == 4
+    opaque = array[..., :3] if array.ndim == 3 else array
+    with np.errstate(over="ignore"):
+        ends = [float(np.float32(value)) for of in (array, opaque) for value in (of.min(), of.max())]
+    if not np.isfinite(ends).all():
+        raise ScanError(f"{name}: has NaN or infinite pixels; mend the file")
+    low, high = ends[2:]
+    full = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1.0  # alpha has a scale of its own
+    scaled = np.empty(array.shape, np.uint8)
+    for rows in bands(array):
+        values = array[rows].astype(np.float32)
+        scaled[rows] = np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255)
+        if coloured:
+            scaled[rows, :, 3] = np.clip(np.rint(values[..., 3] * (255.0 / full)), 0, 255)
+    return scaled, f"{array.dtype.name} scaled from [{low:g}, {high:g}] to 8 bits"
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from mcis import dicom_seg, nifti, reading, scan
-from mcis.finding import Finding, from_json, read_findings
+from mcis.finding import Finding, read_findings
+from mcis.json_file import from_json
 from mcis.report import NONE, segmentation_path
 from mcis.volumes import Volume, summarise
 
@@ -41,7 +42,7 @@ def write(
     with open(out / "findings.jsonl", "rb") as file:
         at = 0
         for text in file:
-            finding = from_json(text)
+            finding = from_json(Finding, text)
             if finding.series is not None and finding.error is None:
                 lines.setdefault(finding.series, array.array("q")).append(at)
             at += len(text)
@@ -63,7 +64,7 @@ def write(
 
 def _line(file: IO[bytes], start: int) -> Finding:
     file.seek(start)
-    return from_json(file.readline())
+    return from_json(Finding, file.readline())
 
 
 def _encoded(

@@ -7,7 +7,6 @@ mcis merge found
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -15,8 +14,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mcis.finding import Finding, read_findings, summary
+from mcis.finding import Finding, ReportError, read_findings, summary
+from mcis.json_file import read_json, read_lines
 from mcis.report import NONE, ReportWriter, file_name
+from mcis.volumes import Volume
 
 FOLDER = re.compile(r"shard_([0-9]+)_of_([0-9]+)")
 
@@ -86,9 +87,10 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
 def _run(path: pathlib.Path) -> dict[str, Any]:
     """What a shard says of itself; nothing where its findings are not as many as it says."""
     try:
-        run = dict(json.loads((path / "run.json").read_text(encoding="utf-8")))
+        run = dict(read_json(path / "run.json"))
         there = sum(1 for _ in read_findings(path / "findings.jsonl"))
-        return run if run["counts"]["scans"] == there else {}
+        tables = isinstance(run["options"], dict) and isinstance(run["versions"], dict)
+        return run if tables and run["counts"]["scans"] == there else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -133,15 +135,13 @@ def _written(path: pathlib.Path) -> Iterator[tuple[Finding, str | None]]:
 
 def _segmentations(path: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """Where a shard's segmentations are, as paths below the folder above it, or notes that say why there is none."""
-    try:
-        with open(path / "volumes.jsonl", encoding="ascii") as lines:
-            for volume in map(json.loads, lines):
-                paths = [f"{path.name}/{one}" for one in volume["segmentations"]]
-                notes = [note for note in volume["notes"] if note.startswith(NONE)]
-                if paths or notes:
-                    yield volume["series"], paths, notes
-    except FileNotFoundError:
+    if not (path / "volumes.jsonl").exists():
         return
+    for volume in read_lines(path / "volumes.jsonl", Volume, ReportError):
+        paths = [f"{path.name}/{one}" for one in volume.segmentations]
+        notes = [note for note in volume.notes if note.startswith(NONE)]
+        if paths or notes:
+            yield volume.series, paths, notes
 
 
 def main(argv: Sequence[str]) -> int:

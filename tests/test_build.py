@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -227,3 +228,10 @@ def test_builds_of_one_source_wait_for_each_other(tmp_path, capsys):
 
 def test_every_source_is_in_the_help():
     assert set(build_module.SOURCES) == set(SOURCES)
+
+
+def test_a_build_leaves_nothing_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    build("busbra", DUMMY / "busbra", tmp_path / "data", progress=False)
+    assert list((tmp_path / "temporary").iterdir()) == []

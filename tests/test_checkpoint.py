@@ -353,3 +353,39 @@ def test_what_orbax_says_of_a_full_disk_is_an_error_of_the_disk(tmp_path):
     assert full.value.errno == 28 and full.value.filename == str(tmp_path)
     with pytest.raises(ValueError, match="shapes differ"), checkpoint.writing(tmp_path):
         raise ValueError("shapes differ")
+
+
+def rehashed(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": checkpoint.hashes(folder)}))
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"tree_metadata": 5}', "[" * 9999])
+def test_strange_files_of_orbax_are_an_error_of_ours_whoever_vouches_for_them(content, saved):
+    (saved / "variables" / "_METADATA").write_text(content)
+    rehashed(saved)
+    with pytest.raises(CheckpointError, match=r"variables is damaged|lists other arrays"):
+        checkpoint.load(saved)
+
+
+def test_a_manifest_without_end_or_nested_without_end_is_damaged(saved, monkeypatch):
+    (saved / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        checkpoint.load(saved)
+    with open(saved / MANIFEST, "wb") as file:
+        file.truncate(1 << 34)
+    with pytest.raises(CheckpointError, match="more than 32 MiB"):
+        checkpoint.load(saved)
+
+
+def test_files_that_do_not_belong_there_are_not_read(saved):
+    with open(saved / "variables" / "extra", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="does not belong there"):
+        checkpoint.load(saved)
+
+
+def test_more_arrays_than_fit_are_refused(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 100)
+    with pytest.raises(CheckpointError, match="MiB of arrays; at most"):
+        checkpoint.load(saved)

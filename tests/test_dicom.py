@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from pydicom.encaps import encapsulate
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from mcis import dicom, phantom, reading, scan
 from tests.dicom_files import CANARY, dataset, items, write
+from tests.fuzz.crafted_pictures import jpeg_scans
+from tests.fuzz.crafted_scans import J2K, JLS, JPEG, LOSSLESS, RLE, dicom_of, element, j2k, jpeg_in_dicom, packed
+from tests.fuzz.mutations import lay
 
 VALUES = np.arange(200).reshape(10, 20)
 RAMP = VALUES.astype(np.uint16)
@@ -197,3 +200,63 @@ def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(scan.ScanError, match=r"pip install -e '\.\[dicom\]'"):
         dicom.read(tmp_path / "a.dcm")
     assert dicom.count_frames(tmp_path / "a.dcm") == 1
+
+
+def crafted(tmp_path, tree):
+    lay(tree, tmp_path)
+    return tmp_path / "a.dcm"
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        (
+            packed(J2K, j2k(64, 64, 64, 16_000)),
+            "64 x 64 pixels of 16000 x 8 bits, where the header says 64 x 64, 1 x 8",
+        ),
+        (packed(J2K, j2k(64, 64, 64), samples=3), "of 1 x 8 bits, where the header says 64 x 64, 3 x 8"),
+        (jpeg_in_dicom("cmyk.jpg", JPEG, samples=3), "of 4 x 8 bits, where the header says"),
+        (packed(J2K, j2k(8192, 8192, 8192, 3), 8192, 8192, samples=3), "768 MiB are needed to decode a frame"),
+        (packed(JPEG, jpeg_scans(2000, 2000, 9999)["a.jpg"], 2000, 2000), "4000000 pixels in 10000 scans"),
+    ],
+    ids=["GDCM aborts", "GDCM aborts: fewer samples", "GDCM aborts: four samples", "large", "scans"],
+)
+def test_a_codestream_that_would_end_the_process_or_take_all_is_never_decoded(tree, says, tmp_path):
+    with pytest.raises(scan.ScanError, match=says):
+        dicom.read(crafted(tmp_path, tree))
+
+
+def test_gdcm_decodes_only_what_nothing_else_does(tmp_path):
+    plugins = {name: dicom._decoder_of("a.dcm", UID(name.decode())) for name in (JPEG, J2K, JLS, LOSSLESS, RLE)}
+    assert plugins == {JPEG: "pillow", J2K: "pillow", JLS: "pyjpegls", LOSSLESS: "", RLE: "pydicom"}
+
+
+def test_a_frame_of_more_bytes_than_are_read_is_refused_before_it_is(tmp_path):
+    path = crafted(tmp_path, {"a.dcm": dicom_of(8192, 8192, samples=3, bits=32)})
+    with pytest.raises(scan.ScanError, match="768 MiB of pixels a frame; at most 256 MiB are read"):
+        dicom.read(path)
+
+
+def test_no_more_is_read_of_a_header_than_is_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "MAX_HEADER", 1 << 16)
+    for name, private in (("a", True), ("b", False)):  # what nobody asks for is skipped
+        tag = (0x11, 0x1001) if private else (0x28, 0x1201)
+        data = dicom_of(8, 8, more=element(tag, b"OW", bytes(1 << 17)), pixels=bytes(64))
+        (tmp_path / name).write_bytes(data)
+    assert dicom.read(tmp_path / "a").image.shape == (8, 8, 3)
+    with pytest.raises(scan.ScanError, match="more is in its header"):
+        dicom.read(tmp_path / "b")
+    (tmp_path / "c").write_bytes(bytes(128) + b"DICM" + bytes(1 << 15))  # four thousand elements of nothing
+    with pytest.raises(scan.ScanError, match="more is in its header"):
+        dicom.read(tmp_path / "c")
+
+
+def test_a_jpeg_ls_frame_without_its_end_is_refused_before_charls_spins(tmp_path):
+    whole = dcmread(get_testdata_file("JPEGLSNearLossless_16.dcm"))
+    frame = next(generate_frames(whole.PixelData, number_of_frames=1)).rstrip(b"\0")
+    for name, data in (("whole", frame), ("cut", frame[:-20]), ("padded", frame + b"\0\0")):
+        whole.PixelData = encapsulate([data])
+        whole.save_as(tmp_path / f"{name}.dcm")
+    np.testing.assert_array_equal(shown(tmp_path / "padded.dcm"), shown(tmp_path / "whole.dcm"))
+    with pytest.raises(scan.ScanError, match="a frame that was cut short"):
+        dicom.read(tmp_path / "cut.dcm")

@@ -9,6 +9,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from mcis import nifti, reading, scan
+from tests.fuzz.crafted_scans import nifti_of
 
 CORNER = np.zeros((20, 30, 10), np.int16)
 CORNER[-3:, -4:, -2:] = 100
@@ -87,6 +88,10 @@ def header(**changes):
         (header(dim=[4, 4, 4, 4, 7, 1, 1, 1]), "one value a voxel"),
         (header(dim=[3, -4, 4, 4, 1, 1, 1, 1]), "damaged|one value"),
         (header(datatype=128, bitpix=24), "voxels of type"),
+        (nifti_of((10, 10, 10), 4, 16, 1e9), "its voxels begin at byte 1e"),
+        (nifti_of((10, 10, 10), 4, 16, 1e9, 0, 2), "its voxels begin at byte 1e"),
+        (nifti_of((10, 10, 10), 4, 16, 2e9, 1_999_999_984), "its voxels begin at byte 2e"),
+        (header(sform_code=1, srow_x=[1e20, 1e20, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[0, 0, 1, 0]), "singular"),
         (header(sform_code=1, srow_x=[0, 0, 0, 0]), "singular"),
         (header(sform_code=1, srow_x=[np.nan, 0, 0, 0]), "singular|damaged"),
     ],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import finding, overlay, report, report_page
+from mcis import finding, json_file, overlay, report, report_page
 from mcis.finding import Finding, ReportError
 from mcis.report import ReportWriter
 
@@ -356,3 +356,43 @@ def test_a_report_without_volumes_has_no_lines_of_them(tmp_path):
     with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("a.png", organ="brain"))
     assert not (tmp_path / "volumes.jsonl").exists() and head_of(tmp_path)["volumes"] == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"scan":' * 100_000,
+        b'{"scan": 5}',
+        b'{"scan": "a", "organ": ["brain"]}',
+        b'{"scan": "a", "boxes": 5}',
+        b'{"scan": "a", "boxes": [["x", 1, 2, 3]]}',
+        b'{"scan": "a", "error": 5}',
+        b'{"scan": "a", "review": "yes"}',
+        b'{"scan": "a", "label_probs": [1]}',
+        b"5",
+    ],
+)
+def test_a_line_that_is_no_finding_is_an_error_that_names_it(line, tmp_path):
+    path = tmp_path / "findings.jsonl"
+    path.write_bytes(Finding("a", organ_prob=1.0, spacing_mm=[1.0, 2.0]).to_json().encode() + b"\n" + line + b"\n")
+    with pytest.raises(ReportError, match="line 2 is no finding"):
+        list(finding.read_findings(path))
+
+
+def test_numbers_that_are_not_finite_come_back_as_nothing(tmp_path):
+    path = tmp_path / "findings.jsonl"
+    path.write_text(Finding("a", organ_prob=1, label_probs={"tumor": float("nan")}).to_json() + "\n")
+    assert list(finding.read_findings(path)) == [Finding("a", organ_prob=1, label_probs={"tumor": None})]
+
+
+def test_what_has_no_end_is_no_report(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(ReportError, match="no plain file"):
+            next(finding.read_findings(tmp_path / name))
+    monkeypatch.setattr(json_file, "MAX_LINE", 100)
+    (tmp_path / "long").write_bytes(b'{"scan": "' + b"a" * 200)
+    with pytest.raises(ReportError, match="line 1 is no finding"):
+        next(finding.read_findings(tmp_path / "long"))

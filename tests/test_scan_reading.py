@@ -1,5 +1,6 @@
 """Files and folders of scans: what is read, what is refused, and how it is said."""
 
+import io
 import os
 import pathlib
 import struct
@@ -12,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import MAX_PIXELS, scan
+from mcis import MAX_PIXELS, headers, scan
+from tests.fuzz.crafted_pictures import jpeg_scans, tiff_of
 
 
 def chunk(kind, data):
@@ -346,3 +348,45 @@ def test_every_page_of_a_tiff_is_counted_also_one_that_was_cut_off(tmp_path, ord
     for damage in (b"", b"II", b"MM\0*", b"XX\0*\0\0\0\x08", whole[:6]):
         (tmp_path / "damaged.tif").write_bytes(damage)
         assert scan.count_frames(tmp_path / "damaged.tif") == 1
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(16, 2), (16, 6)])
+def test_pixels_of_more_bytes_than_are_read_are_refused(depth, colour):
+    with pytest.raises(scan.ScanError, match=r"more pixels than are read: \d+ MiB of them, at most 256"):
+        scan.decode(png(8192, 8192, depth, colour, b"\0" * 1000))
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_is_measured_by_its_tags(big):
+    for bits, channels, reads in ((32, 1, True), (64, 3, False), (8, 60_000, False)):
+        data = tiff_of(64 if channels > 3 else 4096, 4096, bits, channels, 3 if bits > 8 else 1, 256, big)["a.tif"]
+        (page,) = headers.tiff_pages(io.BytesIO(data))
+        said = 4096 * (64 if channels > 3 else 4096) * channels * bits // 8
+        assert headers.tiff_bytes(io.BytesIO(data), page) == said and (said <= scan.MAX_DECODED) == reads
+        if not reads:
+            with pytest.raises(scan.ScanError, match="more pixels than are read"):
+                scan.decode(data)
+
+
+def test_a_jpeg_of_ten_thousand_scans_is_refused_and_one_of_ten_is_not():
+    assert scan.decode(jpeg_scans(64, 64, 9)["a.jpg"]).image.shape == (64, 64, 3)
+    with pytest.raises(scan.ScanError, match="4000000 pixels in 10001 scans"):
+        scan.decode(jpeg_scans(2000, 2000, 10_000)["a.jpg"])
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".hdr", ".ppm", ".jp2"])
+def test_kinds_that_are_not_promised_never_reach_a_decoder(suffix, monkeypatch):
+    data = cv2.imencode(suffix, np.zeros((64, 64, 3), np.float32 if suffix == ".hdr" else np.uint8))[1].tobytes()
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(scan.ScanError, match="PNG, JPEG, TIFF and BMP are read"):
+        scan.decode(data)
+
+
+def test_large_pictures_are_worked_on_in_bands_that_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    for array in (rng.integers(0, 65536, (50, 40, 4), np.uint16), rng.random((50, 40), np.float32)):
+        whole = scan.from_array(array)
+        with monkeypatch.context() as small:
+            small.setattr(scan, "bands", lambda array: (slice(row, row + 7) for row in range(0, len(array), 7)))
+            np.testing.assert_array_equal(scan.from_array(array).image, whole.image)
+    assert [one.stop - one.start for one in scan.bands(np.empty((3000, 1000)))] == [1048] * 3

@@ -255,3 +255,14 @@ def test_a_real_process_that_is_stopped_or_killed_is_gone_on_with(weights, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert f"goes on after {reached} of {MANY // 2} scans" in done.stderr
     assert [line["scan"] for line in findings(lines.parent)] == sorted(map(str, scans.iterdir()))[MANY // 2 :]
+
+
+@pytest.mark.parametrize("odd", [{"options": 5}, {"options": None}, {"versions": ["a"]}, {"counts": 3}])
+def test_a_shard_that_says_odd_things_of_itself_is_missing(odd, tmp_path, capsys):
+    for index in (0, 1):
+        with report.ReportWriter(Shard(index, 2).folder(tmp_path), {"shard": f"{index}/2"}) as written:
+            written.add(Finding("a.png", organ="brain"))
+    path = Shard(1, 2).folder(tmp_path) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | odd))
+    assert shards.main([str(tmp_path)]) == 2
+    assert "1 of 2 shards are missing or not complete (1)" in capsys.readouterr().err

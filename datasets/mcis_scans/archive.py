@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 MAX_FILES = 200_000
 MAX_BYTES = 32 << 30
+MAX_NAME = 1000
 MAX_RATIO = 200
 """Unpacked over packed size. Empty masks in plain TIFF pack 800 times, so single files count from RATIO_FLOOR on."""
 RATIO_FLOOR = 16 << 20
@@ -36,7 +37,7 @@ def opened(path: pathlib.Path) -> Iterator[pathlib.Path]:
         return
     if not path.exists():
         raise ArchiveError(f"{path}: no such file or folder")
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):  # a pipe would block
         raise ArchiveError(f"{path}: neither a folder nor a zip; unpack other archives first and give the folder")
     with tempfile.TemporaryDirectory(prefix="mcis-") as folder:
         extract(path, pathlib.Path(folder))
@@ -74,6 +75,8 @@ def _check(path: pathlib.Path, entries: list[zipfile.ZipInfo], free: int) -> Non
     for entry in entries:
         # Both separators, and drive letters: an archive may have been made to be unpacked elsewhere.
         name = entry.filename.replace("\\", "/")
+        if not 0 < len(name) <= MAX_NAME:
+            raise ArchiveError(f"{path}: an entry's name has {len(name)} characters; 1 to {MAX_NAME} are unpacked")
         if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/") or "\0" in name:
             raise ArchiveError(f"{path}: entry {entry.filename!r} points outside the folder; this zip is not safe")
         kind = stat.S_IFMT(entry.external_attr >> 16)

@@ -1,3 +1,4 @@
+import os
 import stat
 import struct
 import zipfile
@@ -123,3 +124,30 @@ def test_a_cut_zip_is_refused(tmp_path):
     data[100] ^= 1
     path.write_bytes(data)
     refused(path, tmp_path, "fetch it again")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 60_000, "a/" * 900 + "b"])
+def test_names_of_no_length_or_too_much_are_refused_briefly(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        made.writestr(zipfile.ZipInfo("x" if name == "" else name), b"")
+    if name == "":  # zipfile writes none such
+        data = (tmp_path / "a.zip").read_bytes().replace(b"PK\1\2", b"PK\1\2", 1)
+        at = data.index(b"PK\1\2")
+        data = data[: at + 28] + b"\0\0" + data[at + 30 : at + 46] + data[at + 47 :]
+        end = data.index(b"PK\5\6")
+        size = struct.unpack_from("<I", data, end + 12)[0]
+        (tmp_path / "a.zip").write_bytes(data[: end + 12] + struct.pack("<I", size - 1) + data[end + 16 :])
+    with (
+        pytest.raises(archive.ArchiveError, match=r"an entry's name has \d+ characters") as caught,
+        archive.opened(tmp_path / "a.zip"),
+    ):
+        pass
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_pipe_or_a_device_is_no_zip(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(archive.ArchiveError, match="neither a folder nor a zip"), archive.opened(tmp_path / name):
+            pass

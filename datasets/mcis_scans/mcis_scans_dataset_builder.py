@@ -42,7 +42,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         super().__init__(file_format=file_format or "array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
+        info = self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format="png"),
@@ -58,6 +58,8 @@ class Builder(tfds.core.ShardBasedBuilder):
             ),
             supervised_keys=None,
         )
+        info.initialize_from_bucket = lambda: None  # TFDS has no figures of ours, and leaves an empty folder behind
+        return info
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Any]]:
         name = self.builder_config.name

@@ -2,6 +2,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -399,3 +400,15 @@ def test_the_builder_imports_no_tensorflow():
 
     code = f"import sys, {builder_module.__name__}; sys.exit('tensorflow' in sys.modules or 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_table_that_is_a_pipe_or_names_no_file_blocks_nothing(tmp_path):
+    shutil.copytree(DUMMY / "folder", tmp_path / "scans")
+    table = tmp_path / "scans" / "labels.csv"
+    table.write_text(table.read_text() + ".,,,\n/,,,\n..,,,\n")
+    items = [record.done(job) for job in SOURCES["folder"].read(tmp_path / "scans")]
+    assert [item.scan_id for item in items if isinstance(item, Rejection)] == [".", "/", ".."]
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(ValueError, match="no plain file"):
+        list(SOURCES["folder"].read(tmp_path / "scans"))

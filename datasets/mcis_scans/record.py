@@ -154,6 +154,8 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
 
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """Rows of a CSV file, values stripped; ValueError where it is unreadable or lacks one of `columns`."""
+    if path.exists() and not path.is_file():  # a pipe would block
+        raise ValueError(f"{path}: no plain file; a CSV file in UTF-8 is needed")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

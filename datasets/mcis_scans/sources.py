@@ -122,7 +122,8 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     for number, row in enumerate(read_table(root / "labels.csv", ("scan", "label", "patient")), start=2):
         scan_id, label = row["scan"], row["label"].lower()
         if scan_id not in names:
-            scan_id = pathlib.PurePath(scan_id).with_suffix("").as_posix() if scan_id else ""
+            named = pathlib.PurePath(scan_id)
+            scan_id = named.with_suffix("").as_posix() if named.name else ""
         organ = row.get("organ", "").lower() or organ_of.get(label, "")
         if scan_id not in names or scan_id in seen:
             reason = "was named before" if scan_id in seen else "is not under images/"

@@ -14,12 +14,15 @@ import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from mcis.json_file import read_json
 from mcis.organs import UNKNOWN, organ_named
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 SHARES = {TRAIN: 0.70, VALIDATION: 0.15, TEST: 0.15}
 FILE = "splits.json"
+MAX_BYTES = 1 << 30
+"""Of that file, which grows with the scans: ten million."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +196,7 @@ def read(path: pathlib.Path) -> History:
     if not path.exists():
         return History()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MAX_BYTES)
         history = History(content["fingerprints"], content["groups"], tuple(content["moved"]))
         strange = {*history.fingerprints.values(), *history.groups.values()} - set(SPLITS)
         if strange:

@@ -4,7 +4,6 @@ VIA stores shapes in the coordinates of its canvas: pixel i covers [i, i + 1). A
 centre does, so that areas come out without bias.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mcis.json_file import read_json
 from mcis.scan import ScanError
 
 SHAPES = ("polygon", "ellipse", "circle", "rect")
@@ -24,14 +24,15 @@ def read_outlines(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
       ValueError: not a VIA file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         entries = content.get("_via_img_metadata", content).values()
         outlines: dict[str, list[dict[str, Any]]] = {}
         for entry in entries:
             regions = entry["regions"]
             if isinstance(regions, dict):  # version 1 numbers them
                 regions = regions.values()
-            outlines.setdefault(entry["filename"], []).extend(region["shape_attributes"] for region in regions)
+            drawn = outlines.setdefault(str(entry["filename"]), [])
+            drawn.extend(dict(region["shape_attributes"]) for region in regions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a VIA annotation file ({type(error).__name__}: {error})") from error
     return outlines
@@ -66,7 +67,7 @@ def rasterise(shapes: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> np.
                 mask |= _polygon([x, x + width, x + width, x], [y, y, y + height, y + height], size)
             else:
                 raise ScanError(f"outlined by a {kind!r}; shapes with an area are read: {', '.join(SHAPES)}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ScanError):
                 raise
             raise ScanError(f"outlined by a damaged {kind} ({type(error).__name__}: {error})") from error

@@ -100,3 +100,22 @@ def test_other_files_are_refused_by_name(tmp_path, content):
     (tmp_path / "via.json").write_text(content)
     with pytest.raises(ValueError, match=r"via\.json: not a VIA"):
         via.read_outlines(tmp_path / "via.json")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"name": "polygon", "all_points_x": [10**400, 1, 2], "all_points_y": [1, 2, 3]},
+        {"name": "circle", "cx": 10**400, "cy": 1, "r": 1},
+    ],
+)
+def test_numbers_beyond_every_picture_are_damaged_outlines(shape):
+    with pytest.raises(ScanError, match="outlined by a damaged"):
+        via.rasterise([shape], (4, 4))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": {"filename": 5, "regions": [5]}}'])
+def test_files_that_only_seem_to_be_annotations_are_refused(content, tmp_path):
+    (tmp_path / "via.json").write_text(content)
+    with pytest.raises(ValueError, match="not a VIA annotation file"):
+        via.read_outlines(tmp_path / "via.json")

@@ -25,7 +25,8 @@ from starlette.exceptions import HTTPException
 
 import mcis
 from mcis import organs, scan
-from mcis.finding import KEYS, from_json, plain
+from mcis.finding import KEYS, Finding, plain
+from mcis.json_file import from_json
 from mcis.predictor import BATCH, Predictor, Result
 from mcis.scan import ScanError
 from mcis.volumes import KEYS as VOLUME_KEYS
@@ -210,7 +211,7 @@ def _row(result: Result, pictures: bool) -> dict[str, Any]:
 
 def volumes_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The volumes of findings that are JSON, as JSON."""
-    found = summarise(from_json(json.dumps(row)) for row in rows)
+    found = summarise(from_json(Finding, json.dumps(row)) for row in rows)
     return [plain({key: getattr(volume, key) for key in VOLUME_KEYS}) for volume in found]
 
 
