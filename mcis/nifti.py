@@ -1,11 +1,12 @@
 """NIfTI volumes as scans, a slice at a time. No JAX; nibabel comes with the extra `dicom`."""
 
+import collections
 import dataclasses
-import functools
 import gzip
 import math
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -143,13 +144,34 @@ def _place(path: str | os.PathLike, grid: Grid, shape: tuple[int, ...], frame: i
     return Place(digest(os.fspath(path)), *(where or (None, None)))
 
 
-@functools.lru_cache(maxsize=1)
-def _volume(path: str, changed: int, size: int) -> tuple[np.ndarray, Grid, float, float]:
-    """The stored array of a file, its grid, and the stored values that become black and white. The last one is kept."""
+Volume = tuple[np.ndarray, Grid, float, float]
+_kept: collections.OrderedDict[tuple[str, int, int], Volume] = collections.OrderedDict()
+_kept_lock = threading.Lock()
+
+
+def _volume(path: str, changed: int, size: int) -> Volume:
+    """The stored array of a file, its grid, and the stored values that become black and white.
+
+    What was read last is kept, up to MAX_BYTES: slices of several volumes may be asked for in turn.
+    """
+    key = path, changed, size
+    with _kept_lock:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
+    found = _read_volume(path)
+    with _kept_lock:
+        _kept[key] = found
+        while sum(array.nbytes for array, *_ in _kept.values()) > MAX_BYTES and len(_kept) > 1:
+            _kept.popitem(last=False)
+    return found
+
+
+def _read_volume(path: str) -> Volume:
     image = _open(path)
     grid = grid_of(image, path)
     try:
-        array = np.asarray(image.dataobj.get_unscaled()).reshape(image.shape[:3])
+        array = np.asarray(image.dataobj.get_unscaled()).reshape((*image.shape, 1, 1)[:3])
     except (OSError, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ScanError(f"{path}: cut short or damaged ({type(error).__name__})") from None
     step = max(1, array.size // 1_000_000)

@@ -93,8 +93,9 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
         found = read()
         square, geometry = scan.fit(found.image)
         return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes, place=found.place)
-    except (scan.ScanError, OSError, MemoryError) as error:
-        message = str(error) or type(error).__name__
+    except Exception as error:  # whatever a decoder thinks of: one bad scan never stops the others
+        known = isinstance(error, scan.ScanError | OSError | MemoryError)
+        message = (known and str(error)) or f"{path}: cannot be read ({type(error).__name__})"
         series = error.series if isinstance(error, scan.ScanError) else None
         place = None if series is None else Place(series)
         return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}", place=place)

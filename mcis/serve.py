@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import mcis
 from mcis.predictor import Asked, load
@@ -70,7 +71,7 @@ def _main(options: Any) -> int:
         import python_multipart  # noqa: F401
         import uvicorn
 
-        from mcis.web.app import make_app
+        from mcis.web.app import make_app, upload_folder
         from mcis.web.guard import Limits
     except ImportError:
         raise ValueError("the server comes with an extra: pip install -e '.[web]'") from None
@@ -78,11 +79,12 @@ def _main(options: Any) -> int:
     from mcis.command import enable_compilation_cache
 
     asked = Asked(options.organ, options.task, options.threshold, options.novelty, options.members).check()
-    if min(options.max_mib, options.max_scans, options.max_seconds) <= 0 or not 0 <= options.port < 1 << 16:
-        raise ValueError("a limit of 0 or less serves nobody, and a port is from 0 to 65535")
+    limits = options.max_mib, options.max_scans, options.max_seconds
+    if not all(value > 0 for value in limits) or not 0 <= options.port < 1 << 16 or not options.host:
+        raise ValueError("a limit of 0 or less serves nobody, a port is from 0 to 65535, and a host has an address")
     own = is_loopback(options.host)
     token = os.environ.get(TOKEN) or (None if own else secrets.token_urlsafe(24))
-    limits = Limits(size=options.max_mib << 20, scans=options.max_scans, seconds=options.max_seconds)
+    bounds = Limits(size=options.max_mib << 20, scans=options.max_scans, seconds=options.max_seconds)
     host = options.host.strip("[]")
     listening = socket.create_server(
         (host, options.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
@@ -93,7 +95,9 @@ def _main(options: Any) -> int:
     if predictor.lacking:
         print(f"these weights say nothing of: {', '.join(predictor.lacking)}; it stays unknown", file=sys.stderr)
     name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{listening.getsockname()[1]}/{'' if token is None else f'#token={token}'}"
+    address = f"http://{name}:{listening.getsockname()[1]}/"
+    if token is not None:
+        address += f"#token={quote(token, safe='')}"
     names = tuple(dict.fromkeys((*LOOPBACK, name.lower()))) if own else None
 
     class Server(uvicorn.Server):
@@ -102,9 +106,9 @@ def _main(options: Any) -> int:
             if self.started:
                 print(f"{address}\n{mcis.NOTICE} Ctrl-C ends it.", flush=True)
 
-    server = Server(
-        uvicorn.Config(
-            make_app(predictor, limits, names, token),
+    with upload_folder() as root:
+        config = uvicorn.Config(
+            make_app(predictor, root, bounds, names, token),
             loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
             http="h11",
             log_level="error",
@@ -113,6 +117,6 @@ def _main(options: Any) -> int:
             server_header=False,
             timeout_graceful_shutdown=10,
         )
-    )
-    server.run(sockets=[listening])
+        server = Server(config)
+        server.run(sockets=[listening])
     return 0 if server.started else 1

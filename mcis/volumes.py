@@ -145,6 +145,8 @@ class _Sum:
     def volume(self) -> Volume:
         notes: list[str] = []
         between = self._between(notes)
+        if self.errors:
+            notes.append(f"slices that could not be read: {self.errors}")
         if self.respaced:
             notes.append(f"slices whose pixels are spaced otherwise than those of the first: {self.respaced}")
         if unsupported := self.organs[UNSUPPORTED]:
@@ -194,7 +196,7 @@ class _Sum:
             "largest": int(line[np.argmax(area)]),
             "longest": int(line[np.argmax(diameter)]),
             "diameter_mm": float(diameter.max()) if in_mm else None,
-            "lesion_volume_mm3": float(area.sum()) * between if in_mm and between is not None else None,
+            "lesion_volume_mm3": float(area.sum()) * between if in_mm and between and not self.errors else None,
         }
 
     def _between(self, notes: list[str]) -> float | None:

@@ -120,3 +120,26 @@ def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(scan.ScanError, match=r"pip install -e '\.\[dicom\]'"):
         nifti.read(path)
+
+
+def test_a_picture_of_two_axes_is_one_slice(tmp_path):
+    nib = nibabel.Nifti1Image(np.arange(12 * 20, dtype=np.int16).reshape(12, 20), np.eye(4))
+    nib.to_filename(tmp_path / "two.nii")
+    assert nifti.count_frames(tmp_path / "two.nii") == 1
+    assert nifti.read(tmp_path / "two.nii").image.shape == (20, 12, 3)
+
+
+def test_slices_of_volumes_in_turn_read_each_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(nifti, "_read_volume", lambda path, real=nifti._read_volume: read.append(path) or real(path))
+    paths = [tmp_path / f"{k}.nii" for k in range(3)]
+    for path in paths:
+        nibabel.Nifti1Image(np.ones((30, 30, 4), np.int16), np.eye(4)).to_filename(path)
+    for frame in range(4):
+        for path in paths:
+            nifti.read(path, frame)
+    assert len(read) == 3
+    monkeypatch.setattr(nifti, "MAX_BYTES", 10_000)  # of one and no other
+    (tmp_path / "3.nii").write_bytes(paths[0].read_bytes())
+    nifti.read(tmp_path / "3.nii")
+    assert len(nifti._kept) == 1

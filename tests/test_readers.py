@@ -65,6 +65,31 @@ def test_breaks_are_errors_and_the_next_is_answered():
     assert chatter == ({"fine": True}, b"123") and fine == ({"sum": 256}, b"")
 
 
+def test_what_a_reader_says_is_not_trusted():
+    async def work(readers):
+        answers = []
+        for said in BAD_HEADERS:
+            readers.ask = lambda *_, said=said, **__: asyncio.sleep(0, said)
+            answers.append((await readers.read("/nowhere/a.png", None)).error)
+        return answers
+
+    assert all("broke on it" in error for error in run(work))
+
+
+SHAPES = (5, [2, 2], [2, 2, 1], [-2, -2, 3], [2, 2, 3, 1], [2, 3, 3])
+BAD_HEADERS = [
+    *(
+        ({"shape": shape, "notes": []}, bytes(12))
+        for shape in (5, [2, 2], [2, 2, 1], [-2, -2, 3], [2, 2, 3, 1], [2, 3, 3])
+    ),
+    *(({"shape": [2, 2, 3], "notes": notes}, bytes(12)) for notes in (5, "x", [5], None)),
+    ({"shape": [2, 2, 3], "notes": [], "spacing": [1.0]}, bytes(12)),
+    ({"shape": [2, 2, 3], "notes": [], "spacing": "xx"}, bytes(12)),
+    ({"shape": [2, 2, 3], "notes": [], "series": "a", "normal": [1.0]}, bytes(12)),
+    ({"notes": []}, b""),
+]
+
+
 def test_who_leaves_takes_no_answer_of_others():
     async def work(readers):
         left = asyncio.create_task(readers.ask("hang"))
@@ -123,6 +148,21 @@ def test_an_archive_takes_no_more_than_it_may(packed, tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(ScanError, match="damaged archive"):
         reader.unpack(str(tmp_path / "a.zip"), str(tmp_path), 10, 100)
+
+
+def test_what_is_encrypted_is_said(packed, tmp_path):
+    packed([("a.png", b"1")])
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for sign, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(sign) + at] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    ((_, path, why),) = reader.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
+    assert path is None and why.startswith("encrypted")
+
+
+def test_all_entries_share_the_room(packed):
+    found = packed([(f"{k}.png", b"\0" * 600) for k in range(3)], size=1000)
+    assert [entry[2] is None for entry in found] == [True, False, False]
 
 
 def test_an_entry_larger_than_it_says_is_cut_off(packed, tmp_path):

@@ -29,6 +29,8 @@ def test_what_is_nobody_elses(host, own):
     [
         (["--port=70000"], "0 to 65535"),
         (["--max_mib=0"], "serves nobody"),
+        (["--max_seconds=nan"], "serves nobody"),
+        (["--host="], "has an address"),
         (["--organ=toe"], "toe"),
         (["--organ=brain", "--task=segment_brain"], "exclude each other"),
     ],
@@ -57,15 +59,45 @@ def test_serves_until_it_is_asked_to_stop_and_says_nothing_of_what_it_was_asked(
     ]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {serve.TOKEN: "word"}
+        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {serve.TOKEN: "wo+rd"}
     ) as process:
         address = process.stdout.readline().strip()
-        assert address.endswith("/#token=word"), address
+        assert address.endswith("/#token=wo%2Brd"), address
         assert "Research use only" in process.stdout.readline()
         place = address.split("#")[0].replace("0.0.0.0", "127.0.0.1") + "v1/findings"
         files = [("files", ("ZEPHYRINE.png", b"none"))]
-        said = [httpx.post(place, files=files, headers=h).status_code for h in ({}, {"authorization": "Bearer word"})]
+        said = [httpx.post(place, files=files, headers=h).status_code for h in ({}, {"authorization": "Bearer wo+rd"})]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert said == [401, 200]
     assert "ZEPHYRINE" not in out + err
+
+
+def made(options, monkeypatch):
+    """What the application is made of for some options."""
+    found = []
+
+    class Stopped(Exception):
+        pass
+
+    def make_app(_, root, limits, hosts, token):
+        found.append((limits, hosts, token))
+        raise Stopped
+
+    monkeypatch.setattr("mcis.web.app.make_app", make_app)
+    monkeypatch.setattr(serve, "load", lambda *_, **__: type("P", (), {"lacking": ()}))
+    monkeypatch.setattr("mcis.command.enable_compilation_cache", lambda: None)
+    with pytest.raises(Stopped):
+        serve.main(["--port=0", *options])
+    return found[0]
+
+
+def test_off_loopback_a_token_is_made_up_and_on_it_other_names_are_refused(monkeypatch):
+    monkeypatch.delenv(serve.TOKEN, raising=False)
+    _, hosts, token = made(["--host=0.0.0.0"], monkeypatch)
+    assert hosts is None and len(token) >= 32 and token != made(["--host=0.0.0.0"], monkeypatch)[2]
+    limits, hosts, token = made(["--max_mib=3", "--max_scans=4", "--max_seconds=5"], monkeypatch)
+    assert (limits.size, limits.scans, limits.seconds) == (3 << 20, 4, 5.0)
+    assert set(hosts) == {"localhost", "127.0.0.1", "[::1]"} and token is None
+    monkeypatch.setenv(serve.TOKEN, "mine")
+    assert made([], monkeypatch)[2] == "mine"

@@ -120,6 +120,12 @@ def test_one_slice_and_one_that_could_not_be_read():
     assert (broken.slices, broken.errors, broken.kind, broken.organ, broken.label) == (0, 1, None, None, None)
 
 
+def test_what_could_not_be_read_may_have_had_a_lesion():
+    found = only([*HEAD, Finding("a/x.dcm", series="a", error="damaged")])
+    assert found.lesion_volume_mm3 is None and found.lesion_slices == 3
+    assert "slices that could not be read: 1" in found.notes
+
+
 def breast(label, position, **fields):
     return slice_at(position, label, organ="breast", **fields)
 

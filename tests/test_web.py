@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import pathlib
 import re
 import tempfile
@@ -22,15 +23,18 @@ from starlette.testclient import TestClient
 import mcis
 from mcis import phantom, reading, scan
 from mcis.finding import KEYS
+from mcis.reading import Loaded
 from mcis.web import app as web
-from mcis.web.asking import Batches, label_of
-from mcis.web.guard import Guard, Limits
+from mcis.web.asking import Asking, Batches, Upload, label_of
+from mcis.web.guard import Guard, Limits, Refused
+from mcis.web.readers import Readers
 from tests import dicom_files
 from tests.dicom_files import write, write_series
 from tests.test_predict import weights  # noqa: F401
 
 PICTURE = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
 CANARY = "ZEPHYRINE"
+LIMITS = Limits(size=1 << 22, scans=20)
 
 
 def png(image=PICTURE):
@@ -44,7 +48,8 @@ def predictor(weights):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def client(predictor):
-    with TestClient(web.make_app(predictor, Limits(size=1 << 22, scans=20))) as client:
+    with web.upload_folder() as root, TestClient(web.make_app(predictor, root, LIMITS)) as client:
+        client.uploads = pathlib.Path(root)
         yield client
 
 
@@ -52,8 +57,9 @@ def ask(client, *files, path="/v1/findings", **query):
     return client.post(path, files=[("files", one) for one in files], params=query or None)
 
 
-def uploads_left():
-    return [path for path in pathlib.Path(tempfile.gettempdir()).glob("mcis-serve-*/*") if path.name != "lock"]
+def left(client):
+    """What is left of uploads."""
+    return [path for path in client.uploads.iterdir() if path.name != "lock"]
 
 
 def test_a_finding_is_that_of_the_predictor_and_the_upload_is_gone(client, predictor):
@@ -67,7 +73,7 @@ def test_a_finding_is_that_of_the_predictor_and_the_upload_is_gone(client, predi
         second["scan"] == "folder/b.png"
         and second["error"] == "not a readable picture; PNG, JPEG, TIFF and BMP are read"
     )
-    assert uploads_left() == []
+    assert left(client) == []
 
 
 def test_pictures_are_the_scan_and_its_mask(client, predictor):
@@ -113,7 +119,7 @@ def test_archives_and_pages_of_a_file(client, tmp_path):
         ("p.tiff", 1, None),
         ("e.zip", None, "an archive without scans"),
     ]
-    assert uploads_left() == []
+    assert left(client) == []
 
 
 def test_a_heat_map_is_the_predictors_and_says_how_strong_it_is(client, predictor):
@@ -155,6 +161,10 @@ def test_a_series_is_summed_up_and_goes_out_as_one_segmentation(client, predicto
         files.append((name, (tmp_path / name).read_bytes()))
     answer = ask(client, *files[3:], path="/v1/segmentations")
     assert answer.status_code == 422 and answer.json()["error"].startswith("y.dcm: of another series than x.dcm")
+    packed = zipfile.ZipFile(io.BytesIO(ask(client, *files, path="/v1/segmentations").content))  # a good one beside it
+    assert packed.namelist() == ["segmentation_0000.dcm", "failed.txt"] and b"another series" in packed.read(
+        "failed.txt"
+    )
     assert not re.search("zephyr", client.get("/v1/about").text + json.dumps(said), re.I)
 
 
@@ -166,10 +176,8 @@ def test_a_volume_of_nifti_goes_out_as_one(client, tmp_path):
     said = ask(client, ("v.nii.gz", data)).json()
     assert len(said["findings"]) == 4 and said["volumes"][0]["slices"] == 4
     answer = ask(client, ("v.nii.gz", data), path="/v1/segmentations")
-    if said["volumes"][0]["lesion_slices"]:
-        assert nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content)).shape == (120, 160, 4)
-    else:
-        assert answer.status_code == 422
+    assert said["volumes"][0]["lesion_slices"], "the tiny weights outline something on every scan"
+    assert nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content)).shape == (120, 160, 4)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,11 @@ def test_a_body_without_a_length_is_counted(client):
 
 def test_the_page_asks_nobody_else(client):
     page = client.get("/")
-    assert mcis.NOTICE in page.text and "default-src 'none'" in page.headers["content-security-policy"]
+    assert (
+        mcis.NOTICE in page.text
+        and page.headers["notice"] == mcis.NOTICE
+        and "default-src 'none'" in page.headers["content-security-policy"]
+    )
     for part in ("/page.js", "/page.css"):
         assert client.get(part).status_code == 200
         assert "http://" not in client.get(part).text and "https://" not in client.get(part).text
@@ -276,34 +288,34 @@ def test_a_token_is_needed_below_v1_and_nowhere_else():
     assert asyncio.run(asked()) == [200, 401, 200, 401, 200, 401]
 
 
-def test_an_upload_that_pauses_is_given_up():
-    async def slow():
-        yield b"1"
+async def paused(limits, app=nothing):
+    """The answer to an upload of which a piece comes, and then nothing for long."""
+    said, came = [], []
+
+    async def receive():
+        if not came:
+            came.append(1)
+            return {"type": "http.request", "body": b"1", "more_body": True}
         await asyncio.sleep(5)
 
-    async def body(scope, receive, send):
-        await receive()
-        await nothing(scope, receive, send)
+    async def send(message):
+        said.append(message)
 
-    async def asked():
-        guard = Guard(nothing, Limits(silence=0.2), None, None)
-        sent = []
+    await Guard(app, limits, None, None)(
+        {"type": "http", "path": "/v1/x", "method": "POST", "headers": []}, receive, send
+    )
+    return said[0]["status"], json.loads(said[1]["body"])["error"]
 
-        async def receive():
-            if not sent:
-                sent.append(1)
-                return {"type": "http.request", "body": b"1", "more_body": True}
-            await asyncio.sleep(5)
 
-        async def send(message):
-            said.append(message)
+def test_an_upload_that_pauses_is_given_up():
+    assert asyncio.run(paused(Limits(silence=0.2))) == (408, "the upload paused for too long")
 
-        said = []
-        scope = {"type": "http", "path": "/v1/findings", "method": "POST", "headers": []}
-        await guard(scope, receive, send)
-        return said[0]["status"]
 
-    assert asyncio.run(asked()) == 408
+def test_a_request_has_so_many_seconds():
+    async def slow(scope, receive, send):
+        await asyncio.sleep(5)
+
+    assert asyncio.run(paused(Limits(seconds=0.2), slow)) == (408, "a request may take 0.2 s; send less at once")
 
 
 def test_more_requests_than_are_allowed_are_sent_away():
@@ -332,6 +344,50 @@ def test_what_breaks_is_logged_without_its_words(capsys):
     assert answer.status_code == 500 and CANARY not in answer.text + out + err and "in broken" in err
 
 
+def test_what_breaks_in_a_route_is_said_as_json(client, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError(f"{CANARY}.dcm")
+
+    monkeypatch.setattr(web, "_row", broken)
+    answer = ask(client, ("a.png", png()))
+    assert answer.status_code == 500 and answer.json() == {"error": web.BROKEN}
+    assert CANARY not in capsys.readouterr().err
+
+
+def test_who_leaves_is_not_answered_to_the_end(predictor):
+    """Of a request whose answer comes as a whole."""
+    read = []
+
+    class Reading(Readers):
+        async def read(self, path, frame):
+            read.append(path)
+            return Loaded(path, frame, error="nothing")
+
+    async def gone():
+        return len(read) >= 3
+
+    async def asked():
+        batches = Batches(predictor)
+        running = asyncio.create_task(batches.run())
+        uploads = [Upload(f"{k}.png", "/nowhere") for k in range(100)]
+        asking = Asking(Reading(), batches, Limits(), "")
+        with pytest.raises(Refused):
+            async for _ in asking.results(uploads, gone):
+                pass
+        await asking.readers.close()
+        running.cancel()
+
+    asyncio.run(asked())
+    assert len(read) < 20
+
+
+def test_more_than_a_thousand_files_are_taken(predictor):
+    app = web.make_app(predictor, tempfile.gettempdir(), Limits(scans=2000))
+    with TestClient(app) as client:
+        answer = ask(client, *((f"{k}.png", b"none") for k in range(1001)))
+    assert len(answer.json()["findings"]) == 1001
+
+
 def test_a_batch_that_breaks_is_an_error_of_those_who_asked_and_of_nobody_else():
     class Breaking:
         def results(self, scans, size):
@@ -354,13 +410,17 @@ def test_a_batch_that_breaks_is_an_error_of_those_who_asked_and_of_nobody_else()
 
 def test_uploads_of_a_server_that_was_killed_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("pipe", "link"):  # anybody may put them there
+        (tmp_path / f"mcis-serve-{name}").mkdir()
+    os.mkfifo(tmp_path / "mcis-serve-pipe" / "lock")
+    (tmp_path / "mcis-serve-link" / "lock").symlink_to(__file__)
     dead = tmp_path / "mcis-serve-dead"
     dead.mkdir()
     (dead / "lock").touch()
     (dead / "000000.dcm").write_bytes(b"of a patient")
     with web.upload_folder() as alive, web.upload_folder() as other:
         assert not dead.exists() and pathlib.Path(alive).exists() and pathlib.Path(other).exists()
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mcis-serve-link", "mcis-serve-pipe"]
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,22 @@ import fcntl
 import html
 import io
 import json
+import math
+import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from fastapi import Body, FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import mcis
@@ -32,7 +36,7 @@ from mcis.scan import ScanError
 from mcis.volumes import KEYS as VOLUME_KEYS
 from mcis.volumes import summarise
 from mcis.web.asking import Asking, Batches
-from mcis.web.guard import Guard, Limits
+from mcis.web.guard import BROKEN, CLOSES, Guard, Limits
 from mcis.web.readers import Readers
 
 SHOWN = 2048
@@ -48,9 +52,21 @@ Files = Annotated[list[UploadFile], File(description="scans: pictures, DICOM or 
 
 
 def make_app(
-    predictor: Predictor, limits: Limits | None = None, hosts: Sequence[str] | None = None, token: str | None = None
+    predictor: Predictor,
+    root: str,
+    limits: Limits | None = None,
+    hosts: Sequence[str] | None = None,
+    token: str | None = None,
 ) -> Guard:
-    """The server as an ASGI application: see `Guard` for the arguments."""
+    """The server as an ASGI application.
+
+    Args:
+      predictor: what answers.
+      root: a folder for uploads, of `upload_folder`.
+      limits: of a request, as for `Guard`.
+      hosts: likewise.
+      token: likewise.
+    """
     bounds = limits or Limits()
     asking: Asking  # while it runs
 
@@ -58,15 +74,14 @@ def make_app(
     async def running(_: FastAPI) -> AsyncIterator[None]:
         nonlocal asking
         readers, batches = Readers(seconds=bounds.reading), Batches(predictor)
-        with upload_folder() as root:
-            asking = Asking(readers, batches, bounds, root)
-            answering = asyncio.create_task(batches.run())
-            try:
-                await asyncio.gather(*(batches.warm(size) for size in (1, BATCH)))
-                yield
-            finally:
-                answering.cancel()
-                await readers.close()
+        asking = Asking(readers, batches, bounds, root)
+        answering = asyncio.create_task(batches.run())
+        try:
+            await asyncio.gather(*(batches.warm(size) for size in (1, BATCH)))
+            yield
+        finally:
+            answering.cancel()
+            await readers.close()
 
     app = FastAPI(
         title="mcis",
@@ -77,18 +92,24 @@ def make_app(
         redoc_url=None,
     )
 
+    app.router.route_class = _Route  # of the routes that follow
+
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return _json({"error": str(error.detail)}, error.status_code)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-        return JSONResponse({"error": f"{said} (scans are sent as form fields called files)"}, 422)
+        return _json({"error": f"{said} (scans are sent as form fields called files)"}, 422)
 
     @app.exception_handler(ScanError)
-    async def unreadable(_: Request, error: ScanError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 422)
+    async def unreadable(_: Request, error: ScanError) -> Response:
+        return _json({"error": str(error)}, 422)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return _json({"error": BROKEN}, 500)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -100,9 +121,9 @@ def make_app(
         return Response(PAGE[kind], media_type=KINDS[kind])
 
     @app.get("/v1/about")
-    async def about() -> dict[str, Any]:
+    async def about() -> Response:
         """What this server is: version, weights, organs and their classes, limits, notice."""
-        return {
+        said = {
             "mcis": mcis.__version__,
             "notice": mcis.NOTICE,
             "weights": plain(predictor.described),
@@ -111,9 +132,11 @@ def make_app(
             "organs": {organ.name: {"scan": organ.scan, "classes": organ.classes} for organ in organs.ORGANS},
             "limits": dataclasses.asdict(bounds),
         }
+        return _json(said)
 
     @app.post("/v1/findings", responses=_answers(*FORMATS.values()))
     async def findings(
+        request: Request,
         files: Files,
         format: Annotated[
             Literal["json", "ndjson", "csv"], Query(description="ndjson: a line as soon as it is known")
@@ -125,7 +148,7 @@ def make_app(
         async def rows() -> AsyncIterator[dict[str, Any]]:
             with asking.folder() as folder:
                 uploads = await asking.keep(files, folder)
-                async with contextlib.aclosing(asking.results(uploads)) as answers:
+                async with contextlib.aclosing(asking.results(uploads, request.is_disconnected)) as answers:
                     async for answer in answers:
                         yield await asyncio.to_thread(_row, answer.result, pictures)
 
@@ -135,13 +158,13 @@ def make_app(
         found = [row async for row in rows()]
         if format == "csv":
             return Response(as_csv(found), media_type=FORMATS[format])
-        return JSONResponse({"notice": mcis.NOTICE, "findings": found, "volumes": volumes_of(found)})
+        return _json({"notice": mcis.NOTICE, "findings": found, "volumes": volumes_of(found)})
 
     @app.post("/v1/volumes")
-    async def volumes(findings: Annotated[list[dict[str, Any]], Body(max_length=100_000)]) -> dict[str, Any]:
+    async def volumes(findings: Annotated[list[dict[str, Any]], Body(max_length=100_000)]) -> Response:
         """Volumes that findings sum up to, as `volumes.jsonl` has them; `lines` and such count from the first."""
         try:
-            return {"notice": mcis.NOTICE, "volumes": volumes_of(findings)}
+            return _json({"notice": mcis.NOTICE, "volumes": volumes_of(findings)})
         except (KeyError, TypeError, ValueError, OverflowError):
             raise HTTPException(422, "no findings; a list of them as /v1/findings gives them is needed") from None
 
@@ -172,21 +195,50 @@ def make_app(
         response_class=Response,
     )
     async def segmentations(
-        files: Files, named: Annotated[bool, Query(description="with the patient's name and number")] = False
+        request: Request,
+        files: Files,
+        named: Annotated[bool, Query(description="with the patient's name and number")] = False,
     ) -> Response:
-        """The lesions of volumes: a DICOM SEG file of a DICOM series or file, a NIfTI file of one; several in a zip."""
+        """The lesions of volumes: a DICOM SEG file of a DICOM series or file, a NIfTI file of one; several in a zip.
+
+        What has none, of several, is named in `failed.txt` there.
+        """
         with asking.folder() as folder:
-            made = await asking.segmentations(await asking.keep(files, folder), folder, named)
-        if len(made) == 1:
+            uploads = await asking.keep(files, folder)
+            made, failed = await asking.segmentations(uploads, folder, named, request.is_disconnected)
+        if len(made) == 1 and not failed:
             ((suffix, data),) = made
             return Response(data, media_type=SEGMENTATIONS[suffix])
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             for number, (suffix, data) in enumerate(made):
                 archive.writestr(f"segmentation_{number:04}{suffix}", data)
+            if failed:
+                archive.writestr("failed.txt", "".join(f"{why}\n" for why in failed))
         return Response(packed.getvalue(), media_type="application/zip")
 
     return Guard(app, bounds, hosts, token)
+
+
+class _Request(Request):
+    def form(self, **_: Any) -> Any:  # Starlette counts files, to 1,000; Guard and Asking do it here
+        return super().form(max_files=math.inf, max_fields=math.inf)
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def answering(request: Request) -> Response:
+            return await answer(_Request(request.scope, request.receive))
+
+        return answering
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    """JSON in ASCII: a name may hold what UTF-8 has no form for."""
+    headers = {"connection": "close"} if status in CLOSES else None
+    return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def _answers(*kinds: str) -> dict[int | str, dict[str, Any]]:
@@ -253,11 +305,28 @@ def _cell(value: Any) -> Any:
 @contextlib.contextmanager
 def upload_folder() -> Iterator[str]:
     """A folder for the uploads of this process. What servers that were killed have left is removed."""
-    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
-        with contextlib.suppress(OSError), open(left) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its server lives
+    temporary = pathlib.Path(tempfile.gettempdir())
+    for left in temporary.glob(f"{PREFIX}*/lock"):
+        with contextlib.suppress(OSError), _locked(left, os.O_RDONLY):  # fails while its server lives
             shutil.rmtree(left.parent, ignore_errors=True)
-    folder = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
-    with folder as root, open(pathlib.Path(root) / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield root
+    root = pathlib.Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+    try:
+        with _locked(root / "lock", os.O_RDWR | os.O_CREAT):
+            root = root.rename(temporary / root.name.lstrip("."))  # found by others only now that it is locked
+            yield str(root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, flags: int) -> Iterator[None]:
+    """Hold a lock of this user's, a plain file: anybody may put a pipe or a link into a folder for temporary files."""
+    lock = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(lock)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+            raise OSError(f"{path}: no lock of ours")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)

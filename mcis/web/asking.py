@@ -7,8 +7,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from mcis.predictor import BATCH, Predictor, Result
 from mcis.reading import Loaded
 from mcis.scan import ScanError
 from mcis.volumes import summarise
-from mcis.web.guard import Limits
+from mcis.web.guard import Limits, Refused
 from mcis.web.reader import suffix_of
 from mcis.web.readers import Readers
 
@@ -60,13 +59,17 @@ def label_of(name: str | None) -> str:
     return shown[-NAME:] or "upload"
 
 
+Gone = Callable[[], Awaitable[bool]]
+"""Whether who asked has left: `Request.is_disconnected`."""
+
+
 class Batches:
     """One predictor for all requests: what waits is answered together. `run` has to be running."""
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
         self._waiting: asyncio.Queue[tuple[Loaded, asyncio.Future[Result]]] = asyncio.Queue()
-        self._device = asyncio.Lock()
+        self._map = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer until cancelled; a batch that breaks is an error of those who asked."""
@@ -77,8 +80,7 @@ class Batches:
             scans = [loaded for loaded, _ in group]
             size = 1 if len(scans) == 1 else BATCH
             try:
-                async with self._device:
-                    results = await asyncio.to_thread(lambda: list(self.predictor.results(scans, size)))  # noqa: B023
+                results = await asyncio.to_thread(lambda: list(self.predictor.results(scans, size)))  # noqa: B023
             except Exception as error:
                 for _, answer in group:
                     if not answer.done():
@@ -99,8 +101,8 @@ class Batches:
         return await answer
 
     async def heat(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
-        """`Predictor.heat`, between batches."""
-        async with self._device:
+        """`Predictor.heat`, one at a time, beside the batches: an organ's first is compiled, half a minute long."""
+        async with self._map:
             return await asyncio.to_thread(self.predictor.heat, loaded, finding)
 
 
@@ -149,13 +151,22 @@ class Asking:
             os.unlink(path)
         return kept
 
-    async def results(self, uploads: Sequence[Upload]) -> AsyncGenerator[Answered]:
-        """The results of all scans of uploads, in order; each is read and asked while those before it still are."""
+    async def results(self, uploads: Sequence[Upload], gone: Gone) -> AsyncGenerator[Answered]:
+        """The results of all scans of uploads, in order; each is read and asked while those before it still are.
+
+        Args:
+          uploads: of `keep`.
+          gone: whether who asked has left, whereupon the rest is not answered.
+
+        Raises:
+          Refused: whoever asked has left.
+        """
         waiting: collections.deque[asyncio.Task[Answered]] = collections.deque()
-        end = time.monotonic() + self.limits.seconds
         try:
             async for upload, frame in self._scans(uploads):
-                waiting.append(asyncio.create_task(self._result(upload, frame, end)))
+                if await gone():
+                    raise Refused(499, "nobody is there any more")
+                waiting.append(asyncio.create_task(self.result(upload, frame)))
                 if len(waiting) > AHEAD or waiting[0].done():
                     yield await waiting.popleft()
             while waiting:
@@ -164,19 +175,23 @@ class Asking:
             for task in waiting:
                 task.cancel()
 
-    async def result(self, upload: Upload, frame: int | None = None) -> Answered:
-        """The result of one scan of an upload, by default the first or only one."""
-        return await self._result(upload, frame, time.monotonic() + self.limits.seconds)
+    async def segmentations(
+        self, uploads: Sequence[Upload], folder: str, named: bool, gone: Gone
+    ) -> tuple[list[tuple[str, bytes]], list[str]]:
+        """The masks of volumes as files of their formats: (suffix, bytes) of each that has lesions; and what failed.
 
-    async def segmentations(self, uploads: Sequence[Upload], folder: str, named: bool) -> list[tuple[str, bytes]]:
-        """The masks of volumes as files of their formats: (suffix, bytes), of each volume with lesions.
+        Args:
+          uploads: of `keep`.
+          folder: for masks meanwhile.
+          named: as for `dicom_seg.encode`.
+          gone: as for `results`.
 
         Raises:
-          ScanError: nothing was outlined, or on nothing that is DICOM or NIfTI.
+          ScanError: there is none: nothing was outlined, or on nothing that is DICOM or NIfTI, or all failed.
         """
         findings: list[Finding] = []
         places: dict[str, list[tuple[str, int, str | None, str | None]]] = {}  # by series: path, frame, organ, mask
-        async with contextlib.aclosing(self.results(uploads)) as answers:
+        async with contextlib.aclosing(self.results(uploads, gone)) as answers:
             async for answer in answers:
                 finding, outlined = answer.result.finding, answer.result.mask
                 findings.append(finding)
@@ -188,7 +203,8 @@ class Asking:
                     await asyncio.to_thread(_write_mask, mask, outlined)
                 slices = places.setdefault(finding.series, [])
                 slices.append((answer.upload.path, finding.frame or 0, finding.organ, mask))
-        made = []
+        made: list[tuple[str, bytes]] = []
+        failed: list[str] = []
         for volume in summarise(findings):
             if not volume.lesion_slices:
                 continue
@@ -198,12 +214,14 @@ class Asking:
             try:
                 header, data = await self.readers.ask("segmentation", seconds=self.limits.seconds, **asked)
             except ScanError as error:
-                raise ScanError(_in_their_names(str(error), uploads)) from None
+                failed.append(_in_their_names(str(error), uploads))
+                continue
             made.append((header["suffix"], data))
         if not made:
             errors = (f"{finding.scan}: {finding.error}" for finding in findings if finding.error is not None)
-            raise ScanError(next(errors, "no lesions were outlined on these files, or they are no DICOM or NIfTI"))
-        return made
+            why = "no lesions were outlined on these files, or they are no DICOM or NIfTI"
+            raise ScanError(next(iter(failed), next(errors, why)))
+        return made, failed
 
     async def _scans(self, uploads: Sequence[Upload]) -> AsyncIterator[tuple[Upload, int | None]]:
         left = self.limits.scans
@@ -219,11 +237,10 @@ class Asking:
             for frame in range(count):
                 yield upload, None if count == 1 else frame
 
-    async def _result(self, upload: Upload, frame: int | None, end: float) -> Answered:
+    async def result(self, upload: Upload, frame: int | None = None) -> Answered:
+        """The result of one scan of an upload, by default the first or only one."""
         if upload.path is None:
             loaded = Loaded(upload.name, None, error=upload.error)
-        elif time.monotonic() > end:
-            loaded = Loaded(upload.name, None, error=f"not read: the request took over {self.limits.seconds:g} s")
         else:
             found = await self.readers.read(upload.path, frame)
             error = found.error and _in_their_names(found.error.replace(f"{upload.path}: ", ""), [upload])

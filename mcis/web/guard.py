@@ -12,14 +12,18 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+import mcis
+
 HEADERS = (
     (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
      b"img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
+    (b"notice", mcis.NOTICE.encode()),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )  # fmt: skip
-"""Of every answer: the page loads nothing from elsewhere and is framed by nobody, and no findings stay in a cache."""
+"""Of every answer: the page loads nothing from elsewhere and is framed by nobody, no findings stay in a cache, and what
+they are good for is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Limits:
     """What one request may be.
 
     Attributes:
-      size: bytes, of the upload, and again of what its archives hold.
+      size: bytes, of the upload, and again of what its archives hold. On disk an upload lies twice meanwhile.
       scans: pictures, frames and slices counted.
-      seconds: until its last answer.
+      seconds: from its first byte to the last of its answer.
       silence: seconds that an upload may pause.
       requests: of all clients at once.
       reading: seconds for one picture.
@@ -41,6 +45,9 @@ class Limits:
     silence: float = 60.0
     requests: int = 64
     reading: float = 20.0
+
+
+BROKEN = "something broke here, which is our fault; the server's log says where"
 
 
 class Refused(HTTPException):
@@ -79,18 +86,23 @@ class Guard:
 
         counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
         self._now += counted
+        status, why = 500, BROKEN
         try:
             self._check(scope, counted)
-            await self.app(scope, _Body(receive, self.limits).receive, sending)
+            async with asyncio.timeout(self.limits.seconds):
+                return await self.app(scope, _Body(receive, self.limits).receive, sending)
         except Refused as refused:
-            if not begun:
-                await _say(sending, refused.status_code, refused.detail)
+            status, why = refused.status_code, refused.detail
+        except TimeoutError:
+            status, why = 408, f"a request may take {self.limits.seconds:g} s; send less at once"
+        except asyncio.CancelledError:
+            status, why = 503, "the server is being ended"
         except Exception as error:
             _log(error)
-            if not begun:
-                await _say(sending, 500, "something broke here, which is our fault; the server's log says where")
         finally:
             self._now -= counted
+        if not begun:  # else the line is closed on half an answer, by which it is known to be none
+            await _say(sending, status, why)
 
     def _check(self, scope: Any, counted: bool) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -116,13 +128,13 @@ class _Body:
 
     def __init__(self, receive: Any, limits: Limits):
         self._receive, self._limits = receive, limits
-        self._left, self._more, self._end = limits.size, True, time.monotonic() + limits.seconds
+        self._left, self._more = limits.size, True
 
     async def receive(self) -> Any:
         if not self._more:
             return await self._receive()  # of who leaves
         try:
-            async with asyncio.timeout(min(self._limits.silence, max(0.0, self._end - time.monotonic()))):
+            async with asyncio.timeout(self._limits.silence):
                 message = await self._receive()
         except TimeoutError:
             raise Refused(408, "the upload paused for too long") from None
@@ -138,14 +150,18 @@ def too_large(limits: Limits) -> str:
     return f"more than the {limits.size >> 20} MiB that a request may have; send less at once"
 
 
+CLOSES = (408, 413)
+"""Statuses after which the line is closed: the rest of the upload is not read."""
+
+
 async def _say(send: Any, status: int, why: str) -> None:
     headers = [(b"content-type", b"application/json")]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status == 503:
         headers.append((b"retry-after", b"1"))
-    if status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the upload is not read
+    if status in CLOSES:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"error": why}).encode()})
 

@@ -29,9 +29,6 @@ function form(...files) {
   for (const file of files) data.append("files", file, file.webkitRelativePath || file.name);
   return data;
 }
-async function picture(base64) {
-  return base64 && createImageBitmap(await (await fetch(`data:image/png;base64,${base64}`)).blob());
-}
 function blobOf(base64) {
   return base64 && new Blob([Uint8Array.from(atob(base64), letter => letter.charCodeAt(0))], { type: "image/png" });
 }
@@ -111,12 +108,13 @@ async function showVolume(volume) {
 }
 const label = item => `${item.name.split("/").at(-1)}${item.row.frame == null ? "" : ` \u00b7 ${item.row.frame}`}`;
 function fail(item, why) {
+  if (!items.includes(item)) return;  // cleared meanwhile
   const last = item.last ?? item;  // what of a file was answered before stays
   if (!last.row) Object.assign(last, { row: { scan: last.name, error: why }, state: "done" });
   else { const next = { file: item.file, name: item.name, row: { scan: item.name, error: why }, state: "done" }; insert(next, last); }
 }
 async function look(item) {
-  const options = { method: "POST", body: form(item.file), signal: stopping?.signal };
+  const options = { method: "POST", body: form(item.file), signal: stopping?.signal }, inside = await isArchive(item.file);
   const answer = await ask("v1/findings?format=ndjson&pictures=true", options);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "", pieces = [];
@@ -128,15 +126,20 @@ async function look(item) {
     if (lines.length === 1) continue;
     const whole = [pieces.join(""), ...lines.slice(1, -1)];
     pieces = [lines.at(-1)];
-    for (const line of whole) take(item, JSON.parse(line));
+    for (const line of whole) take(item, JSON.parse(line), inside);
   }
   if (pieces.join("")) throw Error("its answer was cut short");
-  if (!item.row) throw Error("it said nothing");
+  if (!item.row && items.includes(item)) throw Error("it said nothing");
 }
-function take(first, { scan_png, mask_png, size, ...row }) {
+async function isArchive(file) {
+  const head = new Uint8Array(await file.slice(0, 2).arrayBuffer());
+  return head[0] === 0x50 && head[1] === 0x4b;
+}
+function take(first, { scan_png, mask_png, size, ...row }, inside) {
+  if (!items.includes(first)) return;  // cleared meanwhile
+  if (!inside) row.scan = first.file.webkitRelativePath || first.file.name;  // a form cannot carry every name as it is
   const item = first.row ? { file: first.file } : first;
-  Object.assign(item, { row, name: row.scan, state: "done", image: blobOf(scan_png), mask: blobOf(mask_png), size });
-  item.inside = first.file.name !== row.scan.split("/").at(-1);  // of an archive
+  Object.assign(item, { row, name: row.scan, state: "done", image: blobOf(scan_png), mask: blobOf(mask_png), size, inside });
   if (item !== first) insert(item, first.last);
   first.last = item;
   refresh(item);

@@ -24,11 +24,10 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 def read(path: str, frame: int) -> Answer:
-    """A frame of a file: the fields of its Scan, and its pixels."""
+    """A frame of a file: `readers.Header`, and its pixels."""
     found = reading.format_of(path).read(path, frame)
-    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found) if field.name != "image"}
-    place = None if found.place is None else dataclasses.asdict(found.place)
-    return {"shape": found.image.shape, **fields, "place": place}, found.image.tobytes()
+    place = {} if found.place is None else dataclasses.asdict(found.place)
+    return {"shape": found.image.shape, "notes": found.notes, "spacing": found.spacing, **place}, found.image.tobytes()
 
 
 def frames(path: str) -> Answer:

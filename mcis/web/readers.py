@@ -2,21 +2,39 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
+import math
 import sys
 from typing import Any, NoReturn
 
 import numpy as np
 
 from mcis import MAX_PIXELS
+from mcis.json_file import from_json
 from mcis.place import Place
 from mcis.reading import Loaded, lay
 from mcis.scan import Scan, ScanError
 
 COUNT = 2
 """Processes that read."""
+BROKE = "damaged: what reads such files broke on it, or was killed"
+MAX_ANSWER = 1 << 30
+"""Bytes of an answer: a picture has a fifth of them, a segmentation may have many frames."""
 HEADER = 1 << 24
 """Bytes of the longest header, which lists what was in an archive."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a reader says of a picture: the fields of a Scan and of its Place, and the pixels' shape."""
+
+    shape: list[int]
+    notes: list[str]
+    spacing: list[float] | None = None
+    series: str | None = None
+    position: float | None = None
+    normal: list[float] | None = None
 
 
 class Readers:
@@ -56,7 +74,7 @@ class Readers:
         except (EOFError, ConnectionError, json.JSONDecodeError, KeyError):
             await _end(process)
             process = None
-            raise ScanError("damaged: what reads such files broke on it") from None
+            raise ScanError(BROKE) from None
         except ScanError:
             raise  # an answer like any other
         except BaseException:  # whoever asked has left, and would leave the answer in the pipe
@@ -70,13 +88,9 @@ class Readers:
         """`reading.load`, but for the time and memory that it may take. What is wrong is an error of the result."""
         try:
             header, data = await self.ask("read", path=path, frame=frame or 0)
-            shape = tuple(header.pop("shape"))
-            if len(shape) != 3 or shape[0] * shape[1] > MAX_PIXELS or len(data) != 3 * shape[0] * shape[1]:
-                raise ScanError("damaged")
-            image = np.frombuffer(data, np.uint8).reshape(shape)
-            found = Scan(image, **_tuples(header) | {"place": header["place"] and Place(**_tuples(header["place"]))})
-        except ScanError as error:
-            failed = error
+            found = _scan(from_json(Header, json.dumps(header)), data)
+        except (ScanError, TypeError, ValueError, IndexError) as error:
+            failed = error if isinstance(error, ScanError) else ScanError(BROKE)
             return lay(path, frame, lambda: _raise(failed))
         return await asyncio.to_thread(lay, path, frame, lambda: found)
 
@@ -110,11 +124,21 @@ async def _exchange(process: asyncio.subprocess.Process, question: dict[str, Any
         error = ScanError(header["error"])
         error.series = header.get("series")
         raise error
-    return header, await process.stdout.readexactly(header.pop("bytes"))
+    size = header.pop("bytes")
+    if not isinstance(size, int) or not 0 <= size <= MAX_ANSWER:
+        raise EOFError
+    return header, await process.stdout.readexactly(size)
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def _scan(header: Header, data: bytes) -> Scan:
+    """The Scan of a reader's answer; ValueError where it is none."""
+    if any(side < 1 for side in header.shape) or math.prod(header.shape[:2]) > MAX_PIXELS or header.shape[2:] != [3]:
+        raise ValueError("no picture")
+    image = np.frombuffer(data, np.uint8).reshape(header.shape)
+    normal = None if header.normal is None else (header.normal[0], header.normal[1], header.normal[2])
+    place = None if header.series is None else Place(header.series, header.position, normal)
+    spacing = None if header.spacing is None else (header.spacing[0], header.spacing[1])
+    return Scan(image, tuple(header.notes), spacing, place)
 
 
 def _raise(error: ScanError) -> NoReturn:
