@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 import zipfile
@@ -55,13 +54,14 @@ def end(process):
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     SHOTS.mkdir(exist_ok=True)
-    process, address = start()
+    temporary = tmp_path_factory.mktemp("temporary")
+    process, address = start(TMPDIR=str(temporary))
     yield address
     said = end(process)
     assert said == "", "a server says nothing of what it is asked"
-    assert not list(pathlib.Path(tempfile.gettempdir()).glob("mcis-serve-*"))
+    assert not list(temporary.iterdir())
 
 
 @pytest.fixture(scope="module")
