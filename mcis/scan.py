@@ -137,7 +137,7 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
       and maximum to [0, 255].
 
     Raises:
-      ScanError: the file is missing, empty, larger than MAX_BYTES or MAX_PIXELS, not a picture, or has NaN.
+      ScanError: the file is missing, empty, larger than MAX_BYTES, MAX_PIXELS or MAX_DECODED, no picture, or has NaN.
     """
     if frame >= MAX_FRAMES:
         raise ScanError(f"{path}: has more than {MAX_FRAMES} pages; the others are not read, split the file")
