@@ -213,6 +213,7 @@ def _check_frame(path: str | os.PathLike, found: Any, frame: int) -> None:
         return
     if not boxes_lead_on(data) or (holds := codestream(data)) is None:  # pydicom goes round in the former for ever
         raise ScanError(f"{path}: a frame that does not say its size; damaged, or no {syntax.name}")
+    said = int(found.Columns), int(found.Rows), int(found.SamplesPerPixel)
     if holds.taken > 2 * MAX_DECODED:
         raise ScanError(
             f"{path}: {holds.taken >> 20} MiB are needed to decode a frame; at most {MAX_DECODED >> 19} are taken"
