@@ -46,7 +46,8 @@ def load_weights(path: str | os.PathLike) -> Weights:
         _check_manifest(manifest, task)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise checkpoint.CheckpointError(
-            f"{folder / checkpoint.MANIFEST} describes no weights of this version ({type(error).__name__}: {error})"
+            f"{folder / checkpoint.MANIFEST} describes no weights of this version "
+            f"({type(error).__name__}: {str(error)[:500]})"
         ) from None
     if folder.parent != SHIPPED:  # what ships was checked by the tests: tracing five networks takes a second
         check_arrays(task, variables, folder)

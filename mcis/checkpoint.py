@@ -250,7 +250,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
             f"{file} is damaged ({type(error).__name__}: {error}); restore it from its source"
         ) from None
     if found_format != FORMAT:
-        raise CheckpointError(f"{file} has format {found_format}; this version reads {FORMAT}")
+        raise CheckpointError(f"{file} has format {str(found_format)[:40]}; this version reads {FORMAT}")
     found = set(_files_in(path))
     for name in sorted(files.keys() | found):
         if name not in found:

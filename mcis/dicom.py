@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.headers import codestream
+from mcis.headers import boxes_lead_on, codestream
 from mcis.place import Place, along_normal, digest
 from mcis.scan import MAX_DECODED, MAX_FRAMES, Scan, ScanError, bands, check_file, check_passes
 
@@ -219,12 +219,13 @@ def _check_frame(path: str | os.PathLike, found: Any, frame: int) -> None:
         pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[])
         file.seek(12, os.SEEK_CUR)  # tag, representation and length, after which the frames' items begin
         data = pydicom.encaps.get_frame(file, frame, number_of_frames=int(found.get("NumberOfFrames") or 1))
-    if found.file_meta.TransferSyntaxUID in pydicom.uid.JPEGLSTransferSyntaxes and not data.rstrip(b"\0").endswith(END):
-        raise ScanError(
-            f"{path}: a frame that was cut short"
-        )  # in which CharLS spins for seconds, and more if it is large
-    if (holds := codestream(data)) is None:
+    syntax, uid = found.file_meta.TransferSyntaxUID, pydicom.uid
+    if syntax in uid.JPEGLSTransferSyntaxes and not data.rstrip(b"\0").endswith(END):  # in which CharLS spins for long
+        raise ScanError(f"{path}: a frame that was cut short")
+    if syntax not in (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes):
         return
+    if not boxes_lead_on(data) or (holds := codestream(data)) is None:  # pydicom goes round in the former for ever
+        raise ScanError(f"{path}: a frame that does not say its size; damaged, or no {syntax.name}")
     said = int(found.Columns), int(found.Rows), int(found.SamplesPerPixel)
     if holds.taken > 2 * MAX_DECODED:
         raise ScanError(

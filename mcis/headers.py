@@ -98,6 +98,21 @@ def codestream(data: bytes) -> Codestream | None:
     return None
 
 
+def boxes_lead_on(data: bytes) -> bool:
+    """Whether the boxes of a JP2 file (ITU-T T.800, I.4) lead to its codestream; what is no JP2 file has none."""
+    if not data.startswith(b"\0\0\0\x0cjP  "):
+        return True
+    at = 12
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"jp2c":
+            return True
+        if length < 8:
+            return False
+        at += length
+    return False
+
+
 _FRAME_HEADERS = {0xFFF7, *range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
 """Markers after which a JPEG or JPEG-LS file says its size (ITU-T T.81, table B.1; T.87)."""
 

@@ -190,7 +190,7 @@ def test_a_weights_folder_whose_replacement_was_killed_is_still_found(runs, tmp_
 
 def test_a_set_that_cannot_be_saved_leaves_the_old_one(runs, tmp_path, monkeypatch):
     bundle.make_bundle([runs / "route"], tmp_path)
-    monkeypatch.setattr(checkpoint.ocp, "StandardCheckpointer", None)
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", None)
     with pytest.raises(TypeError):
         bundle.make_bundle([runs / "route"], tmp_path)
     monkeypatch.undo()

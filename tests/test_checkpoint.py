@@ -389,3 +389,11 @@ def test_more_arrays_than_fit_are_refused(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "MAX_BYTES", 100)
     with pytest.raises(CheckpointError, match="MiB of arrays; at most"):
         checkpoint.load(saved)
+
+
+def test_an_error_says_no_more_of_a_manifest_than_can_be_read(saved):
+    manifest = json.loads((saved / MANIFEST).read_text())
+    (saved / MANIFEST).write_text(json.dumps(manifest | {"format": [0] * 10_000}))
+    with pytest.raises(CheckpointError, match="has format") as caught:
+        checkpoint.load(saved)
+    assert len(str(caught.value)) < 1000

@@ -217,9 +217,19 @@ def crafted(tmp_path, tree):
         (packed(J2K, j2k(64, 64, 64), samples=3), "of 1 x 8 bits, where the header says 64 x 64, 3 x 8"),
         (jpeg_in_dicom("cmyk.jpg", JPEG, samples=3), "of 4 x 8 bits, where the header says"),
         (packed(J2K, j2k(8192, 8192, 8192, 3), 8192, 8192, samples=3), "768 MiB are needed to decode a frame"),
+        (packed(J2K, b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64)), "a frame that does not say its size"),
+        (packed(J2K, bytes(64)), "a frame that does not say its size"),
         (packed(JPEG, jpeg_scans(2000, 2000, 9999)["a.jpg"], 2000, 2000), "4000000 pixels in 10000 scans"),
     ],
-    ids=["GDCM aborts", "GDCM aborts: fewer samples", "GDCM aborts: four samples", "large", "scans"],
+    ids=[
+        "GDCM aborts",
+        "GDCM aborts: fewer samples",
+        "GDCM aborts: four samples",
+        "large",
+        "boxes without end",
+        "no codestream",
+        "scans",
+    ],
 )
 def test_a_codestream_that_would_end_the_process_or_take_all_is_never_decoded(tree, says, tmp_path):
     with pytest.raises(scan.ScanError, match=says):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mcis.scan import ScanError
 from tests.fuzz import fuzz, planted, targets
 from tests.fuzz.mutations import Odd, lay
 from tests.fuzz.target import make
@@ -44,3 +45,22 @@ def test_what_cannot_be_laid_is_left_out(tmp_path):
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "pipe"]
     assert not (tmp_path.parent / "out").exists()
+
+
+NOT_READ = {"JPEG-lossy", "JPGExtended", "GDCMJ2K_TextGBR", "UN_sequence", "image_dfl", "no_meta", "nested_priv_SQ"}
+NOT_READ |= {"liver_1frame", "MR_truncated", "badVR", "rtdose", "rtdose_rle", "reportsi"}
+"""Of pydicom's test files: of 12 bits, cut short, deflated, without pictures, made from scans."""
+
+
+@pytest.mark.parametrize("name", ["pictures", "dicom", "nifti", "zips", "sources", "reports"])
+def test_good_inputs_are_read(name, tmp_path):
+    target, refused = targets.TARGETS[name], set()
+    for number, tree in enumerate(target.seeds()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        lay(tree, folder)
+        try:
+            assert target.attempt(folder) == "read"
+        except ScanError:
+            refused |= {path.stem for path in folder.iterdir()}
+    assert refused == (NOT_READ if name == "dicom" else set())

@@ -244,7 +244,7 @@ def in_gzip(change: Any) -> Any:
 
     def inside(rng: random.Random, data: bytes, other: bytes) -> bytes:
         with contextlib.suppress(OSError, EOFError, zlib.error):
-            return gzip.compress(change(rng, gzip.decompress(data), other), 1, mtime=0)
+            return gzip.compress(change(rng, gzip.decompress(data) or b"\0", other), 1, mtime=0)
         return data
 
     return inside
