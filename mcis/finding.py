@@ -44,8 +44,8 @@ class Finding:
       lesion_area_mm2: `lesion_area_px` by that spacing.
       diameter_mm: the longest diameter of the largest lesion by that spacing.
       series: the volume that the scan is a slice of, 16 hex digits (see `place.Place`); `volumes.summarise` sums it up.
-      position_mm: where the slice lies along `normal`, of the patient's coordinates.
-      normal: [x, y, z], unit vector across the slice, towards left, back and head.
+      position_mm: where the slice lies along `slice_normal`, of the patient's coordinates.
+      slice_normal: [x, y, z], unit vector across the slice, towards left, back and head.
     """
 
     scan: str
@@ -68,7 +68,7 @@ class Finding:
     diameter_mm: float | None = None
     series: str | None = None
     position_mm: float | None = None
-    normal: list[float] | None = None
+    slice_normal: list[float] | None = None
 
     def __post_init__(self):
         if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in BESIDE_ERROR):
@@ -176,4 +176,6 @@ def summary(counts: Mapping[str, Any]) -> str:
     """What was found, of `ReportWriter.counts`, in a line."""
     found = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "nothing"
     labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
-    return f"{counts['scans']} scans: {found}; {labels}. {mcis.NOTICE}"
+    errors = f", {counts['errors']} not read" if counts["errors"] else ""
+    scans = f"{counts['scans']} {'scan' if counts['scans'] == 1 else 'scans'}"
+    return f"{scans}: {found}{errors}; {labels}. {mcis.NOTICE}"

@@ -44,7 +44,8 @@ def expand(paths: Sequence[str]) -> list[str]:
         else:
             found.append(path)
     if not found:
-        raise ValueError(f"no pictures in {', '.join(paths)}; files named {', '.join(reading.SUFFIXES)} are looked for")
+        looked_for = f"files named {', '.join(reading.SUFFIXES)}, and DICOM files without a suffix"
+        raise ValueError(f"no pictures in {', '.join(paths)}; {looked_for} are looked for")
     return found
 
 
@@ -196,6 +197,10 @@ def _main(options: Any) -> int:
     print(summary(report.counts))
     page, lines = (os.path.join(out, name) for name in ("index.html", "findings.jsonl"))
     print(f"{page} shows the findings; {lines} holds them, one line a scan")
+    if report.volumes:
+        print(f"{os.path.join(out, 'volumes.jsonl')} sums slices up by volume")
+    if options.dicom_seg and not any(pathlib.Path(out, "segmentations").glob("*.dcm")):
+        print("no DICOM SEG was written: no DICOM file among the scans has a mask", file=sys.stderr)
     if errors := report.counts["errors"]:
         what = "scan" if errors == 1 else "scans"
         print(f"{errors} {what} could not be read: a line with `error` in findings.jsonl for each", file=sys.stderr)

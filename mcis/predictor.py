@@ -301,7 +301,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
         spacing_mm=spacing,
         series=place.series,
         position_mm=place.position,
-        normal=None if place.normal is None else list(place.normal),
+        slice_normal=None if place.normal is None else list(place.normal),
     )
     if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]

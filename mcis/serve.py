@@ -79,16 +79,23 @@ def _main(options: Any) -> int:
     from mcis.command import enable_compilation_cache
 
     asked = Asked(options.organ, options.task, options.threshold, options.novelty, options.members).check()
-    limits = options.max_mib, options.max_scans, options.max_seconds
-    if not all(value > 0 for value in limits) or not 0 <= options.port < 1 << 16 or not options.host:
-        raise ValueError("a limit of 0 or less serves nobody, a port is from 0 to 65535, and a host has an address")
+    for name in ("max_mib", "max_scans", "max_seconds"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name}={getattr(options, name)}: more than 0 is needed, or nobody is served")
+    if not 0 <= options.port < 1 << 16:
+        raise ValueError(f"--port={options.port}: 0 to 65535 is needed; 0 takes one that is free")
+    if not options.host:
+        raise ValueError("--host=: an address is needed, as 127.0.0.1")
     own = is_loopback(options.host)
     token = os.environ.get(TOKEN) or (None if own else secrets.token_urlsafe(24))
     bounds = Limits(size=options.max_mib << 20, scans=options.max_scans, seconds=options.max_seconds)
     host = options.host.strip("[]")
-    listening = socket.create_server(
-        (host, options.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False
-    )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, options.port), family=family)
+    except OSError as error:
+        why = f"{host}, port {options.port}: {error.strerror or error}; --port=0 takes one that is free"
+        raise OSError(why) from None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every upload that is none
     enable_compilation_cache()
     predictor = load(options.weights, **dataclasses.asdict(asked))

@@ -125,12 +125,12 @@ class _Sum:
             self.errors += 1
             return
         if not self.slices:
-            self.normal, self.spacing = finding.normal, finding.spacing_mm
+            self.normal, self.spacing = finding.slice_normal, finding.spacing_mm
         self.slices += 1
         self.frames += finding.frame is not None
         self.positions.append(_number(finding.position_mm))
-        if self.normal and finding.normal:
-            self.skew += sum(a * b for a, b in zip(self.normal, finding.normal, strict=True)) < PARALLEL
+        if self.normal and finding.slice_normal:
+            self.skew += sum(a * b for a, b in zip(self.normal, finding.slice_normal, strict=True)) < PARALLEL
         self.respaced += finding.spacing_mm != self.spacing
         if finding.organ is None:
             return

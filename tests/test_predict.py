@@ -272,4 +272,4 @@ def test_what_no_network_says_is_named_and_a_joint_one_says_both(weights, pictur
 def test_what_was_found_is_said_in_a_line():
     counts = {"scans": 3, "errors": 1, "lesions": 4, "organs": {"brain": 2, "unsupported": 0}, "labels": {"tumor": 1}}
     said = predict.summary(counts)
-    assert said.startswith("3 scans: 2 brain, 0 unsupported; 1 tumor. ") and "Not a medical device" in said
+    assert said.startswith("3 scans: 2 brain, 0 unsupported, 1 not read; 1 tumor. ") and "Not a medical device" in said

@@ -28,9 +28,9 @@ def test_what_is_nobody_elses(host, own):
     ("options", "words"),
     [
         (["--port=70000"], "0 to 65535"),
-        (["--max_mib=0"], "serves nobody"),
-        (["--max_seconds=nan"], "serves nobody"),
-        (["--host="], "has an address"),
+        (["--max_mib=0"], "--max_mib=0: more than 0"),
+        (["--max_seconds=nan"], "more than 0"),
+        (["--host="], "an address is needed"),
         (["--organ=toe"], "toe"),
         (["--organ=brain", "--task=segment_brain"], "exclude each other"),
     ],
@@ -43,7 +43,7 @@ def test_what_cannot_be_is_said(options, words, capsys):
 def test_a_port_that_is_taken_is_said(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve.main([f"--port={taken.getsockname()[1]}"]) == 1
-    assert "in use" in capsys.readouterr().err
+    assert "in use; --port=0 takes" in capsys.readouterr().err
 
 
 def test_serves_until_it_is_asked_to_stop_and_says_nothing_of_what_it_was_asked(weights):  # noqa: F811

@@ -16,7 +16,9 @@ from mcis.volumes import summarise
 def slice_at(position, label="tumor", area=None, series="a", **fields):
     """A slice at a place, of pixels of 0.5 x 0.25 mm, with so many pixels of a lesion."""
     found = Finding(f"{series}/{position}.dcm", None, "brain", 0.9, label, series=series, position_mm=position)
-    found = dataclasses.replace(found, normal=[0.0, 0.0, 1.0], spacing_mm=[0.5, 0.25], confidence=0.9, review=False)
+    found = dataclasses.replace(
+        found, slice_normal=[0.0, 0.0, 1.0], spacing_mm=[0.5, 0.25], confidence=0.9, review=False
+    )
     if area is not None:
         measured = {"lesion_area_px": area, "lesion_area_mm2": area * 0.125}
         longest = {"diameter_px": math.sqrt(area), "diameter_mm": math.sqrt(area) / 4}
@@ -77,7 +79,7 @@ def test_volumes_may_lie_one_within_another():
         (lambda found: [*found, slice_at(15.2)], "unevenly spaced"),
         (lambda found: [*found, slice_at(3.0, area=5)], "lie where another does: 1"),
         (lambda found: [*found, slice_at(None)], "without a position: 1"),
-        (lambda found: [*found, slice_at(18.0, normal=[0.0, 0.6, 0.8])], "not parallel to the first: 1"),
+        (lambda found: [*found, slice_at(18.0, slice_normal=[0.0, 0.6, 0.8])], "not parallel to the first: 1"),
     ],
 )
 def test_slices_that_are_not_even_have_no_volume_and_a_note(change, says):

@@ -101,7 +101,8 @@ def make_app(
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5])
-        return _json({"error": f"{said} (scans are sent as form fields called files)"}, 422)
+        hint = " (scans are sent as form fields called files)" if "files" in said else ""
+        return _json({"error": f"{said}{hint}"}, 422)
 
     @app.exception_handler(ScanError)
     async def unreadable(_: Request, error: ScanError) -> Response:
