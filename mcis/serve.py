@@ -94,8 +94,8 @@ def _main(options: Any) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, options.port), family=family)
     except OSError as error:
-        why = f"{host}, port {options.port}: {error.strerror or error}; --port=0 takes one that is free"
-        raise OSError(why) from None
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # a name of no host has none
+        raise OSError(f"{host}, port {options.port}: {why}; --port=0 takes one that is free") from None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every upload that is none
     enable_compilation_cache()
     predictor = load(options.weights, **dataclasses.asdict(asked))

@@ -52,7 +52,7 @@ def test_keys_of_a_line_and_their_order():
     line = Finding("a.png").to_json()
     keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
     keys += ["diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
-    assert list(json.loads(line)) == [*keys, "series", "position_mm", "normal"]
+    assert list(json.loads(line)) == [*keys, "series", "position_mm", "slice_normal"]
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
