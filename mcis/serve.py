@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ def _main(options: Any) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, options.port), family=family)
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # a name of no host has none
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror  # below 0: a name of no host
         raise OSError(f"{host}, port {options.port}: {why}; --port=0 takes one that is free") from None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every upload that is none
     enable_compilation_cache()
@@ -113,6 +115,11 @@ def _main(options: Any) -> int:
             if self.started:
                 print(f"{address}\n{mcis.NOTICE} Ctrl-C ends it.", flush=True)
 
+    def ended(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    # uvicorn ends as the signal would have ended it; uploads have to be removed before
+    signal.signal(signal.SIGTERM, ended)
     with upload_folder() as root:
         config = uvicorn.Config(
             make_app(predictor, root, bounds, names, token),

@@ -46,7 +46,7 @@ def test_a_port_that_is_taken_is_said(capsys):
     assert "in use; --port=0 takes" in capsys.readouterr().err
 
 
-def test_serves_until_it_is_asked_to_stop_and_says_nothing_of_what_it_was_asked(weights):  # noqa: F811
+def test_serves_until_it_is_asked_to_stop_and_leaves_and_says_nothing(weights, tmp_path):  # noqa: F811
     command = [
         sys.executable,
         "-m",
@@ -59,7 +59,7 @@ def test_serves_until_it_is_asked_to_stop_and_says_nothing_of_what_it_was_asked(
     ]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {serve.TOKEN: "wo+rd"}
+        command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {serve.TOKEN: "wo+rd", "TMPDIR": str(tmp_path)}
     ) as process:
         address = process.stdout.readline().strip()
         assert address.endswith("/#token=wo%2Brd"), address
@@ -69,7 +69,8 @@ def test_serves_until_it_is_asked_to_stop_and_says_nothing_of_what_it_was_asked(
         said = [httpx.post(place, files=files, headers=h).status_code for h in ({}, {"authorization": "Bearer wo+rd"})]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    assert said == [401, 200]
+    assert said == [401, 200] and process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("*mcis*"))
     assert "ZEPHYRINE" not in out + err
 
 

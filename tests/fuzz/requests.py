@@ -176,7 +176,7 @@ class Server:
                 line.settimeout(PATIENCE)  # of a client who has said all: the server may wait for more
                 while not complete(answer) and (piece := line.recv(1 << 16)):
                     answer = INTERIM.sub(b"", answer + piece)
-                    line.settimeout(2 * SECONDS)
+                    line.settimeout(2 * SECONDS if answer else PATIENCE)
         except TimeoutError:
             return ("no end" if answer else "waits for more"), time.monotonic() - begun
         except OSError:
