@@ -229,7 +229,7 @@ def _check_frame(path: str | os.PathLike, found: Any, frame: int) -> None:
     said = int(found.Columns), int(found.Rows), int(found.SamplesPerPixel)
     if holds.taken > 2 * MAX_DECODED:
         raise ScanError(
-            f"{path}: {holds.taken >> 20} MiB are needed to decode a frame; at most {MAX_DECODED >> 19} are taken"
+            f"{path}: {holds.taken >> 20} MiB are needed to decode a frame; at most {MAX_DECODED >> 19} MiB are taken"
         )
     if (holds.width, holds.height, holds.samples) != said or holds.bits > int(found.BitsAllocated):
         wrong = f"a frame of {holds.width} x {holds.height} pixels of {holds.samples} x {holds.bits} bits"

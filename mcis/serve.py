@@ -119,18 +119,21 @@ def _main(options: Any) -> int:
         raise SystemExit(128 + number)
 
     # uvicorn ends as the signal would have ended it; uploads have to be removed before
-    signal.signal(signal.SIGTERM, ended)
-    with upload_folder() as root:
-        config = uvicorn.Config(
-            make_app(predictor, root, bounds, names, token),
-            loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
-            http="h11",
-            log_level="error",
-            access_log=False,  # whose scans came when is nobody's business
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-        )
-        server = Server(config)
-        server.run(sockets=[listening])
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        with upload_folder() as root:
+            config = uvicorn.Config(
+                make_app(predictor, root, bounds, names, token),
+                loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
+                http="h11",
+                log_level="error",
+                access_log=False,  # whose scans came when is nobody's business
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=10,
+            )
+            server = Server(config)
+            server.run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if server.started else 1

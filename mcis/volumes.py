@@ -51,7 +51,8 @@ class Volume:
       longest: line of that with the longest diameter in its plane.
       diameter_mm: that diameter.
       lesion_volume_mm3: areas times the distance of slices, by their positions, never by a thickness that a header
-        says; None where there is no such slice, or where distances are unknown, uneven, or a slice is missing.
+        says; None where there is no such slice, or where distances are unknown or uneven, or a slice is missing
+        or could not be read.
       spacing_mm: [between slices, between rows, between columns]; None for what is unknown or not the same everywhere.
       segmentations: paths of its masks in one file, below the report's folder; several where shards were merged that
         each had a part.

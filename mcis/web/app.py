@@ -9,7 +9,6 @@ import fcntl
 import html
 import io
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -92,6 +91,7 @@ def make_app(
         redoc_url=None,
     )
 
+    app.state.scans = bounds.scans
     app.router.route_class = _Route  # of the routes that follow
 
     @app.exception_handler(HTTPException)
@@ -222,8 +222,8 @@ def make_app(
 
 
 class _Request(Request):
-    def form(self, **_: Any) -> Any:  # Starlette counts files, to 1,000; Guard and Asking do it here
-        return super().form(max_files=math.inf, max_fields=math.inf)
+    def form(self, **_: Any) -> Any:  # Starlette takes 1,000 files, whatever the limit of scans is
+        return super().form(max_files=self.app.state.scans)
 
 
 class _Route(APIRoute):
