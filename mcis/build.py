@@ -68,6 +68,8 @@ def build(
     target = home / str(Builder.VERSION)
     with _locked(home):
         _tidy(home, target)
+        if from_ is not None and not expand_user(from_).exists():
+            raise ValueError(f"--from {from_}: no such file or folder")
         if (target / "dataset_info.json").is_file() and not overwrite:
             print(f"{source} is prepared already, in {target}; --overwrite builds it anew")
             return target

@@ -32,6 +32,12 @@ class Weights:
     variables: dict[str, Any]
     manifest: dict[str, Any]
 
+    @property
+    def networks(self) -> int:
+        """How many answer: 1, or an ensemble's number."""
+        members = jax.tree.leaves(self.variables.get(MEMBERS, {}))
+        return len(members[0]) if members else 1
+
 
 def load_weights(path: str | os.PathLike) -> Weights:
     """Read a run or a weights folder.
@@ -124,6 +130,25 @@ def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
             f"{path} {what}: `mcis bundle RUN... --out DIR` makes a set, with folders {', '.join(TASKS)}"
         )
     return found
+
+
+def first_networks(found: Mapping[str, Weights], count: int | None) -> dict[str, Weights]:
+    """A set of whose ensembles the first networks alone answer, at most `count` of each; None for all.
+
+    Raises:
+      ValueError: no task of the set has as many.
+    """
+    largest = max(one.networks for one in found.values())
+    if count is not None and count > largest:
+        raise ValueError(f"--members={count}: of {', '.join(found)} these weights have {largest} at most")
+    return {
+        name: one
+        if count is None or MEMBERS not in one.variables
+        else dataclasses.replace(
+            one, variables=one.variables | {MEMBERS: jax.tree.map(lambda x: x[:count], one.variables[MEMBERS])}
+        )
+        for name, one in found.items()
+    }
 
 
 def make_bundle(runs: Sequence[str | os.PathLike], out: str | os.PathLike, half: bool = True) -> dict[str, int]:

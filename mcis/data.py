@@ -103,10 +103,14 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     """The folder of the newest prepared version of a source.
 
     Raises:
-      MissingData: there is none; the message gives the command that builds it.
+      MissingData: there is none; the message gives the command that builds it, or the sources that there are.
     """
     versions = versions_of(source, data_dir)
     if not versions:
+        from mcis_datasets.mcis_scans.sources import SOURCES
+
+        if source not in SOURCES:
+            raise MissingData(f"no source {source!r}; there are: {', '.join(SOURCES)}")
         root = data_folder(data_dir)
         there = ", ".join(folder.name for folder in sources_in(root)) or "none"
         where = "" if data_dir is None else f" --data_dir={data_dir}"

@@ -114,7 +114,9 @@ def _main(options: Any) -> int:
         if other is not None:
             found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
         print_report(found)
-        if out is not None:
+        if out is None:
+            print("--out=DIR keeps these figures, with a page that shows them")
+        else:
             _write(out, found, rows, subject, records, options.heat)
             print(f"{out / PAGE} shows it, report.json beside it holds the same figures")
     return 0

@@ -22,13 +22,6 @@ APART = "apart"
 """The collection that holds them as `place` lays them out."""
 
 
-def first_members(variables: dict[str, Any], count: int | None) -> dict[str, Any]:
-    """Variables of which an ensemble's first networks alone answer, at most `count`; None for all."""
-    if MEMBERS not in variables:
-        return variables
-    return variables | {MEMBERS: jax.tree.map(lambda x: x[:count], variables[MEMBERS])}
-
-
 def member_mesh(several: Iterable[dict[str, Any]]) -> Mesh | None:
     """The CPU devices over which the networks of ensembles answer side by side; None for one after the other.
 

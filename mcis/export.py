@@ -13,8 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 import mcis
 from mcis import scan, standalone
 from mcis.organs import ORGAN_NAMES, ORGANS
@@ -73,29 +71,28 @@ PREPROCESSING = {
 def cascade_function(found: Mapping[str, "Weights"], asked: "Asked") -> Function:
     """The cascade of a set of weights, which are constants in it: the fields of `cascade.Prediction`, by name."""
     from mcis import cascade
-    from mcis.experts import first_members
 
     organ = None if asked.organ is None else ORGAN_NAMES.index(asked.organ)
     settings = cascade.Settings(organ, asked.threshold, asked.novelty)
     predict = cascade.make_predict({name: one.task for name, one in found.items()}, settings)
-    variables = {name: first_members(one.variables, asked.members) for name, one in found.items()}
+    variables = {name: one.variables for name, one in found.items()}
     return lambda image: dict(vars(predict(variables, image)))
 
 
-def network_function(weights: "Weights", members: int | None, apart: bool = False) -> Function:
+def network_function(weights: "Weights", apart: bool = False) -> Function:
     """One task's network, or ensemble, with calibration and CRF: "organ_probs" or "label_probs" (B, K), "mask".
 
     Args:
       weights: the task's.
-      members: take so many networks of an ensemble; None for all.
       apart: write an ensemble's networks out one by one, which ONNX has no loop for that a runtime would be quick at.
     """
     import jax
 
-    from mcis.experts import first_members, make_expert, place
+    from mcis.experts import make_expert, place
 
-    variables = first_members(weights.variables, members)
-    expert, variables = make_expert(weights.task), jax.device_get(place(variables)) if apart else variables
+    expert, variables = make_expert(weights.task), weights.variables
+    if apart:
+        variables = jax.device_get(place(variables))
 
     def function(image: "jax.Array") -> dict[str, "jax.Array"]:
         outputs = expert(variables, image)
@@ -193,11 +190,8 @@ def described(
       outputs: of `outputs_of`.
       licence: of the weights, its text.
     """
-    import jax
-
     from mcis.cascade import THRESHOLD
     from mcis.checkpoint import versions
-    from mcis.experts import MEMBERS, first_members
     from mcis.ops.metrics import MASK_THRESHOLD
 
     routed = asked.task is None and asked.organ is None
@@ -212,9 +206,8 @@ def described(
         thresholds["review"] = {name: float(fit["review"]) for name, fit in fits.items() if "review" in fit}
     tasks = {}
     for name, one in found.items():
-        members = jax.tree.leaves(first_members(one.variables, asked.members).get(MEMBERS, np.zeros((1, 1))))[0]
         facts = {fact: one.manifest[fact] for fact in ("classes", "epoch", "validation", "versions")}
-        network = {"model": one.task.model, "size_px": one.task.size, "networks": len(members)}
+        network = {"model": one.task.model, "size_px": one.task.size, "networks": one.networks}
         tasks[name] = facts | network | {"sources": list(one.task.sources), "sha256": one.manifest["files"]}
     side = scan.CANVAS
     what: dict[str, Any] = {"what": asked.task or "cascade"}
@@ -315,7 +308,7 @@ def _main(options: Any) -> int:
     if options.format == "onnx" and asked.task is None:
         raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
 
-    from mcis.bundle import SHIPPED, load_bundle
+    from mcis.bundle import SHIPPED, first_networks, load_bundle
     from mcis.tasks import task_named
 
     folder = pathlib.Path(options.weights or SHIPPED)
@@ -325,12 +318,14 @@ def _main(options: Any) -> int:
         if asked.task not in found:
             raise ValueError(f"these weights have no {asked.task}; they have: {', '.join(found)}")
         found = {asked.task: found[asked.task]}
-        function = network_function(found[asked.task], asked.members, apart=options.format == "onnx")
+    elif asked.organ is not None:
+        found = {name: one for name, one in found.items() if one.task.organ == asked.organ}
+        if not found:
+            raise ValueError(f"these weights have nothing for --organ={asked.organ}")
+    found = first_networks(found, asked.members)
+    if asked.task is not None:
+        function = network_function(found[asked.task], apart=options.format == "onnx")
     else:
-        if asked.organ is not None:
-            found = {name: one for name, one in found.items() if one.task.organ == asked.organ}
-            if not found:
-                raise ValueError(f"these weights have nothing for --organ={asked.organ}")
         function = cascade_function(found, asked)
     licence = (folder / "LICENSE").read_text(encoding="utf-8") if (folder / "LICENSE").is_file() else None
     metadata = {"format": options.format} | described(found, asked, outputs_of(function), licence)

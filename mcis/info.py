@@ -52,13 +52,7 @@ def _main(options: Any) -> int:
 
 def _made(weights: Any) -> str:
     """How many networks weights are, and how their probabilities are changed, in words."""
-    import jax
-
-    from mcis.experts import MEMBERS
-
-    members = jax.tree.leaves(weights.variables.get(MEMBERS, {}))
-    count = len(members[0]) if members else 1
-    said = "one network" if count == 1 else f"the mean of {count} networks"
+    said = "one network" if weights.networks == 1 else f"the mean of {weights.networks} networks"
     slope = weights.variables.get("calibration", {}).get("slope")
     start = weights.task.start
     before = f" after {start.epochs} at {start.size} px" if start.epochs else ""

@@ -238,23 +238,30 @@ class Predictor:
         return scan.unfit(np.asarray(found), loaded.geometry)
 
 
-def load(weights: str | os.PathLike | None = None, **asked: Any) -> Predictor:
+def load(
+    weights: str | os.PathLike | None = None,
+    *,
+    organ: str | None = None,
+    task: str | None = None,
+    threshold: float | None = None,
+    novelty: bool = True,
+    members: int | None = None,
+) -> Predictor:
     """Weights, ready to be asked.
 
     Args:
       weights: folder of a set of weights; None = those that come with mcis.
-      asked: fields of `Asked`: organ="breast", task="segment_brain", threshold=0.8, novelty=False, members=1.
+      organ, task, threshold, novelty, members: as in `Asked`: organ="breast", task="segment_brain", threshold=0.8.
 
     Raises:
       ValueError: there are no such weights, or they cannot answer what is asked.
     """
-    question = Asked(**asked).check()
+    question = Asked(organ, task, threshold, novelty, members).check()
 
     import jax
 
     from mcis import cascade
-    from mcis.bundle import SHIPPED, load_bundle
-    from mcis.experts import first_members
+    from mcis.bundle import SHIPPED, first_networks, load_bundle
     from mcis.tasks import task_named
 
     found = load_bundle(weights or SHIPPED)
@@ -266,18 +273,19 @@ def load(weights: str | os.PathLike | None = None, **asked: Any) -> Predictor:
             raise ValueError(f"these weights have no {question.task}; they have: {', '.join(experts)}")
         function = cascade.make_single(experts[question.task])
     else:
-        organ = None if question.organ is None else ORGAN_NAMES.index(question.organ)
-        function = cascade.make_predict(experts, cascade.Settings(organ, question.threshold, question.novelty))
+        at = None if question.organ is None else ORGAN_NAMES.index(question.organ)
+        function = cascade.make_predict(experts, cascade.Settings(at, question.threshold, question.novelty))
         answered = {"label": cascade.label_experts(experts), "mask": cascade.mask_experts(experts)}
-        possible = range(len(ORGAN_NAMES)) if organ is None else (organ,)
-        lacking = [f"{ORGAN_NAMES[at]} {what}" for what, by in answered.items() for at in possible if at not in by]
-    variables = {name: first_members(one.variables, question.members) for name, one in found.items()}
+        possible = range(len(ORGAN_NAMES)) if at is None else (at,)
+        lacking = [f"{ORGAN_NAMES[k]} {what}" for what, by in answered.items() for k in possible if k not in by]
+    answering = first_networks({question.task: found[question.task]} if question.task else found, question.members)
     facts = ("epoch", "validation", "versions", "files")
     described = {
         "folder": str(weights or "shipped"),
         "tasks": {name: {fact: one.manifest[fact] for fact in facts} for name, one in found.items()},
     }
-    tasks = {question.task: experts[question.task]} if question.task else experts
+    variables = {name: one.variables for name, one in answering.items()}
+    tasks = {name: one.task for name, one in answering.items()}
     return Predictor(question, variables, jax.jit(function), described, tuple(lacking), tasks)
 
 

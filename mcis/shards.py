@@ -113,15 +113,16 @@ def _check(out: str | os.PathLike, runs: dict[Shard, dict[str, Any]]) -> None:
             raise ValueError(f"{shard.folder(out)} holds shard {run['options'].get('shard')}: it was moved or renamed")
     first, *others = runs
     for name, usual in _common(runs[first]).items():
-        if odd := [shard.index for shard in others if _common(runs[shard])[name] != usual]:
+        if odd := [shard.index for shard in others if _common(runs[shard]).get(name) != usual]:
             listed = ",".join(map(str, odd[:50]))
             raise ValueError(f"{out}: shards {listed} differ from shard {first.index} in their {name}; do these again")
 
 
 def _common(run: dict[str, Any]) -> dict[str, Any]:
-    """What shards of one report have in common, "scans" a digest of the list of all."""
+    """What shards of one report have in common, by what it is called."""
     options = {k: v for k, v in run.get("options", {}).items() if k not in ("shard", "out", "resume", "overwrite")}
-    return {"options or scans": options, "weights": run.get("weights"), "versions": run.get("versions")}
+    scans = {"scans": options.pop("scans", None), "weights": run.get("weights"), "versions": run.get("versions")}
+    return scans | {f"option {name}": value for name, value in options.items()}
 
 
 def _written(path: pathlib.Path) -> Iterator[tuple[Finding, str | None]]:

@@ -82,6 +82,20 @@ def test_runs_of_one_task_make_an_ensemble_that_answers_with_the_mean(folds, tmp
         bundle.make_bundle([tmp_path / "set" / "segment_breast"] * 2, tmp_path / "nested")
 
 
+def test_the_first_networks_of_a_set_answer_for_it(folds, tmp_path):
+    bundle.make_bundle(folds, tmp_path / "set", half=False)
+    found = bundle.load_bundle(tmp_path / "set")
+    two = bundle.first_networks(found, 2)["segment_breast"]
+    assert (found["segment_breast"].networks, two.networks, bundle.load_weights(folds[0]).networks) == (3, 2, 1)
+    scans = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
+    expert = make_expert(two.task)
+    mean = np.mean([expert(bundle.load_weights(fold).variables, scans).label for fold in folds[:2]], 0)
+    np.testing.assert_allclose(expert(two.variables, scans).label, mean, atol=1e-5)
+    assert bundle.first_networks(found, None) == found
+    with pytest.raises(ValueError, match="--members=4: of segment_breast these weights have 3 at most"):
+        bundle.first_networks(found, 4)
+
+
 def test_runs_that_learned_otherwise_make_no_ensemble(folds, tmp_path):
     variables, manifest = checkpoint.load(folds[0] / "best")
     manifest["task"]["batch_size"] += 1

@@ -8,7 +8,6 @@ import pytest
 from mcis import cascade
 from mcis.experts import (
     MEMBERS,
-    first_members,
     make_expert,
     make_network,
     member_mesh,
@@ -102,26 +101,13 @@ def test_an_expert_answers_on_the_canvas_with_probabilities(task):
     np.testing.assert_allclose(outputs.label.sum(-1), 1, rtol=1e-5)
 
 
-def test_the_first_members_of_an_ensemble_answer_for_it():
-    task = dataclasses.replace(TASKS["segment_breast"], features=2, size=32)
-    init = jax.jit(task.make_model().init)
-    members = [init(jax.random.key(seed, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32)) for seed in range(2)]
-    both = {MEMBERS: jax.tree.map(lambda *leaves: np.stack(leaves), *members)}
-    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    expert = make_expert(task)
-    one, first = expert(members[0], image), expert(first_members(both, 1), image)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, first)
-    assert np.abs(expert(both, image).label - one.label).max() > 1e-4
-    assert first_members(both, None)[MEMBERS] is not None and first_members(members[0], 1) is members[0]
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_an_ensemble_says_on_several_devices_what_it_says_on_one(count):
     task = dataclasses.replace(TASKS["segment_breast"], features=2, size=32)
     init = jax.jit(task.make_model().init)
     members = [init(jax.random.key(seed, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32)) for seed in range(count)]
     variables = {MEMBERS: jax.tree.map(lambda *leaves: np.stack(leaves), *members)}
-    assert member_mesh([members[0]]) is None and member_mesh([first_members(variables, 1)]) is None
+    assert member_mesh([members[0]]) is None
     mesh = member_mesh([members[0], variables])
     assert mesh is not None and mesh.size == len(jax.devices()) == 2
     image = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)

@@ -100,7 +100,7 @@ def test_one_network_answers_as_it_did(name, apart, weights, canvases):
     outputs = jax.jit(make_expert(one.task))(one.variables, canvases[:3])
     label = "organ_probs" if name == "route" else "label_probs"
     wanted = {key: value for key, value in {label: outputs.label, "mask": outputs.mask}.items() if value is not None}
-    serialized = export.to_stablehlo(export.network_function(one, None, apart))
+    serialized = export.to_stablehlo(export.network_function(one, apart))
     model = jax.jit(jax.export.deserialize(bytearray(serialized)).call)
     for rows in (slice(0, 3), slice(1, 2)):
         assert_equal(model(canvases[rows]), {key: value[rows] for key, value in wanted.items()})
@@ -108,8 +108,9 @@ def test_one_network_answers_as_it_did(name, apart, weights, canvases):
 
 
 def test_members_are_counted(weights, canvases):
-    one = bundle.load_bundle(weights)["segment_brain"]
-    first = jax.jit(export.network_function(one, 1))(canvases[:1])["mask"]
+    found = bundle.load_bundle(weights)
+    one = found["segment_brain"]
+    first = jax.jit(export.network_function(bundle.first_networks(found, 1)["segment_brain"]))(canvases[:1])["mask"]
     alone = jax.tree.map(lambda array: array[0], one.variables[MEMBERS])
     np.testing.assert_allclose(first, jax.jit(make_expert(one.task))(alone, canvases[:1]).mask, atol=TOLERANCE)
     both = jax.jit(make_expert(one.task))(one.variables, canvases[:1]).mask

@@ -79,14 +79,17 @@ async def paused(limits, app=nothing):
 
 
 def test_an_upload_that_pauses_is_given_up():
-    assert asyncio.run(paused(Limits(silence=0.2))) == (408, "the upload paused for too long")
+    assert asyncio.run(paused(Limits(silence=0.2, linger=0.1))) == (408, "the upload paused for too long")
 
 
 def test_a_request_has_so_many_seconds():
     async def slow(scope, receive, send):
         await asyncio.sleep(5)
 
-    assert asyncio.run(paused(Limits(seconds=0.2), slow)) == (408, "a request may take 0.2 s; send less at once")
+    assert asyncio.run(paused(Limits(seconds=0.2, linger=0.1), slow)) == (
+        408,
+        "a request may take 0.2 s; send less at once",
+    )
 
 
 def test_more_requests_than_are_allowed_are_sent_away():

@@ -65,8 +65,10 @@ def test_serves_until_it_is_asked_to_stop_and_leaves_and_says_nothing(weights, t
         assert address.endswith("/#token=wo%2Brd"), address
         assert "Research use only" in process.stdout.readline()
         place = address.split("#")[0].replace("0.0.0.0", "127.0.0.1") + "v1/findings"
-        files = [("files", ("ZEPHYRINE.png", b"none"))]
-        said = [httpx.post(place, files=files, headers=h).status_code for h in ({}, {"authorization": "Bearer wo+rd"})]
+        said = []
+        for headers, data in (({}, bytes(1 << 25)), ({"authorization": "Bearer wo+rd"}, b"none")):
+            files = [("files", ("ZEPHYRINE.png", data))]  # the first is refused while it is sent, and has its answer
+            said.append(httpx.post(place, files=files, headers=headers).status_code)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert said == [401, 200] and process.returncode == 128 + signal.SIGTERM

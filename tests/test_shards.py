@@ -121,7 +121,11 @@ def change(path, edit):
         (lambda path: change(path, lambda run: run.update(status="stopped")), r"not complete \(1\)"),
         (
             lambda path: change(path, lambda run: run["options"].update(scans="other")),
-            "shards 1 differ .* their options or scans",
+            "shards 1 differ from shard 0 in their scans",
+        ),
+        (
+            lambda path: change(path, lambda run: run["options"].update(threshold=0.4)),
+            "shards 1 differ from shard 0 in their option threshold",
         ),
         (
             lambda path: change(path, lambda run: run["weights"].update(folder="other")),

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -67,6 +68,7 @@ def test_a_finding_is_that_of_the_predictor_and_the_upload_is_gone(client, predi
     first, second = answer.json()["findings"]
     expected = json.loads(predictor.predict(PICTURE).finding.to_json())
     assert first.pop("label_probs") == pytest.approx(expected.pop("label_probs"), abs=1e-5)
+    assert answer.headers["cache-control"] == "no-store", "findings are of patients"
     assert first == expected | {"scan": "a.png", "diameter_px": pytest.approx(expected["diameter_px"])}
     assert (
         second["scan"] == "folder/b.png"
@@ -85,6 +87,17 @@ def test_pictures_are_the_scan_and_its_mask(client, predictor):
     np.testing.assert_array_equal(shown, PICTURE[..., 0])
     np.testing.assert_array_equal(mask, result.mask * 255)
     assert found["size"] == [160, 120]
+
+
+def test_a_large_picture_is_shown_smaller_and_its_mask_whole(client):
+    wide = cv2.resize(PICTURE, (web.SHOWN + 400, 90))
+    (found,) = ask(client, ("a.png", png(wide)), pictures=True).json()["findings"]
+    shown, mask = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(found[name]), np.uint8), cv2.IMREAD_UNCHANGED).shape
+        for name in ("scan_png", "mask_png")
+    )
+    assert found["size"] == [web.SHOWN + 400, 90] and mask == (90, web.SHOWN + 400)
+    assert shown == (round(90 * web.SHOWN / (web.SHOWN + 400)), web.SHOWN)
 
 
 def test_lines_and_tables_say_the_same(client):
@@ -132,6 +145,15 @@ def test_a_heat_map_is_the_predictors_and_says_how_strong_it_is(client, predicto
     np.testing.assert_allclose(grey, np.clip(255 * expected / max(largest, web.FAINT), 0, 255), atol=2)
 
 
+def test_a_heat_map_is_of_the_page_that_was_asked_for(client, tmp_path):
+    pages = [PICTURE, np.ascontiguousarray(PICTURE[::-1, ::-1])]
+    cv2.imwritemulti(str(tmp_path / "p.tiff"), [page[..., ::-1] for page in pages])
+    file = ("p.tiff", (tmp_path / "p.tiff").read_bytes())
+    maps = [ask(client, file, path="/v1/heat", frame=frame).content for frame in (0, 1)]
+    alone = [ask(client, ("a.png", png(page)), path="/v1/heat").content for page in pages]
+    assert maps == alone and maps[0] != maps[1]
+
+
 def test_a_series_is_summed_up_and_goes_out_as_one_segmentation(client, predictor, tmp_path):
     paths = write_series(tmp_path, [PICTURE[..., 0]] * 3, spacing=(0.5, 0.25), step=2.0, order=(1, 2, 0))
     files = [(path.name, path.read_bytes()) for path in sorted(paths)]
@@ -167,6 +189,39 @@ def test_a_series_is_summed_up_and_goes_out_as_one_segmentation(client, predicto
     assert not re.search("zephyr", client.get("/v1/about").text + json.dumps(said), re.I)
 
 
+def test_a_mask_of_another_organ_is_no_part_of_a_volumes_segmentation(predictor, tmp_path):
+    paths = write_series(tmp_path, [PICTURE[..., 0]] * 3, step=2.0)
+    uploads = [Upload(path.name, str(path)) for path in paths]
+
+    class Mixed:
+        def results(self, scans, size):
+            for one in predictor.results(scans, size):
+                organ = "breast" if one.finding.scan == uploads[1].name else "brain"
+                yield dataclasses.replace(one, finding=dataclasses.replace(one.finding, organ=organ))
+
+    async def here():
+        return False
+
+    async def asked():
+        batches, readers = Batches(Mixed()), Readers(1)
+        running = asyncio.create_task(batches.run())
+        try:
+            return await Asking(readers, batches, LIMITS, "").segmentations(uploads, str(tmp_path), False, here)
+        finally:
+            running.cancel()
+            await readers.close()
+
+    ((suffix, data),), failed = asyncio.run(asked())
+    found = pydicom.dcmread(io.BytesIO(data))
+    drawn = {
+        tuple(map(float, group.PlanePositionSequence[0].ImagePositionPatient)): bool(frame.any())
+        for group, frame in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True)
+    }
+    assert suffix == ".dcm" and failed == []
+    places = [tuple(map(float, pydicom.dcmread(path).ImagePositionPatient)) for path in paths]
+    assert [drawn[place] for place in places] == [True, False, True]
+
+
 def test_a_volume_of_nifti_goes_out_as_one(client, tmp_path):
     nibabel.Nifti1Image(np.repeat(PICTURE[..., :1], 4, axis=2), np.diag([1.0, 1.0, 3.0, 1.0])).to_filename(
         tmp_path / "v.nii.gz"
@@ -195,6 +250,12 @@ def test_what_is_no_finding_is_said(client, rows):
         ("/v1/segmentations", [("a.png", b"none")], 422, "not a readable picture"),
         ("/v1/findings?format=xml", [("a.png", png())], 422, "format"),
         ("/v1/heat?frame=-1", [("a.png", png())], 422, "frame"),
+        (
+            "/v1/findings?picture=true",
+            [("a.png", png())],
+            422,
+            "no parameter 'picture'; this route takes: format, pictures",
+        ),
         ("/v1/findings", [], 422, "form fields called files"),
         ("/v1/nowhere", [("a.png", png())], 404, "Not Found"),
         ("/v1/findings", [("a.png", bytes(5 << 20))], 413, "more than the 4 MiB"),

@@ -227,10 +227,17 @@ class _Request(Request):
 
 
 class _Route(APIRoute):
+    """A route that takes no parameter it does not know, which would be one misspelt."""
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
 
+        known = {parameter.alias for parameter in self.dependant.query_params}
+
         async def answering(request: Request) -> Response:
+            if unknown := sorted(set(request.query_params) - known):
+                takes = ", ".join(sorted(known)) or "none"
+                raise HTTPException(422, f"no parameter {unknown[0][:100]!r}; this route takes: {takes}")
             return await answer(_Request(request.scope, request.receive))
 
         return answering

@@ -1,6 +1,7 @@
 """What stands before the routes: who may ask, how much, how long; and nothing of a request in a log."""
 
 import asyncio
+import contextlib
 import dataclasses
 import hmac
 import json
@@ -35,6 +36,8 @@ class Limits:
       scans: pictures, frames and slices counted.
       seconds: from its first byte to the last of its answer.
       silence: seconds that an upload may pause.
+      linger: seconds for which the rest of an upload is still taken, and thrown away, once it has its answer: a line
+        that is closed on a client who sends is reset, and the answer lost with it.
       requests: of all clients at once.
       reading: seconds for one picture.
     """
@@ -43,6 +46,7 @@ class Limits:
     scans: int = 4096
     seconds: float = 1800.0
     silence: float = 60.0
+    linger: float = 5.0
     requests: int = 64
     reading: float = 20.0
 
@@ -76,12 +80,17 @@ class Guard:
         if scope["type"] != "http":
             return None
         begun = False
+        body = _Body(receive, self.limits)
 
         async def sending(message: Any) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            elif body.more and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await body.throw_away()
+                message = {"type": "http.response.body"}
             await send(message)
 
         counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
@@ -90,13 +99,13 @@ class Guard:
         try:
             self._check(scope, counted)
             async with asyncio.timeout(self.limits.seconds):
-                return await self.app(scope, _Body(receive, self.limits).receive, sending)
+                return await self.app(scope, body.receive, sending)
         except Refused as refused:
             status, why = refused.status_code, refused.detail
         except TimeoutError:
             status, why = 408, f"a request may take {self.limits.seconds:g} s; send less at once"
         except asyncio.CancelledError:
-            status, why = 503, "the server is being ended"
+            status, why, body.more = 503, "the server is being ended", False
         except Exception as error:
             _log(error)
         finally:
@@ -124,14 +133,14 @@ class Guard:
 
 
 class _Body:
-    """The messages of a request, counted and waited for not too long."""
+    """The messages of a request, counted and waited for not too long; `more` says whether there are any yet."""
 
     def __init__(self, receive: Any, limits: Limits):
         self._receive, self._limits = receive, limits
-        self._left, self._more = limits.size, True
+        self._left, self.more = limits.size, True
 
     async def receive(self) -> Any:
-        if not self._more:
+        if not self.more:
             return await self._receive()  # of who leaves
         try:
             async with asyncio.timeout(self._limits.silence):
@@ -139,10 +148,17 @@ class _Body:
         except TimeoutError:
             raise Refused(408, "the upload paused for too long") from None
         self._left -= len(message.get("body", b""))
-        self._more = message.get("more_body", False)
+        self.more = message.get("more_body", False)
         if self._left < 0:
             raise Refused(413, too_large(self._limits))
         return message
+
+    async def throw_away(self) -> None:
+        """Take the rest, for as long as one lingers."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.linger):
+                while self.more:
+                    self.more = (await self._receive()).get("more_body", False)
 
 
 def too_large(limits: Limits) -> str:
@@ -151,7 +167,7 @@ def too_large(limits: Limits) -> str:
 
 
 CLOSES = (408, 413)
-"""Statuses after which the line is closed: the rest of the upload is not read."""
+"""Statuses after which the line is closed: the rest of the upload may not have been read."""
 
 
 async def _say(send: Any, status: int, why: str) -> None:
