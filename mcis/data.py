@@ -54,11 +54,11 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scans:
-    """Scans of one split, N of them, laid into the canvas (`mcis.scan.fit`).
+    """Scans of one split, N of them, laid into the canvas (`mcis.canvas.fit`).
 
     pixels: their images and masks; the rest (N,): area int32 (pixels of the mask), outline str (16 hex digits of the
     mask's sha256), has_mask bool, organ str, label int32 (index into the organ's classes, -1 unknown), group str
-    ("<source>/<patient>"), source str, scan_id str, fingerprint str, thumbnail bool (`scan.Fit`).
+    ("<source>/<patient>"), source str, scan_id str, fingerprint str, thumbnail bool (`canvas.Fit`).
     """
 
     pixels: Pixels
@@ -103,14 +103,10 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     """The folder of the newest prepared version of a source.
 
     Raises:
-      MissingData: there is none; the message gives the command that builds it, or the sources that there are.
+      MissingData: there is none; the message gives the command that builds it.
     """
     versions = versions_of(source, data_dir)
     if not versions:
-        from mcis_datasets.mcis_scans.sources import SOURCES
-
-        if source not in SOURCES:
-            raise MissingData(f"no source {source!r}; there are: {', '.join(SOURCES)}")
         root = data_folder(data_dir)
         there = ", ".join(folder.name for folder in sources_in(root)) or "none"
         where = "" if data_dir is None else f" --data_dir={data_dir}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mcis
-from mcis import reading, scan
+from mcis import canvas, reading, scan
 from mcis.finding import Finding, measured
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
@@ -203,7 +203,7 @@ class Predictor:
         """
         good = [loaded.square for loaded in group if loaded.square is not None]
         if good:
-            batch = np.zeros((batch_size, scan.CANVAS, scan.CANVAS, 3), np.uint8)
+            batch = np.zeros((batch_size, canvas.CANVAS, canvas.CANVAS, 3), np.uint8)
             batch[: len(good)] = good
             fields = self.answer(batch)
         rows = iter(range(len(good)))
@@ -235,7 +235,7 @@ class Predictor:
             return None
         organ = organ_named(finding.organ)
         found = self._maps[ORGANS.index(organ)](loaded.square, organ.classes.index(finding.label))
-        return scan.unfit(np.asarray(found), loaded.geometry)
+        return canvas.unfit(np.asarray(found), loaded.geometry)
 
 
 def load(
@@ -251,7 +251,11 @@ def load(
 
     Args:
       weights: folder of a set of weights; None = those that come with mcis.
-      organ, task, threshold, novelty, members: as in `Asked`: organ="breast", task="segment_brain", threshold=0.8.
+      organ: as each of the following, see `Asked`; every scan is of this organ.
+      task: this task's network alone answers.
+      threshold: the router's smallest probability.
+      novelty: whether scans unlike all known ones, and thumbnails, are unsupported.
+      members: networks of each ensemble that answer.
 
     Raises:
       ValueError: there are no such weights, or they cannot answer what is asked.
@@ -313,7 +317,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
     )
     if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
-        reason = f"a thumbnail: {wide} x {high} pixels of content, {scan.MIN_CONTENT} along one side are needed"
+        reason = f"a thumbnail: {wide} x {high} pixels of content, {canvas.MIN_CONTENT} along one side are needed"
         if thumbnails:
             return Result(seen(UNSUPPORTED, probability, reason=reason, notes=notes), loaded.image)
         notes = [*(notes or ()), reason]
@@ -334,7 +338,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
         finding = dataclasses.replace(finding, confidence=confidence, review=review)
     if not row["segmented"] or loaded.geometry is None:
         return Result(finding, loaded.image)
-    mask = (scan.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+    mask = (canvas.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
     if label != UNKNOWN and organ.is_lesion(label) and not mask.any():
         found_none = f"called {organ.classes[label]}, but no lesion could be outlined"
         finding = dataclasses.replace(finding, notes=[*(notes or ()), found_none])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mcis import dicom, nifti, scan
+from mcis import canvas, dicom, nifti, scan
 from mcis.place import Place
 
 HEAD = 512
@@ -80,7 +80,7 @@ class Loaded:
     frame: int | None
     image: np.ndarray | None = None
     square: np.ndarray | None = None
-    geometry: scan.Fit | None = None
+    geometry: canvas.Fit | None = None
     spacing: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     error: str | None = None
@@ -91,7 +91,7 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
     """What `read` gives, laid into the canvas; an error becomes text."""
     try:
         found = read()
-        square, geometry = scan.fit(found.image)
+        square, geometry = canvas.fit(found.image)
         return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes, place=found.place)
     except Exception as error:  # whatever a decoder thinks of: one bad scan never stops the others
         known = isinstance(error, scan.ScanError | OSError | MemoryError)

@@ -1,7 +1,7 @@
 """What the router refuses: its limits, fitted to answers of folds, and the price of each.
 
 A scan is refused where the router's probability of an organ is small or its features lie far from all that it learned
-from (`ops.novelty`). The cascade refuses thumbnails as well (`scan.Fit`), whatever the router sees in them: that is
+from (`ops.novelty`). The cascade refuses thumbnails as well (`canvas.Fit`), whatever the router sees in them: that is
 told apart, for it says nothing of the same kinds at full size. Intervals are over groups: patients or clusters of the
 known scans, kinds of the foreign ones, for pictures of one kind are refused or taken together.
 """

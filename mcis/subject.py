@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis import data, pixels, scan
+from mcis import canvas, data, pixels
 from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.folds import check_folds
 from mcis.ops.crf import CRF
@@ -256,7 +256,9 @@ def _look(subject: Subject, records: Records) -> Iterator[Look]:
         masks = None if answer.mask is None else np.asarray(answer.mask)
         for i, (record, mask, _, geometry) in enumerate(batch):
             image, _ = pixels.decode(dict(record))
-            said = None if masks is None else (scan.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
+            said = (
+                None if masks is None else (canvas.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
+            )
             lost = subject.task is None and int(answer.organ[i]) != organ_index(data.text(record["organ"]))
             if lost or (subject.task is None and geometry.thumbnail):
                 said = np.zeros(mask.shape[:2], np.uint8)  # as it was scored

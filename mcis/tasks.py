@@ -12,13 +12,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import tyro
 
+from mcis.canvas import CANVAS
 from mcis.models import MODELS, model_named
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
 from mcis.ops.image import DENOISE, EDGES
 from mcis.ops.metrics import LABEL_METRICS, MASK_METRICS
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
-from mcis.scan import CANVAS
 
 Names = Annotated[
     tuple[str, ...],

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import cascade, phantom, scan
+from mcis import canvas, cascade, phantom
 from mcis.experts import make_expert
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks import TASKS
@@ -30,7 +30,7 @@ def scans():
         for label in range(len(organ.classes))
     ]
     order = np.random.default_rng(0).permutation(len(pictures))[:11]
-    return np.stack([scan.fit(pictures[i])[0] for i in order])
+    return np.stack([canvas.fit(pictures[i])[0] for i in order])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 11])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mcis import data, evaluate, pixels, scan, scores, scoring
+from mcis import canvas, data, evaluate, pixels, scan, scores, scoring
 from mcis.cascade import Prediction
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
@@ -69,7 +69,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     assert rows["pixels"].tolist() == [150 * 330] * 5
     found = metrics(SEGMENT, rows)
     assert found["missed"] == 0.25
-    _, geometry = scan.fit(pixels.decode(records[0])[0])
+    _, geometry = canvas.fit(pixels.decode(records[0])[0])
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mcis import cascade
+from mcis.canvas import CANVAS
 from mcis.experts import (
     MEMBERS,
     make_expert,
@@ -18,7 +19,6 @@ from mcis.experts import (
 )
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
-from mcis.scan import CANVAS
 from mcis.tasks import TASKS
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

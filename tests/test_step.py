@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from mcis.canvas import CANVAS
 from mcis.data import Batch
 from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation
-from mcis.scan import CANVAS
 from mcis.tasks import TASKS
 from mcis.train import parallel, processes, step
 

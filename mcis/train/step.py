@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mcis.canvas import CANVAS
 from mcis.data import Batch
 from mcis.experts import make_expert, prepare, present
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
-from mcis.scan import CANVAS
 from mcis.tasks import Task
 
 MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")

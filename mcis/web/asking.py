@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis import scan
+from mcis import canvas, scan
 from mcis.finding import Finding
 from mcis.predictor import BATCH, Predictor, Result
 from mcis.reading import Loaded
@@ -92,7 +92,7 @@ class Batches:
 
     async def warm(self, size: int) -> None:
         """Compile the networks for batches of that size."""
-        await asyncio.to_thread(self.predictor.answer, np.zeros((size, scan.CANVAS, scan.CANVAS, 3), np.uint8))
+        await asyncio.to_thread(self.predictor.answer, np.zeros((size, canvas.CANVAS, canvas.CANVAS, 3), np.uint8))
 
     async def ask(self, loaded: Loaded) -> Result:
         """The result of a scan that was read."""

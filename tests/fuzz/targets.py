@@ -38,7 +38,7 @@ from tests.fuzz.target import Target
 
 def read_scans(folder: pathlib.Path) -> str:
     """As `mcis predict FOLDER` reads it, and each file by its own name."""
-    from mcis import reading, scan
+    from mcis import canvas, reading, scan
 
     errors = []
     files = sorted({*reading.files_in(folder), *(path for path in folder.iterdir())})
@@ -48,8 +48,8 @@ def read_scans(folder: pathlib.Path) -> str:
             height, width = found.image.shape[:2]
             assert found.image.dtype == np.uint8 and found.image.shape == (height, width, 3) and height * width > 0
             assert found.spacing is None or all(np.isfinite(mm) and mm > 0 for mm in found.spacing)
-            square, _ = scan.fit(found.image)
-            assert square.shape == (scan.CANVAS, scan.CANVAS, 3)
+            square, _ = canvas.fit(found.image)
+            assert square.shape == (canvas.CANVAS, canvas.CANVAS, 3)
         except Exception as error:
             errors.append(error)
     if errors:
