@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
 
 from mcis.experts import make_expert
 from mcis.ops.metrics import MASK_THRESHOLD
@@ -196,20 +195,17 @@ def mask_experts(experts: Experts) -> dict[int, str]:
     return {index: name for index, name in names.items() if name in experts}
 
 
-def make_predict(
-    experts: Experts, settings: Settings, mesh: Mesh | None = None
-) -> Callable[[dict[str, Any], jax.Array], Prediction]:
+def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, Any], jax.Array], Prediction]:
     """The cascade as one function, to be jitted: (variables by task name, uint8 (B, S, S, 3)) -> Prediction.
 
     An organ without a classifier has label UNKNOWN and every scan of it is segmented; one without a segmenter has no
-    masks. With a mesh of `experts.member_mesh`, on which `experts.place` has put the variables, ensembles answer side
-    by side.
+    masks.
 
     Raises:
       ValueError: the experts cannot answer with these settings.
     """
     check_experts(experts, settings)
-    run = {name: make_expert(task, mesh) for name, task in experts.items()}
+    run = {name: make_expert(task) for name, task in experts.items()}
     classifiers, segmenters = label_experts(experts), mask_experts(experts)
     apart = {index: name for index, name in segmenters.items() if classifiers.get(index) != name}
 
@@ -312,13 +308,13 @@ def _slot(organ: jax.Array, of_organ: Mapping[int, str]) -> jax.Array:
     return jnp.asarray(table)[organ]
 
 
-def make_single(task: Task, mesh: Mesh | None = None) -> Callable[[dict[str, Any], jax.Array], Prediction]:
+def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]:
     """One task's network alone on every scan, in the cascade's form: what the task does not say is left unasked.
 
     The organ is the task's and was not asked of a router: its probability is NaN. A joint network says label and mask,
     each by itself: no label takes a mask away.
     """
-    expert = make_expert(task, mesh)
+    expert = make_expert(task)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
         outputs = expert(variables[task.name], image)

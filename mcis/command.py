@@ -123,19 +123,6 @@ def keep_memory() -> None:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
-CORES = 4
-"""Most devices that JAX's CPU is divided into."""
-
-
-def one_device_a_core() -> None:
-    """Give JAX's CPU a device for each of the cores this process may use; nothing where JAX has begun already."""
-    import jax
-
-    with contextlib.suppress(RuntimeError):
-        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        jax.config.update("jax_num_cpu_devices", min(len(cores), CORES))
-
-
 def print_table(table: Any) -> None:
     """A `rich` table on standard output; in a file or a pipe, which has no width, nothing is cut."""
     from rich.console import Console

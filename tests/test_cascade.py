@@ -152,8 +152,8 @@ def test_a_joint_network_runs_once(monkeypatch, scans, variables):
     """Its label and its mask come from one run, beside an organ whose classifier and segmenter are two networks."""
     built = []
 
-    def counted(task, mesh):
-        expert = make_expert(task, mesh)
+    def counted(task):
+        expert = make_expert(task)
 
         def run(variables, image):
             built.append(task.name)

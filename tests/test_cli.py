@@ -128,17 +128,3 @@ def test_a_command_keeps_the_memory_it_had_unless_the_user_tells_malloc_otherwis
     assert page_faults(keep=False) > 10_000
     assert page_faults(keep=True) < 1_000
     assert page_faults(keep=True, GLIBC_TUNABLES="glibc.malloc.perturb=0") > 10_000
-
-
-@pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity"), reason="the system does not say which cores a process may use"
-)
-@pytest.mark.parametrize("begun", [False, True])
-def test_jax_has_a_device_for_each_core_it_may_use_unless_it_has_begun(begun):
-    program = "import os, jax; from mcis.command import CORES, one_device_a_core; "
-    program += "jax.devices(); " if begun else ""
-    program += "one_device_a_core(); print(len(jax.devices()), min(len(os.sched_getaffinity(0)), CORES))"
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    found, cores = map(int, done.stdout.split())
-    assert found == (1 if begun else cores)

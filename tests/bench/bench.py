@@ -31,7 +31,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mcis import canvas, phantom, scan
-from mcis.command import one_device_a_core
 from mcis.experts import prepare
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
@@ -177,10 +176,9 @@ def crf(options, missing):
 def cascade(options, missing):
     from mcis.bundle import load_bundle
     from mcis.cascade import Settings, make_predict
-    from mcis.experts import make_expert, member_mesh, place
+    from mcis.experts import make_expert, place
 
     weights = load_bundle()
-    mesh = member_mesh(one.variables for one in weights.values())
     scans = [canvas.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=1)]
     for batch in (1, 8):
         image = jnp.asarray(np.stack([scans[i % len(scans)] for i in range(batch)]))
@@ -194,16 +192,13 @@ def cascade(options, missing):
         given = {"mixed": image}
         if batch == 1:  # a scan costs what its organ's networks do
             given = {o.name: canvas.fit(phantom.make_phantom(o.name, 1, 0).image)[0][None] for o in ORGANS}
-        # `mcis predict` takes batches without a mesh; with one, networks answer side by side on the CPU's devices
-        for how, on in {"": None, ", side by side": mesh}.items():
-            run = jax.jit(make_predict(tasks, settings, on))
-            variables = {name: place(one.variables, on) for name, one in weights.items()}
-            for what, image in given.items():
-                times = interleaved(
-                    {"ours": clocked(lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x)))},
-                    options.rounds,
-                )
-                yield row("cascade, ms a scan", f"whole, {what}, batch {batch}{how}", times, batch)
+        run = jax.jit(make_predict(tasks, settings))
+        variables = {name: place(one.variables) for name, one in weights.items()}
+        for what, image in given.items():
+            times = interleaved(
+                {"ours": clocked(lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x)))}, options.rounds
+            )
+            yield row("cascade, ms a scan", f"whole, {what}, batch {batch}", times, batch)
 
 
 def scans(options, missing):
@@ -322,7 +317,6 @@ def main():
         if unknown := set(chosen) - set(known):
             parser.error(f"--{name}={','.join(sorted(unknown))}: there are {', '.join(known)}")
         setattr(options, name, chosen)
-    one_device_a_core()
     options.batches = [int(batch) for batch in options.batches.split(",")]
     machine = {
         "processor": processor(),
