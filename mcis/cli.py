@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import mcis
+from mcis.command import exit_status
 
 COMMANDS = {
     "train": ("mcis.launch", "train one task (the same as python -m mcis.launch)"),
@@ -36,11 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, by default the process's own. Returns the exit status."""
     process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0
+        return exit_status("mcis", lambda: _say(usage()))
     if argv[0] == "--version":
-        print(f"mcis {mcis.__version__}")
-        return 0
+        return exit_status("mcis", lambda: _say(f"mcis {mcis.__version__}\n"))
     if argv[0] not in COMMANDS:
         print(f"mcis: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
@@ -49,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         keep_memory()
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+def _say(text: str) -> int:
+    print(text, end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
     keywords = {} if default is None else {"default": default}
     try:
         return tyro.cli(cls, args=list(argv), prog=prog, **keywords)
+    except BrokenPipeError:  # `mcis predict --help | head`
+        _hush()
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code not in (0, None):
             # the help text is the one public list of a dataclass's options
@@ -60,11 +63,16 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `mcis info | head -1`: nothing is wrong that anybody would read
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _hush()
         return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _hush() -> None:
+    """Let what is still to be written go nowhere: nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 INTERRUPTED = 75

@@ -266,7 +266,10 @@ def write(out: pathlib.Path, metadata: dict[str, Any], model: bytes, licence: st
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
+    import tyro
+
     from mcis.command import exit_status, parse_dataclass
+    from mcis.predictor import Asked
 
     @dataclasses.dataclass(frozen=True)
     class Export:
@@ -276,23 +279,13 @@ def main(argv: Sequence[str]) -> int:
           out: folder to make; an older export is replaced, anything else is left alone.
           format: stablehlo, which JAX runs, of the cascade or of one task; onnx of one task.
           weights: folder of a set of weights; by default those that come with mcis.
-          task: this task's network alone.
-          organ: every scan is of this organ; the router is not asked.
-          threshold: the router's smallest probability; below it a scan is unsupported. By default the one
-            that was fitted with the weights.
-          novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is, or a
-            thumbnail.
-          members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
+          asked: what the networks are asked.
         """
 
         out: str
         format: Literal["stablehlo", "onnx"] = "stablehlo"
         weights: str | None = None
-        task: str | None = None
-        organ: str | None = None
-        threshold: float | None = None
-        novelty: bool = True
-        members: int | None = None
+        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
 
     options = parse_dataclass(Export, argv, "mcis export")
     return exit_status("mcis export", lambda: _main(options))
@@ -300,9 +293,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Any) -> int:
     from mcis.command import expand_user
-    from mcis.predictor import Asked
 
-    asked = Asked(options.organ, options.task, options.threshold, options.novelty, options.members).check()
+    asked = options.asked.check()
     out = expand_user(options.out)
     check_out(out)
     if options.format == "onnx" and asked.task is None:

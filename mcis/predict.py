@@ -100,13 +100,7 @@ def main(argv: Sequence[str]) -> int:
           paths: pictures, DICOM or NIfTI files, folders of them, or globs.
           out: folder for the findings; it must not hold a report already.
           weights: folder of a set of weights; by default those that come with mcis.
-          organ: every scan is of this organ; the router is not asked.
-          task: run this task's network alone on every scan.
-          threshold: the router's smallest probability; below it a scan is unsupported. By default the one
-            that was fitted with the weights.
-          novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is, or a
-            thumbnail.
-          members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
+          asked: what the networks are asked.
           overwrite: replace the report that is in the folder.
           resume: go on with the report that is in the folder, if there is one, where it was interrupted.
           dicom_seg: write the masks of each DICOM series or file as DICOM SEG: "unnamed", which refers to the scans but
@@ -118,11 +112,7 @@ def main(argv: Sequence[str]) -> int:
         paths: tyro.conf.Positional[tuple[str, ...]]
         out: str
         weights: str | None = None
-        organ: str | None = None
-        task: str | None = None
-        threshold: float | None = None
-        novelty: bool = True
-        members: int | None = None
+        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
         overwrite: bool = False
         resume: bool = False
         dicom_seg: Literal["unnamed", "named"] | None = None
@@ -133,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    asked = Asked(options.organ, options.task, options.threshold, options.novelty, options.members).check()
+    asked = options.asked.check()
     shard = None if options.shard is None else parse_shard(options.shard)
     paths = expand(options.paths)
     if not any(map(os.path.lexists, paths)):
@@ -141,6 +131,7 @@ def _main(options: Any) -> int:
     if options.overwrite and options.resume:
         raise ValueError("--overwrite and --resume exclude each other")
     out, record = options.out, dataclasses.asdict(options)
+    record |= record.pop("asked")
     if shard is not None:
         record |= {"scans": digest(*paths), "shard": f"{shard.index}/{shard.count}"}
         out, paths = str(shard.folder(out)), shard.share(paths)

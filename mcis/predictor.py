@@ -40,14 +40,17 @@ HEAT_CELLS, HEAT_REACH = 8, 2
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What weights are asked, and how.
+    """What weights are asked, and how; options of every command that asks them.
 
     Attributes:
       organ: every scan is of this organ; the router is not asked.
       task: this task's network alone answers for every scan.
-      threshold: the router's smallest probability; below it a scan is unsupported. None = the one that was fitted.
-      novelty: whether a scan unlike all the router learned from is unsupported, and a thumbnail.
-      members: so many networks of each ensemble answer, the first ones; None = all.
+      threshold: the router's smallest probability; below it a scan is unsupported. By default the one that was fitted
+        with the weights.
+      novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is, or a
+        thumbnail.
+      members: so many networks of each ensemble answer, the first ones: fewer are faster, and somewhat worse. By
+        default all.
     """
 
     organ: str | None = None

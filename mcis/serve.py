@@ -22,6 +22,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 def main(argv: Sequence[str]) -> int:
     """The command: it serves until it is interrupted. Exit status 1: the port is taken; 2: options are wrong."""
+    import tyro
+
     from mcis.command import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
@@ -33,11 +35,7 @@ def main(argv: Sequence[str]) -> int:
             $MCIS_TOKEN or made up and printed. What goes over the network is not encrypted: put a proxy before it.
           port: 0 takes one that is free.
           weights: folder of a set of weights; by default those that come with mcis.
-          organ: every scan is of this organ; the router is not asked.
-          task: run this task's network alone on every scan.
-          threshold: the router's smallest probability; by default the one that was fitted with the weights.
-          novelty: call a scan unsupported as well that is unlike all the router learned from, or a thumbnail.
-          members: take so many networks of each ensemble, the first ones: fewer are faster, and somewhat worse.
+          asked: what the networks are asked.
           max_mib: MiB of one request, and of what its archives hold.
           max_scans: pictures, frames and slices of one request.
           max_seconds: of one request.
@@ -46,11 +44,7 @@ def main(argv: Sequence[str]) -> int:
         host: str = "127.0.0.1"
         port: int = 8000
         weights: str | None = None
-        organ: str | None = None
-        task: str | None = None
-        threshold: float | None = None
-        novelty: bool = True
-        members: int | None = None
+        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
         max_mib: int = 1024
         max_scans: int = 4096
         max_seconds: float = 1800.0
@@ -79,7 +73,7 @@ def _main(options: Any) -> int:
 
     from mcis.command import enable_compilation_cache
 
-    asked = Asked(options.organ, options.task, options.threshold, options.novelty, options.members).check()
+    asked = options.asked.check()
     for name in ("max_mib", "max_scans", "max_seconds"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name}={getattr(options, name)}: more than 0 is needed, or nobody is served")
