@@ -57,8 +57,9 @@ def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def _shifted(x: jax.Array, axis: int, reach: int) -> list[jax.Array]:
     """`x` moved along an axis by -reach ... reach pixels, edges held: position i of the k-th is pixel i + k - reach."""
-    pad = [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)]
-    padded = jnp.pad(x, pad, mode="edge")
+    first, last = (jax.lax.slice_in_dim(x, at, at + 1, axis=axis) for at in (0, x.shape[axis] - 1))
+    # what jnp.pad does in its mode "edge", in a form that is exported to ONNX as well
+    padded = jnp.concatenate([*[first] * reach, x, *[last] * reach], axis)
     return [jax.lax.slice_in_dim(padded, k, k + x.shape[axis], axis=axis) for k in range(2 * reach + 1)]
 
 
@@ -144,10 +145,13 @@ def canny(image: jax.Array, low: jax.Array | float, high: jax.Array | float) -> 
         ahead = length >= neighbour(down, right) if 0 in (down, right) else length > neighbour(down, right)
         return (length > neighbour(-down, -right)) & ahead
 
+    def choose(which: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:  # ONNX Runtime knows no where of bools
+        return (which & one) | (~which & other)
+
     tan = math.tan(math.pi / 8)
     level, steep = jnp.abs(dy) < tan * jnp.abs(dx), jnp.abs(dy) > jnp.abs(dx) / tan
-    slant = jnp.where(dx * dy > 0, crest(1, 1), crest(1, -1))
-    thin = jnp.where(level, crest(0, 1), jnp.where(steep, crest(1, 0), slant)) & (length > low)
+    slant = choose(dx * dy > 0, crest(1, 1), crest(1, -1))
+    thin = choose(level, crest(0, 1), choose(steep, crest(1, 0), slant)) & (length > low)
 
     def grow(state):
         edge, _ = state

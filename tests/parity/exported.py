@@ -160,6 +160,7 @@ def main() -> int:
                 options = ["--format=onnx", f"--task={task}", f"--weights={weights}", f"--out={out}"]
                 status = export.main(options)
             if status:
+                failed = True
                 print(f"| {name} | not exportable: {said.getvalue().strip().splitlines()[-1]} | | | | |", flush=True)
                 continue
             one = bundle.load_weights(weights / task)

@@ -19,6 +19,7 @@ from torch import nn
 from mcis.checkpoint import flatten, unflatten
 from mcis.models import MODELS
 from mcis.models.import_weights import import_state_dict, laid_out, path_of, read_state_dict
+from mcis.models.layers import Dropout
 from mcis.ops.image import resize
 from tests import test_published as published
 from tests.parity import references
@@ -101,7 +102,7 @@ class Pair:
 
 
 def _no_dropout(call, args, kwargs, context):
-    return args[0] if isinstance(context.module, flax.linen.Dropout) else call(*args, **kwargs)
+    return args[0] if isinstance(context.module, Dropout) else call(*args, **kwargs)
 
 
 def _by_path(state):
