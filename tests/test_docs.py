@@ -10,7 +10,7 @@ import sys
 import matplotlib
 import pytest
 
-from mcis import cli
+from mcis import cli, finding, volumes
 from tests.test_predict import weights  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -133,6 +133,12 @@ def test_the_python_api_is_as_it_is_shown(weights, tmp_path, monkeypatch):  # no
         if language == "python":
             exec(compile(body, "python_api.md", "exec"), names)
     assert names["result"].finding.error is None and names["found"].spacing_mm == [0.9, 0.9]
+
+
+def test_every_key_of_a_finding_and_of_a_volume_is_told():
+    text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    tables = [re.findall(r"(?m)^\| `(\w+)` \|", table) for table in re.split(r"\n\n(?=\|)", text)]
+    assert list(finding.KEYS) in tables and list(volumes.KEYS) in tables
 
 
 def test_the_index_lists_every_page():
