@@ -25,6 +25,7 @@ from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 from mcis.overlay import overlay
 from mcis.place import Place
+from mcis.readers import read_all
 from mcis.reading import Loaded
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Scans the cascade takes at once when there is more than one."""
+SECONDS = 60.0
+"""That one of many scans may take to be read."""
 
 HEAT_CELLS, HEAT_REACH = 8, 2
 """Steps of a map of where a network looks: a window as wide as an evaluation's, in coarser steps, for less time."""
@@ -185,12 +188,14 @@ class Predictor:
     def predict_all(self, scans: Iterable[tuple[str, int | None]], batch_size: int = BATCH) -> Iterator[Result]:
         """The results of scans, (path, frame) as `reading.frames` gives them, in order; read a few ahead.
 
+        Other processes read them: a file that ends what reads it is an error like any other.
+
         Args:
           scans: where they are.
           batch_size: scans at once; the last batch is filled up with black squares.
         """
         group: list[Loaded] = []
-        for loaded in reading.load_all(scans, 2 * batch_size):
+        for loaded in read_all(scans, 2 * batch_size, seconds=SECONDS):
             group.append(loaded)
             if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
                 yield from self.results(group, batch_size)

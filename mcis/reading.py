@@ -1,10 +1,8 @@
-"""Files as scans: pictures, DICOM, NIfTI; each counted and read frame by frame, a few ahead in threads. No JAX.
+"""Files as scans: pictures, DICOM, NIfTI; each counted and read frame by frame. No JAX.
 
 A row of FORMATS is one kind of file. DICOM and NIfTI need the extra `dicom`; without it they are an error that says so.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -104,15 +102,3 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
 def load(path: str, frame: int | None) -> Loaded:
     """Read one scan and lay it into the canvas; an error becomes text."""
     return lay(path, frame, lambda: format_of(path).read(path, frame or 0))
-
-
-def load_all(scans: Iterable[tuple[str, int | None]], ahead: int) -> Iterator[Loaded]:
-    """Read scans in order, a few ahead in threads (OpenCV decodes outside Python's lock)."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        waiting: collections.deque = collections.deque()
-        for path, frame in scans:
-            waiting.append(pool.submit(load, path, frame))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -1,12 +1,13 @@
-"""A reader of uploads that can be made to break."""
+"""A reader that can be made to break."""
 
 import os
+import pathlib
 import signal
 import time
 
 import numpy as np
 
-from mcis.web import reader
+from mcis import reader
 
 
 def hang():
@@ -30,8 +31,14 @@ def chatter():
     return {"fine": True}, b"123"
 
 
+def read(path, frame):
+    """What a file's name says, else what reading reads."""
+    do = {"crash": crash, "hang": hang, "take": lambda: take(1 << 30)}.get(pathlib.Path(path).stem)
+    return reader.read(path, frame) if do is None else do()
+
+
 reader.OPERATIONS.update(
-    {"hang": hang, "crash": crash, "raise": raise_what_nobody_expects, "take": take, "chatter": chatter}
+    {"read": read, "hang": hang, "crash": crash, "raise": raise_what_nobody_expects, "take": take, "chatter": chatter}
 )
 
 if __name__ == "__main__":

@@ -92,6 +92,41 @@ def test_a_request_has_so_many_seconds():
     )
 
 
+def test_who_sends_when_it_is_refused_has_the_answer_and_is_heard_to_the_end():
+    said, left = [], [{"type": "http.request", "body": b"12345", "more_body": True}] * 3 + [{"type": "http.request"}]
+
+    async def receive():
+        return left.pop(0)
+
+    async def send(message):
+        said.append((message, len(left)))
+
+    asked = {"type": "http", "path": "/v1/x", "method": "POST", "headers": [(b"content-length", b"15")]}
+    asyncio.run(Guard(nothing, Limits(size=4), None, None)(asked, receive, send))
+    (start, _), (body, unread), (last, none) = said
+    assert start["status"] == 413 and int(dict(start["headers"])[b"content-length"]) == len(body["body"])
+    assert body["more_body"] and unread == 4, "the answer goes before the rest is taken"
+    assert last == {"type": "http.response.body"} and none == 0
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_line_that_the_server_has_closed_is_no_fault_of_ours(closed, capsys):
+    came = [{"type": "http.request"}]
+
+    async def receive():
+        if came:
+            return came.pop()
+        await asyncio.sleep(0 if closed else 5)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise RuntimeError("no more of an answer is possible")
+
+    asked = {"type": "http", "path": "/v1/x", "method": "POST", "headers": []}
+    asyncio.run(Guard(nothing, Limits(linger=0.1), None, None)(asked, receive, send))
+    assert ("RuntimeError at" in capsys.readouterr().err) != closed
+
+
 def test_more_requests_than_are_allowed_are_sent_away():
     async def busy(scope, receive, send):
         await asyncio.sleep(0.3)

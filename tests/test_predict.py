@@ -1,6 +1,7 @@
 """`mcis predict` from files to findings, with small random weights."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import checkpoint, phantom, predict, predictor, reading, scan
+from mcis import checkpoint, phantom, predict, predictor, readers, reading, scan
 from mcis.organs import ORGANS
 from mcis.tasks import TASKS, task_to_json
 
@@ -63,6 +64,19 @@ def test_a_broken_scan_has_its_line_and_the_others_go_on(report, pictures):
         assert all(value is None for key, value in line.items() if key not in ("scan", "error"))
     names = [line["scan"] for line in found[:-1]]
     assert names == sorted(names), "findings stand in input order"
+
+
+def test_a_scan_that_ends_the_process_that_reads_it_has_its_line_and_the_others_go_on(weights, tmp_path, monkeypatch):
+    reads = functools.partial(readers.read_all, module="tests.breaking_reader")
+    monkeypatch.setattr(predictor, "read_all", reads)
+    paths = phantom.write_examples(tmp_path / "scans", per_class=1)
+    (tmp_path / "scans" / "crash.png").write_bytes(b"what a decoder falls over")
+    options = ["--out", str(tmp_path / "out"), "--weights", str(weights), "--task=segment_brain"]
+    assert predict.main([str(tmp_path / "scans"), *options]) == 1
+    lines = findings(tmp_path / "out")
+    (broken,) = (line for line in lines if line["error"])
+    assert len(lines) == len(paths) + 1
+    assert broken["scan"].endswith("crash.png") and broken["error"] == f"{broken['scan']}: {readers.BROKE}"
 
 
 def test_pages_of_a_tiff_are_frames(report):

@@ -2,16 +2,17 @@
 
 import asyncio
 import os
+import pathlib
 import zipfile
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
-from mcis import phantom, reading
+from mcis import phantom, reader, reading
+from mcis.readers import BROKE, Readers, read_all
 from mcis.scan import ScanError
-from mcis.web import reader
-from mcis.web.readers import Readers
 
 PICTURE = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
 
@@ -51,6 +52,36 @@ def test_reads_what_reading_reads(tmp_path):
         if found.image is not None:
             np.testing.assert_array_equal(found.image, expected.image)
             np.testing.assert_array_equal(found.square, expected.square)
+
+
+def test_many_are_read_in_order_whatever_some_of_them_do_to_who_reads_them(tmp_path):
+    names = ["a.png", "crash.png", "b.png", "none.png", "hang.png", "c.png", "take.png"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), PICTURE[..., ::-1])
+    (tmp_path / "none.png").write_bytes(b"none")
+    scans = [(str(tmp_path / name), None) for name in names]
+    options = {"module": "tests.breaking_reader", "seconds": 5.0, "memory": 256 << 20}
+    found = list(read_all(scans, 3, **options))
+    assert [pathlib.Path(one.path).name for one in found] == names
+    errors = {name: one.error for name, one in zip(names, found, strict=True) if one.error}
+    assert {name: error.removeprefix(f"{tmp_path}/{name}: ") for name, error in errors.items()} == {
+        "crash.png": BROKE,
+        "none.png": "not a readable picture; PNG, JPEG, TIFF and BMP are read",
+        "hang.png": "took longer to read than the 5 s that are allowed",
+        "take.png": "needs more memory to be read than is allowed",
+    }
+    np.testing.assert_array_equal(found[-2].image, PICTURE)
+
+
+def test_who_takes_no_more_waits_for_nothing_and_leaves_no_process(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
+    (tmp_path / "hang.png").write_bytes(b"")
+    scans = [(str(tmp_path / name), None) for name in ("a.png", *["hang.png"] * 5)]
+    before = psutil.Process().children()
+    running = read_all(scans, 3, module="tests.breaking_reader")
+    assert next(running).error is None and len(psutil.Process().children()) > len(before)
+    running.close()
+    assert psutil.Process().children() == before
 
 
 def test_breaks_are_errors_and_the_next_is_answered():

@@ -61,19 +61,26 @@ def test_serves_until_it_is_asked_to_stop_and_leaves_and_says_nothing(weights, t
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {serve.TOKEN: "wo+rd", "TMPDIR": str(tmp_path)}
     ) as process:
-        address = process.stdout.readline().strip()
-        assert address.endswith("/#token=wo%2Brd"), address
-        assert "Research use only" in process.stdout.readline()
-        place = address.split("#")[0].replace("0.0.0.0", "127.0.0.1") + "v1/findings"
-        said = []
-        for headers, data in (({}, bytes(1 << 25)), ({"authorization": "Bearer wo+rd"}, b"none")):
-            files = [("files", ("ZEPHYRINE.png", data))]  # the first is refused while it is sent, and has its answer
-            said.append(httpx.post(place, files=files, headers=headers).status_code)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        try:
+            address = process.stdout.readline().strip()
+            assert address.endswith("/#token=wo%2Brd"), address
+            assert "Research use only" in process.stdout.readline()
+            place = address.split("#")[0].replace("0.0.0.0", "127.0.0.1") + "v1/findings"
+            said = []
+            for headers, data in (({}, bytes(1 << 25)), ({"authorization": "Bearer wo+rd"}, b"none")):
+                files = [("files", ("ZEPHYRINE.png", data))]  # the first is refused while it is sent: it has its answer
+                said.append(httpx.post(place, files=files, headers=headers).status_code)
+            with socket.create_connection(httpx.URL(place).netloc.decode().split(":")) as line:
+                # a body that is no HTTP
+                line.sendall(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n")
+                assert b" 400 " in line.recv(1 << 16)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert said == [401, 200] and process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.glob("*mcis*"))
-    assert "ZEPHYRINE" not in out + err
+    assert "ZEPHYRINE" not in out + err and "Error" not in err
 
 
 def made(options, monkeypatch):

@@ -23,11 +23,11 @@ from starlette.testclient import TestClient
 import mcis
 from mcis import phantom, reading, scan
 from mcis.finding import KEYS
+from mcis.readers import Readers
 from mcis.reading import Loaded
 from mcis.web import app as web
 from mcis.web.asking import Asking, Batches, Upload, label_of
 from mcis.web.guard import Limits, Refused
-from mcis.web.readers import Readers
 from tests import dicom_files
 from tests.dicom_files import write, write_series
 from tests.test_predict import weights  # noqa: F401

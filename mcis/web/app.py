@@ -31,12 +31,12 @@ from mcis import organs, scan
 from mcis.finding import KEYS, Finding, plain
 from mcis.json_file import from_json
 from mcis.predictor import BATCH, Predictor, Result
+from mcis.readers import Readers
 from mcis.scan import ScanError
 from mcis.volumes import KEYS as VOLUME_KEYS
 from mcis.volumes import summarise
 from mcis.web.asking import Asking, Batches
 from mcis.web.guard import BROKEN, CLOSES, Guard, Limits
-from mcis.web.readers import Readers
 
 SHOWN = 2048
 """Longest side of a picture that is sent back, pixels; its mask keeps the scan's size."""

@@ -16,12 +16,12 @@ from starlette.datastructures import UploadFile
 from mcis import canvas, scan
 from mcis.finding import Finding
 from mcis.predictor import BATCH, Predictor, Result
+from mcis.reader import suffix_of
+from mcis.readers import Readers
 from mcis.reading import Loaded
 from mcis.scan import ScanError
 from mcis.volumes import summarise
 from mcis.web.guard import Limits, Refused
-from mcis.web.reader import suffix_of
-from mcis.web.readers import Readers
 
 AHEAD = 2 * BATCH
 """Scans of one request that are read and asked at once; the others wait, so that a large request holds up no small."""

@@ -91,7 +91,11 @@ class Guard:
                 await send({**message, "more_body": True})
                 await body.throw_away()
                 message = {"type": "http.response.body"}
-            await send(message)
+            try:
+                await send(message)
+            except Exception:  # what came was no HTTP, and the line was closed on it meanwhile
+                if not await body.ends():
+                    raise
 
         counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
         self._now += counted
@@ -160,6 +164,15 @@ class _Body:
                 while self.more:
                     self.more = (await self._receive()).get("more_body", False)
 
+    async def ends(self) -> bool:
+        """Whether the line is closed, within as long as one lingers."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.linger):
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+                return True
+        return False
+
 
 def too_large(limits: Limits) -> str:
     """What is said of an upload that is."""
@@ -171,7 +184,8 @@ CLOSES = (408, 413)
 
 
 async def _say(send: Any, status: int, why: str) -> None:
-    headers = [(b"content-type", b"application/json")]
+    body = json.dumps({"error": why}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status == 503:
@@ -179,7 +193,7 @@ async def _say(send: Any, status: int, why: str) -> None:
     if status in CLOSES:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": why}).encode()})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _log(error: BaseException) -> None:

@@ -1,11 +1,15 @@
-"""Uploads are read in processes of their own: what breaks a decoder, or keeps it busy, takes no server with it."""
+"""Files of strangers are read in processes of their own: what breaks a decoder, or keeps it, takes nobody with it."""
 
 import asyncio
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import math
 import sys
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,8 +41,12 @@ class Header:
     normal: list[float] | None = None
 
 
+class BrokenReader(ScanError):
+    """What was asked of a reader broke it, or took too long; the message does not say which file it was."""
+
+
 class Readers:
-    """Processes of `mcis.web.reader`, each asked one thing at a time; they start when they are needed.
+    """Processes of `mcis.reader`, each asked one thing at a time; they start when they are needed.
 
     Args:
       count: how many.
@@ -47,9 +55,7 @@ class Readers:
       module: what they run.
     """
 
-    def __init__(
-        self, count: int = COUNT, seconds: float = 20.0, memory: int = 2 << 30, module: str = "mcis.web.reader"
-    ):
+    def __init__(self, count: int = COUNT, seconds: float = 20.0, memory: int = 2 << 30, module: str = "mcis.reader"):
         self.seconds, self.memory, self.module = seconds, memory, module
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         for _ in range(count):
@@ -70,11 +76,11 @@ class Readers:
         except TimeoutError:
             await _end(process)
             process = None
-            raise ScanError(f"took longer to read than the {seconds or self.seconds:g} s that are allowed") from None
+            raise BrokenReader(f"took longer to read than the {seconds or self.seconds:g} s that are allowed") from None
         except (EOFError, ConnectionError, json.JSONDecodeError, KeyError):
             await _end(process)
             process = None
-            raise ScanError(BROKE) from None
+            raise BrokenReader(BROKE) from None
         except ScanError:
             raise  # an answer like any other
         except BaseException:  # whoever asked has left, and would leave the answer in the pipe
@@ -89,23 +95,63 @@ class Readers:
         try:
             header, data = await self.ask("read", path=path, frame=frame or 0)
             found = _scan(from_json(Header, json.dumps(header)), data)
-        except (ScanError, TypeError, ValueError, IndexError) as error:
-            failed = error if isinstance(error, ScanError) else ScanError(BROKE)
-            return lay(path, frame, lambda: _raise(failed))
-        return await asyncio.to_thread(lay, path, frame, lambda: found)
+        except BrokenReader as error:
+            failed = ScanError(f"{path}: {error}")
+        except ScanError as error:
+            failed = error
+        except (TypeError, ValueError, IndexError):
+            failed = ScanError(f"{path}: {BROKE}")
+        else:
+            return await asyncio.to_thread(lay, path, frame, lambda: found)
+        return lay(path, frame, lambda: _raise(failed))
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL  # decoders quote files in what they print
         command = (sys.executable, "-m", self.module, str(self.memory))
-        # close_fds=False, for then Python spawns and does not fork, which JAX's threads would not survive
+        # A session of its own, for Ctrl-C is of the asking process, which finishes what it has in hand.
         return await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=none, limit=HEADER, close_fds=False
+            *command, stdin=pipe, stdout=pipe, stderr=none, limit=HEADER, start_new_session=True
         )
 
     async def close(self) -> None:
         """End the processes."""
         while not self._idle.empty():
             await _end(self._idle.get_nowait())
+
+
+def read_all(scans: Iterable[tuple[str, int | None]], ahead: int, **options: Any) -> Iterator[Loaded]:
+    """Read scans in order, a few ahead, in processes of their own; for who is not asynchronous.
+
+    Args:
+      scans: (path, frame) of each, as `reading.frames` gives them.
+      ahead: how many are read, or wait to be taken, at once.
+      options: of Readers.
+    """
+    loop, readers = asyncio.new_event_loop(), Readers(**options)
+    thread = threading.Thread(target=loop.run_forever, name="readers", daemon=True)
+    thread.start()
+    waiting: collections.deque[concurrent.futures.Future[Loaded]] = collections.deque()
+    try:
+        for path, frame in scans:
+            waiting.append(asyncio.run_coroutine_threadsafe(readers.read(path, frame), loop))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        asyncio.run_coroutine_threadsafe(_leave(readers), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _leave(readers: Readers) -> None:
+    """End what is still read, for nobody waits for it any more, and then the processes."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await readers.close()
 
 
 async def _exchange(process: asyncio.subprocess.Process, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

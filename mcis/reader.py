@@ -1,6 +1,6 @@
-"""One process that reads uploads: a question a line on standard input, a header line and bytes for an answer. No JAX.
+"""One process that reads scans: a question a line on standard input, a header line and bytes for an answer. No JAX.
 
-Nothing is pickled on the way: a decoder that was broken into could say to the server what it likes, and no more than
+Nothing is pickled on the way: a decoder that was broken into could say to who asks what it likes, and no more than
 JSON and pixels are taken from it.
 """
 
@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import stat
 import sys
 import zipfile
@@ -132,11 +133,12 @@ OPERATIONS: dict[str, Callable[..., Answer]] = {
 
 def answer(question: dict[str, Any]) -> Answer:
     """The answer to a question; an error is one as well."""
-    operation = OPERATIONS[question.pop("operation")]
+    name = question.pop("operation")
     try:
-        return operation(**question)
+        return OPERATIONS[name](**question)
     except MemoryError:
-        return {"error": "needs more memory to be read than is allowed"}, b""
+        of = f"{question['path']}: " if name == "read" else ""
+        return {"error": f"{of}needs more memory to be read than is allowed"}, b""
     except (ScanError, OSError) as error:
         return {"error": str(error), "series": error.series if isinstance(error, ScanError) else None}, b""
 
@@ -153,6 +155,7 @@ def limit_memory(size: int) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # told to all processes of a job; who asks ends this one
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints is no answer
     limit_memory(int(sys.argv[1]))
