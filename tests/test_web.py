@@ -149,7 +149,13 @@ def test_a_heat_map_is_of_the_page_that_was_asked_for(client, tmp_path):
     pages = [PICTURE, np.ascontiguousarray(PICTURE[::-1, ::-1])]
     cv2.imwritemulti(str(tmp_path / "p.tiff"), [page[..., ::-1] for page in pages])
     file = ("p.tiff", (tmp_path / "p.tiff").read_bytes())
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", png())
+        archive.writestr("in/p.tiff", file[1])
     maps = [ask(client, file, path="/v1/heat", frame=frame).content for frame in (0, 1)]
+    within = ask(client, ("x.zip", packed.getvalue()), path="/v1/heat", frame=1, scan="x.zip/in/p.tiff")
+    assert within.content == maps[1], within.text
     alone = [ask(client, ("a.png", png(page)), path="/v1/heat").content for page in pages]
     assert maps == alone and maps[0] != maps[1]
 
@@ -246,7 +252,8 @@ def test_what_is_no_finding_is_said(client, rows):
     ("path", "files", "status", "words"),
     [
         ("/v1/heat", [("a.png", b"none")], 422, "not a readable picture"),
-        ("/v1/heat", [("a.png", png()), ("b.png", png())], 422, "2 scans came"),
+        ("/v1/heat", [("a.png", png()), ("b.png", png())], 422, "2 scans came; name one of them"),
+        ("/v1/heat?scan=c.png", [("a.png", png()), ("b.png", png())], 422, "2 scans came; none of them is 'c.png'"),
         ("/v1/segmentations", [("a.png", b"none")], 422, "not a readable picture"),
         ("/v1/findings?format=xml", [("a.png", png())], 422, "format"),
         ("/v1/heat?frame=-1", [("a.png", png())], 422, "frame"),

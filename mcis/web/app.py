@@ -170,7 +170,11 @@ def make_app(
             raise HTTPException(422, "no findings; a list of them as /v1/findings gives them is needed") from None
 
     @app.post("/v1/heat", responses=_answers("image/png"), response_class=Response)
-    async def heat(files: Files, frame: Annotated[int, Query(ge=0)] = 0) -> Response:
+    async def heat(
+        files: Files,
+        frame: Annotated[int, Query(ge=0)] = 0,
+        name: Annotated[str | None, Query(alias="scan", description="of several, which: its finding's `scan`")] = None,
+    ) -> Response:
         """Where the network looks that gives a scan its label, as a grey PNG file of the scan's size.
 
         White is where hiding the scan takes most from the label's probability, at least FAINT, and black where it takes
@@ -178,9 +182,12 @@ def make_app(
         """
         with asking.folder() as folder:
             uploads = await asking.keep(files, folder)
-            if len(uploads) != 1:
-                raise HTTPException(422, f"{len(uploads)} scans came; one is asked for")
-            answer = await asking.result(uploads[0], frame or None)
+            if name is None and len(uploads) > 1:
+                raise HTTPException(422, f"{len(uploads)} scans came; name one of them with ?scan=")
+            chosen = next((one for one in uploads if name in (None, one.name)), None)
+            if chosen is None:
+                raise HTTPException(422, f"{len(uploads)} scans came; none of them is {name!r:.300}")
+            answer = await asking.result(chosen, frame or None)
             if answer.result.finding.error:
                 raise HTTPException(422, answer.result.finding.error)
             found = await asking.batches.heat(answer.loaded, answer.result.finding)

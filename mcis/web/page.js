@@ -421,10 +421,9 @@ async function heat() {
   const item = current, on = $("heat").ariaPressed !== "true";
   $("heat").ariaPressed = on;
   if (on && item?.row?.label && !item.heat) {
-    if (item.inside) { $("over").textContent = "no heat map of scans within an archive: drop the scan itself"; return; }
     $("heat").textContent = "Heat map \u2026";
     try {
-      const answer = await ask(`v1/heat?frame=${item.row.frame ?? 0}`, { method: "POST", body: form(item.file) });
+      const answer = await ask(`v1/heat?frame=${item.row.frame ?? 0}${item.inside ? `&scan=${encodeURIComponent(item.row.scan)}` : ""}`, { method: "POST", body: form(item.file) });
       item.heat = await answer.blob();
       item.drop = Number(answer.headers.get("largest-drop"));
     } catch (error) { $("over").textContent = error.message; }

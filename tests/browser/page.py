@@ -299,6 +299,8 @@ def test_archives_folders_drops_and_pages_of_a_file(page, tmp_path):
         archive.writestr("broken.png", b"\x89PNG\r\n\x1a\n, cut short")
     upload(page, ("scans.zip", packed.getvalue()), done=3)
     assert page.locator("#scans .name").all_text_contents() == ["escaped.png", "two.png", "broken.png"]
+    page.keyboard.press("h")
+    until(page, "drawn?.heat")
     page.locator("#clear").click()
     folder = tmp_path / "folder"
     (folder / "below").mkdir(parents=True)
