@@ -99,7 +99,7 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
     found = metrics(None, rows)
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
     assert found["dice_lesion"] == pytest.approx(metrics(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
-    monkeypatch.setattr(scan, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
+    monkeypatch.setattr(canvas, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
     small = scoring.score_cascade(predict, records)
     assert metrics(None, small)["lost_by_router"] == 1 and not small["label_probs"].any() and small["thumbnail"].all()
 
