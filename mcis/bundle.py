@@ -119,6 +119,8 @@ def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
       CheckpointError: the folder holds none, or one of them is damaged or of another task than its name says.
     """
     path = pathlib.Path(path)
+    if not path.is_dir():
+        raise checkpoint.CheckpointError(f"{path}: no such folder of weights")
     found = {name: load_weights(path / name) for name in TASKS if checkpoint.present(path / name).is_dir()}
     for name, weights in found.items():
         if weights.task.name != name:
@@ -127,7 +129,7 @@ def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
         alone = checkpoint.is_weights_folder(checkpoint.weights_folder(path))
         what = "is one task's run, no set of weights" if alone else "holds no weights"
         raise checkpoint.CheckpointError(
-            f"{path} {what}: `mcis bundle RUN... --out DIR` makes a set, with folders {', '.join(TASKS)}"
+            f"{path} {what}: `mcis bundle RUN... --out DIR` makes a set, a folder a task, of {', '.join(TASKS)}"
         )
     return found
 
@@ -140,7 +142,7 @@ def first_networks(found: Mapping[str, Weights], count: int | None) -> dict[str,
     """
     largest = max(one.networks for one in found.values())
     if count is not None and count > largest:
-        raise ValueError(f"--members={count}: of {', '.join(found)} these weights have {largest} at most")
+        raise ValueError(f"--members={count}: 1 to {largest} is needed, more have none of {', '.join(found)}")
     return {
         name: one
         if count is None or MEMBERS not in one.variables

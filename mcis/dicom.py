@@ -116,7 +116,7 @@ def _read(path: str | os.PathLike, found: Any, frame: int, place: Place | None) 
         if taken > MAX_DECODED:
             raise ScanError(f"{path}: {taken >> 20} MiB of pixels a frame; at most {MAX_DECODED >> 20} MiB are read")
         if frame >= int(found.get("NumberOfFrames") or 1):
-            raise ScanError(f"{path}: has no frame {frame}")
+            raise ScanError(f"{path}: has no frame {frame}; they count from 0")
         image, notes = _shown(_pixels(path, found, frame), found, frame, path)
         spacing, of_spacing = spacing_of(found, frame)
         return Scan(np.ascontiguousarray(image), (*notes, *of_spacing, *_burnt_in(found)), spacing, place)

@@ -86,7 +86,7 @@ def _read(path: str | os.PathLike, frame: int) -> Scan:
     status = os.stat(path)
     array, grid, black, white = _volume(os.fspath(path), status.st_mtime_ns, status.st_size)
     if frame >= grid.count:
-        raise ScanError(f"{path}: has no slice {frame}")
+        raise ScanError(f"{path}: has no slice {frame}; it has {grid.count}, which count from 0")
     plane = laid(array, grid)[..., frame].astype(np.float32)
     if not np.isfinite(plane).all():
         raise ScanError(f"{path}: has NaN or infinite voxels; mend the file")

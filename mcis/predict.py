@@ -28,7 +28,7 @@ class Stopped(Exception):
 def expand(paths: Sequence[str]) -> list[str]:
     """The files that some paths mean: files as given, scans below folders, matches of globs; sorted within each.
 
-    A path that does not exist stays in the list, so that it gets its error line.
+    A path that does not exist, and a glob that nothing matches, stays in the list, so that it gets its error line.
 
     Raises:
       ValueError: nothing is left.
@@ -40,7 +40,7 @@ def expand(paths: Sequence[str]) -> list[str]:
         if os.path.isdir(path):
             found += [str(p) for p in reading.files_in(path)]
         elif not os.path.lexists(path) and glob.has_magic(path):
-            found += [str(p) for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)]
+            found += [p for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)] or [path]
         else:
             found.append(path)
     if not found:
@@ -75,7 +75,7 @@ def already(
     now = json.loads(json.dumps(dict(options)))
     if differing := [name for name in now if name not in ways and now[name] != before.get(name)]:
         told = ", ".join(f"{name}: {before.get(name)} -> {now[name]}" for name in differing)
-        raise ReportError(f"{out}: was begun otherwise ({told}); repeat that, or name another folder")
+        raise ReportError(f"{out}: was begun otherwise ({told}); repeat that, name another folder, or --overwrite it")
     count = 0
     for count, finding in enumerate(read_findings(folder / "findings.jsonl"), 1):
         if count > len(scans) or finding.scan != scans[count - 1][0]:

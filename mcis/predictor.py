@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import functools
 import html
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -185,17 +186,20 @@ class Predictor:
         (result,) = self.results([loaded], 1)
         return result
 
-    def predict_all(self, scans: Iterable[tuple[str, int | None]], batch_size: int = BATCH) -> Iterator[Result]:
-        """The results of scans, (path, frame) as `reading.frames` gives them, in order; read a few ahead.
+    def predict_all(
+        self, scans: Iterable[str | os.PathLike | tuple[str, int | None]], batch_size: int = BATCH
+    ) -> Iterator[Result]:
+        """The results of scans, in order; read a few ahead.
 
         Other processes read them: a file that ends what reads it is an error like any other.
 
         Args:
-          scans: where they are.
+          scans: files, each frame of them, or (path, frame) as `reading.frames` gives them.
           batch_size: scans at once; the last batch is filled up with black squares.
         """
         group: list[Loaded] = []
-        for loaded in read_all(scans, 2 * batch_size, seconds=SECONDS):
+        each = itertools.chain.from_iterable([one] if isinstance(one, tuple) else reading.frames(one) for one in scans)
+        for loaded in read_all(each, 2 * batch_size, seconds=SECONDS):
             group.append(loaded)
             if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
                 yield from self.results(group, batch_size)

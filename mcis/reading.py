@@ -58,9 +58,13 @@ def format_of(path: str | os.PathLike) -> Format:
     return next(one for one in FORMATS if one.holds(os.fspath(path), head))
 
 
-def frames(paths: Iterable[str]) -> Iterator[tuple[str, int | None]]:
-    """(path, frame) of every picture: frame is None for a file that holds one, else counted from 0."""
-    for path in paths:
+def frames(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[tuple[str, int | None]]:
+    """(path, frame) of every picture: frame is None for a file that holds one, else counted from 0.
+
+    Args:
+      paths: files, or one.
+    """
+    for path in (os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)):
         count = format_of(path).count(path)
         yield from ((path, None if count == 1 else frame) for frame in range(count))
 

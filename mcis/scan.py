@@ -173,15 +173,17 @@ def _decode_array(data: bytes, name: str, frame: int) -> np.ndarray:
         if "CV_IO_MAX_IMAGE" in str(error):
             raise ScanError(f"{name}: more pixels than the {MAX_PIXELS} that are read; make it smaller") from None
         raise ScanError(f"{name}: cannot be decoded ({error.err or 'damaged'})") from None
+    if frame and (array is None or array.size == 0):
+        raise ScanError(f"{name}: has no page {frame} that can be read; they count from 0")
     if array is None or array.size == 0:
-        raise ScanError(f"{name}: not a readable picture; PNG, JPEG, TIFF and BMP are read")
+        raise ScanError(f"{name}: not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read")
     return array
 
 
 def _check_claims(data: bytes, name: str, frame: int) -> None:
     """ScanError where bytes are no picture of a kind that is read, or one that says it takes too much to decode."""
     if not headers.is_picture(data):
-        raise ScanError(f"{name}: not a readable picture; PNG, JPEG, TIFF and BMP are read")
+        raise ScanError(f"{name}: not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read")
     try:
         size, pixels = _claims(data, frame)
     except (struct.error, OverflowError, ValueError):

@@ -301,6 +301,8 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     """What `report` made, from its JSON file or the folder that has it as REPORT; ValueError where it is none."""
     path = pathlib.Path(path)
     path = path / REPORT if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; `mcis evaluate` writes them, with a page")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = rows_from_json(dict(found["rows"]))

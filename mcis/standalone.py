@@ -56,7 +56,7 @@ def read(path: str | os.PathLike) -> np.ndarray:
     data = np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8)
     array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if array is None:
-        raise ValueError("not a readable picture")
+        raise ValueError("not a readable picture; PNG, JPEG, TIFF and BMP are read")
     if array.dtype != np.uint8:
         values = array.astype(np.float32)
         if not np.isfinite(values).all():

@@ -92,7 +92,7 @@ def test_the_first_networks_of_a_set_answer_for_it(folds, tmp_path):
     mean = np.mean([expert(bundle.load_weights(fold).variables, scans).label for fold in folds[:2]], 0)
     np.testing.assert_allclose(expert(two.variables, scans).label, mean, atol=1e-5)
     assert bundle.first_networks(found, None) == found
-    with pytest.raises(ValueError, match="--members=4: of segment_breast these weights have 3 at most"):
+    with pytest.raises(ValueError, match="--members=4: 1 to 3 is needed, more have none of segment_breast"):
         bundle.first_networks(found, 4)
 
 

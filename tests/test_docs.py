@@ -10,7 +10,7 @@ import sys
 import matplotlib
 import pytest
 
-from mcis import cli, finding, volumes
+from mcis import cli, evaluation_words, finding, organs, volumes
 from tests.test_predict import weights  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -139,6 +139,14 @@ def test_every_key_of_a_finding_and_of_a_volume_is_told():
     text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     tables = [re.findall(r"(?m)^\| `(\w+)` \|", table) for table in re.split(r"\n\n(?=\|)", text)]
     assert list(finding.KEYS) in tables and list(volumes.KEYS) in tables
+    classes = re.search(r"(?m)^\| `label` \| (.*) \|$", text)[1]
+    assert re.findall(r'"(\w+)"', classes) == [name for organ in organs.ORGANS for name in organ.classes]
+
+
+def test_every_metric_is_told():
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", text))
+    assert told == evaluation_words.MEANINGS
 
 
 def test_the_index_lists_every_page():

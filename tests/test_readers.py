@@ -66,7 +66,7 @@ def test_many_are_read_in_order_whatever_some_of_them_do_to_who_reads_them(tmp_p
     errors = {name: one.error for name, one in zip(names, found, strict=True) if one.error}
     assert {name: error.removeprefix(f"{tmp_path}/{name}: ") for name, error in errors.items()} == {
         "crash.png": BROKE,
-        "none.png": "not a readable picture; PNG, JPEG, TIFF and BMP are read",
+        "none.png": "not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read",
         "hang.png": "took longer to read than the 5 s that are allowed",
         "take.png": "needs more memory to be read than is allowed",
     }

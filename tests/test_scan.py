@@ -378,7 +378,7 @@ def test_a_jpeg_of_ten_thousand_scans_is_refused_and_one_of_ten_is_not():
 def test_kinds_that_are_not_promised_never_reach_a_decoder(suffix, monkeypatch):
     data = cv2.imencode(suffix, np.zeros((64, 64, 3), np.float32 if suffix == ".hdr" else np.uint8))[1].tobytes()
     monkeypatch.setattr(cv2, "imdecode", None)
-    with pytest.raises(scan.ScanError, match="PNG, JPEG, TIFF and BMP are read"):
+    with pytest.raises(scan.ScanError, match="PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read"):
         scan.decode(data)
 
 

@@ -72,7 +72,7 @@ def test_a_finding_is_that_of_the_predictor_and_the_upload_is_gone(client, predi
     assert first == expected | {"scan": "a.png", "diameter_px": pytest.approx(expected["diameter_px"])}
     assert (
         second["scan"] == "folder/b.png"
-        and second["error"] == "not a readable picture; PNG, JPEG, TIFF and BMP are read"
+        and second["error"] == "not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read"
     )
     assert left(client) == []
 

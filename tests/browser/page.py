@@ -271,7 +271,9 @@ def test_a_text_named_as_a_picture_is_an_error_and_the_others_go_on(page):
     expect(rows.nth(0)).to_contain_text("not read")
     expect(rows.nth(1)).not_to_contain_text("not read")
     rows.nth(0).click()
-    expect(page.locator("#facts")).to_contain_text("not a readable picture; PNG, JPEG, TIFF and BMP are read")
+    expect(page.locator("#facts")).to_contain_text(
+        "not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read"
+    )
     expect(page.locator("#state")).to_contain_text("1 not read")
     page.screenshot(path=SHOTS / "error.png")
 
