@@ -122,11 +122,13 @@ def test_two_routers_are_refused(runs, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["route", "route/best"])
-def test_a_run_alone_is_called_a_run_and_no_set(runs, folder):
+def test_a_run_alone_is_called_a_run_and_no_set(runs, folder, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="is one task's run, no set of weights: `mcis bundle"):
         bundle.load_bundle(runs / folder)
-    with pytest.raises(checkpoint.CheckpointError, match="holds no weights: `mcis bundle"):
+    with pytest.raises(checkpoint.CheckpointError, match="nothing: no such folder of weights"):
         bundle.load_bundle(runs / "nothing")
+    with pytest.raises(checkpoint.CheckpointError, match="holds no weights: `mcis bundle"):
+        bundle.load_bundle(tmp_path)
 
 
 def test_a_set_with_two_folders_swapped_is_refused(runs, tmp_path):

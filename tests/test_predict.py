@@ -155,7 +155,7 @@ def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
         (["--threshold=7"], r"[0, 1]"),
         (["--organ=brain", "--threshold=0.5"], "router"),
         (["--task=route", "--no-novelty"], "router"),
-        (["--weights=/nowhere"], "holds no weights"),
+        (["--weights=/nowhere"], "/nowhere: no such folder of weights"),
     ],
 )
 def test_wrong_options_say_what_there_is(options, says, pictures, tmp_path, capsys):
