@@ -57,7 +57,8 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
     """
     try:
         status = command()
-        sys.stdout.flush()  # now, so that a reader that is gone is met here
+        if sys.stdout is not None:  # closed: `>&-`
+            sys.stdout.flush()  # now, so that a reader that is gone is met here
         return status
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

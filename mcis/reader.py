@@ -4,6 +4,8 @@ Nothing is pickled on the way: a decoder that was broken into could say to who a
 JSON and pixels are taken from it.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -22,6 +24,9 @@ from mcis import dicom, dicom_seg, nifti, reading, scan
 from mcis.scan import ScanError
 
 Answer = tuple[dict[str, Any], bytes]
+
+READY = b"ready\n"
+"""What a process says first."""
 
 
 def read(path: str, frame: int) -> Answer:
@@ -143,6 +148,15 @@ def answer(question: dict[str, Any]) -> Answer:
         return {"error": str(error), "series": error.series if isinstance(error, ScanError) else None}, b""
 
 
+def end_with_parent() -> None:
+    """Have the system end this process when who asks is gone, in the middle of a decoder too; where it can (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+PR_SET_PDEATHSIG = 1
+
+
 def limit_memory(size: int) -> None:
     """Let this process take `size` bytes more than it has now, where the system can limit that."""
     try:
@@ -156,9 +170,12 @@ def limit_memory(size: int) -> None:
 def main() -> None:
     """Answer until standard input ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # told to all processes of a job; who asks ends this one
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints is no answer
-    limit_memory(int(sys.argv[1]))
+    limit_memory(int(sys.argv[-1]))
+    answers.write(READY)
+    answers.flush()
     for line in sys.stdin.buffer:
         header, data = answer(json.loads(line))
         answers.write(json.dumps({**header, "bytes": len(data)}).encode() + b"\n")

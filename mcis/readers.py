@@ -1,12 +1,15 @@
 """Files of strangers are read in processes of their own: what breaks a decoder, or keeps it, takes nobody with it."""
 
 import asyncio
+import atexit
 import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import math
+import pathlib
+import shlex
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -14,9 +17,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+import mcis
 from mcis import MAX_PIXELS
 from mcis.json_file import from_json
 from mcis.place import Place
+from mcis.reader import READY
 from mcis.reading import Loaded, lay
 from mcis.scan import Scan, ScanError
 
@@ -25,6 +30,15 @@ COUNT = 2
 BROKE = "damaged: what reads such files broke on it, or was killed"
 MAX_ANSWER = 1 << 30
 """Bytes of an answer: a picture has a fifth of them, a segmentation may have many frames."""
+GRACE = 2.0
+"""Seconds for an answer that is there already, where it is the asking process that was stopped for long."""
+STARTING = 120.0
+"""Seconds until a process is ready."""
+START = (
+    "import runpy, sys; root, module = sys.argv[1:3]; sys.path[:0] = {root} - {*sys.path}; "
+    "runpy.run_module(module, run_name='__main__')"
+)
+"""The program of a process: the mcis that asks, wherever it lies, and nothing of the folder that is the current one."""
 HEADER = 1 << 24
 """Bytes of the longest header, which lists what was in an archive."""
 
@@ -66,13 +80,21 @@ class Readers:
 
         Raises:
           ScanError: it cannot be done, took too long or too much, or the process broke.
+          OSError: the processes do not start.
         """
         process = await self._idle.get()
         try:
             if process is None or process.returncode is not None:
                 process = await self._start()
-            async with asyncio.timeout(seconds or self.seconds):
-                return await _exchange(process, {"operation": operation, **arguments})
+            answer = asyncio.ensure_future(_exchange(process, {"operation": operation, **arguments}))
+            try:
+                for patience in (seconds or self.seconds, GRACE):
+                    await asyncio.wait({answer}, timeout=patience)
+                    if answer.done():
+                        return answer.result()
+                raise TimeoutError
+            finally:
+                answer.cancel()
         except TimeoutError:
             await _end(process)
             process = None
@@ -107,10 +129,25 @@ class Readers:
 
     async def _start(self) -> asyncio.subprocess.Process:
         pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL  # decoders quote files in what they print
-        command = (sys.executable, "-m", self.module, str(self.memory))
+        root = str(pathlib.Path(mcis.__file__).parents[1])
+        command = (sys.executable, "-P", "-c", START, root, self.module, str(self.memory))
         # A session of its own, for Ctrl-C is of the asking process, which finishes what it has in hand.
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, stderr=none, limit=HEADER, start_new_session=True
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(STARTING):
+                if await process.stdout.readline() == READY:
+                    return process
+        except TimeoutError:
+            pass
+        except BaseException:
+            await _end(process)
+            raise
+        await _end(process)
+        raise OSError(
+            f"what reads scans does not start: {shlex.join((sys.executable, '-m', self.module, '0'))} says why"
         )
 
     async def close(self) -> None:
@@ -127,31 +164,53 @@ def read_all(scans: Iterable[tuple[str, int | None]], ahead: int, **options: Any
       ahead: how many are read, or wait to be taken, at once.
       options: of Readers.
     """
-    loop, readers = asyncio.new_event_loop(), Readers(**options)
-    thread = threading.Thread(target=loop.run_forever, name="readers", daemon=True)
-    thread.start()
-    waiting: collections.deque[concurrent.futures.Future[Loaded]] = collections.deque()
-    try:
+    with contextlib.closing(_Background(options)) as background:
+        waiting: collections.deque[concurrent.futures.Future[Loaded]] = collections.deque()
         for path, frame in scans:
-            waiting.append(asyncio.run_coroutine_threadsafe(readers.read(path, frame), loop))
+            waiting.append(background.read(path, frame))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        asyncio.run_coroutine_threadsafe(_leave(readers), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
-async def _leave(readers: Readers) -> None:
-    """End what is still read, for nobody waits for it any more, and then the processes."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await readers.close()
+class _Background:
+    """Readers that are asked from a thread of their own."""
+
+    def __init__(self, options: dict[str, Any]):
+        self.readers, self.tasks = Readers(**options), set[asyncio.Task[Any]]()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="readers", daemon=True)
+        self.thread.start()
+        # of a generator that nobody has ended: at its own end, which is later, no thread runs any more
+        atexit.register(self.close)
+
+    def read(self, path: str, frame: int | None) -> concurrent.futures.Future[Loaded]:
+        return asyncio.run_coroutine_threadsafe(self._read(path, frame), self.loop)
+
+    async def _read(self, path: str, frame: int | None) -> Loaded:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return await self.readers.read(path, frame)
+
+    def close(self) -> None:
+        """End what is still read, for nobody waits for it any more, then the processes, then the thread."""
+        atexit.unregister(self.close)
+        if self.loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._leave(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    async def _leave(self) -> None:
+        tasks = list(self.tasks)  # not all of the loop's: asyncio has its own, without which it waits for ever
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.readers.close()
 
 
 async def _exchange(process: asyncio.subprocess.Process, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -180,7 +239,7 @@ def _scan(header: Header, data: bytes) -> Scan:
     """The Scan of a reader's answer; ValueError where it is none."""
     if any(side < 1 for side in header.shape) or math.prod(header.shape[:2]) > MAX_PIXELS or header.shape[2:] != [3]:
         raise ValueError("no picture")
-    image = np.frombuffer(data, np.uint8).reshape(header.shape)
+    image = np.frombuffer(data, np.uint8).reshape(header.shape).copy()  # to be written to, as others are
     normal = None if header.normal is None else (header.normal[0], header.normal[1], header.normal[2])
     place = None if header.series is None else Place(header.series, header.position, normal)
     spacing = None if header.spacing is None else (header.spacing[0], header.spacing[1])

@@ -68,6 +68,7 @@ def _main(options: Any) -> int:
 
         from mcis.web.app import make_app, upload_folder
         from mcis.web.guard import Limits
+        from mcis.web.line import Line
     except ImportError:
         raise ValueError("the server comes with an extra: pip install -e '.[web]'") from None
 
@@ -119,7 +120,7 @@ def _main(options: Any) -> int:
             config = uvicorn.Config(
                 make_app(predictor, root, bounds, names, token),
                 loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
-                http="h11",
+                http=Line,
                 log_level="error",
                 access_log=False,  # whose scans came when is nobody's business
                 proxy_headers=False,

@@ -3,13 +3,18 @@
 import asyncio
 import os
 import pathlib
+import subprocess
+import sys
+import time
 import zipfile
 
 import cv2
+import nibabel
 import numpy as np
 import psutil
 import pytest
 
+import mcis
 from mcis import phantom, reader, reading
 from mcis.readers import BROKE, Readers, read_all
 from mcis.scan import ScanError
@@ -82,6 +87,90 @@ def test_who_takes_no_more_waits_for_nothing_and_leaves_no_process(tmp_path):
     assert next(running).error is None and len(psutil.Process().children()) > len(before)
     running.close()
     assert psutil.Process().children() == before
+
+
+def test_pages_and_slices_are_those_that_are_asked_for(tmp_path):
+    pages = [np.ascontiguousarray(page) for page in (PICTURE, PICTURE[::-1], PICTURE[:, ::-1])]
+    cv2.imwritemulti(str(tmp_path / "p.tiff"), pages)
+    volume = np.stack([page[..., 0] for page in pages], axis=2)
+    nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 3.0, 1.0])).to_filename(tmp_path / "v.nii.gz")
+    scans = [*reading.frames([str(tmp_path / "p.tiff"), str(tmp_path / "v.nii.gz")]), (str(tmp_path / "p.tiff"), 7)]
+    assert len(scans) == 7
+    for found, scan in zip(read_all(scans, 3), scans, strict=True):
+        expected = reading.load(*scan)
+        assert (found.path, found.frame, found.error) == (expected.path, expected.frame, expected.error)
+        assert (found.notes, found.spacing, found.place) == (expected.notes, expected.spacing, expected.place)
+        np.testing.assert_array_equal(found.image, expected.image)
+        assert found.image is None or found.image.flags.writeable
+
+
+def run_python(code, *words, **options):
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_a_program_that_ends_while_scans_are_read_ends(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
+    code = (
+        "import sys; from mcis.readers import read_all; g = read_all([(sys.argv[1], None)] * 50, 2); next(g); print(1)"
+    )
+    done = run_python(code, str(tmp_path / "a.png"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_who_leaves_while_readers_start_waits_for_nothing(tmp_path):
+    def scans(delay):
+        yield str(tmp_path / "a.png"), None
+        yield str(tmp_path / "b.png"), None
+        time.sleep(delay)
+        raise OSError("the list ends early")
+
+    for delay in (0, 0.001, 0.002, 0.004, 0.006, 0.02, 0.2):
+        with pytest.raises(OSError, match="ends early"):
+            list(read_all(scans(delay), 4))
+    assert not any("mcis.reader" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+
+def test_the_current_folder_is_not_imported_from(tmp_path):
+    for name in ("cv2.py", "json.py", "mcis.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
+    root = str(pathlib.Path(mcis.__file__).parents[1])
+    code = "import sys; sys.path[0] = sys.argv[1]; from mcis.readers import read_all\n"
+    code += "print([one.error for one in read_all([('a.png', None)], 2)])"
+    done = run_python(code, root, cwd=tmp_path)
+    assert done.stdout == "[None]\n", done.stderr
+
+
+def test_readers_that_do_not_start_are_no_fault_of_the_scans(tmp_path):
+    with pytest.raises(OSError, match=r"does not start: .* -m tests.no_such_reader 0 says why"):
+        list(read_all([("a.png", None)], 2, module="tests.no_such_reader"))
+
+
+def test_a_reader_ends_with_who_asks_even_in_the_middle_of_a_scan(tmp_path):
+    code = (
+        "from mcis.readers import read_all; list(read_all([('hang.png', None)] * 2, 2, module='tests.breaking_reader'))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        asking, children = psutil.Process(process.pid), []
+        while len(children) < 2 or any(child.cpu_times().user < 0.1 for child in children):
+            time.sleep(0.1)
+            children = asking.children()
+        time.sleep(0.5)
+        process.kill()
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+def test_an_answer_is_taken_that_came_while_who_asks_was_stopped(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
+
+    async def work(readers):
+        await readers.read(str(tmp_path / "a.png"), None)  # it has started
+        asked = asyncio.create_task(readers.read(str(tmp_path / "a.png"), None))
+        await asyncio.sleep(0)
+        time.sleep(1.0)
+        return await asked
+
+    assert run(work, seconds=0.5).error is None
 
 
 def test_breaks_are_errors_and_the_next_is_answered():

@@ -74,6 +74,12 @@ def test_serves_until_it_is_asked_to_stop_and_leaves_and_says_nothing(weights, t
                 # a body that is no HTTP
                 line.sendall(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n")
                 assert b" 400 " in line.recv(1 << 16)
+            with socket.create_connection(httpx.URL(place).netloc.decode().split(":")) as line:  # once it is refused
+                line.sendall(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+                assert b" 401 " in line.recv(1 << 16)
+                line.sendall(b"ZZZZ\r\n\r\n")
+                while line.recv(1 << 16):
+                    pass
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=60)
         finally:

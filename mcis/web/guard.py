@@ -79,8 +79,13 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None
-        begun = False
-        body = _Body(receive, self.limits)
+        begun, body = False, _Body(receive, self.limits)
+        counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+
+        def give_back() -> None:
+            nonlocal counted
+            self._now -= counted
+            counted = False
 
         async def sending(message: Any) -> None:
             nonlocal begun
@@ -89,15 +94,11 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
             elif body.more and not message.get("more_body"):
                 await send({**message, "more_body": True})
+                give_back()
                 await body.throw_away()
                 message = {"type": "http.response.body"}
-            try:
-                await send(message)
-            except Exception:  # what came was no HTTP, and the line was closed on it meanwhile
-                if not await body.ends():
-                    raise
+            await send(message)
 
-        counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
         self._now += counted
         status, why = 500, BROKEN
         try:
@@ -113,7 +114,7 @@ class Guard:
         except Exception as error:
             _log(error)
         finally:
-            self._now -= counted
+            give_back()
         if not begun:  # else the line is closed on half an answer, by which it is known to be none
             await _say(sending, status, why)
 
@@ -163,15 +164,6 @@ class _Body:
             async with asyncio.timeout(self._limits.linger):
                 while self.more:
                     self.more = (await self._receive()).get("more_body", False)
-
-    async def ends(self) -> bool:
-        """Whether the line is closed, within as long as one lingers."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.linger):
-                while (await self._receive())["type"] != "http.disconnect":
-                    pass
-                return True
-        return False
 
 
 def too_large(limits: Limits) -> str:
