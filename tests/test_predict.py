@@ -3,17 +3,11 @@
 import dataclasses
 import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import cv2
 import jax
 import numpy as np
-import psutil
 import pytest
 
 from mcis import checkpoint, phantom, predict, predictor, readers, reading, scan
@@ -83,45 +77,6 @@ def test_a_scan_that_ends_the_process_that_reads_it_has_its_line_and_the_others_
     (broken,) = (line for line in lines if line["error"])
     assert len(lines) == len(paths) + 1
     assert broken["scan"].endswith("crash.png") and broken["error"] == f"{broken['scan']}: {readers.BROKE}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "to"), [(signal.SIGINT, "group"), (signal.SIGTERM, "each")])
-def test_a_signal_to_all_processes_ends_it_in_order_and_spoils_no_scan(number, to, weights, tmp_path):
-    image = phantom.make_phantom("brain", 1, 0, size=(90, 120)).image
-    assert cv2.imwrite(str(tmp_path / "0.png"), image)
-    scans = [tmp_path / f"{k}.png" for k in range(3000)]
-    for path in scans[1:]:
-        path.symlink_to(scans[0])
-    lines = tmp_path / "out" / "findings.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "mcis",
-        "predict",
-        str(tmp_path),
-        "--out",
-        str(lines.parent),
-        f"--weights={weights}",
-    ]
-    with subprocess.Popen([*command, "--task=segment_brain"], start_new_session=True) as process:
-        try:
-            while not lines.exists() or lines.read_bytes().count(b"\n") < 20:
-                assert process.poll() is None
-                time.sleep(0.05)
-            readers_now = psutil.Process(process.pid).children(recursive=True)
-            assert len(readers_now) == readers.COUNT
-            if to == "group":
-                os.killpg(process.pid, number)
-            else:
-                for one in (*readers_now, process):
-                    one.send_signal(number)
-            process.wait(60)
-        finally:
-            process.kill()
-    found = findings(lines.parent)
-    assert process.returncode == 75 and 20 <= len(found) < 3000
-    assert not [line["error"] for line in found if line["error"]]
 
 
 def test_pages_of_a_tiff_are_frames(report):

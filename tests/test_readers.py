@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +116,26 @@ def test_a_program_that_ends_while_scans_are_read_ends(tmp_path):
     )
     done = run_python(code, str(tmp_path / "a.png"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGINT, "group"), (signal.SIGTERM, "each")])
+def test_a_signal_to_all_processes_is_the_asking_ones_alone(number, to, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
+    code = "import signal, sys; from mcis.readers import read_all; came = []\n"
+    code += "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: came.append(1))\n"
+    code += "found = read_all([(sys.argv[1], None)] * 3000, 4); print(next(found).error, flush=True)\n"
+    code += "print([one.error for one in found if one.error], len(came))"
+    command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "None\n"
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 2
+        if to == "group":
+            os.killpg(process.pid, number)
+        else:
+            for one in (*children, process):
+                one.send_signal(number)
+        assert process.communicate(timeout=60)[0] == "[] 1\n"
 
 
 def test_who_leaves_while_readers_start_waits_for_nothing(tmp_path):
