@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -128,6 +129,17 @@ class Readers:
         return lay(path, frame, lambda: _raise(failed))
 
     async def _start(self) -> asyncio.subprocess.Process:
+        for _ in range(2):  # SIGTERM to all processes may come before this one is able to ignore it
+            process = await self._started()
+            if process.returncode is None:
+                return process
+            if process.returncode != -signal.SIGTERM:
+                break
+        by_hand = shlex.join((sys.executable, "-m", self.module, str(self.memory)))
+        raise OSError(f"what reads scans does not start: `{by_hand}` says why")
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        """A process that is ready, or has ended."""
         pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL  # decoders quote files in what they print
         root = str(pathlib.Path(mcis.__file__).parents[1])
         command = (sys.executable, "-P", "-c", START, root, self.module, str(self.memory))
@@ -145,10 +157,10 @@ class Readers:
         except BaseException:
             await _end(process)
             raise
+        with contextlib.suppress(TimeoutError):  # it has ended by itself, or is about to
+            await asyncio.wait_for(process.wait(), 1)
         await _end(process)
-        raise OSError(
-            f"what reads scans does not start: {shlex.join((sys.executable, '-m', self.module, '0'))} says why"
-        )
+        return process
 
     async def close(self) -> None:
         """End the processes."""

@@ -243,7 +243,7 @@ def test_a_run_is_scored_against_anothers_evaluation(finished, phantom_dir, tmp_
     }
     assert "+0.000 [+0.000, +0.000]" in capsys.readouterr().out
     assert evaluate.main([*arguments, f"--out={second}", f"--against={tmp_path / 'third.json'}"]) == 2
-    assert "third.json is no evaluation of this version" in capsys.readouterr().err
+    assert "third.json: no such file" in capsys.readouterr().err
 
 
 def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir):

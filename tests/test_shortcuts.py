@@ -317,7 +317,7 @@ def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted
         (["--task=route", "--split=left_out", "--folds=1"], "--folds=1: at least 2 are needed"),
         (["--task=route", "--out=no/such/folder/a.json"], "--out=no/such/folder/a.json cannot be written"),
         (["--task=route", "--out=mcis/weights/route/a.json"], "lies in a weights folder"),
-        (["--task=route", "--against=no_such.json"], "no_such.json is no evaluation"),
+        (["--task=route", "--against=no_such.json"], "no_such.json: no such file"),
         (["--task=route", "--sources=busi", "--data_dir=no_such"], "mcis build busi"),
     ],
 )
