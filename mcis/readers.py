@@ -65,7 +65,7 @@ class Readers:
 
     Args:
       count: how many.
-      seconds: after so many a process that has not answered is killed, and what it was asked is an error.
+      seconds: after so many, and GRACE, a process that has not answered is killed, and what it was asked is an error.
       memory: bytes that each may take beyond what it has when it starts.
       module: what they run.
     """

@@ -168,6 +168,22 @@ def test_readers_that_do_not_start_are_no_fault_of_the_scans(tmp_path):
         list(read_all([("a.png", None)], 2, module="tests.no_such_reader"))
 
 
+@pytest.mark.parametrize(("number", "again"), [("SIGTERM", True), ("SIGABRT", False)])
+def test_a_reader_that_sigterm_meets_while_it_starts_is_started_again(number, again, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
+    code = f"import os, pathlib, signal; met = pathlib.Path({str(tmp_path / 'met')!r})\n"
+    code += f"if not met.exists(): met.touch(); os.kill(os.getpid(), signal.{number})\n"
+    (tmp_path / "met_once.py").write_text(f"{code}from mcis import reader; reader.main()")
+    root = str(pathlib.Path(mcis.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
+    reads = read_all([(str(tmp_path / "a.png"), None)], 2, module="met_once")
+    if again:
+        assert next(reads).error is None
+    else:
+        with pytest.raises(OSError, match="does not start"):
+            next(reads)
+
+
 def test_a_reader_ends_with_who_asks_even_in_the_middle_of_a_scan(tmp_path):
     code = (
         "from mcis.readers import read_all; list(read_all([('hang.png', None)] * 2, 2, module='tests.breaking_reader'))"

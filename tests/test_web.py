@@ -1,9 +1,7 @@
 """The server's API, over tiny weights: findings as `mcis predict` has them, limits, and nothing left behind."""
 
-import asyncio
 import base64
 import csv
-import dataclasses
 import gzip
 import io
 import json
@@ -23,11 +21,8 @@ from starlette.testclient import TestClient
 import mcis
 from mcis import phantom, reading, scan
 from mcis.finding import KEYS
-from mcis.readers import Readers
-from mcis.reading import Loaded
 from mcis.web import app as web
-from mcis.web.asking import Asking, Batches, Upload, label_of
-from mcis.web.guard import Limits, Refused
+from mcis.web.guard import Limits
 from tests import dicom_files
 from tests.dicom_files import write, write_series
 from tests.test_predict import weights  # noqa: F401
@@ -195,39 +190,6 @@ def test_a_series_is_summed_up_and_goes_out_as_one_segmentation(client, predicto
     assert not re.search("zephyr", client.get("/v1/about").text + json.dumps(said), re.I)
 
 
-def test_a_mask_of_another_organ_is_no_part_of_a_volumes_segmentation(predictor, tmp_path):
-    paths = write_series(tmp_path, [PICTURE[..., 0]] * 3, step=2.0)
-    uploads = [Upload(path.name, str(path)) for path in paths]
-
-    class Mixed:
-        def results(self, scans, size):
-            for one in predictor.results(scans, size):
-                organ = "breast" if one.finding.scan == uploads[1].name else "brain"
-                yield dataclasses.replace(one, finding=dataclasses.replace(one.finding, organ=organ))
-
-    async def here():
-        return False
-
-    async def asked():
-        batches, readers = Batches(Mixed()), Readers(1)
-        running = asyncio.create_task(batches.run())
-        try:
-            return await Asking(readers, batches, LIMITS, "").segmentations(uploads, str(tmp_path), False, here)
-        finally:
-            running.cancel()
-            await readers.close()
-
-    ((suffix, data),), failed = asyncio.run(asked())
-    found = pydicom.dcmread(io.BytesIO(data))
-    drawn = {
-        tuple(map(float, group.PlanePositionSequence[0].ImagePositionPatient)): bool(frame.any())
-        for group, frame in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True)
-    }
-    assert suffix == ".dcm" and failed == []
-    places = [tuple(map(float, pydicom.dcmread(path).ImagePositionPatient)) for path in paths]
-    assert [drawn[place] for place in places] == [True, False, True]
-
-
 def test_a_volume_of_nifti_goes_out_as_one(client, tmp_path):
     nibabel.Nifti1Image(np.repeat(PICTURE[..., :1], 4, axis=2), np.diag([1.0, 1.0, 3.0, 1.0])).to_filename(
         tmp_path / "v.nii.gz"
@@ -317,33 +279,6 @@ def test_what_breaks_in_a_route_is_said_as_json(client, monkeypatch, capsys):
     assert CANARY not in capsys.readouterr().err
 
 
-def test_who_leaves_is_not_answered_to_the_end(predictor):
-    """Of a request whose answer comes as a whole."""
-    read = []
-
-    class Reading(Readers):
-        async def read(self, path, frame):
-            read.append(path)
-            return Loaded(path, frame, error="nothing")
-
-    async def gone():
-        return len(read) >= 3
-
-    async def asked():
-        batches = Batches(predictor)
-        running = asyncio.create_task(batches.run())
-        uploads = [Upload(f"{k}.png", "/nowhere") for k in range(100)]
-        asking = Asking(Reading(), batches, Limits(), "")
-        with pytest.raises(Refused):
-            async for _ in asking.results(uploads, gone):
-                pass
-        await asking.readers.close()
-        running.cancel()
-
-    asyncio.run(asked())
-    assert len(read) < 20
-
-
 def test_more_than_a_thousand_files_are_taken(predictor):
     app = web.make_app(predictor, tempfile.gettempdir(), Limits(scans=2000))
     with TestClient(app) as client:
@@ -351,26 +286,6 @@ def test_more_than_a_thousand_files_are_taken(predictor):
         more = ask(client, *((f"{k}.png", b"none") for k in range(2001)))
     assert len(answer.json()["findings"]) == 1001
     assert more.status_code == 400 and "2000" in more.json()["error"]
-
-
-def test_a_batch_that_breaks_is_an_error_of_those_who_asked_and_of_nobody_else():
-    class Breaking:
-        def results(self, scans, size):
-            if any(scan == "bad" for scan in scans):
-                raise RuntimeError
-            return [f"result of {scan}" for scan in scans]
-
-    async def asked():
-        batches = Batches(Breaking())
-        running = asyncio.create_task(batches.run())
-        first = await asyncio.gather(batches.ask("bad"), batches.ask("bad"), return_exceptions=True)
-        second = await asyncio.gather(*(batches.ask(k) for k in range(20)))
-        running.cancel()
-        return first, second
-
-    first, second = asyncio.run(asked())
-    assert [type(error) for error in first] == [RuntimeError] * 2
-    assert second == [f"result of {k}" for k in range(20)]
 
 
 def test_uploads_of_a_server_that_was_killed_are_removed(tmp_path, monkeypatch):
@@ -386,17 +301,3 @@ def test_uploads_of_a_server_that_was_killed_are_removed(tmp_path, monkeypatch):
     with web.upload_folder() as alive, web.upload_folder() as other:
         assert not dead.exists() and pathlib.Path(alive).exists() and pathlib.Path(other).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mcis-serve-link", "mcis-serve-pipe"]
-
-
-@pytest.mark.parametrize(
-    ("name", "label"),
-    [
-        ("a.png", "a.png"),
-        (None, "upload"),
-        ("", "upload"),
-        ("a\nb\x1b[31m", "a\ufffdb\ufffd[31m"),
-        ("x" * 400, "x" * 300),
-    ],
-)
-def test_names_are_printable_and_not_too_long(name, label):
-    assert label_of(name) == label
