@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 import mcis
-from mcis import phantom
+from mcis.imaging import phantom
 from mcis.ops.metrics import dice, mask_counts
 from mcis.organs import ORGANS, organ_named
 from mcis.predictor import Predictor

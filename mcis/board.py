@@ -16,8 +16,8 @@ from tensorboardX import SummaryWriter
 
 from mcis.data import Scans
 from mcis.experts import make_expert
+from mcis.imaging.overlay import overlay
 from mcis.ops.metrics import MASK_THRESHOLD
-from mcis.overlay import overlay
 from mcis.tasks import Task
 from mcis.train.step import make_schedule
 

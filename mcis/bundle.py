@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from mcis import checkpoint
-from mcis.canvas import CANVAS
 from mcis.experts import MEMBERS, NETWORK
+from mcis.imaging.letterbox import CANVAS
 from mcis.tasks import LAST, TASKS, Task, task_from_json
 
 SHIPPED = pathlib.Path(__file__).parent / "weights"

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import mcis
-from mcis.json_file import read_json
+from mcis.files import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"

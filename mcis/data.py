@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scans:
-    """Scans of one split, N of them, laid into the canvas (`mcis.canvas.fit`).
+    """Scans of one split, N of them, laid into the canvas (`mcis.imaging.letterbox.fit`).
 
     pixels: their images and masks; the rest (N,): area int32 (pixels of the mask), outline str (16 hex digits of the
     mask's sha256), has_mask bool, organ str, label int32 (index into the organ's classes, -1 unknown), group str

@@ -172,7 +172,7 @@ def _name(folder: str) -> str:
 def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The records to score, and what a report says of where they are from."""
     from mcis.data import LEFT_OUT, SPLITS, prepared
-    from mcis.scan import pictures
+    from mcis.imaging.scan import pictures
     from mcis.scoring import read_records
     from mcis.subject import read_left_out
 

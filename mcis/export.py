@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import mcis
-from mcis import canvas, standalone
+from mcis import standalone
+from mcis.imaging import letterbox
 from mcis.organs import ORGAN_NAMES, ORGANS
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ PREPROCESSING = {
     "content_crop": "the bounding box of all contours of at least 1 % of the picture, of what differs by more than 20 "
     "grey levels from the median of its outermost pixels (Gaussian 5x5 before, two erosions and two dilations 3x3 "
     "after); at least half the picture along either axis; the whole picture where that finds nothing",
-    "letterbox": f"the crop is resized so that its longer side has {canvas.CANVAS} pixels (OpenCV's INTER_AREA when "
-    f"shrinking, else INTER_LINEAR) and laid into the middle of a black square of {canvas.CANVAS}",
+    "letterbox": f"the crop is resized so that its longer side has {letterbox.CANVAS} pixels (OpenCV's INTER_AREA when "
+    f"shrinking, else INTER_LINEAR) and laid into the middle of a black square of {letterbox.CANVAS}",
     "standardisation": "inside the model, as is resizing to each network's own size: give it uint8 in [0, 255]",
     "code": "read, fit and unfit of run.py, which do exactly this",
 }
@@ -107,7 +108,7 @@ def outputs_of(function: Function) -> dict[str, Any]:
     """Name -> shape and type of one row of each of the function's outputs."""
     import jax
 
-    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((1, canvas.CANVAS, canvas.CANVAS, 3), "uint8"))
+    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((1, letterbox.CANVAS, letterbox.CANVAS, 3), "uint8"))
     return {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in shapes.items()}
 
 
@@ -117,7 +118,7 @@ def to_stablehlo(function: Function) -> bytes:
     import jax.export
 
     (batch,) = jax.export.symbolic_shape("batch")
-    image = jax.ShapeDtypeStruct((batch, canvas.CANVAS, canvas.CANVAS, 3), "uint8")
+    image = jax.ShapeDtypeStruct((batch, letterbox.CANVAS, letterbox.CANVAS, 3), "uint8")
     return bytes(jax.export.export(jax.jit(function), platforms=PLATFORMS)(image).serialize())
 
 
@@ -156,7 +157,7 @@ def to_onnx(function: Function, metadata: Mapping[str, Any]) -> bytes:
         outputs = function(x)
         return tuple(outputs[name] for name in names)
 
-    image = jax.ShapeDtypeStruct(("batch", canvas.CANVAS, canvas.CANVAS, 3), "uint8")
+    image = jax.ShapeDtypeStruct(("batch", letterbox.CANVAS, letterbox.CANVAS, 3), "uint8")
     try:
         with _plain_forms():
             model = jax2onnx.to_onnx(
@@ -195,7 +196,7 @@ def described(
     from mcis.ops.metrics import MASK_THRESHOLD
 
     routed = asked.task is None and asked.organ is None
-    thresholds: dict[str, Any] = {"mask": MASK_THRESHOLD, "content_px": canvas.MIN_CONTENT}
+    thresholds: dict[str, Any] = {"mask": MASK_THRESHOLD, "content_px": letterbox.MIN_CONTENT}
     if routed:
         fitted = found["route"].variables.get("threshold", THRESHOLD)
         thresholds["organ_prob"] = float(fitted if asked.threshold is None else asked.threshold)
@@ -209,7 +210,7 @@ def described(
         facts = {fact: one.manifest[fact] for fact in ("classes", "epoch", "validation", "versions")}
         network = {"model": one.task.model, "size_px": one.task.size, "networks": one.networks}
         tasks[name] = facts | network | {"sources": list(one.task.sources), "sha256": one.manifest["files"]}
-    side = canvas.CANVAS
+    side = letterbox.CANVAS
     what: dict[str, Any] = {"what": asked.task or "cascade"}
     if asked.task is not None:
         task = found[asked.task].task

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 import mcis
-from mcis.json_file import read_lines
+from mcis.files import read_lines
 
 
 class ReportError(ValueError):

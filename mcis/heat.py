@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mcis import canvas, data, pixels
+from mcis import data, pixels
+from mcis.imaging import letterbox
 from mcis.ops.metrics import bootstrap_interval
 from mcis.ops.occlusion import CELLS, REACH, occlusion_map
 from mcis.organs import ORGANS, organ_index
@@ -74,8 +75,8 @@ def _make_heat(subject: Subject) -> Heat | None:
         run = maps.get(organ_index(data.text(record["organ"])))
         if run is None or label < 0:
             return None
-        square, geometry = canvas.fit(pixels.decode(dict(record))[0])
-        return canvas.unfit(np.asarray(run(square, label)), geometry)
+        square, geometry = letterbox.fit(pixels.decode(dict(record))[0])
+        return letterbox.unfit(np.asarray(run(square, label)), geometry)
 
     return of
 

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mcis import reading, segmentations
+from mcis import segmentations
+from mcis.files import read_json
 from mcis.finding import ReportError, plain, read_findings, summary
-from mcis.json_file import read_json
-from mcis.place import digest
+from mcis.imaging import formats
+from mcis.imaging.geometry import digest
 from mcis.predictor import BATCH, Asked, load
 from mcis.report import ReportWriter
 from mcis.shards import parse_shard
@@ -38,13 +39,13 @@ def expand(paths: Sequence[str]) -> list[str]:
     found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found += [str(p) for p in reading.files_in(path)]
+            found += [str(p) for p in formats.files_in(path)]
         elif not os.path.lexists(path) and glob.has_magic(path):
             found += [p for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)] or [path]
         else:
             found.append(path)
     if not found:
-        looked_for = f"files named {', '.join(reading.SUFFIXES)}, and DICOM files without a suffix"
+        looked_for = f"files named {', '.join(formats.SUFFIXES)}, and DICOM files without a suffix"
         raise ValueError(f"no pictures in {', '.join(paths)}; {looked_for} are looked for")
     return found
 
@@ -135,7 +136,7 @@ def _main(options: Any) -> int:
     if shard is not None:
         record |= {"scans": digest(*paths), "shard": f"{shard.index}/{shard.count}"}
         out, paths = str(shard.folder(out)), shard.share(paths)
-    scans = list(reading.frames(paths))
+    scans = list(formats.frames(paths))
 
     from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
 

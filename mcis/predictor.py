@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mcis
-from mcis import canvas, reading, scan
 from mcis.finding import Finding, measured
+from mcis.imaging import formats, letterbox, scan
+from mcis.imaging.formats import Loaded
+from mcis.imaging.geometry import Place
+from mcis.imaging.overlay import overlay
+from mcis.imaging.pool import read_all
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
-from mcis.overlay import overlay
-from mcis.place import Place
-from mcis.readers import read_all
-from mcis.reading import Loaded
 
 if TYPE_CHECKING:
     from mcis.cascade import Prediction
@@ -178,11 +178,11 @@ class Predictor:
         A scan that cannot be read gives a result with an error, as `mcis predict` has it.
         """
         if isinstance(given, np.ndarray):
-            loaded = reading.lay("array", None, lambda: scan.from_array(given))
+            loaded = formats.lay("array", None, lambda: scan.from_array(given))
         else:
             path = os.fspath(given)
-            several = reading.format_of(path).count(path) > 1
-            loaded = reading.load(path, frame if several or frame else None)
+            several = formats.format_of(path).count(path) > 1
+            loaded = formats.load(path, frame if several or frame else None)
         (result,) = self.results([loaded], 1)
         return result
 
@@ -198,7 +198,7 @@ class Predictor:
           batch_size: scans at once; the last batch is filled up with black squares.
         """
         group: list[Loaded] = []
-        each = itertools.chain.from_iterable([one] if isinstance(one, tuple) else reading.frames(one) for one in scans)
+        each = itertools.chain.from_iterable([one] if isinstance(one, tuple) else formats.frames(one) for one in scans)
         for loaded in read_all(each, 2 * batch_size, seconds=SECONDS):
             group.append(loaded)
             if sum(item.error is None for item in group) == batch_size or len(group) == 4 * batch_size:
@@ -215,7 +215,7 @@ class Predictor:
         """
         good = [loaded.square for loaded in group if loaded.square is not None]
         if good:
-            batch = np.zeros((batch_size, canvas.CANVAS, canvas.CANVAS, 3), np.uint8)
+            batch = np.zeros((batch_size, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
             batch[: len(good)] = good
             fields = self.answer(batch)
         rows = iter(range(len(good)))
@@ -247,7 +247,7 @@ class Predictor:
             return None
         organ = organ_named(finding.organ)
         found = self._maps[ORGANS.index(organ)](loaded.square, organ.classes.index(finding.label))
-        return canvas.unfit(np.asarray(found), loaded.geometry)
+        return letterbox.unfit(np.asarray(found), loaded.geometry)
 
 
 def load(
@@ -329,7 +329,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
     )
     if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
-        reason = f"a thumbnail: {wide} x {high} pixels of content, {canvas.MIN_CONTENT} along one side are needed"
+        reason = f"a thumbnail: {wide} x {high} pixels of content, {letterbox.MIN_CONTENT} along one side are needed"
         if thumbnails:
             return Result(seen(UNSUPPORTED, probability, reason=reason, notes=notes), loaded.image)
         notes = [*(notes or ()), reason]
@@ -350,7 +350,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
         finding = dataclasses.replace(finding, confidence=confidence, review=review)
     if not row["segmented"] or loaded.geometry is None:
         return Result(finding, loaded.image)
-    mask = (canvas.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+    mask = (letterbox.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
     if label != UNKNOWN and organ.is_lesion(label) and not mask.any():
         found_none = f"called {organ.classes[label]}, but no lesion could be outlined"
         finding = dataclasses.replace(finding, notes=[*(notes or ()), found_none])

@@ -27,9 +27,9 @@ import cv2
 import numpy as np
 
 import mcis
-from mcis import scan
 from mcis.finding import Finding, ReportError, measured, read_findings
-from mcis.overlay import overlay_jpeg
+from mcis.imaging import scan
+from mcis.imaging.overlay import overlay_jpeg
 from mcis.report_page import Page
 from mcis.volumes import Volume, summarise
 

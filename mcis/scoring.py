@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mcis import canvas, data, pixels
+from mcis import data, pixels
+from mcis.imaging import letterbox
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
@@ -83,7 +84,7 @@ def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]
 
 def _prepared(record: Record):
     image, mask = pixels.decode(dict(record))
-    square, geometry = canvas.fit(image)
+    square, geometry = letterbox.fit(image)
     return record, mask, square, geometry
 
 
@@ -93,7 +94,7 @@ def batches(records: Sequence[Record]) -> Iterator[tuple[list, np.ndarray]]:
         for start in range(0, len(records), BATCH):
             chosen = [records[i] for i in range(start, min(start + BATCH, len(records)))]
             batch = list(pool.map(_prepared, chosen))
-            squares = np.zeros((BATCH, canvas.CANVAS, canvas.CANVAS, 3), np.uint8)
+            squares = np.zeros((BATCH, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
             for i, (_, _, square, _) in enumerate(batch):
                 squares[i] = square
             yield batch, squares
@@ -114,7 +115,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
         for i, (record, mask, _, geometry) in enumerate(batch):
             row = _facts(record) | {"label": task.label_of(data.text(record["organ"]), int(record["label"]))}
             if masks is not None:
-                row |= _overlap(canvas.unfit(masks[i, ..., 0], geometry), mask[..., 0])
+                row |= _overlap(letterbox.unfit(masks[i, ..., 0], geometry), mask[..., 0])
             _append(columns, row)
         if outputs.label is not None:
             columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
@@ -144,7 +145,7 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
             row = _facts(record) | truth | said | {"thumbnail": geometry.thumbnail}
             # the mask of another organ's network is none of this organ's
             right = said["said_organ"] == truth["organ"]
-            prob = canvas.unfit(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)
+            prob = letterbox.unfit(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)
             row |= _overlap(prob, mask[..., 0])
             _append(columns, row)
     return {name: np.array(values) for name, values in columns.items()}

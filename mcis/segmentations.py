@@ -17,9 +17,9 @@ from typing import IO
 import cv2
 import numpy as np
 
-from mcis import dicom_seg, nifti, reading, scan
+from mcis.files import from_json
 from mcis.finding import Finding, read_findings
-from mcis.json_file import from_json
+from mcis.imaging import dicom_seg, formats, nifti, scan
 from mcis.report import NONE, segmentation_path
 from mcis.volumes import Volume, summarise
 
@@ -74,7 +74,7 @@ def _encoded(
     outlined = [one.mask is not None and one.organ == volume.organ for one in slices]
     if not any(outlined):
         return None
-    nii = reading.format_of(volume.scan).name == "NIfTI"
+    nii = formats.format_of(volume.scan).name == "NIfTI"
     path = out / segmentation_path(volume, ".nii.gz" if nii else ".dcm")
     if path.exists() or (named is None and not nii):
         return None

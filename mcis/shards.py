@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mcis.files import read_json, read_lines
 from mcis.finding import Finding, ReportError, read_findings, summary
-from mcis.json_file import read_json, read_lines
 from mcis.report import NONE, ReportWriter, file_name
 from mcis.volumes import Volume
 

@@ -21,7 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mcis import canvas, data, pixels
+from mcis import data, pixels
+from mcis.imaging import letterbox
 from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval, with_interval
 from mcis.organs import UNKNOWN
 from mcis.scores import read_report, rows_from_json
@@ -56,7 +57,7 @@ def border(image: np.ndarray) -> np.ndarray:
     outside = np.ones(grey.shape, bool)
     outside[wide : height - wide, wide : width - wide] = False
     rim = grey[outside]
-    x, y, w, h = canvas.content_box(image)
+    x, y, w, h = letterbox.content_box(image)
     removed = [x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height]
     return np.array([rim.mean(), rim.std(), (rim < BLACK).mean(), *removed])
 
@@ -70,7 +71,7 @@ def histogram(image: np.ndarray) -> np.ndarray:
 
 def given(image: np.ndarray) -> np.ndarray:
     """The scan on the canvas, as networks take it before they resize and standardise it."""
-    return canvas.fit(image)[0]
+    return letterbox.fit(image)[0]
 
 
 FAMILIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"size": size, "border": border, "histogram": histogram}

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis import canvas, data, pixels
+from mcis import data, pixels
 from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.folds import check_folds
+from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGANS, organ_index
@@ -257,7 +258,9 @@ def _look(subject: Subject, records: Records) -> Iterator[Look]:
         for i, (record, mask, _, geometry) in enumerate(batch):
             image, _ = pixels.decode(dict(record))
             said = (
-                None if masks is None else (canvas.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
+                None
+                if masks is None
+                else (letterbox.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
             )
             lost = subject.task is None and int(answer.organ[i]) != organ_index(data.text(record["organ"]))
             if lost or (subject.task is None and geometry.thumbnail):

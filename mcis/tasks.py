@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import tyro
 
-from mcis.canvas import CANVAS
+from mcis.imaging.letterbox import CANVAS
 from mcis.models import MODELS, model_named
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from mcis import reader
+from mcis.imaging import worker
 
 
 def hang():
@@ -34,12 +34,12 @@ def chatter():
 def read(path, frame):
     """What a file's name says, else what reading reads."""
     do = {"crash": crash, "hang": hang, "take": lambda: take(1 << 30)}.get(pathlib.Path(path).stem)
-    return reader.read(path, frame) if do is None else do()
+    return worker.read(path, frame) if do is None else do()
 
 
-reader.OPERATIONS.update(
+worker.OPERATIONS.update(
     {"read": read, "hang": hang, "crash": crash, "raise": raise_what_nobody_expects, "take": take, "chatter": chatter}
 )
 
 if __name__ == "__main__":
-    reader.main()
+    worker.main()

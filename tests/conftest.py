@@ -73,11 +73,11 @@ def random_variables():
     import jax.numpy as jnp
     import numpy as np
 
-    from mcis import canvas, phantom
     from mcis.experts import prepare
+    from mcis.imaging import letterbox, phantom
     from mcis.ops.image import standardise
 
-    pictures = [canvas.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
+    pictures = [letterbox.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
 
     def make(task, seed):
         model = task.make_model()

@@ -7,8 +7,8 @@ import io
 import pydicom
 import pytest
 
-from mcis.readers import Readers
-from mcis.reading import Loaded
+from mcis.imaging.formats import Loaded
+from mcis.imaging.pool import Readers
 from mcis.web.asking import Asking, Batches, Upload, label_of
 from mcis.web.guard import Limits, Refused
 from tests.dicom_files import write_series

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from mcis import board, bundle, launch
 from mcis.experts import make_expert
-from mcis.overlay import overlay
+from mcis.imaging.overlay import overlay
 from mcis.tasks import TASKS
 from mcis.train import loop
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import canvas, cascade, phantom
+from mcis import cascade
 from mcis.experts import make_expert
+from mcis.imaging import letterbox, phantom
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks import TASKS
 
@@ -30,7 +31,7 @@ def scans():
         for label in range(len(organ.classes))
     ]
     order = np.random.default_rng(0).permutation(len(pictures))[:11]
-    return np.stack([canvas.fit(pictures[i])[0] for i in order])
+    return np.stack([letterbox.fit(pictures[i])[0] for i in order])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 11])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import phantom
+from mcis.imaging import phantom
 from mcis.ops.crf import CRF, gaussian_factor, mean_field
 from mcis.tune import DOUBT
 

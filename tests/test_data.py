@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mcis import canvas, data, pixels, scan
+from mcis import data, pixels
+from mcis.imaging import letterbox, scan
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
 from mcis.tasks import TASKS
 
@@ -39,16 +40,16 @@ def test_newest_version_is_taken_by_number_not_by_text(tmp_path):
 def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
     record = data.records("phantom", "train", phantom_dir)[3]
     image, mask = pixels.decode(record)
-    square, geometry = canvas.fit(image)
+    square, geometry = letterbox.fit(image)
     images, masks = scans.pixels.read()
     np.testing.assert_array_equal(images[3], square)
-    np.testing.assert_array_equal(masks[3], canvas.fit_mask(mask, geometry))
+    np.testing.assert_array_equal(masks[3], letterbox.fit_mask(mask, geometry))
     np.testing.assert_array_equal(scans.area, masks.sum((1, 2, 3)))
     lesion = scans.area > 0
     assert len(set(scans.outline[lesion])) == lesion.sum() > 1 == len(set(scans.outline[~lesion]))
     assert scans.fingerprint[3] == scan.fingerprint(image)
     assert scans.group[3].startswith("phantom/")
-    assert images.shape == (len(scans), canvas.CANVAS, canvas.CANVAS, 3)
+    assert images.shape == (len(scans), letterbox.CANVAS, letterbox.CANVAS, 3)
     assert images.dtype == masks.dtype == np.uint8
 
 
@@ -91,7 +92,7 @@ def test_a_batch_depends_on_seed_and_step_alone(scans, task):
     for mine, other in zip(late, again, strict=True):
         np.testing.assert_array_equal(mine, other)
     assert any((a != b).any() for a, b in zip(late, stream(scans, task, seed=1)[1000], strict=True))
-    assert late.image.shape == (8, canvas.CANVAS, canvas.CANVAS, 3)
+    assert late.image.shape == (8, letterbox.CANVAS, letterbox.CANVAS, 3)
     assert late.valid.all()
 
 

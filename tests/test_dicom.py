@@ -11,7 +11,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
-from mcis import dicom, phantom, reading, scan
+from mcis.imaging import dicom, formats, phantom, scan
 from tests.dicom_files import CANARY, dataset, items, write
 from tests.fuzz.crafted_pictures import jpeg_scans
 from tests.fuzz.crafted_scans import J2K, JLS, JPEG, LOSSLESS, RLE, dicom_of, element, j2k, jpeg_in_dicom, packed
@@ -88,7 +88,7 @@ def test_frames_have_their_own_window_and_all_one_spacing(tmp_path):
     path = tmp_path / "a.dcm"
     fields = {"PerFrameFunctionalGroupsSequence": groups, "SharedFunctionalGroupsSequence": shared}
     write(path, frames, NumberOfFrames=2, **fields)
-    assert list(reading.frames([str(path)])) == [(str(path), 0), (str(path), 1)]
+    assert list(formats.frames([str(path)])) == [(str(path), 0), (str(path), 1)]
     for frame, width in enumerate((101, 201)):
         expected = np.clip(np.rint(((VALUES - 99.5) / (width - 1) + 0.5) * 255), 0, 255)
         np.testing.assert_array_equal(shown(path, frame), expected)
@@ -191,7 +191,7 @@ def test_files_without_a_suffix_are_found_in_a_folder(tmp_path):
         write(tmp_path / name, RAMP)
     (tmp_path / "README").write_text("no scan")
     shutil.copyfile(tmp_path / "IM0001", tmp_path / "b.ima")
-    assert [path.name for path in reading.files_in(tmp_path)] == ["1.2.840.5", "IM0001", "a.DCM", "b.ima"]
+    assert [path.name for path in formats.files_in(tmp_path)] == ["1.2.840.5", "IM0001", "a.DCM", "b.ima"]
 
 
 def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):

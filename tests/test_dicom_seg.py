@@ -15,7 +15,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 import mcis
-from mcis import dicom_seg, scan
+from mcis.imaging import dicom_seg, scan
 from tests.dicom_files import CANARY, OBLIQUE, ORIGIN, dataset, enhanced, ultrasound, write_series
 
 SHAPE = (20, 31)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mcis import canvas, data, evaluate, pixels, scan, scores, scoring
+from mcis import data, evaluate, pixels, scores, scoring
 from mcis.cascade import Prediction
+from mcis.imaging import letterbox, scan
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
 from mcis.scoring import score_scans
@@ -69,7 +70,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     assert rows["pixels"].tolist() == [150 * 330] * 5
     found = metrics(SEGMENT, rows)
     assert found["missed"] == 0.25
-    _, geometry = canvas.fit(pixels.decode(records[0])[0])
+    _, geometry = letterbox.fit(pixels.decode(records[0])[0])
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]
@@ -99,7 +100,7 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
     found = metrics(None, rows)
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
     assert found["dice_lesion"] == pytest.approx(metrics(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
-    monkeypatch.setattr(canvas, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
+    monkeypatch.setattr(letterbox, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
     small = scoring.score_cascade(predict, records)
     assert metrics(None, small)["lost_by_router"] == 1 and not small["label_probs"].any() and small["thumbnail"].all()
 

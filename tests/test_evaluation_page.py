@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import checkpoint, data, evaluate, evaluation_page, evaluation_plots, gallery, heat, phantom, pixels, scan
+from mcis import checkpoint, data, evaluate, evaluation_page, evaluation_plots, gallery, heat, pixels
 from mcis.evaluation_words import MEANINGS, meaning
+from mcis.imaging import phantom, scan
 from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
 from mcis.scores import metrics, report

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.canvas import CANVAS
 from mcis.experts import (
     MEMBERS,
     make_expert,
@@ -15,6 +14,7 @@ from mcis.experts import (
     prepare,
     present,
 )
+from mcis.imaging.letterbox import CANVAS
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
 from mcis.tasks import TASKS

@@ -12,8 +12,9 @@ import jax.export
 import numpy as np
 import pytest
 
-from mcis import bundle, canvas, cascade, checkpoint, export, phantom, predict
+from mcis import bundle, cascade, checkpoint, export, predict
 from mcis.experts import MEMBERS, make_expert
+from mcis.imaging import letterbox, phantom
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
 from mcis.predictor import Asked
@@ -49,7 +50,7 @@ def weights(random_variables, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def canvases():
-    return np.stack([canvas.fit(one.image)[0] for one in phantom.make_phantoms(2, seed=100)])
+    return np.stack([letterbox.fit(one.image)[0] for one in phantom.make_phantoms(2, seed=100)])
 
 
 def exported(folder, weights, *options):
@@ -271,7 +272,7 @@ def test_what_ships_answers_as_it_did(tmp_path, canvases):
     folder, _ = exported(tmp_path / "shipped", bundle.SHIPPED)
     model = model_of(folder)
     wanted = jax.jit(export.cascade_function(bundle.load_bundle(), Asked()))
-    black = np.zeros((1, canvas.CANVAS, canvas.CANVAS, 3), np.uint8)
+    black = np.zeros((1, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
     for batch in (canvases[:1], np.concatenate([canvases, black])):
         assert_equal(model(batch), wanted(batch))
     assert np.asarray(model(batch)["organ"])[-1] == cascade.UNSUPPORTED

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mcis.scan import ScanError
+from mcis.imaging.scan import ScanError
 from tests.fuzz import fuzz, planted, targets
 from tests.fuzz.mutations import Odd, lay
 from tests.fuzz.target import make

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import phantom
+from mcis.imaging import phantom
 from mcis.ops import image
 from mcis.ops.image import resize, resize_matrix, standardise, to_float
 

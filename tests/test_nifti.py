@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from mcis import nifti, reading, scan
+from mcis.imaging import formats, nifti, scan
 from tests.fuzz.crafted_scans import nifti_of
 
 CORNER = np.zeros((20, 30, 10), np.int16)
@@ -35,7 +35,7 @@ def bright(image):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_the_patients_right_is_at_the_left_and_the_front_at_the_top(codes, suffix, tmp_path):
     path = save(tmp_path / f"a{suffix}", codes=codes)
-    assert list(reading.frames([path])) == [(path, frame) for frame in range(10)]
+    assert list(formats.frames([path])) == [(path, frame) for frame in range(10)]
     found = [nifti.read(path, frame) for frame in range(10)]
     assert {one.image.shape for one in found} == {(30, 20, 3)}
     assert {one.spacing for one in found} == {(1.0, 1.0)}

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import phantom, scan
+from mcis.imaging import phantom, scan
 from mcis.organs import ORGANS, organ_named
 
 CLASSES = [(organ.name, label) for organ in ORGANS for label in range(len(organ.classes))]

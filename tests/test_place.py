@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from mcis import dicom, nifti, place
+from mcis.imaging import dicom, geometry, nifti
 from tests.dicom_files import CANARY, OBLIQUE, ORIGIN, enhanced, ultrasound, write, write_series
 from tests.test_dicom_seg import grey
 from tests.test_nifti import save
 
 
 def test_the_position_is_along_the_normal():
-    position, normal = place.along_normal([1.0, 2.0, 3.0], [2.0, 0.0, 0.0], [0.0, 5.0, 0.0])
+    position, normal = geometry.along_normal([1.0, 2.0, 3.0], [2.0, 0.0, 0.0], [0.0, 5.0, 0.0])
     assert (position, normal) == (3.0, (0.0, 0.0, 1.0))
-    assert place.along_normal([1.0, 2.0, 3.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]) is None
-    assert place.along_normal([1.0, np.nan, 3.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]) is None
+    assert geometry.along_normal([1.0, 2.0, 3.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]) is None
+    assert geometry.along_normal([1.0, np.nan, 3.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]) is None
 
 
 def test_slices_of_a_series_lie_along_its_normal(tmp_path):

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import checkpoint, phantom, predict, predictor, readers, reading, scan
+from mcis import checkpoint, predict, predictor
+from mcis.imaging import formats, phantom, pool, scan
 from mcis.organs import ORGANS
 from mcis.tasks import TASKS, task_to_json
 
@@ -67,7 +68,7 @@ def test_a_broken_scan_has_its_line_and_the_others_go_on(report, pictures):
 
 
 def test_a_scan_that_ends_the_process_that_reads_it_has_its_line_and_the_others_go_on(weights, tmp_path, monkeypatch):
-    reads = functools.partial(readers.read_all, module="tests.breaking_reader")
+    reads = functools.partial(pool.read_all, module="tests.breaking_reader")
     monkeypatch.setattr(predictor, "read_all", reads)
     paths = phantom.write_examples(tmp_path / "scans", per_class=1)
     (tmp_path / "scans" / "crash.png").write_bytes(b"what a decoder falls over")
@@ -76,7 +77,7 @@ def test_a_scan_that_ends_the_process_that_reads_it_has_its_line_and_the_others_
     lines = findings(tmp_path / "out")
     (broken,) = (line for line in lines if line["error"])
     assert len(lines) == len(paths) + 1
-    assert broken["scan"].endswith("crash.png") and broken["error"] == f"{broken['scan']}: {readers.BROKE}"
+    assert broken["scan"].endswith("crash.png") and broken["error"] == f"{broken['scan']}: {pool.BROKE}"
 
 
 def test_pages_of_a_tiff_are_frames(report):
@@ -238,7 +239,7 @@ def test_a_lesion_without_an_outline_is_noted(label, lit, noted, tmp_path):
         "review": 0,
     }
     row |= {"segmented": True, "mask": np.full((256, 256, 1), float(lit), np.float32)}
-    result = predictor.result_of(reading.load(str(tmp_path / "a.png"), None), row)
+    result = predictor.result_of(formats.load(str(tmp_path / "a.png"), None), row)
     assert result.mask is not None and result.mask.any() == lit
     assert (result.finding.notes or []) == (["called benign, but no lesion could be outlined"] if noted else [])
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import phantom, predict, reading
+from mcis import predict
+from mcis.imaging import formats, phantom
 from tests.dicom_files import CANARY, items, write
 from tests.test_predict import weights  # noqa: F401
 
@@ -55,7 +56,7 @@ def test_all_of_many_have_the_findings_of_each_alone(predictor, tmp_path):
         paths.append(str(tmp_path / f"{seed}.png"))
         cv2.imwrite(paths[-1], phantom.make_phantom(organ, 1, seed, size=(120, 160)).image)
     (tmp_path / "2.png").write_bytes(b"broken")
-    results = list(predictor.predict_all(reading.frames(paths), batch_size=4))
+    results = list(predictor.predict_all(formats.frames(paths), batch_size=4))
     assert [result.finding.scan for result in results] == paths
     assert [result.finding.error is None for result in results] == [True, True, False, True, True]
     for path, result in zip(paths, results, strict=True):
@@ -83,7 +84,7 @@ def test_a_scan_has_its_finding_whatever_file_it_is_in(predictor, segmenter, tmp
 def test_a_slice_of_a_volume_has_its_finding(predictor, tmp_path):
     volume = np.stack([PHANTOM[..., 0]] * 3, -1).astype(np.int16)[::-1].transpose(1, 0, 2)[::-1]
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 5.0, 1.0])), tmp_path / "a.nii.gz")
-    results = list(predictor.predict_all(reading.frames([str(tmp_path / "a.nii.gz")])))
+    results = list(predictor.predict_all(formats.frames([str(tmp_path / "a.nii.gz")])))
     assert [result.finding.frame for result in results] == [0, 1, 2]
     assert results[0].image.shape == PHANTOM.shape
     assert np.corrcoef(results[1].image.ravel(), PHANTOM.ravel())[0, 1] > 0.99  # its range is that of percentiles

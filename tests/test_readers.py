@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 import mcis
-from mcis import phantom, reader, reading
-from mcis.readers import BROKE, Readers, read_all
-from mcis.scan import ScanError
+from mcis.imaging import formats, phantom, worker
+from mcis.imaging.pool import BROKE, Readers, read_all
+from mcis.imaging.scan import ScanError
 
 PICTURE = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
 
@@ -53,7 +53,7 @@ def test_reads_what_reading_reads(tmp_path):
         return [await readers.read(str(tmp_path / name), None) for name in ("a.png", "b.png", "c.png")]
 
     for name, found in zip(("a.png", "b.png", "c.png"), run(work), strict=True):
-        expected = reading.load(str(tmp_path / name), None)
+        expected = formats.load(str(tmp_path / name), None)
         assert found.error == expected.error and found.geometry == expected.geometry and found.notes == expected.notes
         if found.image is not None:
             np.testing.assert_array_equal(found.image, expected.image)
@@ -95,10 +95,10 @@ def test_pages_and_slices_are_those_that_are_asked_for(tmp_path):
     cv2.imwritemulti(str(tmp_path / "p.tiff"), pages)
     volume = np.stack([page[..., 0] for page in pages], axis=2)
     nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 3.0, 1.0])).to_filename(tmp_path / "v.nii.gz")
-    scans = [*reading.frames([str(tmp_path / "p.tiff"), str(tmp_path / "v.nii.gz")]), (str(tmp_path / "p.tiff"), 7)]
+    scans = [*formats.frames([str(tmp_path / "p.tiff"), str(tmp_path / "v.nii.gz")]), (str(tmp_path / "p.tiff"), 7)]
     assert len(scans) == 7
     for found, scan in zip(read_all(scans, 3), scans, strict=True):
-        expected = reading.load(*scan)
+        expected = formats.load(*scan)
         assert (found.path, found.frame, found.error) == (expected.path, expected.frame, expected.error)
         assert (found.notes, found.spacing, found.place) == (expected.notes, expected.spacing, expected.place)
         np.testing.assert_array_equal(found.image, expected.image)
@@ -111,9 +111,7 @@ def run_python(code, *words, **options):
 
 def test_a_program_that_ends_while_scans_are_read_ends(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
-    code = (
-        "import sys; from mcis.readers import read_all; g = read_all([(sys.argv[1], None)] * 50, 2); next(g); print(1)"
-    )
+    code = "import sys; from mcis.imaging.pool import read_all; g = read_all([(sys.argv[1], None)] * 50, 2); next(g); print(1)"
     done = run_python(code, str(tmp_path / "a.png"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
@@ -121,7 +119,7 @@ def test_a_program_that_ends_while_scans_are_read_ends(tmp_path):
 @pytest.mark.parametrize(("number", "to"), [(signal.SIGINT, "group"), (signal.SIGTERM, "each")])
 def test_a_signal_to_all_processes_is_the_asking_ones_alone(number, to, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
-    code = "import signal, sys; from mcis.readers import read_all; came = []\n"
+    code = "import signal, sys; from mcis.imaging.pool import read_all; came = []\n"
     code += "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: came.append(1))\n"
     code += "found = read_all([(sys.argv[1], None)] * 3000, 4); print(next(found).error, flush=True)\n"
     code += "print([one.error for one in found if one.error], len(came))"
@@ -148,7 +146,7 @@ def test_who_leaves_while_readers_start_waits_for_nothing(tmp_path):
     for delay in (0, 0.001, 0.002, 0.004, 0.006, 0.02, 0.2):
         with pytest.raises(OSError, match="ends early"):
             list(read_all(scans(delay), 4))
-    assert not any("mcis.reader" in " ".join(child.cmdline()) for child in psutil.Process().children())
+    assert not any("mcis.imaging.worker" in " ".join(child.cmdline()) for child in psutil.Process().children())
 
 
 def test_the_current_folder_is_not_imported_from(tmp_path):
@@ -156,7 +154,7 @@ def test_the_current_folder_is_not_imported_from(tmp_path):
         (tmp_path / name).write_text("raise SystemExit('imported')")
     cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
     root = str(pathlib.Path(mcis.__file__).parents[1])
-    code = "import sys; sys.path[0] = sys.argv[1]; from mcis.readers import read_all\n"
+    code = "import sys; sys.path[0] = sys.argv[1]; from mcis.imaging.pool import read_all\n"
     code += "print([one.error for one in read_all([('a.png', None)], 2)])"
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may name it
     done = run_python(code, root, cwd=tmp_path, env=plain)
@@ -185,9 +183,7 @@ def test_a_reader_that_sigterm_meets_while_it_starts_is_started_again(number, ag
 
 
 def test_a_reader_ends_with_who_asks_even_in_the_middle_of_a_scan(tmp_path):
-    code = (
-        "from mcis.readers import read_all; list(read_all([('hang.png', None)] * 2, 2, module='tests.breaking_reader'))"
-    )
+    code = "from mcis.imaging.pool import read_all; list(read_all([('hang.png', None)] * 2, 2, module='tests.breaking_reader'))"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         asking, children = psutil.Process(process.pid), []
         while len(children) < 2 or any(child.cpu_times().user < 0.1 for child in children):
@@ -268,7 +264,7 @@ def packed(tmp_path):
             for name, data in entries:
                 archive.writestr(name, data)
         (tmp_path / "in").mkdir(exist_ok=True)
-        header, _ = reader.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), files, size)
+        header, _ = worker.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), files, size)
         return header["entries"]
 
     return unpack
@@ -305,7 +301,7 @@ def test_an_archive_takes_no_more_than_it_may(packed, tmp_path):
         packed([(f"{k}.png", b"1") for k in range(3)], files=2)
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(ScanError, match="damaged archive"):
-        reader.unpack(str(tmp_path / "a.zip"), str(tmp_path), 10, 100)
+        worker.unpack(str(tmp_path / "a.zip"), str(tmp_path), 10, 100)
 
 
 def test_what_is_encrypted_is_said(packed, tmp_path):
@@ -314,7 +310,7 @@ def test_what_is_encrypted_is_said(packed, tmp_path):
     for sign, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(sign) + at] |= 1
     (tmp_path / "a.zip").write_bytes(data)
-    ((_, path, why),) = reader.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
+    ((_, path, why),) = worker.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
     assert path is None and why.startswith("encrypted")
 
 
@@ -327,7 +323,7 @@ def test_an_entry_larger_than_it_says_is_cut_off(packed, tmp_path):
     packed([("a.png", b"\0" * 5000)])
     data = (tmp_path / "a.zip").read_bytes().replace((5000).to_bytes(4, "little"), (50).to_bytes(4, "little"))
     (tmp_path / "a.zip").write_bytes(data)
-    ((_, path, why),) = reader.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
+    ((_, path, why),) = worker.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
     assert path is None and why
 
 

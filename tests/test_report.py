@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import finding, json_file, overlay, report, report_page
+from mcis import files, finding, report, report_page
 from mcis.finding import Finding, ReportError
+from mcis.imaging import overlay
 from mcis.report import ReportWriter
 
 HOSTILE = "a/</script><img src=x onerror=alert(1)>__DATA__`${x}'\"\u2028\u202e.png"
@@ -392,7 +393,7 @@ def test_what_has_no_end_is_no_report(tmp_path, monkeypatch):
     for name in ("pipe", "zeros"):
         with pytest.raises(ReportError, match="no plain file"):
             next(finding.read_findings(tmp_path / name))
-    monkeypatch.setattr(json_file, "MAX_LINE", 100)
+    monkeypatch.setattr(files, "MAX_LINE", 100)
     (tmp_path / "long").write_bytes(b'{"scan": "' + b"a" * 200)
     with pytest.raises(ReportError, match="line 1 is no finding"):
         next(finding.read_findings(tmp_path / "long"))

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import MAX_PIXELS, headers, scan
+from mcis import MAX_PIXELS
+from mcis.imaging import headers, scan
 from tests.fuzz.crafted_pictures import jpeg_scans, tiff_of
 
 

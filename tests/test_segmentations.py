@@ -11,7 +11,8 @@ import pytest
 import SimpleITK
 from pydicom import dcmread
 
-from mcis import finding, phantom, predict, predictor, reading, segmentations, shards, volumes
+from mcis import finding, predict, predictor, segmentations, shards, volumes
+from mcis.imaging import formats, phantom
 from tests.dicom_files import CANARY, dataset, write_series
 from tests.test_predict import findings, small_weights
 
@@ -217,7 +218,7 @@ def test_a_series_that_can_be_no_file_says_so_and_the_others_go_on(scans, weight
 
 
 def test_a_report_of_segmentations_is_not_read_as_scans(report):
-    assert reading.files_in(report) == []
+    assert formats.files_in(report) == []
 
 
 def test_the_same_from_lines_and_from_results(report):

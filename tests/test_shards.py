@@ -12,8 +12,9 @@ import time
 import cv2
 import pytest
 
-from mcis import phantom, predict, report, shards
+from mcis import predict, report, shards
 from mcis.finding import Finding, ReportError
+from mcis.imaging import phantom
 from mcis.shards import Shard
 from tests.test_predict import findings, pictures, weights  # noqa: F401
 

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import canvas
 from mcis.bundle import load_bundle
 from mcis.experts import make_expert
+from mcis.imaging import letterbox
+from mcis.imaging.phantom import make_phantom
 from mcis.ops.metrics import MASK_THRESHOLD, dice, mask_counts
 from mcis.organs import ORGANS
-from mcis.phantom import make_phantom
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PER_CLASS, SIZE = 6, (200, 240)
@@ -42,9 +42,9 @@ def test_what_ships_knows_the_published_scans_it_has_used_by_name():
 def masks_of(organ):
     """Masks of the shipped segmentation network on the phantoms' own grid: bool (N, *SIZE)."""
     weights = load_bundle()[f"segment_{organ.name}"]
-    squares, geometries = zip(*(canvas.fit(image) for image in phantoms(organ)), strict=True)
+    squares, geometries = zip(*(letterbox.fit(image) for image in phantoms(organ)), strict=True)
     found = np.asarray(jax.jit(make_expert(weights.task))(weights.variables, np.stack(squares)).mask)
-    probs = [canvas.unfit(mask[..., 0], geometry) for mask, geometry in zip(found, geometries, strict=True)]
+    probs = [letterbox.unfit(mask[..., 0], geometry) for mask, geometry in zip(found, geometries, strict=True)]
     return np.stack(probs) > MASK_THRESHOLD
 
 

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from mcis import data, scan, shortcuts
+from mcis import data, shortcuts
+from mcis.imaging import scan
 from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
 from mcis.shortcuts import Frames, audit, frames_of, network_answers
 from mcis.tasks import TASKS

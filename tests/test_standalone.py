@@ -1,4 +1,4 @@
-"""run.py's own copy of how scans are prepared is `mcis.scan`'s, bit by bit."""
+"""run.py's own copy of how scans are prepared is `mcis.imaging.scan`'s, bit by bit."""
 
 import pathlib
 
@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import MAX_PIXELS, canvas, phantom, scan, standalone
+from mcis import MAX_PIXELS, standalone
+from mcis.imaging import letterbox, phantom, scan
 
 
 def pictures():
@@ -24,13 +25,13 @@ def test_scans_are_laid_and_brought_back_as_mcis_does_it():
     rng = np.random.default_rng(1)
     boxes = set()
     for image in pictures():
-        square, geometry = canvas.fit(image)
+        square, geometry = letterbox.fit(image)
         ours, box, inner = standalone.fit(image)
         assert (box, inner) == (geometry.box, geometry.inner)
         np.testing.assert_array_equal(ours, square)
-        soft = rng.random((canvas.CANVAS, canvas.CANVAS), np.float32)
+        soft = rng.random((letterbox.CANVAS, letterbox.CANVAS), np.float32)
         np.testing.assert_array_equal(
-            standalone.unfit(soft, image.shape[:2], box, inner), canvas.unfit(soft, geometry), strict=True
+            standalone.unfit(soft, image.shape[:2], box, inner), letterbox.unfit(soft, geometry), strict=True
         )
         boxes.add(box)
     assert len(boxes) > 12
@@ -68,6 +69,6 @@ def test_what_mcis_does_not_read_is_an_error(tmp_path):
 
 
 def test_limits_are_those_of_mcis():
-    assert (standalone.CANVAS, standalone.MIN_CONTENT) == (canvas.CANVAS, canvas.MIN_CONTENT)
+    assert (standalone.CANVAS, standalone.MIN_CONTENT) == (letterbox.CANVAS, letterbox.MIN_CONTENT)
     assert standalone.MAX_BYTES == scan.MAX_BYTES
     assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(standalone.__file__).read_text()

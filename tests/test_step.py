@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from mcis.canvas import CANVAS
 from mcis.data import Batch
+from mcis.imaging.letterbox import CANVAS
 from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation

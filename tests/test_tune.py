@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import bundle, canvas, checkpoint, data, pixels, subject, tune
+from mcis import bundle, checkpoint, data, pixels, subject, tune
 from mcis.experts import make_expert, make_network
+from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks import TASKS, task_to_json
@@ -117,14 +118,14 @@ def run(phantom_dir, tmp_path_factory):
 def test_scans_are_counted_as_the_expert_outlines_them_whether_doubtful_or_not(run, phantom_dir, crf):
     weights = bundle.load_weights(run)
     records = [r for r in data.records("phantom", "validation", phantom_dir) if data.text(r["organ"]) == "brain"]
-    squares, geometries = zip(*(canvas.fit(pixels.decode(record)[0]) for record in records), strict=True)
+    squares, geometries = zip(*(letterbox.fit(pixels.decode(record)[0]) for record in records), strict=True)
     peak = make_network(weights.task)(weights.variables, np.stack(squares))[0].mask.max((1, 2, 3))
     head = weights.variables["params"]["mask"]
     head["bias"] = head["bias"] - jax.scipy.special.logit(np.median(peak))  # half of them are doubtful
     found = tune.make_counts(weights.task, weights.variables, records)(crf)
     expert = make_expert(dataclasses.replace(weights.task, crf=crf))
     answers = np.asarray(expert(weights.variables, np.stack(squares)).mask)
-    masks = [canvas.unfit(answers[i, ..., 0], geometries[i]) > 0.5 for i in range(len(records))]
+    masks = [letterbox.unfit(answers[i, ..., 0], geometries[i]) > 0.5 for i in range(len(records))]
     truths = [pixels.decode(record)[1][..., 0] for record in records]
     assert 0 < sum(mask.any() for mask in masks) < len(records)
     assert found["predicted"].tolist() == [mask.sum() for mask in masks]

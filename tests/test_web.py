@@ -19,8 +19,8 @@ import pytest
 from starlette.testclient import TestClient
 
 import mcis
-from mcis import phantom, reading, scan
 from mcis.finding import KEYS
+from mcis.imaging import formats, phantom, scan
 from mcis.web import app as web
 from mcis.web.guard import Limits
 from tests import dicom_files
@@ -131,7 +131,7 @@ def test_archives_and_pages_of_a_file(client, tmp_path):
 
 def test_a_heat_map_is_the_predictors_and_says_how_strong_it_is(client, predictor):
     answer = ask(client, ("a.png", png()), path="/v1/heat")
-    loaded = reading.lay("a", None, lambda: scan.from_array(PICTURE))
+    loaded = formats.lay("a", None, lambda: scan.from_array(PICTURE))
     expected = predictor.heat(loaded, predictor.predict(PICTURE).finding)
     largest = max(float(expected.max()), 0)
     assert float(answer.headers["largest-drop"]) == pytest.approx(largest, abs=1e-3)

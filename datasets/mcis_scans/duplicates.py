@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mcis import canvas, scan
+from mcis.imaging import letterbox, scan
 
 SIDE = 256
 """Long side of the picture in which keypoints are found: recompression and rescaling hardly show at this size."""
@@ -137,7 +137,7 @@ def _join(features: list[_Features], correlation: float) -> list[int]:
 
 
 def _describe(image: np.ndarray) -> _Features:
-    x, y, w, h = canvas.content_box(image)
+    x, y, w, h = letterbox.content_box(image)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[y : y + h, x : x + w]
     scale = SIDE / max(w, h)
     size = (max(16, round(w * scale)), max(16, round(h * scale)))

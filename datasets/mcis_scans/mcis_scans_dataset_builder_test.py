@@ -17,7 +17,8 @@ from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder, sift
 from mcis_datasets.mcis_scans.record import Record, Rejection
 from mcis_datasets.mcis_scans.sources import SOURCES
 
-from mcis import organs, scan
+from mcis import organs
+from mcis.imaging import scan
 
 DUMMY = pathlib.Path(__file__).parent / "dummy_data"
 

@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python import array_record_module
 from tensorflow_datasets.core import hashing
 
-from mcis import scan
+from mcis.imaging import scan
 from mcis.pixels import THREADS
 
 from .record import Item, Job, Rejection, done

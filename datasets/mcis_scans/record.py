@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from mcis import scan
+from mcis.imaging import scan
 from mcis.organs import UNKNOWN, organ_named
 
 LOSSY = (".jpg", ".jpeg")

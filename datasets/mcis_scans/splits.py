@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from mcis.json_file import read_json
+from mcis.files import read_json
 from mcis.organs import UNKNOWN, organ_named
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

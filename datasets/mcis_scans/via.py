@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mcis.json_file import read_json
-from mcis.scan import ScanError
+from mcis.files import read_json
+from mcis.imaging.scan import ScanError
 
 SHAPES = ("polygon", "ellipse", "circle", "rect")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mcis_datasets.mcis_scans import via
 
-from mcis.scan import ScanError
+from mcis.imaging.scan import ScanError
 
 SIZE = (120, 160)
 POLYGON: dict = {"name": "polygon", "all_points_x": [10, 90.5, 70, 15], "all_points_y": [20, 30, 100.5, 60]}

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mcis.canvas import CANVAS
 from mcis.data import Batch
 from mcis.experts import make_expert, prepare, present
+from mcis.imaging.letterbox import CANVAS
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize

@@ -27,12 +27,13 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import mcis
-from mcis import organs, scan
+from mcis import organs
+from mcis.files import from_json
 from mcis.finding import KEYS, Finding, plain
-from mcis.json_file import from_json
+from mcis.imaging import scan
+from mcis.imaging.pool import Readers
+from mcis.imaging.scan import ScanError
 from mcis.predictor import BATCH, Predictor, Result
-from mcis.readers import Readers
-from mcis.scan import ScanError
 from mcis.volumes import KEYS as VOLUME_KEYS
 from mcis.volumes import summarise
 from mcis.web.asking import Asking, Batches

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis import canvas, scan
 from mcis.finding import Finding
+from mcis.imaging import letterbox, scan
+from mcis.imaging.formats import Loaded
+from mcis.imaging.pool import Readers
+from mcis.imaging.scan import ScanError
+from mcis.imaging.worker import suffix_of
 from mcis.predictor import BATCH, Predictor, Result
-from mcis.reader import suffix_of
-from mcis.readers import Readers
-from mcis.reading import Loaded
-from mcis.scan import ScanError
 from mcis.volumes import summarise
 from mcis.web.guard import Limits, Refused
 
@@ -92,7 +92,9 @@ class Batches:
 
     async def warm(self, size: int) -> None:
         """Compile the networks for batches of that size."""
-        await asyncio.to_thread(self.predictor.answer, np.zeros((size, canvas.CANVAS, canvas.CANVAS, 3), np.uint8))
+        await asyncio.to_thread(
+            self.predictor.answer, np.zeros((size, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
+        )
 
     async def ask(self, loaded: Loaded) -> Result:
         """The result of a scan that was read."""

@@ -19,8 +19,8 @@ import sys
 import tempfile
 import time
 
+from mcis.imaging.phantom import write_examples
 from mcis.organs import ORGANS
-from mcis.phantom import write_examples
 
 CLASSES = sum(len(organ.classes) for organ in ORGANS)
 SMALL = ["--task=route", "--sources=phantom", "--size=32", "--features=4", "--batch_size=64", "--epochs=1"]

@@ -26,7 +26,7 @@ import pydicom
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from mcis import phantom
+from mcis.imaging import phantom
 from tests.dicom_files import CANARY, dataset, write_series
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

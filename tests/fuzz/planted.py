@@ -15,7 +15,7 @@ def seeds() -> list[Tree]:
 
 
 def sound(folder: pathlib.Path) -> str:
-    from mcis import scan
+    from mcis.imaging import scan
 
     return scan.read(folder / "a.txt").image.dtype.name
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from mcis import phantom
+from mcis.imaging import phantom
 
 PATIENCE = 3.0
 """Seconds after which a client who has said all hangs up."""

@@ -16,7 +16,7 @@ import pydicom.data
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
-from mcis import phantom
+from mcis.imaging import phantom
 from tests.dicom_files import dataset, items
 from tests.fuzz.mutations import Tree
 

@@ -38,18 +38,18 @@ from tests.fuzz.target import Target
 
 def read_scans(folder: pathlib.Path) -> str:
     """As `mcis predict FOLDER` reads it, and each file by its own name."""
-    from mcis import canvas, reading, scan
+    from mcis.imaging import formats, letterbox, scan
 
     errors = []
-    files = sorted({*reading.files_in(folder), *(path for path in folder.iterdir())})
-    for path, frame in itertools.islice(reading.frames(map(str, files)), 6):
+    files = sorted({*formats.files_in(folder), *(path for path in folder.iterdir())})
+    for path, frame in itertools.islice(formats.frames(map(str, files)), 6):
         try:
-            found = reading.format_of(path).read(path, frame or 0)
+            found = formats.format_of(path).read(path, frame or 0)
             height, width = found.image.shape[:2]
             assert found.image.dtype == np.uint8 and found.image.shape == (height, width, 3) and height * width > 0
             assert found.spacing is None or all(np.isfinite(mm) and mm > 0 for mm in found.spacing)
-            square, _ = canvas.fit(found.image)
-            assert square.shape == (canvas.CANVAS, canvas.CANVAS, 3)
+            square, _ = letterbox.fit(found.image)
+            assert square.shape == (letterbox.CANVAS, letterbox.CANVAS, 3)
         except Exception as error:
             errors.append(error)
     if errors:

@@ -112,9 +112,10 @@ def main():
 
     import jax
 
-    from mcis import canvas, data
+    from mcis import data
     from mcis.bundle import load_bundle
     from mcis.experts import make_network
+    from mcis.imaging import letterbox
     from mcis.ops.crf import CRF, mean_field
     from mcis.tasks import TASKS
 
@@ -124,11 +125,11 @@ def main():
         task = next(task for task in TASKS.values() if task.segments and source in task.sources)
         one = weights[task.name]
         # at the canvas's own size, so that both filter 256x256 pixels
-        network = jax.jit(make_network(dataclasses.replace(one.task, size=canvas.CANVAS)))
+        network = jax.jit(make_network(dataclasses.replace(one.task, size=letterbox.CANVAS)))
         dices, changed, times, errors = [], [], [], []
         records = data.records(source, "validation", options.data_dir)
         for i in np.linspace(0, len(records) - 1, 6 * options.scans).astype(int):
-            square, _ = canvas.fit(data.decode(records[i])[0])
+            square, _ = letterbox.fit(data.decode(records[i])[0])
             outputs, prepared = network(one.variables, square[None])
             before = np.asarray(outputs.mask)[0, ..., 0]
             if not (before > 0.5).mean() > 0.005 or len(dices) == options.scans:

@@ -23,8 +23,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from mcis import bundle, canvas, checkpoint, export, phantom, scan
+from mcis import bundle, checkpoint, export
 from mcis.experts import make_expert, place
+from mcis.imaging import letterbox, phantom, scan
 from mcis.models import MODELS
 from mcis.ops.crf import CRF
 from mcis.tasks import TASKS, Task, task_to_json
@@ -127,12 +128,12 @@ def check_alone(out: pathlib.Path, one: bundle.Weights, folder: pathlib.Path) ->
     assert len(lines) == len(paths)
     expert = jax.jit(make_expert(one.task))
     for path, line in zip(paths, lines, strict=True):
-        square, geometry = canvas.fit(scan.read(path).image)
+        square, geometry = letterbox.fit(scan.read(path).image)
         outputs = expert(one.variables, square[None])
         said = line["organ_probs" if one.task.organ is None else "label_probs"]
         np.testing.assert_allclose(list(said.values()), outputs.label[0], atol=TOLERANCE)
         if outputs.mask is not None:
-            area = int((canvas.unfit(np.asarray(outputs.mask[0, ..., 0]), geometry) > 0.5).sum())
+            area = int((letterbox.unfit(np.asarray(outputs.mask[0, ..., 0]), geometry) > 0.5).sum())
             assert abs(line["lesion_area_px"] - area) <= 2, (line, area)
 
 
@@ -141,7 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("shipped", "networks"), help="one half of it")
     only = parser.parse_args().only
-    canvases = np.stack([canvas.fit(one.image)[0] for one in phantom.make_phantoms(1, seed=100)])
+    canvases = np.stack([letterbox.fit(one.image)[0] for one in phantom.make_phantoms(1, seed=100)])
     failed = False
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)

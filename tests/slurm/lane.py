@@ -19,7 +19,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from mcis import checkpoint, phantom
+from mcis import checkpoint
+from mcis.imaging import phantom
 from mcis.train import loop, record
 
 HERE = pathlib.Path(__file__).parents[2]

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mcis import dicom, dicom_seg, nifti, reading, scan
-from mcis.scan import ScanError
+from mcis.imaging import dicom, dicom_seg, formats, nifti, scan
+from mcis.imaging.scan import ScanError
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -31,14 +31,14 @@ READY = b"ready\n"
 
 def read(path: str, frame: int) -> Answer:
     """A frame of a file: `readers.Header`, and its pixels."""
-    found = reading.format_of(path).read(path, frame)
+    found = formats.format_of(path).read(path, frame)
     place = {} if found.place is None else dataclasses.asdict(found.place)
     return {"shape": found.image.shape, "notes": found.notes, "spacing": found.spacing, **place}, found.image.tobytes()
 
 
 def frames(path: str) -> Answer:
     """{"frames"}: how many the file has."""
-    return {"frames": reading.format_of(path).count(path)}, b""
+    return {"frames": formats.format_of(path).count(path)}, b""
 
 
 def unpack(path: str, folder: str, files: int, size: int) -> Answer:
@@ -112,7 +112,7 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: str, size: i
 
 def suffix_of(name: str) -> str:
     """The suffix of a name that formats are told by, lower case; "" where it is none of them."""
-    return max((suffix for suffix in reading.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    return max((suffix for suffix in formats.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
 
 
 def segmentation(
@@ -122,7 +122,7 @@ def segmentation(
     found = [None if mask is None else (scan.read(mask).image[..., 0] > 0).astype(np.uint8) for mask in masks]
     empty = np.zeros_like(next(mask for mask in found if mask is not None))
     arrays = [empty if mask is None else mask for mask in found]
-    if reading.format_of(sources[0]).name == "NIfTI":
+    if formats.format_of(sources[0]).name == "NIfTI":
         return {"suffix": ".nii.gz"}, nifti.encode(sources[0], dict(zip(frames, arrays, strict=True)))
     data = dicom_seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
     return {"suffix": ".dcm"}, data

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-from mcis import MAX_PIXELS, headers
-from mcis.place import Place
+from mcis import MAX_PIXELS
+from mcis.imaging import headers
+from mcis.imaging.geometry import Place
 
 MAX_BYTES = 1 << 28
 MAX_DECODED = 4 * MAX_PIXELS

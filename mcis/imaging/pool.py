@@ -20,11 +20,11 @@ import numpy as np
 
 import mcis
 from mcis import MAX_PIXELS
-from mcis.json_file import from_json
-from mcis.place import Place
-from mcis.reader import READY
-from mcis.reading import Loaded, lay
-from mcis.scan import Scan, ScanError
+from mcis.files import from_json
+from mcis.imaging.formats import Loaded, lay
+from mcis.imaging.geometry import Place
+from mcis.imaging.scan import Scan, ScanError
+from mcis.imaging.worker import READY
 
 COUNT = 2
 """Processes that read."""
@@ -61,7 +61,7 @@ class BrokenReader(ScanError):
 
 
 class Readers:
-    """Processes of `mcis.reader`, each asked one thing at a time; they start when they are needed.
+    """Processes of `mcis.imaging.worker`, each asked one thing at a time; they start when they are needed.
 
     Args:
       count: how many.
@@ -70,7 +70,9 @@ class Readers:
       module: what they run.
     """
 
-    def __init__(self, count: int = COUNT, seconds: float = 20.0, memory: int = 2 << 30, module: str = "mcis.reader"):
+    def __init__(
+        self, count: int = COUNT, seconds: float = 20.0, memory: int = 2 << 30, module: str = "mcis.imaging.worker"
+    ):
         self.seconds, self.memory, self.module = seconds, memory, module
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         for _ in range(count):

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.headers import boxes_lead_on, codestream
-from mcis.place import Place, along_normal, digest
-from mcis.scan import MAX_DECODED, MAX_FRAMES, Scan, ScanError, bands, check_file, check_passes
+from mcis.imaging.geometry import Place, along_normal, digest
+from mcis.imaging.headers import boxes_lead_on, codestream
+from mcis.imaging.scan import MAX_DECODED, MAX_FRAMES, Scan, ScanError, bands, check_file, check_passes
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_BYTES = 1 << 31

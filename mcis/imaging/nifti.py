@@ -15,8 +15,8 @@ import numpy as np
 
 import mcis
 from mcis import MAX_PIXELS
-from mcis.place import Place, along_normal, digest
-from mcis.scan import MAX_FRAMES, Scan, ScanError, check_file
+from mcis.imaging.geometry import Place, along_normal, digest
+from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_file
 
 SUFFIXES = (".nii", ".nii.gz")
 MAX_BYTES = 1 << 29

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import mcis
-from mcis import dicom
+from mcis.imaging import dicom
+from mcis.imaging.scan import ScanError
 from mcis.organs import organ_named
-from mcis.scan import ScanError
 
 MAX_PIXELS = 1 << 29
 """Of all masks of a file together; that many bytes are held."""

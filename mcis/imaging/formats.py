@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mcis import canvas, dicom, nifti, scan
-from mcis.place import Place
+from mcis.imaging import dicom, letterbox, nifti, scan
+from mcis.imaging.geometry import Place
 
 HEAD = 512
 """Bytes at a file's beginning by which its format is told."""
@@ -82,7 +82,7 @@ class Loaded:
     frame: int | None
     image: np.ndarray | None = None
     square: np.ndarray | None = None
-    geometry: canvas.Fit | None = None
+    geometry: letterbox.Fit | None = None
     spacing: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     error: str | None = None
@@ -93,7 +93,7 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
     """What `read` gives, laid into the canvas; an error becomes text."""
     try:
         found = read()
-        square, geometry = canvas.fit(found.image)
+        square, geometry = letterbox.fit(found.image)
         return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes, place=found.place)
     except Exception as error:  # whatever a decoder thinks of: one bad scan never stops the others
         known = isinstance(error, scan.ScanError | OSError | MemoryError)
