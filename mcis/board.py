@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from mcis.data import Scans
+from mcis.data.dataset import Scans
 from mcis.experts import make_expert
 from mcis.imaging.overlay import overlay
 from mcis.ops.metrics import MASK_THRESHOLD

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data
+from mcis.data import dataset
 from mcis.folds import check_fold
 from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
@@ -39,7 +39,7 @@ and the counts both, predicted, true int of the mask on the canvas; and the rout
 limit."""
 
 
-def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
+def out_of_fold(folds: Sequence[Any], scans: dataset.Scans) -> Answers:
     """Answers of fold runs of one task to the scans each has left out.
 
     Args:
@@ -52,7 +52,7 @@ def out_of_fold(folds: Sequence[Any], scans: data.Scans) -> Answers:
     from mcis.train.validate import collect
 
     task = folds[0].task
-    label = data.targets(scans, task)
+    label = dataset.targets(scans, task)
     parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     taken = np.zeros(len(scans), bool)
     answer = make_answer(task)
@@ -188,8 +188,8 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     answers: dict[str, Answers] = {}
     for name, members in folds.items():
         task = members[0].task
-        parts = [data.load(task.sources, split, data_dir, task.organ) for split in ("train", "validation")]
-        answers[name] = out_of_fold(members, data.Scans.join(parts))
+        parts = [dataset.load(task.sources, split, data_dir, task.organ) for split in ("train", "validation")]
+        answers[name] = out_of_fold(members, dataset.Scans.join(parts))
     fitted: dict[str, dict[str, Any]] = {name: {} for name in answers}
     facts: dict[str, dict[str, Any]] = {name: {} for name in answers}
     experts = {name: weights.task for name, weights in bundle.items()}

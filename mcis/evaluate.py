@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Any) -> int:
     from mcis.command import enable_compilation_cache
-    from mcis.data import LEFT_OUT
+    from mcis.data.dataset import LEFT_OUT
     from mcis.scores import compare_reports, read_report, report
     from mcis.subject import check_all_unseen, load_folds, load_subject, score
 
@@ -124,7 +124,7 @@ def _main(options: Any) -> int:
 
 def _check(options: Any) -> None:
     """ValueError where the options do not go together or name what is not there."""
-    from mcis.data import LEFT_OUT, SPLITS
+    from mcis.data.dataset import LEFT_OUT, SPLITS
 
     if not options.runs:
         raise ValueError("name a run's folder, a weights folder or a set of weights to score")
@@ -171,7 +171,7 @@ def _name(folder: str) -> str:
 @contextlib.contextmanager
 def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The records to score, and what a report says of where they are from."""
-    from mcis.data import LEFT_OUT, SPLITS, prepared
+    from mcis.data.dataset import LEFT_OUT, SPLITS, prepared
     from mcis.imaging.scan import pictures
     from mcis.scoring import read_records
     from mcis.subject import read_left_out

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data, pixels
+from mcis.data import dataset, storage
 from mcis.imaging import letterbox
 from mcis.ops.metrics import bootstrap_interval
 from mcis.ops.occlusion import CELLS, REACH, occlusion_map
@@ -30,7 +30,7 @@ def make_heat(subject: Subject | Folds) -> Heat | None:
     run_of = {fingerprint: name for name, mine in subject.left_out().items() for fingerprint in mine}
 
     def of(record: Record, label: int) -> np.ndarray | None:
-        run = made[run_of[data.text(record["fingerprint"])]]
+        run = made[run_of[dataset.text(record["fingerprint"])]]
         assert run is not None
         return run(record, label)
 
@@ -72,10 +72,10 @@ def _make_heat(subject: Subject) -> Heat | None:
         return None
 
     def of(record: Record, label: int) -> np.ndarray | None:
-        run = maps.get(organ_index(data.text(record["organ"])))
+        run = maps.get(organ_index(dataset.text(record["organ"])))
         if run is None or label < 0:
             return None
-        square, geometry = letterbox.fit(pixels.decode(dict(record))[0])
+        square, geometry = letterbox.fit(storage.decode(dict(record))[0])
         return letterbox.unfit(np.asarray(run(square, label)), geometry)
 
     return of
@@ -96,7 +96,7 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
       scans; None without such scans.
     """
     said = rows["said_label"] if "said_label" in rows else rows["probs"].argmax(1)
-    organ = rows["organ"] if "organ" in rows else np.array([organ_index(data.text(r["organ"])) for r in records])
+    organ = rows["organ"] if "organ" in rows else np.array([organ_index(dataset.text(r["organ"])) for r in records])
     lesion = [o < len(ORGANS) and ORGANS[o].is_lesion(int(k)) for o, k in zip(organ, rows["label"], strict=True)]
     drawn = [bool(record["has_mask"]) for record in records]
     found = (said == rows["label"]) & (rows["said_organ"] == organ if "said_organ" in rows else True)
@@ -108,7 +108,7 @@ def check(heat: Heat, records: Sequence[Record], rows: Rows, count: int) -> dict
         return None
     hits, shares = [], []
     for at in index.tolist():
-        mask, seen = pixels.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
+        mask, seen = storage.decode(dict(records[at]))[1][..., 0], heat(records[at], int(rows["label"][at]))
         assert seen is not None  # something said the class
         hits.append(bool(mask[np.unravel_index(seen.argmax(), seen.shape)]))
         shares.append(float(mask.mean()))

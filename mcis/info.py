@@ -28,7 +28,8 @@ def _main(options: Any) -> int:
     import jax
 
     import mcis
-    from mcis import bundle, checkpoint, data
+    from mcis import bundle, checkpoint
+    from mcis.data import dataset
     from mcis.models import MODELS
     from mcis.tasks import TASKS
 
@@ -41,8 +42,8 @@ def _main(options: Any) -> int:
         print(f"  {task.name:16s} {task.model} {task.width} at {task.size} px on {', '.join(task.sources)}")
     root = data_folder(options.data_dir)
     print(f"prepared data in {root}:")
-    for source in sorted(path.name for path in data.sources_in(root)):
-        print(f"  {source:16s} {data.prepared(source, root)}")
+    for source in sorted(path.name for path in dataset.sources_in(root)):
+        print(f"  {source:16s} {dataset.prepared(source, root)}")
     print(f"weights in {options.weights or bundle.SHIPPED}:")
     for name, one in bundle.load_bundle(options.weights or bundle.SHIPPED).items():
         figures = ", ".join(f"{k} {v:.3f}" for k, v in one.manifest["validation"].items())

@@ -66,9 +66,9 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
 
 def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int] | None, command: str | None) -> int:
     """Train in this process, which has met the others."""
-    from mcis import data
     from mcis.board import make_board
     from mcis.command import INTERRUPTED, asked_to_stop
+    from mcis.data import dataset
     from mcis.tasks import LAST, task_named
     from mcis.train import loop, processes, record
 
@@ -78,11 +78,11 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
     splits = ("train", "validation")
     neighbours = processes.neighbours()
     to_train, to_validate = (
-        data.load(task.sources, split, options.data_dir, task.organ, options.stream, neighbours) for split in splits
+        dataset.load(task.sources, split, options.data_dir, task.organ, options.stream, neighbours) for split in splits
     )
     if fold is not None:
-        both = data.Scans.join([to_train, to_validate])
-        held_out = data.folds_of(both, fold[1]) == fold[0]
+        both = dataset.Scans.join([to_train, to_validate])
+        held_out = dataset.folds_of(both, fold[1]) == fold[0]
         to_train, to_validate = both.take(~held_out), both.take(held_out)
         if not (held_out.any() and (~held_out).any()):
             groups = len(set(both.group.tolist()))
@@ -234,9 +234,9 @@ def _set_aside(run_dir: pathlib.Path) -> pathlib.Path:
 
 def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
     """Build the phantom data set if it is asked for and not there."""
-    from mcis import data
+    from mcis.data import dataset
 
-    if "phantom" in sources and not data.versions_of("phantom", data_dir):
+    if "phantom" in sources and not dataset.versions_of("phantom", data_dir):
         from mcis.build import build
 
         build("phantom", data_dir=data_dir)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data, pixels
+from mcis.data import dataset, storage
 from mcis.imaging import letterbox
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
@@ -83,7 +83,7 @@ def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]
 
 
 def _prepared(record: Record):
-    image, mask = pixels.decode(dict(record))
+    image, mask = storage.decode(dict(record))
     square, geometry = letterbox.fit(image)
     return record, mask, square, geometry
 
@@ -113,7 +113,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
         outputs = expert(squares)
         masks = None if outputs.mask is None else np.asarray(outputs.mask)
         for i, (record, mask, _, geometry) in enumerate(batch):
-            row = _facts(record) | {"label": task.label_of(data.text(record["organ"]), int(record["label"]))}
+            row = _facts(record) | {"label": task.label_of(dataset.text(record["organ"]), int(record["label"]))}
             if masks is not None:
                 row |= _overlap(letterbox.unfit(masks[i, ..., 0], geometry), mask[..., 0])
             _append(columns, row)
@@ -141,7 +141,7 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
             if geometry.thumbnail:  # as `mcis predict` has it
                 said |= {"said_organ": len(ORGANS), "said_label": UNKNOWN}
                 said["label_probs"] = np.zeros_like(said["label_probs"])
-            truth = {"organ": organ_index(data.text(record["organ"])), "label": int(record["label"])}
+            truth = {"organ": organ_index(dataset.text(record["organ"])), "label": int(record["label"])}
             row = _facts(record) | truth | said | {"thumbnail": geometry.thumbnail}
             # the mask of another organ's network is none of this organ's
             right = said["said_organ"] == truth["organ"]
@@ -153,12 +153,12 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
 
 def _facts(record: Record) -> dict[str, Any]:
     """What a row says of its scan."""
-    source = data.text(record["source"])
+    source = dataset.text(record["source"])
     return {
         "source": source,
-        "group": f"{source}/{data.text(record['group'])}",
-        "scan_id": data.text(record["scan_id"]),
-        "fingerprint": data.text(record["fingerprint"]),
+        "group": f"{source}/{dataset.text(record['group'])}",
+        "scan_id": dataset.text(record["scan_id"]),
+        "fingerprint": dataset.text(record["fingerprint"]),
         "has_mask": bool(record["has_mask"]),
     }
 
@@ -223,15 +223,15 @@ def read_records(
       MissingData, ValueError: a source is not prepared; there is no such split, or it holds no such scans.
     """
     sources, splits = tuple(sources), tuple(splits)
-    parts = tuple(data.records(source, split, data_dir) for source, split in itertools.product(sources, splits))
+    parts = tuple(dataset.records(source, split, data_dir) for source, split in itertools.product(sources, splits))
     places, fingerprints, names = [], [], []
     for number, part in enumerate(parts):
         for row in range(len(part)):
             record = part[row]
-            if organ in (None, data.text(record["organ"])):
+            if organ in (None, dataset.text(record["organ"])):
                 places.append((number, row))
-                fingerprints.append(data.text(record["fingerprint"]))
-                names.append(data.public_name(data.text(record["source"]), data.text(record["scan_id"])))
+                fingerprints.append(dataset.text(record["fingerprint"]))
+                names.append(dataset.public_name(dataset.text(record["source"]), dataset.text(record["scan_id"])))
     if not places:
         kind = "scans" if organ is None else f"{organ} scans"
         raise ValueError(f"split {' or '.join(map(repr, splits))} of {', '.join(sources)} holds no {kind}")

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mcis import data, pixels
+from mcis.data import dataset, storage
 from mcis.imaging import letterbox
 from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval, with_interval
 from mcis.organs import UNKNOWN
@@ -115,19 +115,19 @@ def look(image: np.ndarray) -> dict[str, np.ndarray]:
 
 def frames_of(task: Task, records: Sequence[dict[str, Any]]) -> Frames:
     """The frames of those records of `data.records` that have a target for the task; ValueError where none has."""
-    labels = [task.label_of(data.text(record["organ"]), int(record["label"])) for record in records]
+    labels = [task.label_of(dataset.text(record["organ"]), int(record["label"])) for record in records]
     known = [(record, label) for record, label in zip(records, labels, strict=True) if label != UNKNOWN]
     if not known:
         raise ValueError(f"of {len(records)} scans none has a class of {task.name} ({', '.join(task.classes)})")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        looks = list(pool.map(lambda pair: look(pixels.decode(pair[0])[0]), known))
-    source = [data.text(record["source"]) for record, _ in known]
+        looks = list(pool.map(lambda pair: look(storage.decode(pair[0])[0]), known))
+    source = [dataset.text(record["source"]) for record, _ in known]
     return Frames(
         {name: np.stack([one[name] for one in looks]) for name in looks[0]},
         np.array([label for _, label in known]),
         np.array(source),
-        np.array([f"{name}/{data.text(record['group'])}" for name, (record, _) in zip(source, known, strict=True)]),
-        np.array([data.text(record["scan_id"]) for record, _ in known]),
+        np.array([f"{name}/{dataset.text(record['group'])}" for name, (record, _) in zip(source, known, strict=True)]),
+        np.array([dataset.text(record["scan_id"]) for record, _ in known]),
     )
 
 
@@ -355,7 +355,7 @@ def _main(options: Any) -> int:
     from mcis.checkpoint import is_weights_folder, write_text
 
     task, target = task_named(options.task), None
-    splits = (*data.SPLITS[1:], data.LEFT_OUT)
+    splits = (*dataset.SPLITS[1:], dataset.LEFT_OUT)
     if options.split not in splits:
         allowed = ", ".join(splits)
         raise ValueError(f"--split={options.split}: allowed are {allowed}; the frame's models learn from train")
@@ -370,15 +370,15 @@ def _main(options: Any) -> int:
     report = None if options.against is None else read_report(options.against)
     sources = options.sources or task.sources
     said = None
-    if options.split == data.LEFT_OUT:
-        train = frames_of(task, read_records(sources, data.SPLITS[:2], options.data_dir, None))
+    if options.split == dataset.LEFT_OUT:
+        train = frames_of(task, read_records(sources, dataset.SPLITS[:2], options.data_dir, None))
         chosen = np.full(len(train.label), True) if report is None else answered(report, train)
         if not chosen.any():
             raise ValueError(f"--against has answered none of the scans of {', '.join(sources)}")
         scored = train.take(chosen)
         print(f"{len(scored.label)} of {len(train.label)} training and validation scans are scored")
         network = None if report is None else network_answers(report, task, options.split, scored)
-        every = folded_answers(train, data.folds_of(train, options.folds), len(task.classes))
+        every = folded_answers(train, dataset.folds_of(train, options.folds), len(task.classes))
         said = {name: probs[chosen] for name, probs in every.items()}
     else:
         scored = frames_of(task, read_records(sources, (options.split,), options.data_dir, None))

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis import data, pixels
 from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
+from mcis.data import dataset, storage
 from mcis.folds import check_folds
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
@@ -54,7 +54,7 @@ class Subject:
     def sources(self, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
         """Every source that one of the networks was trained on; foreign pictures, a collection of one's own, if any."""
         every = dict.fromkeys(source for task in self.tasks.values() for source in task.sources)
-        return tuple(name for name in every if name != FOREIGN or data.versions_of(name, data_dir))
+        return tuple(name for name in every if name != FOREIGN or dataset.versions_of(name, data_dir))
 
     @property
     def organ(self) -> str | None:
@@ -256,13 +256,13 @@ def _look(subject: Subject, records: Records) -> Iterator[Look]:
         answer = subject.answer(squares)
         masks = None if answer.mask is None else np.asarray(answer.mask)
         for i, (record, mask, _, geometry) in enumerate(batch):
-            image, _ = pixels.decode(dict(record))
+            image, _ = storage.decode(dict(record))
             said = (
                 None
                 if masks is None
                 else (letterbox.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
             )
-            lost = subject.task is None and int(answer.organ[i]) != organ_index(data.text(record["organ"]))
+            lost = subject.task is None and int(answer.organ[i]) != organ_index(dataset.text(record["organ"]))
             if lost or (subject.task is None and geometry.thumbnail):
                 said = np.zeros(mask.shape[:2], np.uint8)  # as it was scored
             yield Look(image, mask[..., 0] if record["has_mask"] else None, said)

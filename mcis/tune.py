@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis import data, pixels
+from mcis.data import dataset, storage
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
@@ -135,7 +135,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
         squares = np.zeros((BATCH, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
         rows = range(start, min(start + BATCH, len(records)))
         for i, row in enumerate(rows):
-            image, mask = pixels.decode(records[row])
+            image, mask = storage.decode(records[row])
             squares[i], geometry = letterbox.fit(image)
             truths.append(mask)
             geometries.append(geometry)
@@ -143,7 +143,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
         outputs, prepared = network(variables, squares)
         masks, pictures = np.asarray(outputs.mask), np.asarray(prepared)
         doubtful += [(row, masks[i], pictures[i]) for i, row in enumerate(rows) if masks[i].max() > DOUBT]
-    groups = np.array([f"{data.text(r['source'])}/{data.text(r['group'])}" for r in records])
+    groups = np.array([f"{dataset.text(r['source'])}/{dataset.text(r['group'])}" for r in records])
     refine = jax.jit(on_canvas, static_argnums=(2, 3))
 
     def counts_of(crf: CRF) -> Counts:
@@ -225,11 +225,11 @@ def _main(options: Any) -> int:
     if options.off:
         return _keep(options, weights, NONE)
     parts = [
-        (one, [r for r in records if bool(r["has_mask"]) and data.text(r["organ"]) == task.organ])
+        (one, [r for r in records if bool(r["has_mask"]) and dataset.text(r["organ"]) == task.organ])
         for one, records in _scans(options, weights)
     ]
     count = sum(len(records) for _, records in parts)
-    if not any(pixels.decode(record)[1].any() for _, records in parts for record in records):
+    if not any(storage.decode(record)[1].any() for _, records in parts for record in records):
         raise ValueError("there is no outlined lesion among the scans to choose by")
     counts_of, found = joined([make_counts(task, one.variables, records) for one, records in parts if records]), {}
     with Progress(transient=True) as bar:

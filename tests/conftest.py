@@ -96,17 +96,17 @@ def random_variables():
 @pytest.fixture(scope="session")
 def scans(phantom_dir):
     """The phantoms to train on, and those to validate on."""
-    from mcis import data
+    from mcis.data import dataset
 
-    return tuple(data.load(("phantom",), split, phantom_dir) for split in ("train", "validation"))
+    return tuple(dataset.load(("phantom",), split, phantom_dir) for split in ("train", "validation"))
 
 
 @pytest.fixture(scope="session")
 def phantom_scans(scans):
     """The phantoms of training and validation."""
-    from mcis import data
+    from mcis.data import dataset
 
-    return data.Scans.join(scans)
+    return dataset.Scans.join(scans)
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +127,8 @@ def fold_runs(phantom_scans, random_variables, tmp_path_factory):
     import jax
     import numpy as np
 
-    from mcis import checkpoint, data
+    from mcis import checkpoint
+    from mcis.data import dataset
     from mcis.tasks import LAST, TASKS, task_to_json
 
     def novelty(task):  # whitened by nothing
@@ -143,7 +144,7 @@ def fold_runs(phantom_scans, random_variables, tmp_path_factory):
     folder, folds, made = tmp_path_factory.mktemp("folds"), 2, {}
     for task in (segment, route):
         mine = phantom_scans if task.organ is None else phantom_scans.take(phantom_scans.organ == task.organ)
-        fold, made[task.name] = data.folds_of(mine, folds), []
+        fold, made[task.name] = dataset.folds_of(mine, folds), []
         for k in range(folds):
             variables = random_variables(task, k) | ({"novelty": novelty(task)} if task.organ is None else {})
             manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs, "seed": k}

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from mcis_datasets.mcis_scans.sources import SOURCES
 
 from mcis import build as build_module
-from mcis import data
 from mcis.build import build, main
+from mcis.data import dataset
 from mcis.organs import ORGAN_NAMES, ORGANS
 
 DUMMY = pathlib.Path(__file__).parent.parent / "datasets" / "mcis_scans" / "dummy_data"
@@ -48,8 +48,8 @@ def test_help_is_quick():
 
 def test_phantoms_are_built_and_read_back(tmp_path, capsys):
     place = build("phantom", data_dir=tmp_path, per_class=8)
-    assert place == data.prepared("phantom", tmp_path)
-    scans = data.load(["phantom"], "train", tmp_path)
+    assert place == dataset.prepared("phantom", tmp_path)
+    scans = dataset.load(["phantom"], "train", tmp_path)
     assert set(scans.organ) == set(ORGAN_NAMES)
     assert scans.has_mask.all()
     made = 8 * sum(len(organ.classes) for organ in ORGANS)
@@ -63,14 +63,14 @@ def test_command_takes_folders_and_zips_and_either_spelling(tmp_path, option):
     path = shutil.make_archive(str(tmp_path / "archive"), "zip", DUMMY / "busbra")
     assert main(["busbra", "--from", path, option, str(tmp_path / "zipped")]) == 0
     assert main(["busbra", f"--from={DUMMY / 'busbra'}", f"{option}={tmp_path / 'plain'}"]) == 0
-    assert contents(data.prepared("busbra", tmp_path / "zipped")) == contents(
-        data.prepared("busbra", tmp_path / "plain")
+    assert contents(dataset.prepared("busbra", tmp_path / "zipped")) == contents(
+        dataset.prepared("busbra", tmp_path / "plain")
     )
 
 
 def test_default_place_is_that_of_tfds(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert build("phantom", per_class=1) == data.prepared("phantom")
+    assert build("phantom", per_class=1) == dataset.prepared("phantom")
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_a_killed_build_never_looks_finished(tmp_path, existing):
     child.wait()
     child.stdout.close()
     if existing:
-        assert contents(data.prepared("phantom", tmp_path)) == before
+        assert contents(dataset.prepared("phantom", tmp_path)) == before
     else:
-        with pytest.raises(data.MissingData):
-            data.prepared("phantom", tmp_path)
+        with pytest.raises(dataset.MissingData):
+            dataset.prepared("phantom", tmp_path)
         assert not list(tmp_path.rglob("dataset_info.json"))
     place = build("phantom", data_dir=tmp_path, per_class=2, overwrite=existing)  # the lock died with its holder
     assert len(contents(place)) == 10
@@ -207,8 +207,8 @@ def test_a_set_whose_replacement_was_interrupted_comes_back(tmp_path):
     place = build("phantom", data_dir=tmp_path, per_class=1)
     (place.parent / ".replaced").mkdir()
     place.rename(place.parent / ".replaced" / place.name)
-    with pytest.raises(data.MissingData):
-        data.prepared("phantom", tmp_path)
+    with pytest.raises(dataset.MissingData):
+        dataset.prepared("phantom", tmp_path)
     assert build("phantom", data_dir=tmp_path) == place
     assert len(contents(place)) == 5
 
@@ -222,7 +222,7 @@ def test_builds_of_one_source_wait_for_each_other(tmp_path, capsys):
         assert thread.is_alive()
         assert not (home / ".building").exists()
     thread.join(timeout=60)
-    assert len(contents(data.prepared("phantom", tmp_path))) == 5
+    assert len(contents(dataset.prepared("phantom", tmp_path))) == 5
     assert "waiting for it" in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mcis import data, pixels
+from mcis.data import dataset, storage
 from mcis.imaging import letterbox, scan
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
 from mcis.tasks import TASKS
@@ -13,33 +13,33 @@ from mcis.tasks import TASKS
 
 @pytest.fixture(scope="module")
 def scans(phantom_dir):
-    return data.load(("phantom",), "train", phantom_dir)
+    return dataset.load(("phantom",), "train", phantom_dir)
 
 
 def test_missing_data_names_the_command_and_the_way_without(tmp_path):
-    with pytest.raises(data.MissingData, match=r"mcis build busi --from") as error:
-        data.load(("busi",), "train", tmp_path)
+    with pytest.raises(dataset.MissingData, match=r"mcis build busi --from") as error:
+        dataset.load(("busi",), "train", tmp_path)
     assert "--sources=phantom" in str(error.value)
     assert f"--data_dir={tmp_path}" in str(error.value)
 
 
 def test_unknown_split_lists_the_splits(phantom_dir):
     with pytest.raises(ValueError, match="train, validation, test"):
-        data.records("phantom", "dev", phantom_dir)
+        dataset.records("phantom", "dev", phantom_dir)
 
 
 def test_newest_version_is_taken_by_number_not_by_text(tmp_path):
     for version in ("1.9.0", "1.10.0"):
-        folder = tmp_path / data.DATASET / "phantom" / version
+        folder = tmp_path / dataset.DATASET / "phantom" / version
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").touch()
-    assert data.prepared("phantom", tmp_path).name == "1.10.0"
-    assert [p.name for p in data.sources_in(tmp_path)] == ["phantom"]
+    assert dataset.prepared("phantom", tmp_path).name == "1.10.0"
+    assert [p.name for p in dataset.sources_in(tmp_path)] == ["phantom"]
 
 
 def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
-    record = data.records("phantom", "train", phantom_dir)[3]
-    image, mask = pixels.decode(record)
+    record = dataset.records("phantom", "train", phantom_dir)[3]
+    image, mask = storage.decode(record)
     square, geometry = letterbox.fit(image)
     images, masks = scans.pixels.read()
     np.testing.assert_array_equal(images[3], square)
@@ -54,15 +54,15 @@ def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
 
 
 def test_one_organ_can_be_asked_for(scans, phantom_dir):
-    brain = data.load(("phantom",), "train", phantom_dir, "brain")
+    brain = dataset.load(("phantom",), "train", phantom_dir, "brain")
     assert set(brain.organ) == {"brain"}
     assert brain.scan_id.tolist() == scans.scan_id[scans.organ == "brain"].tolist()
     with pytest.raises(ValueError, match="holds no liver scans"):
-        data.load(("phantom",), "train", phantom_dir, "liver")
+        dataset.load(("phantom",), "train", phantom_dir, "liver")
 
 
 def test_splits_share_no_group(phantom_dir):
-    groups = [set(data.load(("phantom",), split, phantom_dir).group) for split in data.SPLITS]
+    groups = [set(dataset.load(("phantom",), split, phantom_dir).group) for split in dataset.SPLITS]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
 
 
@@ -70,18 +70,18 @@ def test_folds_keep_groups_whole_and_share_each_class_of_each_source_evenly(scan
     group = np.array([f"{scan_id[:-1]}" for scan_id in scans.scan_id])  # up to ten scans a group
     source = np.where(np.char.str_len(group) % 2 == 0, "a", "b")
     several = dataclasses.replace(scans, group=group, source=source)
-    fold = data.folds_of(several, 3)
+    fold = dataset.folds_of(several, 3)
     assert all(len(set(fold[group == name])) == 1 for name in set(group))
-    single = data.folds_of(scans, 3)
+    single = dataset.folds_of(scans, 3)
     for label in set(scans.label):  # of one source; a source has one organ, but for phantoms
         assert np.ptp(np.bincount(single[scans.label == label], minlength=3)) <= 1
     order = np.random.default_rng(0).permutation(len(scans))
-    np.testing.assert_array_equal(data.folds_of(scans.take(order), 3), single[order])
+    np.testing.assert_array_equal(dataset.folds_of(scans.take(order), 3), single[order])
 
 
 def stream(scans, task, seed=0):
-    label = data.targets(scans, task)
-    return data.training_batches(scans, label, *data.balance(scans, task), 8, seed)
+    label = dataset.targets(scans, task)
+    return dataset.training_batches(scans, label, *dataset.balance(scans, task), 8, seed)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -114,11 +114,11 @@ def test_each_part_of_a_batch_has_its_share_of_every_cell(scans):
     brain = scans.take(scans.organ == "brain")
     brain = dataclasses.replace(brain, source=np.where(np.arange(len(brain)) % 4 < 2, "a", "b"))
     task = dataclasses.replace(TASKS["classify_brain"], even_sources=True)
-    cell, weights = data.balance(brain, task)
+    cell, weights = dataset.balance(brain, task)
     assert len(weights) == 4 and len(set(weights.values())) == 1  # the four take turns, in step with four parts
-    label, images = data.targets(brain, task), brain.pixels.read()[0]
+    label, images = dataset.targets(brain, task), brain.pixels.read()[0]
     for parts in (1, 2, 4):
-        batch = data.training_batches(brain, label, cell, weights, 16, 0, parts)[3]
+        batch = dataset.training_batches(brain, label, cell, weights, 16, 0, parts)[3]
         rows = [next(i for i in range(len(brain)) if (images[i] == image).all()) for image in batch.image]
         for part in range(parts):
             assert np.bincount(cell[rows[part::parts]], minlength=4).tolist() == [16 // parts // 4] * 4
@@ -134,18 +134,18 @@ def test_even_sources_take_the_source_away_from_the_class(scans):
     source = np.where((breast.label == 0) | (np.arange(len(breast)) % 3 == 0), "a", "b")
     breast = dataclasses.replace(breast, source=source)
     task = dataclasses.replace(TASKS["classify_breast"], even_sources=True)
-    cell, weights = data.balance(breast, task)
+    cell, weights = dataset.balance(breast, task)
     assert weights == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 1 / 3, 4: 1 / 2, 5: 1 / 2})
     for c, label, name in zip(cell, breast.label, source, strict=True):
         assert c == label + (3 if name == "b" else 0)
-    plain = data.balance(breast, dataclasses.replace(task, even_sources=False))[1]
+    plain = dataset.balance(breast, dataclasses.replace(task, even_sources=False))[1]
     assert plain == {0: 1.0, 1: 1.0, 2: 1.0}
 
 
 def test_an_epoch_shows_every_scan_of_a_cell_once_before_any_twice(scans):
     one = scans.take(scans.label == 0)
     cell = np.zeros(len(one), int)
-    batches = data.training_batches(one, np.arange(len(one), dtype=np.int32), cell, {0: 1.0}, len(one), 0)
+    batches = dataset.training_batches(one, np.arange(len(one), dtype=np.int32), cell, {0: 1.0}, len(one), 0)
     for step in range(3):
         assert sorted(batches[step].label) == list(range(len(one)))
     assert (batches[0].label != batches[1].label).any()
@@ -166,26 +166,26 @@ def test_a_lesion_that_nobody_outlined_is_drawn_for_its_label(scans):
     maskless = dataclasses.replace(brain, has_mask=~tumor, area=brain.area * ~tumor)
     task = TASKS["segment_brain"]
     assert task.label_loss
-    cell, _ = data.balance(maskless, dataclasses.replace(task, even_sources=False))
+    cell, _ = dataset.balance(maskless, dataclasses.replace(task, even_sources=False))
     np.testing.assert_array_equal(cell, tumor)
-    alone, _ = data.balance(maskless, dataclasses.replace(task, even_sources=False, label_loss=0.0))
+    alone, _ = dataset.balance(maskless, dataclasses.replace(task, even_sources=False, label_loss=0.0))
     np.testing.assert_array_equal(alone, np.where(tumor, UNKNOWN, 0))
 
 
 def test_targets_follow_the_task(scans):
-    route = data.targets(scans, TASKS["route"])
+    route = dataset.targets(scans, TASKS["route"])
     assert [ORGANS[i].name for i in route] == scans.organ.tolist()
     foreign = dataclasses.replace(scans, organ=np.full(len(scans), UNSUPPORTED), label=np.full(len(scans), UNKNOWN))
-    assert set(data.targets(foreign, TASKS["route"]).tolist()) == {len(ORGANS)}
-    assert set(data.targets(foreign, TASKS["segment_brain"]).tolist()) == {UNKNOWN}
-    breast = data.targets(scans, TASKS["classify_breast"])
+    assert set(dataset.targets(foreign, TASKS["route"]).tolist()) == {len(ORGANS)}
+    assert set(dataset.targets(foreign, TASKS["segment_brain"]).tolist()) == {UNKNOWN}
+    breast = dataset.targets(scans, TASKS["classify_breast"])
     np.testing.assert_array_equal(breast == UNKNOWN, scans.organ != "breast")
     np.testing.assert_array_equal(breast[scans.organ == "breast"], scans.label[scans.organ == "breast"])
 
 
 def test_evaluation_sees_every_scan_once_and_marks_what_fills_up(scans):
     seen = []
-    for rows, batch in data.evaluation_batches(scans, scans.label, 7):
+    for rows, batch in dataset.evaluation_batches(scans, scans.label, 7):
         assert len(batch.valid) == 7 and batch.valid.sum() == len(rows)
         np.testing.assert_array_equal(batch.image[: len(rows)], scans.pixels.read(rows)[0])
         seen += rows.tolist()

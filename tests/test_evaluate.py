@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mcis import data, evaluate, pixels, scores, scoring
+from mcis import evaluate, scores, scoring
 from mcis.cascade import Prediction
+from mcis.data import dataset, storage
 from mcis.imaging import letterbox, scan
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
@@ -70,7 +71,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     assert rows["pixels"].tolist() == [150 * 330] * 5
     found = metrics(SEGMENT, rows)
     assert found["missed"] == 0.25
-    _, geometry = letterbox.fit(pixels.decode(records[0])[0])
+    _, geometry = letterbox.fit(storage.decode(records[0])[0])
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]
@@ -198,8 +199,8 @@ def test_a_pixel_is_lesion_above_one_half(prob, covered):
 def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
     assert evaluate.main([str(tmp_path), f"--data_dir={phantom_dir}"]) == 2
     assert "no weights folder" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=", ".join(data.SPLITS)):
-        data.records("phantom", "tset", phantom_dir)
+    with pytest.raises(ValueError, match=", ".join(dataset.SPLITS)):
+        dataset.records("phantom", "tset", phantom_dir)
 
 
 def test_rows_are_taken_together():

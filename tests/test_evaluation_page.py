@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import checkpoint, data, evaluate, evaluation_page, evaluation_plots, gallery, heat, pixels
+from mcis import checkpoint, evaluate, evaluation_page, evaluation_plots, gallery, heat
+from mcis.data import dataset, storage
 from mcis.evaluation_words import MEANINGS, meaning
 from mcis.imaging import phantom, scan
 from mcis.ops.metrics import auc
@@ -203,16 +204,16 @@ def test_foreign_scans_count_for_refusal_and_nothing_else():
 
 def test_a_map_of_a_classifier_is_checked_against_the_lesions(phantom_dir):
     """A map that is highest inside lesions, and one that is highest in a corner."""
-    records = [r for r in data.records("phantom", "train", phantom_dir) if data.text(r["organ"]) == "breast"]
+    records = [r for r in dataset.records("phantom", "train", phantom_dir) if dataset.text(r["organ"]) == "breast"]
     label = np.array([record["label"] for record in records])
     rows = {"label": label, "probs": np.eye(3)[label], "group": np.array([f"{i}" for i in range(len(records))])}
 
     def at_lesion(record, _):
-        mask = pixels.decode(record)[1][..., 0]
+        mask = storage.decode(record)[1][..., 0]
         return cv2.distanceTransform(mask, cv2.DIST_L2, 5)
 
     def at_corner(record, _):
-        image = pixels.decode(record)[0]
+        image = storage.decode(record)[0]
         return -np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])).astype(np.float32)
 
     found = heat.check(at_lesion, records, rows, 5)

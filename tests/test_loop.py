@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import bundle, checkpoint, data, evaluate, scoring, subject
+from mcis import bundle, checkpoint, evaluate, scoring, subject
+from mcis.data import dataset
 from mcis.tasks import TASKS, task_from_json, task_to_json
 from mcis.train import loop, record
 from tests.small_run import SMALL
@@ -51,7 +52,7 @@ def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
 
 
 def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data, "PUBLISHED", ("phantom",))
+    monkeypatch.setattr(dataset, "PUBLISHED", ("phantom",))
     small = {"model": "unet", "features": 4, "size": 32, "epochs": 1, "learning_rate": 1e-9, "select": "dice_patient"}
     task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), **small)
     state = buda()
@@ -76,7 +77,7 @@ def test_a_run_starts_from_weights_of_others(scans, buda, tmp_path, capsys, monk
         np.testing.assert_allclose(kept, kernel, atol=1e-5)
         seen = set(np.concatenate([part.fingerprint for part in scans]).tolist())  # also what chose the start's epoch
         assert set(weights.manifest["fingerprints"]["train"]) == seen
-        assert weights.manifest["names"]["train"] == sorted(data.public_names(data.Scans.join(scans)))
+        assert weights.manifest["names"]["train"] == sorted(dataset.public_names(dataset.Scans.join(scans)))
     with pytest.raises(ValueError, match=r"init_from=.*none: no such state dict, run or weights folder"):
         loop.train(task, *scans, tmp_path / "other", init_from=tmp_path / "none")
 
@@ -174,7 +175,9 @@ def test_evaluate_refuses_a_leak_and_leaves_weights_whole(finished, phantom_dir,
     assert evaluate.main([*arguments, f"--out={tmp_path / 'found'}", "--heat=0"]) == 0
     assert json.loads((tmp_path / "found" / "report.json").read_text())["split"] == "test"
     variables, manifest = checkpoint.load(tmp_path / "route")
-    manifest["fingerprints"]["train"].append(data.text(data.records("phantom", "test", phantom_dir)[0]["fingerprint"]))
+    manifest["fingerprints"]["train"].append(
+        dataset.text(dataset.records("phantom", "test", phantom_dir)[0]["fingerprint"])
+    )
     checkpoint.save(tmp_path / "route", variables, manifest)
     capsys.readouterr()
     assert evaluate.main(arguments) == 2
@@ -222,9 +225,9 @@ def test_a_set_of_weights_is_scored_as_one_cascade_but_not_on_scans_it_has_seen(
     assert evaluate.main([*arguments, f"--out={out}", "--heat=0"]) == 0
     found = json.loads((out / "report.json").read_text())
     assert found["task"] == "cascade" and found["split"] == "test"
-    assert len(found["rows"]["said_organ"]) == len(data.records("phantom", "test", phantom_dir))
+    assert len(found["rows"]["said_organ"]) == len(dataset.records("phantom", "test", phantom_dir))
     assert evaluate.main(arguments) == 0 and sorted(weights.rglob("*")) == files  # a set gets no further file
-    seen = data.text(data.records("phantom", "test", phantom_dir)[0]["fingerprint"])
+    seen = dataset.text(dataset.records("phantom", "test", phantom_dir)[0]["fingerprint"])
     segmenter["fingerprints"] = {"train": [seen], "validation": []}
     checkpoint.save(weights / task.name, init, segmenter)
     assert evaluate.main(arguments) == 2
@@ -249,7 +252,7 @@ def test_a_run_is_scored_against_anothers_evaluation(finished, phantom_dir, tmp_
 def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir):
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest
-    test = [data.text(record["fingerprint"]) for record in data.records("phantom", "test", phantom_dir)]
+    test = [dataset.text(record["fingerprint"]) for record in dataset.records("phantom", "test", phantom_dir)]
     scoring.check_unseen(test, [None] * len(test), manifest)
     for use in ("train", "validation"):
         with pytest.raises(scoring.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):

@@ -10,13 +10,14 @@ import numpy as np
 import psutil
 import pytest
 
-from mcis import checkpoint, data, pixels
+from mcis import checkpoint
+from mcis.data import dataset, storage
 from mcis.train import loop
 from tests.small_run import SMALL
 
 
 def load(phantom_dir, split="train", organ=None, stream=True):
-    return data.load(("phantom",), split, phantom_dir, organ, stream)
+    return dataset.load(("phantom",), split, phantom_dir, organ, stream)
 
 
 def same(found, wanted):
@@ -28,7 +29,7 @@ def same(found, wanted):
 def test_scans_are_the_same_whether_their_pixels_are_in_memory_or_not(phantom_dir):
     kept, streamed = (load(phantom_dir, organ="breast", stream=stream) for stream in (False, True))
     assert streamed.pixels.stored and not kept.pixels.stored
-    for name in data.COLUMNS:
+    for name in dataset.COLUMNS:
         np.testing.assert_array_equal(getattr(streamed, name), getattr(kept, name))
     same(streamed.pixels.read(), kept.pixels.read())
 
@@ -40,7 +41,7 @@ def test_what_is_taken_and_joined_is_read_from_where_it_is(phantom_dir, stream):
         np.concatenate(both)
         for both in zip(*(load(phantom_dir, split, stream=False).pixels.read() for split in splits), strict=True)
     )
-    joined = data.Scans.join(
+    joined = dataset.Scans.join(
         [load(phantom_dir, *pair[:1], stream=pair[1]) for pair in zip(splits, stream, strict=True)]
     )
     order = np.random.default_rng(0).permutation(len(joined))
@@ -55,7 +56,7 @@ def test_what_is_taken_and_joined_is_read_from_where_it_is(phantom_dir, stream):
 
 def test_taking_copies_no_pixels(scans):
     part = scans[0].pixels.parts[0]
-    taken = data.Scans.join([scans[0].take(np.array([1])), scans[1]])
+    taken = dataset.Scans.join([scans[0].take(np.array([1])), scans[1]])
     assert taken.pixels.parts[0] is part
 
 
@@ -63,12 +64,12 @@ def test_pixels_stay_in_the_files_where_they_would_take_more_than_a_third_of_wha
     phantom_dir, monkeypatch, capsys
 ):
     count = len(load(phantom_dir))
-    for free, stored in ((3 * count * pixels.BYTES, False), (3 * count * pixels.BYTES - 1, True)):
-        monkeypatch.setattr(data, "free_memory", lambda free=free: free)
+    for free, stored in ((3 * count * storage.BYTES, False), (3 * count * storage.BYTES - 1, True)):
+        monkeypatch.setattr(dataset, "free_memory", lambda free=free: free)
         assert load(phantom_dir, stream=None).pixels.stored == stored
         said = capsys.readouterr().out
         assert (f"train: {count} scans" in said and "decoded each time" in said) == stored
-        halved = data.load(("phantom",), "train", phantom_dir, neighbours=2)
+        halved = dataset.load(("phantom",), "train", phantom_dir, neighbours=2)
         assert halved.pixels.stored
     assert not load(phantom_dir, stream=False).pixels.stored  # one is taken at one's word
 
@@ -98,28 +99,28 @@ def test_free_memory_is_what_the_narrowest_control_group_leaves(tmp_path):
     process, root = tmp_path / "cgroup", tmp_path / "groups"
     process.write_text("1:name=systemd:/x\n0::/slurm/job_7/step\n")
     machine = psutil.virtual_memory().available
-    assert pixels.free_memory(root, tmp_path / "none") == pytest.approx(machine, rel=0.2)
+    assert storage.free_memory(root, tmp_path / "none") == pytest.approx(machine, rel=0.2)
     (root / "slurm" / "job_7" / "step").mkdir(parents=True)
-    assert pixels.free_memory(root, process) == pytest.approx(machine, rel=0.2)  # no controller
+    assert storage.free_memory(root, process) == pytest.approx(machine, rel=0.2)  # no controller
     cgroup(root / "slurm", "max", 5000)
-    assert pixels.free_memory(root, process) == pytest.approx(machine, rel=0.2)
+    assert storage.free_memory(root, process) == pytest.approx(machine, rel=0.2)
     cgroup(root / "slurm" / "job_7", 4000, 3000, cached=1500)
-    assert pixels.free_memory(root, process) == 4000 - 1500
+    assert storage.free_memory(root, process) == 4000 - 1500
     cgroup(root / "slurm" / "job_7" / "step", 2000, 1900)
-    assert pixels.free_memory(root, process) == 100
+    assert storage.free_memory(root, process) == 100
     cgroup(root / "slurm" / "job_7" / "step", 2000, 2100)
-    assert pixels.free_memory(root, process) == 0
+    assert storage.free_memory(root, process) == 0
     cgroup(root.parent, 1, 1)  # outside
-    assert pixels.free_memory(root, process) == 0
+    assert storage.free_memory(root, process) == 0
     process.write_text("11:cpu,memory:/job\n0::/\n")
     old = root / "memory" / "job"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("700")
     (old / "memory.usage_in_bytes").write_text("300")
     (old / "memory.stat").write_text("total_inactive_file 50")
-    assert pixels.free_memory(root, process) == 450
+    assert storage.free_memory(root, process) == 450
     process.write_text("0::/\n")
-    assert pixels.free_memory(root, process) == pytest.approx(machine, rel=0.2)
+    assert storage.free_memory(root, process) == pytest.approx(machine, rel=0.2)
 
 
 def test_a_run_ends_bit_by_bit_the_same_whether_its_scans_are_in_memory_or_not(phantom_dir, tmp_path):
@@ -142,7 +143,7 @@ def test_a_record_that_is_damaged_ends_the_training_that_meets_it(phantom_dir, t
     broken = [dict(record) for record in (records[i] for i in range(len(records)))]
     for record in broken:
         record["image"] = record["image"][: len(record["image"]) // 2]
-    stored = dataclasses.replace(train.pixels, parts=(pixels.Stored(broken),))
+    stored = dataclasses.replace(train.pixels, parts=(storage.Stored(broken),))
     with pytest.raises(ValueError, match="image"):
         loop.train(SMALL, dataclasses.replace(train, pixels=stored), validation, tmp_path / "run")
 
@@ -154,8 +155,8 @@ def test_a_file_that_is_damaged_is_said_as_what_it_is(error):
             raise error
 
     with pytest.raises(OSError, match=r"record 7 of a prepared set cannot be read.*--overwrite"):
-        pixels.Stored(Damaged()).read(np.array([7]))
+        storage.Stored(Damaged()).read(np.array([7]))
 
 
 def test_threads_are_no_more_than_the_processors():
-    assert 1 <= pixels.THREADS <= os.cpu_count()
+    assert 1 <= storage.THREADS <= os.cpu_count()

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from mcis import data, shortcuts
+from mcis import shortcuts
+from mcis.data import dataset
 from mcis.imaging import scan
 from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
 from mcis.shortcuts import Frames, audit, frames_of, network_answers
@@ -236,12 +237,12 @@ def planted(monkeypatch):
         rng = np.random.default_rng(len(asked))
         return [make_record(by_aspect(i % 2, rng), i % 2, i, source) for i in range(40)]
 
-    monkeypatch.setattr(data, "records", records)
+    monkeypatch.setattr(dataset, "records", records)
     return asked
 
 
 def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypatch, capsys):
-    scored = frames_of(BRAIN, data.records("lgg", "validation") + data.records("br35h", "validation"))
+    scored = frames_of(BRAIN, dataset.records("lgg", "validation") + dataset.records("br35h", "validation"))
     evaluated = evaluation(scored, np.eye(2)[1 - scored.label])
     evaluated["rows"] |= {"group": scored.group.tolist(), "has_mask": [True] * 80}
     (tmp_path / "network.json").write_text(json.dumps(evaluated))
@@ -290,7 +291,7 @@ def test_each_fold_is_answered_by_what_the_others_teach():
 
 
 def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted, tmp_path, monkeypatch, capsys):
-    every = [data.records(source, split) for source in ("lgg", "br35h") for split in ("train", "validation")]
+    every = [dataset.records(source, split) for source in ("lgg", "br35h") for split in ("train", "validation")]
     scans = frames_of(BRAIN, [r | {"scan_id": f"{i}_{r['scan_id']}"} for i, part in enumerate(every) for r in part])
     some = scans.take(np.arange(len(scans.label)) % 3 > 0)
     evaluated = evaluation(some, np.eye(2)[some.label]) | {"split": "left_out"}
@@ -330,7 +331,7 @@ def test_what_cannot_be_done_is_said_before_any_work(options, error, monkeypatch
 
 
 def test_sources_without_scans_of_the_split_are_said(monkeypatch, capsys):
-    monkeypatch.setattr(data, "records", lambda *_: [])
+    monkeypatch.setattr(dataset, "records", lambda *_: [])
     assert shortcuts.main(["--task=route", "--sources=busi"]) == 2
     assert "split 'validation' of busi holds no scans" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from mcis.data import Batch
+from mcis.data.dataset import Batch
 from mcis.imaging.letterbox import CANVAS
 from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, data, evaluate, scores, scoring, subject
+from mcis import bundle, checkpoint, evaluate, scores, scoring, subject
+from mcis.data import dataset
 from mcis.tasks import task_to_json
 
 
@@ -49,7 +50,7 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, t
     assert evaluate.main([*arguments, "--heat=2", "--split=left_out"]) == 0
     assert "left out by 2 runs (26 scans of 26)" in " ".join(capsys.readouterr().out.split())
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert found["split"] == data.LEFT_OUT and set(found["weights"]) == {"segment_breast_0", "segment_breast_1"}
+    assert found["split"] == dataset.LEFT_OUT and set(found["weights"]) == {"segment_breast_0", "segment_breast_1"}
     metrics = found["sources"]["phantom"]["metrics"]
     assert {"accuracy", "sensitivity_malignant", "dice_lesion", "gated_dice"} <= set(metrics)
     assert "confusion" in found["sources"]["phantom"]
@@ -116,7 +117,7 @@ def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
 
 
 def test_a_copy_of_another_size_is_known_by_its_name(fold_runs, phantom_dir, monkeypatch):
-    monkeypatch.setattr(data, "PUBLISHED", ("phantom",))
+    monkeypatch.setattr(dataset, "PUBLISHED", ("phantom",))
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
     records = scoring.read_records(("phantom",), ("train",), phantom_dir, "breast")
     assert len(set(records.names)) == len(records) and None not in records.names
@@ -131,10 +132,10 @@ def test_a_copy_of_another_size_is_known_by_its_name(fold_runs, phantom_dir, mon
 
 
 def test_only_published_scans_have_names_that_say_which_they_are(phantom_scans):
-    assert data.public_names(phantom_scans) == []
-    assert data.public_name("folder", "1") is None
-    busi = data.public_name("busi", "benign/benign (1)")
-    assert busi is not None and len(busi) == 12 and busi != data.public_name("busbra", "benign/benign (1)")
+    assert dataset.public_names(phantom_scans) == []
+    assert dataset.public_name("folder", "1") is None
+    busi = dataset.public_name("busi", "benign/benign (1)")
+    assert busi is not None and len(busi) == 12 and busi != dataset.public_name("busbra", "benign/benign (1)")
 
 
 def test_gated_dice_drops_the_masks_of_what_is_called_free_of_lesions(folds):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, data, pixels, subject, tune
+from mcis import bundle, checkpoint, subject, tune
+from mcis.data import dataset, storage
 from mcis.experts import make_expert, make_network
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
@@ -107,7 +108,7 @@ def run(phantom_dir, tmp_path_factory):
     task = dataclasses.replace(TASKS["segment_brain"], sources=("phantom",), features=4, size=32, select="dice_patient")
     variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}
-    left_out = [data.text(record["fingerprint"]) for record in data.records("phantom", "validation", phantom_dir)]
+    left_out = [dataset.text(record["fingerprint"]) for record in dataset.records("phantom", "validation", phantom_dir)]
     manifest |= {"validation": {"dice": 0.5}, "fingerprints": {"train": ["a"], "validation": left_out}}
     folder = tmp_path_factory.mktemp("runs") / "segment_brain"
     checkpoint.save(folder / "best", variables, manifest)
@@ -117,8 +118,8 @@ def run(phantom_dir, tmp_path_factory):
 @pytest.mark.parametrize("crf", [CRF(smooth_weight=0.1, weight=0.1), CRF(steps=0)])
 def test_scans_are_counted_as_the_expert_outlines_them_whether_doubtful_or_not(run, phantom_dir, crf):
     weights = bundle.load_weights(run)
-    records = [r for r in data.records("phantom", "validation", phantom_dir) if data.text(r["organ"]) == "brain"]
-    squares, geometries = zip(*(letterbox.fit(pixels.decode(record)[0]) for record in records), strict=True)
+    records = [r for r in dataset.records("phantom", "validation", phantom_dir) if dataset.text(r["organ"]) == "brain"]
+    squares, geometries = zip(*(letterbox.fit(storage.decode(record)[0]) for record in records), strict=True)
     peak = make_network(weights.task)(weights.variables, np.stack(squares))[0].mask.max((1, 2, 3))
     head = weights.variables["params"]["mask"]
     head["bias"] = head["bias"] - jax.scipy.special.logit(np.median(peak))  # half of them are doubtful
@@ -126,7 +127,7 @@ def test_scans_are_counted_as_the_expert_outlines_them_whether_doubtful_or_not(r
     expert = make_expert(dataclasses.replace(weights.task, crf=crf))
     answers = np.asarray(expert(weights.variables, np.stack(squares)).mask)
     masks = [letterbox.unfit(answers[i, ..., 0], geometries[i]) > 0.5 for i in range(len(records))]
-    truths = [pixels.decode(record)[1][..., 0] for record in records]
+    truths = [storage.decode(record)[1][..., 0] for record in records]
     assert 0 < sum(mask.any() for mask in masks) < len(records)
     assert found["predicted"].tolist() == [mask.sum() for mask in masks]
     assert found["both"].tolist() == [(mask & (true > 0)).sum() for mask, true in zip(masks, truths, strict=True)]
@@ -167,7 +168,7 @@ def test_fold_runs_get_one_crf_by_what_each_left_out(fold_runs, phantom_dir, tmp
     assert tune.main([*runs, "--always", f"--data_dir={phantom_dir}"]) == 0
     for run, records in zip(runs, asked, strict=True):
         weights = bundle.load_weights(run)
-        mine = {data.text(record["fingerprint"]) for record in records}
+        mine = {dataset.text(record["fingerprint"]) for record in records}
         assert mine == set(weights.manifest["fingerprints"]["validation"])
         assert weights.task.crf == CRF(weight=4.0)
     assert f"dice_patient; {sum(map(len, asked))} scans" in " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcis.pixels import free_memory
+from mcis.data.storage import free_memory
 
 from . import archive, audit, duplicates, packing, splits
 from .packing import Packed

@@ -21,8 +21,8 @@ import numpy as np
 from array_record.python import array_record_module
 from tensorflow_datasets.core import hashing
 
+from mcis.data.storage import THREADS
 from mcis.imaging import scan
-from mcis.pixels import THREADS
 
 from .record import Item, Job, Rejection, done
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mcis import checkpoint
-from mcis.data import Scans
+from mcis.data.dataset import Scans
 from mcis.tasks import Task, task_to_json, with_defaults
 
 RUN = "run.json"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mcis.data import Batch
+from mcis.data.dataset import Batch
 from mcis.experts import make_expert, prepare, present
 from mcis.imaging.letterbox import CANVAS
 from mcis.ops import losses

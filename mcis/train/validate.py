@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mcis.data import WHOLE, Scans, evaluation_batches
+from mcis.data.dataset import WHOLE, Scans, evaluation_batches
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.tasks import Task
 

@@ -23,9 +23,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from mcis import data
 from mcis.build import build
 from mcis.command import keep_memory
+from mcis.data import dataset
 from mcis.tasks import TASKS, Start
 from mcis.train import loop, parallel, processes, step
 
@@ -64,9 +64,9 @@ def main():
     rounds, mesh = int(sys.argv[2]), parallel.make_mesh()
     with tempfile.TemporaryDirectory() as folder:
         build("phantom", data_dir=folder, per_class=250, progress=False)
-        scans = [data.load(("phantom",), split, folder, "breast") for split in ("train", "validation")]
-        label = data.targets(scans[0], TASK)
-        batch = data.training_batches(scans[0], label, *data.balance(scans[0], TASK), TASK.batch_size, 0)[0]
+        scans = [dataset.load(("phantom",), split, folder, "breast") for split in ("train", "validation")]
+        label = dataset.targets(scans[0], TASK)
+        batch = dataset.training_batches(scans[0], label, *dataset.balance(scans[0], TASK), TASK.batch_size, 0)[0]
         axis = parallel.AXIS if mesh.size > 1 else None
         sides = {
             "plain": turns(None, None, mesh, batch),

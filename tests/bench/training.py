@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mcis import data
+from mcis.data import dataset
 from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, dice
 from tests.parity.references import UNet, torchvision
 
@@ -141,7 +141,7 @@ def main():
     parser.add_argument("--out", default="bench/training.json")
     options = parser.parse_args()
     training, validation = (
-        data.load(("busi",), split, options.data_dir, "breast") for split in ("train", "validation")
+        dataset.load(("busi",), split, options.data_dir, "breast") for split in ("train", "validation")
     )
     lesion, known = validation.area > 0, validation.label >= 0
     group = validation.group

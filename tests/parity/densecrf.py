@@ -112,8 +112,8 @@ def main():
 
     import jax
 
-    from mcis import data
     from mcis.bundle import load_bundle
+    from mcis.data import dataset
     from mcis.experts import make_network
     from mcis.imaging import letterbox
     from mcis.ops.crf import CRF, mean_field
@@ -127,9 +127,9 @@ def main():
         # at the canvas's own size, so that both filter 256x256 pixels
         network = jax.jit(make_network(dataclasses.replace(one.task, size=letterbox.CANVAS)))
         dices, changed, times, errors = [], [], [], []
-        records = data.records(source, "validation", options.data_dir)
+        records = dataset.records(source, "validation", options.data_dir)
         for i in np.linspace(0, len(records) - 1, 6 * options.scans).astype(int):
-            square, _ = letterbox.fit(data.decode(records[i])[0])
+            square, _ = letterbox.fit(dataset.decode(records[i])[0])
             outputs, prepared = network(one.variables, square[None])
             before = np.asarray(outputs.mask)[0, ..., 0]
             if not (before > 0.5).mean() > 0.005 or len(dices) == options.scans:

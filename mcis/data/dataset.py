@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mcis.command import data_folder
+from mcis.data.storage import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of, room
 from mcis.organs import UNKNOWN, organ_named
-from mcis.pixels import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of, room
 
 Array = Any
 """A NumPy array on the host, a JAX array inside the jit."""

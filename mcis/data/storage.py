@@ -42,7 +42,7 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """Pixels of records with PNG bytes (`mcis.data.records`), which are read and decoded each time."""
+    """Pixels of records with PNG bytes (`mcis.data.dataset.records`), which are read and decoded each time."""
 
     records: Sequence[dict[str, Any]]
 
