@@ -15,10 +15,10 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from mcis.data.dataset import Scans
-from mcis.experts import make_expert
 from mcis.imaging.overlay import overlay
 from mcis.ops.metrics import MASK_THRESHOLD
-from mcis.tasks import Task
+from mcis.tasks.apply import make_expert
+from mcis.tasks.config import Task
 from mcis.train.step import make_schedule
 
 BOARD = "tensorboard"

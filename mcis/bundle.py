@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from mcis import checkpoint
-from mcis.experts import MEMBERS, NETWORK
 from mcis.imaging.letterbox import CANVAS
-from mcis.tasks import LAST, TASKS, Task, task_from_json
+from mcis.tasks.apply import MEMBERS, NETWORK
+from mcis.tasks.config import LAST, TASKS, Task, task_from_json
 
 SHIPPED = pathlib.Path(__file__).parent / "weights"
 """The weights that come with the package."""

@@ -24,7 +24,7 @@ from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
 from mcis.organs import ORGANS
 from mcis.refusal import fit_router
-from mcis.tasks import Task
+from mcis.tasks.config import Task
 
 BATCH = 16
 REVIEW = 0.20
@@ -81,9 +81,9 @@ def make_answer(task: Task) -> Any:
     import jax
 
     from mcis.cascade import expected_dice
-    from mcis.experts import make_expert
     from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
     from mcis.ops.novelty import distance
+    from mcis.tasks.apply import make_expert
 
     expert = make_expert(task)
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mcis.experts import make_expert
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.ops.novelty import distance
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN
-from mcis.tasks import Task
+from mcis.tasks.apply import make_expert
+from mcis.tasks.config import Task
 
 Array = jax.Array | np.ndarray
 

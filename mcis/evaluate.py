@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     import tyro
 
     from mcis.command import Options, exit_status, parse_dataclass
-    from mcis.tasks import Names
+    from mcis.tasks.config import Names
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate(Options):

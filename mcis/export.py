@@ -89,7 +89,7 @@ def network_function(weights: "Weights", apart: bool = False) -> Function:
     """
     import jax
 
-    from mcis.experts import make_expert, place
+    from mcis.tasks.apply import make_expert, place
 
     expert, variables = make_expert(weights.task), weights.variables
     if apart:
@@ -302,7 +302,7 @@ def _main(options: Any) -> int:
         raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
 
     from mcis.bundle import SHIPPED, first_networks, load_bundle
-    from mcis.tasks import task_named
+    from mcis.tasks.config import task_named
 
     folder = pathlib.Path(options.weights or SHIPPED)
     found = load_bundle(folder)

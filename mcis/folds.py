@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcis.scoring import LeakError
-from mcis.tasks import LAST, Task
+from mcis.tasks.config import LAST, Task
 
 
 def check_fold(run: str | os.PathLike, task: Task, manifest: Mapping[str, Any]) -> None:

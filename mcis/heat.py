@@ -13,7 +13,7 @@ from mcis.organs import ORGANS, organ_index
 from mcis.scores import Rows
 from mcis.scoring import Record
 from mcis.subject import Folds, Subject
-from mcis.tasks import Task
+from mcis.tasks.config import Task
 
 Heat = Callable[[Record, int], np.ndarray | None]
 """A record and a class -> how much hiding each pixel lowers the class's probability, float32 (H, W) of the scan's size
@@ -51,7 +51,7 @@ def class_maps(
     import jax
 
     from mcis.cascade import label_experts
-    from mcis.experts import make_expert
+    from mcis.tasks.apply import make_expert
 
     maps: dict[int, Callable[..., Any]] = {}
     for organ, name in label_experts(tasks).items():

@@ -69,7 +69,7 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
     from mcis.board import make_board
     from mcis.command import INTERRUPTED, asked_to_stop
     from mcis.data import dataset
-    from mcis.tasks import LAST, task_named
+    from mcis.tasks.config import LAST, task_named
     from mcis.train import loop, processes, record
 
     if processes.is_first():
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str]):
     import tyro
 
     from mcis.command import Options, expand_user, parse_dataclass
-    from mcis.tasks import TASKS, Start, Task, task_named
+    from mcis.tasks.config import TASKS, Start, Task, task_named
 
     @dataclasses.dataclass(frozen=True)
     class Run(Options):

@@ -31,7 +31,7 @@ from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 
 if TYPE_CHECKING:
     from mcis.cascade import Prediction
-    from mcis.tasks import Task
+    from mcis.tasks.config import Task
 
 BATCH = 8
 """Scans the cascade takes at once when there is more than one."""
@@ -151,7 +151,7 @@ class Predictor:
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
-        from mcis.experts import place
+        from mcis.tasks.apply import place
 
         return {name: place(one) for name, one in self.variables.items()}
 
@@ -278,7 +278,7 @@ def load(
 
     from mcis import cascade
     from mcis.bundle import SHIPPED, first_networks, load_bundle
-    from mcis.tasks import task_named
+    from mcis.tasks.config import task_named
 
     found = load_bundle(weights or SHIPPED)
     experts = {name: one.task for name, one in found.items()}

@@ -59,7 +59,7 @@ class Run:
 
 def read_run(path: pathlib.Path) -> Run | None:
     """A run's folder; None where it is none. A damaged one is a ValueError."""
-    from mcis.tasks import Task, task_from_json, with_defaults
+    from mcis.tasks.config import Task, task_from_json, with_defaults
     from mcis.train import record
     from mcis.train.loop import LOG
 

@@ -20,7 +20,7 @@ from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
 from mcis.scores import Rows
-from mcis.tasks import LAST, Task
+from mcis.tasks.config import LAST, Task
 
 BATCH = 16
 FOREIGN = "foreign"

@@ -27,7 +27,7 @@ from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interva
 from mcis.organs import UNKNOWN
 from mcis.scores import read_report, rows_from_json
 from mcis.scoring import read_records
-from mcis.tasks import Names, Task, task_named
+from mcis.tasks.config import Names, Task, task_named
 
 RIM = 0.02
 """Width of the outermost rim, as a share of the scan's shorter side; at least one pixel."""

@@ -28,7 +28,7 @@ from mcis.scoring import (
     score_cascade,
     score_scans,
 )
-from mcis.tasks import TASKS, Task
+from mcis.tasks.config import TASKS, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
 
     from mcis.bundle import load_bundle, load_weights
     from mcis.cascade import Settings, make_predict
-    from mcis.experts import make_expert, place
+    from mcis.tasks.apply import make_expert, place
 
     path = pathlib.Path(run)
     cascade = is_set(path)

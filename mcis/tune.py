@@ -20,7 +20,7 @@ from mcis.data import dataset, storage
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
-from mcis.tasks import Names, Task
+from mcis.tasks.config import Names, Task
 
 BATCH = 8
 VALUES: dict[str, tuple[float, ...]] = {
@@ -125,7 +125,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
     """
     import jax
 
-    from mcis.experts import make_network, on_canvas
+    from mcis.tasks.apply import make_network, on_canvas
 
     network = jax.jit(make_network(task))
     true = np.zeros(len(records), int)
@@ -283,7 +283,7 @@ def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[st
 def _keep(options: Any, weights: Sequence[Any], crf: CRF) -> int:
     """Write the weights anew with a CRF, unless the run is dry."""
     from mcis import checkpoint
-    from mcis.tasks import task_to_json
+    from mcis.tasks.config import task_to_json
 
     for run, one in zip(options.runs, weights, strict=True):
         before = one.task.crf

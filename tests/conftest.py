@@ -73,9 +73,9 @@ def random_variables():
     import jax.numpy as jnp
     import numpy as np
 
-    from mcis.experts import prepare
     from mcis.imaging import letterbox, phantom
     from mcis.ops.image import standardise
+    from mcis.tasks.apply import prepare
 
     pictures = [letterbox.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
 
@@ -129,7 +129,7 @@ def fold_runs(phantom_scans, random_variables, tmp_path_factory):
 
     from mcis import checkpoint
     from mcis.data import dataset
-    from mcis.tasks import LAST, TASKS, task_to_json
+    from mcis.tasks.config import LAST, TASKS, task_to_json
 
     def novelty(task):  # whitened by nothing
         empty = np.zeros((1, task.size, task.size, 3), np.float32)

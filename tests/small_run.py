@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mcis.tasks import TASKS
+from mcis.tasks.config import TASKS
 
 SMALL = dataclasses.replace(
     TASKS["route"],

@@ -11,9 +11,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mcis import board, bundle, launch
-from mcis.experts import make_expert
 from mcis.imaging.overlay import overlay
-from mcis.tasks import TASKS
+from mcis.tasks.apply import make_expert
+from mcis.tasks.config import TASKS
 from mcis.train import loop
 
 OPTIONS = ["--sources=phantom", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]

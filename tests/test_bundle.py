@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mcis import bundle, cascade, checkpoint
-from mcis.experts import make_expert
 from mcis.organs import ORGANS
-from mcis.tasks import TASKS, task_to_json
+from mcis.tasks.apply import make_expert
+from mcis.tasks.config import TASKS, task_to_json
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mcis import bundle, calibrate, cascade, checkpoint, evaluate
-from mcis.experts import make_expert
-from mcis.tasks import task_to_json
+from mcis.tasks.apply import make_expert
+from mcis.tasks.config import task_to_json
 
 
 @pytest.fixture

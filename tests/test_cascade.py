@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mcis import cascade
-from mcis.experts import make_expert
 from mcis.imaging import letterbox, phantom
 from mcis.organs import ORGANS, UNKNOWN
-from mcis.tasks import TASKS
+from mcis.tasks.apply import make_expert
+from mcis.tasks.config import TASKS
 
 TINY = {name: dataclasses.replace(task, features=8, size=32).check() for name, task in TASKS.items()}
 

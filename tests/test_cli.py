@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mcis import cli
-from mcis.tasks import TASKS
+from mcis.tasks.config import TASKS
 
 HEAVY = ("jax", "flax", "cv2", "tensorflow_datasets", "orbax", "numpy")
 

@@ -8,7 +8,7 @@ import pytest
 from mcis.data import dataset, storage
 from mcis.imaging import letterbox, scan
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
-from mcis.tasks import TASKS
+from mcis.tasks.config import TASKS
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mcis.imaging import letterbox, scan
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
 from mcis.scoring import score_scans
-from mcis.tasks import LAST, TASKS
+from mcis.tasks.config import LAST, TASKS
 
 SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TASKS["route"]
 

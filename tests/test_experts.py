@@ -5,19 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.experts import (
-    MEMBERS,
-    make_expert,
-    make_network,
-    on_canvas,
-    place,
-    prepare,
-    present,
-)
 from mcis.imaging.letterbox import CANVAS
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
-from mcis.tasks import TASKS
+from mcis.tasks.apply import MEMBERS, make_expert, make_network, on_canvas, place, prepare, present
+from mcis.tasks.config import TASKS
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from mcis import bundle, cascade, checkpoint, export, predict
-from mcis.experts import MEMBERS, make_expert
 from mcis.imaging import letterbox, phantom
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
 from mcis.predictor import Asked
-from mcis.tasks import TASKS, task_to_json
+from mcis.tasks.apply import MEMBERS, make_expert
+from mcis.tasks.config import TASKS, task_to_json
 
 TOLERANCE = 1e-4
 THRESHOLD = 0.5

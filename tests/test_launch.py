@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from mcis import checkpoint, command, launch, tasks
+from mcis import checkpoint, command, launch
+from mcis.tasks import config
 from mcis.train import loop
 
 
@@ -132,8 +133,8 @@ def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_p
 
 
 def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):
-    row = dataclasses.replace(tasks.TASKS["route"], start=tasks.Start(epochs=9))
-    monkeypatch.setitem(tasks.TASKS, "route", row)
+    row = dataclasses.replace(config.TASKS["route"], start=config.Start(epochs=9))
+    monkeypatch.setitem(config.TASKS, "route", row)
     starts = {
         option: launch.parse(["--task=route", *option.split()])[1].start.epochs
         for option in ("--batch_size=8", f"--size={row.size}", "--size=64", "--epochs=3", "--size=64 --start.epochs=2")

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from mcis import bundle, checkpoint, evaluate, scoring, subject
 from mcis.data import dataset
-from mcis.tasks import TASKS, task_from_json, task_to_json
+from mcis.tasks.config import TASKS, task_from_json, task_to_json
 from mcis.train import loop, record
 from tests.small_run import SMALL
 

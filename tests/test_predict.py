@@ -13,7 +13,7 @@ import pytest
 from mcis import checkpoint, predict, predictor
 from mcis.imaging import formats, phantom, pool, scan
 from mcis.organs import ORGANS
-from mcis.tasks import TASKS, task_to_json
+from mcis.tasks.config import TASKS, task_to_json
 
 NO_FINGERPRINTS = {"train": [], "validation": []}
 

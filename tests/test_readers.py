@@ -111,7 +111,8 @@ def run_python(code, *words, **options):
 
 def test_a_program_that_ends_while_scans_are_read_ends(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
-    code = "import sys; from mcis.imaging.pool import read_all; g = read_all([(sys.argv[1], None)] * 50, 2); next(g); print(1)"
+    code = "import sys; from mcis.imaging.pool import read_all\n"
+    code += "g = read_all([(sys.argv[1], None)] * 50, 2); next(g); print(1)"
     done = run_python(code, str(tmp_path / "a.png"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
@@ -183,7 +184,8 @@ def test_a_reader_that_sigterm_meets_while_it_starts_is_started_again(number, ag
 
 
 def test_a_reader_ends_with_who_asks_even_in_the_middle_of_a_scan(tmp_path):
-    code = "from mcis.imaging.pool import read_all; list(read_all([('hang.png', None)] * 2, 2, module='tests.breaking_reader'))"
+    code = "from mcis.imaging.pool import read_all\n"
+    code += "list(read_all([('hang.png', None)] * 2, 2, module='tests.breaking_reader'))"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         asking, children = psutil.Process(process.pid), []
         while len(children) < 2 or any(child.cpu_times().user < 0.1 for child in children):

@@ -8,7 +8,7 @@ import pytest
 from mcis import scores
 from mcis.ops.metrics import dice
 from mcis.scores import compare, metrics, report, rows_from_json, rows_to_json, take
-from mcis.tasks import TASKS
+from mcis.tasks.config import TASKS
 
 SEGMENT, CLASSIFY = TASKS["segment_breast"], TASKS["classify_breast"]
 

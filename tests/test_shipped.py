@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from mcis.bundle import load_bundle
-from mcis.experts import make_expert
 from mcis.imaging import letterbox
 from mcis.imaging.phantom import make_phantom
 from mcis.ops.metrics import MASK_THRESHOLD, dice, mask_counts
 from mcis.organs import ORGANS
+from mcis.tasks.apply import make_expert
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 PER_CLASS, SIZE = 6, (200, 240)

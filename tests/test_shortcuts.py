@@ -13,7 +13,7 @@ from mcis.data import dataset
 from mcis.imaging import scan
 from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
 from mcis.shortcuts import Frames, audit, frames_of, network_answers
-from mcis.tasks import TASKS
+from mcis.tasks.config import TASKS
 
 BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
 

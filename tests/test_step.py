@@ -15,7 +15,7 @@ from mcis.imaging.letterbox import CANVAS
 from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation
-from mcis.tasks import TASKS
+from mcis.tasks.config import TASKS
 from mcis.train import parallel, processes, step
 
 STILL = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})

@@ -8,7 +8,7 @@ import pytest
 
 from mcis import bundle, checkpoint, evaluate, scores, scoring, subject
 from mcis.data import dataset
-from mcis.tasks import task_to_json
+from mcis.tasks.config import task_to_json
 
 
 @pytest.fixture(scope="module")

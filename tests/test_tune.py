@@ -10,11 +10,11 @@ import pytest
 
 from mcis import bundle, checkpoint, subject, tune
 from mcis.data import dataset, storage
-from mcis.experts import make_expert, make_network
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
-from mcis.tasks import TASKS, task_to_json
+from mcis.tasks.apply import make_expert, make_network
+from mcis.tasks.config import TASKS, task_to_json
 
 
 def test_the_search_climbs_to_the_best_of_its_values_and_asks_for_none_twice():

@@ -23,7 +23,7 @@ from mcis.data.dataset import WHOLE, Scans, ahead, balance, public_names, target
 from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
-from mcis.tasks import LAST, Task, task_to_json
+from mcis.tasks.config import LAST, Task, task_to_json
 from mcis.train import checkpoints, processes, record
 from mcis.train.checkpoints import Carried, Sums
 from mcis.train.parallel import (

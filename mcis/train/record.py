@@ -20,7 +20,7 @@ import numpy as np
 
 from mcis import checkpoint
 from mcis.data.dataset import Scans
-from mcis.tasks import Task, task_to_json, with_defaults
+from mcis.tasks.config import Task, task_to_json, with_defaults
 
 RUN = "run.json"
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import optax
 
 from mcis.data.dataset import Batch
-from mcis.experts import make_expert, prepare, present
 from mcis.imaging.letterbox import CANVAS
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
-from mcis.tasks import Task
+from mcis.tasks.apply import make_expert, prepare, present
+from mcis.tasks.config import Task
 
 MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")
 """Metrics without which a step changes nothing."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from mcis.data.dataset import WHOLE, Scans, evaluation_batches
 from mcis.ops.metrics import label_scores, mask_scores
-from mcis.tasks import Task
+from mcis.tasks.config import Task
 
 
 def collect(

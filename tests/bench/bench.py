@@ -30,12 +30,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mcis.experts import prepare
 from mcis.imaging import letterbox, phantom, scan
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
 from mcis.organs import ORGANS
-from mcis.tasks import TASKS
+from mcis.tasks.apply import prepare
+from mcis.tasks.config import TASKS
 from tests.bench.networks import NETWORKS, SIDES
 from tests.parity.densecrf import DenseCRF
 
@@ -176,7 +176,7 @@ def crf(options, missing):
 def cascade(options, missing):
     from mcis.bundle import load_bundle
     from mcis.cascade import Settings, make_predict
-    from mcis.experts import make_expert, place
+    from mcis.tasks.apply import make_expert, place
 
     weights = load_bundle()
     scans = [letterbox.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=1)]

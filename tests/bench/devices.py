@@ -26,7 +26,7 @@ import numpy as np
 from mcis.build import build
 from mcis.command import keep_memory
 from mcis.data import dataset
-from mcis.tasks import TASKS, Start
+from mcis.tasks.config import TASKS, Start
 from mcis.train import loop, parallel, processes, step
 
 STEPS = 5

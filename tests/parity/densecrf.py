@@ -114,10 +114,10 @@ def main():
 
     from mcis.bundle import load_bundle
     from mcis.data import dataset
-    from mcis.experts import make_network
     from mcis.imaging import letterbox
     from mcis.ops.crf import CRF, mean_field
-    from mcis.tasks import TASKS
+    from mcis.tasks.apply import make_network
+    from mcis.tasks.config import TASKS
 
     theirs, weights, crf = DenseCRF(options.densecrf), load_bundle(), CRF()
     ours, exact = jax.jit(mean_field, static_argnums=2), make_exact()

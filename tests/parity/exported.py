@@ -24,11 +24,11 @@ import onnx
 import onnxruntime
 
 from mcis import bundle, checkpoint, export
-from mcis.experts import make_expert, place
 from mcis.imaging import letterbox, phantom, scan
 from mcis.models import MODELS
 from mcis.ops.crf import CRF
-from mcis.tasks import TASKS, Task, task_to_json
+from mcis.tasks.apply import make_expert, place
+from mcis.tasks.config import TASKS, Task, task_to_json
 
 TOLERANCE = 1e-4
 BATCHES = (1, 3)

@@ -10,7 +10,7 @@ from mcis.models import Outputs
 from mcis.ops.calibration import calibrated
 from mcis.ops.crf import CRF, mean_field
 from mcis.ops.image import DENOISE, EDGES, resize, standardise, to_float
-from mcis.tasks import Task
+from mcis.tasks.config import Task
 
 NETWORK = ("params", "batch_stats")
 """Collections of variables that are the network's own."""
