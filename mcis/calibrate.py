@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from mcis.checkpoints.provenance import check_fold
 from mcis.data import dataset
-from mcis.folds import check_fold
 from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
 from mcis.organs import ORGANS
@@ -175,9 +175,9 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
       CheckpointError, MissingData, ValueError: no such set, run or data; runs of a task that the set does not have, or
         of another network than the set's; runs whose left-out scans have chosen their epoch.
     """
-    from mcis import checkpoint
-    from mcis.bundle import load_bundle, load_weights
     from mcis.cascade import label_experts, mask_experts
+    from mcis.checkpoints import checkpoint
+    from mcis.checkpoints.bundle import load_bundle, load_weights
 
     bundle = load_bundle(folder)
     folds: dict[str, list[Any]] = {}
@@ -250,7 +250,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.checkpoint import write_text
+    from mcis.checkpoints.checkpoint import write_text
     from mcis.command import enable_compilation_cache
 
     enable_compilation_cache()

@@ -11,7 +11,7 @@ COMMANDS = {
     "train": ("mcis.launch", "train one task (the same as python -m mcis.launch)"),
     "build": ("mcis.build", "prepare a data set from its download"),
     "runs": ("mcis.runs", "what runs have reached, side by side, and in what they differ"),
-    "bundle": ("mcis.bundle", "gather runs into a set of weights"),
+    "bundle": ("mcis.checkpoints.bundle", "gather runs into a set of weights"),
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
     "serve": ("mcis.serve", "a page to drop scans on, and a REST API"),
     "merge": ("mcis.shards", "one report of what several processes have found, each of a share of the scans"),

@@ -146,7 +146,7 @@ def _check(options: Any) -> None:
 
 def _place(options: Any) -> pathlib.Path | None:
     """The folder to write, asked before the work is done; None where none was named and there is none by default."""
-    from mcis.checkpoint import is_weights_folder
+    from mcis.checkpoints.checkpoint import is_weights_folder
     from mcis.subject import is_set
 
     run = pathlib.Path(options.runs[0])
@@ -206,7 +206,7 @@ def _facts(runs: Sequence[str], subject: Any, rows: Any) -> dict[str, Any]:
     import numpy as np
 
     import mcis
-    from mcis.checkpoint import versions
+    from mcis.checkpoints.checkpoint import versions
 
     fingerprints = rows["fingerprint"].tolist()
     return {
@@ -227,7 +227,7 @@ def _facts(runs: Sequence[str], subject: Any, rows: Any) -> dict[str, Any]:
 def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, records: Any, heat: int) -> None:
     """Write report.json, then the page; the scans of its gallery go through the network again, and only these."""
     from mcis import evaluation_page, gallery
-    from mcis.checkpoint import write_text
+    from mcis.checkpoints.checkpoint import write_text
     from mcis.heat import check, make_heat
     from mcis.scores import REPORT
     from mcis.subject import look

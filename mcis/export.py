@@ -21,7 +21,7 @@ from mcis.organs import ORGAN_NAMES, ORGANS
 if TYPE_CHECKING:
     import jax
 
-    from mcis.bundle import Weights
+    from mcis.checkpoints.bundle import Weights
     from mcis.predictor import Asked
 
 Function = Callable[["jax.Array"], dict[str, "jax.Array"]]
@@ -192,7 +192,7 @@ def described(
       licence: of the weights, its text.
     """
     from mcis.cascade import THRESHOLD
-    from mcis.checkpoint import versions
+    from mcis.checkpoints.checkpoint import versions
     from mcis.ops.metrics import MASK_THRESHOLD
 
     routed = asked.task is None and asked.organ is None
@@ -301,7 +301,7 @@ def _main(options: Any) -> int:
     if options.format == "onnx" and asked.task is None:
         raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
 
-    from mcis.bundle import SHIPPED, first_networks, load_bundle
+    from mcis.checkpoints.bundle import SHIPPED, first_networks, load_bundle
     from mcis.tasks.config import task_named
 
     folder = pathlib.Path(options.weights or SHIPPED)

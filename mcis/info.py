@@ -28,7 +28,7 @@ def _main(options: Any) -> int:
     import jax
 
     import mcis
-    from mcis import bundle, checkpoint
+    from mcis.checkpoints import bundle, checkpoint
     from mcis.data import dataset
     from mcis.models import MODELS
     from mcis.tasks.config import TASKS

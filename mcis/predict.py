@@ -144,7 +144,7 @@ def _main(options: Any) -> int:
 
     from rich.progress import track
 
-    from mcis.checkpoint import versions
+    from mcis.checkpoints.checkpoint import versions
 
     predictor = load(options.weights, **dataclasses.asdict(asked))
     if predictor.lacking:

@@ -277,7 +277,7 @@ def load(
     import jax
 
     from mcis import cascade
-    from mcis.bundle import SHIPPED, first_networks, load_bundle
+    from mcis.checkpoints.bundle import SHIPPED, first_networks, load_bundle
     from mcis.tasks.config import task_named
 
     found = load_bundle(weights or SHIPPED)

@@ -352,7 +352,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.checkpoint import is_weights_folder, write_text
+    from mcis.checkpoints.checkpoint import is_weights_folder, write_text
 
     task, target = task_named(options.task), None
     splits = (*dataset.SPLITS[1:], dataset.LEFT_OUT)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
+from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
+from mcis.checkpoints.provenance import check_folds
 from mcis.data import dataset, storage
-from mcis.folds import check_folds
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD
@@ -154,8 +154,8 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
     """
     import jax
 
-    from mcis.bundle import load_bundle, load_weights
     from mcis.cascade import Settings, make_predict
+    from mcis.checkpoints.bundle import load_bundle, load_weights
     from mcis.tasks.apply import make_expert, place
 
     path = pathlib.Path(run)

@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Any) -> int:
     from rich.progress import Progress
 
-    from mcis.bundle import load_weights
+    from mcis.checkpoints.bundle import load_weights
     from mcis.command import enable_compilation_cache
     from mcis.ops.metrics import MASK_METRICS
 
@@ -262,7 +262,7 @@ def _main(options: Any) -> int:
 
 def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
     """Each network and the records it is to answer, those that it has left out of its training."""
-    from mcis.folds import check_folds
+    from mcis.checkpoints.provenance import check_folds
     from mcis.scoring import read_records
 
     task = weights[0].task
@@ -282,7 +282,7 @@ def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[st
 
 def _keep(options: Any, weights: Sequence[Any], crf: CRF) -> int:
     """Write the weights anew with a CRF, unless the run is dry."""
-    from mcis import checkpoint
+    from mcis.checkpoints import checkpoint
     from mcis.tasks.config import task_to_json
 
     for run, one in zip(options.runs, weights, strict=True):

@@ -127,7 +127,7 @@ def fold_runs(phantom_scans, random_variables, tmp_path_factory):
     import jax
     import numpy as np
 
-    from mcis import checkpoint
+    from mcis.checkpoints import checkpoint
     from mcis.data import dataset
     from mcis.tasks.config import LAST, TASKS, task_to_json
 

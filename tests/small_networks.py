@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcis.checkpoint import flatten, unflatten
+from mcis.checkpoints.checkpoint import flatten, unflatten
 from mcis.models import MODELS
 
 SKIPS = {  # kernels that read each skip connection, finest first, and the axis of their input channels. Of these the

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mcis import board, bundle, launch
+from mcis import board, launch
+from mcis.checkpoints import bundle
 from mcis.imaging.overlay import overlay
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import TASKS

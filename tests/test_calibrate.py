@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import bundle, calibrate, cascade, checkpoint, evaluate
+from mcis import calibrate, cascade, evaluate
+from mcis.checkpoints import bundle, checkpoint
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import task_to_json
 

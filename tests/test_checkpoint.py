@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import checkpoint
-from mcis.checkpoint import MANIFEST, CheckpointError, flatten, unflatten
+from mcis.checkpoints import checkpoint
+from mcis.checkpoints.checkpoint import MANIFEST, CheckpointError, flatten, unflatten
 
 ROOT = pathlib.Path(mcis.__file__).parent
 

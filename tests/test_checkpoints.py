@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint
+from mcis.checkpoints import bundle, checkpoint
 from mcis.train import checkpoints, loop
 from tests.small_run import SMALL
 

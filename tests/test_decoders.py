@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.checkpoint import flatten, unflatten
+from mcis.checkpoints.checkpoint import flatten, unflatten
 from mcis.models import MODELS
 from mcis.models.layers import lesion_pooling
 from mcis.ops.image import resize

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import checkpoint, evaluate, evaluation_page, evaluation_plots, gallery, heat
+from mcis import evaluate, evaluation_page, evaluation_plots, gallery, heat
+from mcis.checkpoints import checkpoint
 from mcis.data import dataset, storage
 from mcis.evaluation_words import MEANINGS, meaning
 from mcis.imaging import phantom, scan

@@ -12,7 +12,8 @@ import jax.export
 import numpy as np
 import pytest
 
-from mcis import bundle, cascade, checkpoint, export, predict
+from mcis import cascade, export, predict
+from mcis.checkpoints import bundle, checkpoint
 from mcis.imaging import letterbox, phantom
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis.checkpoint import flatten
+from mcis.checkpoints.checkpoint import flatten
 from mcis.models import MODELS
 from mcis.models.import_weights import import_state_dict, import_variables, laid_out, path_of, read_state_dict
 

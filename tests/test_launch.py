@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from mcis import checkpoint, command, launch
+from mcis import command, launch
+from mcis.checkpoints import checkpoint
 from mcis.tasks import config
 from mcis.train import loop
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import bundle, checkpoint, evaluate, scoring, subject
+from mcis import evaluate, scoring, subject
+from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset
 from mcis.tasks.config import TASKS, task_from_json, task_to_json
 from mcis.train import loop, record

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
 
-from mcis.checkpoint import flatten
+from mcis.checkpoints.checkpoint import flatten
 from mcis.models import MODELS, model_named
 from mcis.ops.losses import binary_cross_entropy, cross_entropy, soft_dice
 from tests.small_networks import (

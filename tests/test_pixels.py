@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.data import dataset, storage
 from mcis.train import loop
 from tests.small_run import SMALL

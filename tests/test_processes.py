@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.train import loop, parallel, processes, record
 
 EPOCHS = 8

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.checkpoint import flatten, unflatten
+from mcis.checkpoints.checkpoint import flatten, unflatten
 from mcis.models import MODELS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -9,7 +9,7 @@ import subprocess
 import jax
 import pytest
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.train import checkpoints, loop, record
 from tests.small_run import SMALL
 

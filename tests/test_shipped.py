@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcis.bundle import load_bundle
+from mcis.checkpoints.bundle import load_bundle
 from mcis.imaging import letterbox
 from mcis.imaging.phantom import make_phantom
 from mcis.ops.metrics import MASK_THRESHOLD, dice, mask_counts

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, evaluate, scores, scoring, subject
+from mcis import evaluate, scores, scoring, subject
+from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset
 from mcis.tasks.config import task_to_json
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import bundle, checkpoint, subject, tune
+from mcis import subject, tune
+from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset, storage
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.train import processes
 from mcis.train.record import differences
 from mcis.train.step import TrainState

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.data.dataset import WHOLE, Scans, ahead, balance, public_names, targets, training_batches
 from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
 from mcis.ops.novelty import fit_novelty

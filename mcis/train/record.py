@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.data.dataset import Scans
 from mcis.tasks.config import Task, task_to_json, with_defaults
 

@@ -24,8 +24,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from mcis import checkpoint
 from mcis.board import BOARD
+from mcis.checkpoints import checkpoint
 from mcis.train import checkpoints, loop, record
 
 DOOMED = pathlib.Path(__file__).with_name("doomed.py")

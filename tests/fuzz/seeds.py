@@ -206,8 +206,8 @@ def weights() -> list[Tree]:
 
     import jax
 
-    from mcis import checkpoint
-    from mcis.bundle import Weights, ensemble
+    from mcis.checkpoints import checkpoint
+    from mcis.checkpoints.bundle import Weights, ensemble
     from mcis.tasks.config import TASKS, task_to_json
 
     if not KEPT.is_dir():

@@ -80,7 +80,7 @@ def read_report(folder: pathlib.Path) -> str:
 
 def read_weights(folder: pathlib.Path) -> str:
     """As `mcis predict --weights FOLDER` and `mcis info` read them."""
-    from mcis import bundle
+    from mcis.checkpoints import bundle
 
     bundle.load_bundle(folder)
     return "read"

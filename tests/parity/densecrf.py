@@ -112,7 +112,7 @@ def main():
 
     import jax
 
-    from mcis.bundle import load_bundle
+    from mcis.checkpoints.bundle import load_bundle
     from mcis.data import dataset
     from mcis.imaging import letterbox
     from mcis.ops.crf import CRF, mean_field

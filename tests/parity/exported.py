@@ -23,7 +23,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from mcis import bundle, checkpoint, export
+from mcis import export
+from mcis.checkpoints import bundle, checkpoint
 from mcis.imaging import letterbox, phantom, scan
 from mcis.models import MODELS
 from mcis.ops.crf import CRF

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from mcis.checkpoint import flatten, unflatten
+from mcis.checkpoints.checkpoint import flatten, unflatten
 from mcis.models import MODELS
 from mcis.models.import_weights import import_state_dict, laid_out, path_of, read_state_dict
 from mcis.models.layers import Dropout

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.imaging import phantom
 from mcis.train import loop, record
 

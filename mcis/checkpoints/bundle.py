@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcis import checkpoint
+from mcis.checkpoints import checkpoint
 from mcis.imaging.letterbox import CANVAS
 from mcis.tasks.apply import MEMBERS, NETWORK
 from mcis.tasks.config import LAST, TASKS, Task, task_from_json

@@ -10,7 +10,7 @@ from mcis.tasks.config import LAST, Task
 
 def check_fold(run: str | os.PathLike, task: Task, manifest: Mapping[str, Any]) -> None:
     """ValueError unless what a run has left out are strangers to it: it was neither trained nor chosen by them."""
-    from mcis.bundle import check_finished
+    from mcis.checkpoints.bundle import check_finished
 
     if task.select != LAST:
         raise ValueError(
