@@ -14,7 +14,7 @@ from mcis.imaging.letterbox import CANVAS
 from mcis.tasks.apply import MEMBERS, NETWORK
 from mcis.tasks.config import LAST, TASKS, Task, task_from_json
 
-SHIPPED = pathlib.Path(__file__).parent / "weights"
+SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
 """The weights that come with the package."""
 
 
