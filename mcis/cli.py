@@ -14,7 +14,7 @@ COMMANDS = {
     "bundle": ("mcis.checkpoints.bundle", "gather runs into a set of weights"),
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
     "serve": ("mcis.serve", "a page to drop scans on, and a REST API"),
-    "merge": ("mcis.shards", "one report of what several processes have found, each of a share of the scans"),
+    "merge": ("mcis.report.shards", "one report of what several processes have found, each of a share of the scans"),
     "export": ("mcis.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
     "shortcuts": ("mcis.shortcuts", "how much of a task can be read off its scans' frames alone"),

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mcis import segmentations
 from mcis.files import read_json
-from mcis.finding import ReportError, plain, read_findings, summary
 from mcis.imaging import formats
 from mcis.imaging.geometry import digest
 from mcis.predictor import BATCH, Asked, load
-from mcis.report import ReportWriter
-from mcis.shards import parse_shard
+from mcis.report import segmentations
+from mcis.report.finding import ReportError, plain, read_findings, summary
+from mcis.report.shards import parse_shard
+from mcis.report.writer import ReportWriter
 
 
 class Stopped(Exception):

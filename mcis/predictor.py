@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mcis
-from mcis.finding import Finding, measured
 from mcis.imaging import formats, letterbox, scan
 from mcis.imaging.formats import Loaded
 from mcis.imaging.geometry import Place
@@ -28,6 +27,7 @@ from mcis.imaging.overlay import overlay
 from mcis.imaging.pool import read_all
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+from mcis.report.finding import Finding, measured
 
 if TYPE_CHECKING:
     from mcis.cascade import Prediction

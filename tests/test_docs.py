@@ -10,7 +10,8 @@ import sys
 import matplotlib
 import pytest
 
-from mcis import cli, evaluation_words, finding, organs, volumes
+from mcis import cli, evaluation_words, organs
+from mcis.report import finding, volume
 from tests.test_predict import weights  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -138,7 +139,7 @@ def test_the_python_api_is_as_it_is_shown(weights, tmp_path, monkeypatch):  # no
 def test_every_key_of_a_finding_and_of_a_volume_is_told():
     text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     tables = [re.findall(r"(?m)^\| `(\w+)` \|", table) for table in re.split(r"\n\n(?=\|)", text)]
-    assert list(finding.KEYS) in tables and list(volumes.KEYS) in tables
+    assert list(finding.KEYS) in tables and list(volume.KEYS) in tables
     classes = re.search(r"(?m)^\| `label` \| (.*) \|$", text)[1]
     assert re.findall(r'"(\w+)"', classes) == [name for organ in organs.ORGANS for name in organ.classes]
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import files, finding, report, report_page
-from mcis.finding import Finding, ReportError
+from mcis import files
 from mcis.imaging import overlay
-from mcis.report import ReportWriter
+from mcis.report import finding, page, writer
+from mcis.report.finding import Finding, ReportError
+from mcis.report.writer import ReportWriter
 
 HOSTILE = "a/</script><img src=x onerror=alert(1)>__DATA__`${x}'\"\u2028\u202e.png"
 NOT_UTF8 = os.fsdecode(b"b/\xff\xe9.png")
@@ -187,7 +188,7 @@ def test_files_of_a_run(tmp_path):
 
 
 def test_the_page_holds_every_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_page, "CHUNK", 4)
+    monkeypatch.setattr(page, "CHUNK", 4)
     names = [HOSTILE, NOT_UTF8, *(f"{i}.png" for i in range(9))]
     with ReportWriter(tmp_path, {}) as writer:
         for i, name in enumerate(names):
@@ -297,8 +298,8 @@ def test_an_exception_leaves_lines_page_and_its_name(tmp_path):
 def test_a_killed_run_keeps_every_line(tmp_path):
     script = (
         "import os, signal, sys\n"
-        "from mcis.finding import Finding\n"
-        "from mcis.report import ReportWriter\n"
+        "from mcis.report.finding import Finding\n"
+        "from mcis.report.writer import ReportWriter\n"
         "writer = ReportWriter(sys.argv[1], {})\n"
         "for i in range(7): writer.add(Finding(f'{i}.png', organ='brain'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -313,7 +314,7 @@ def test_a_killed_run_keeps_every_line(tmp_path):
 
 
 def test_the_page_follows_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "REFRESH_SECONDS", 0.0)
     writer = ReportWriter(tmp_path, {})
     for count in (1, 2):
         writer.add(Finding("a.png", organ="brain"))
@@ -324,7 +325,7 @@ def test_the_page_follows_the_run(tmp_path, monkeypatch):
 
 
 def test_report_imports_no_jax():
-    script = "import sys, mcis.report; assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
+    script = "import sys, mcis.report.writer; assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -337,7 +338,7 @@ def volume_rows_of(out):
 
 
 def test_volumes_have_lines_and_those_of_several_slices_a_row_of_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_page, "CHUNK", 2)
+    monkeypatch.setattr(page, "CHUNK", 2)
     with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("picture.png", organ="brain"))
         for series in "abcde":

@@ -11,8 +11,9 @@ import pytest
 import SimpleITK
 from pydicom import dcmread
 
-from mcis import finding, predict, predictor, segmentations, shards, volumes
+from mcis import predict, predictor
 from mcis.imaging import formats, phantom
+from mcis.report import finding, segmentations, shards, volume
 from tests.dicom_files import CANARY, dataset, write_series
 from tests.test_predict import findings, small_weights
 
@@ -222,6 +223,6 @@ def test_a_report_of_segmentations_is_not_read_as_scans(report):
 
 
 def test_the_same_from_lines_and_from_results(report):
-    again = list(volumes.summarise(finding.read_findings(report / "findings.jsonl")))
+    again = list(volume.summarise(finding.read_findings(report / "findings.jsonl")))
     assert [one.series for one in again] == [line["series"] for line in lines_of(report)]
     assert list(segmentations.write(report, False)) == [(one.series, None) for one in again]  # nothing left to do

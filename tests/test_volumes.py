@@ -8,9 +8,9 @@ import random
 
 import pytest
 
-from mcis import volumes
-from mcis.finding import Finding
-from mcis.volumes import summarise
+from mcis.report import volume
+from mcis.report.finding import Finding
+from mcis.report.volume import summarise
 
 
 def slice_at(position, label="tumor", area=None, series="a", **fields):
@@ -162,7 +162,7 @@ def test_lesions_of_another_organ_are_left_out_and_noted():
 
 def test_a_line_holds_every_key():
     line = json.loads(only(HEAD).to_json())
-    assert tuple(line) == volumes.KEYS and line["segmentations"] == []
+    assert tuple(line) == volume.KEYS and line["segmentations"] == []
 
 
 def test_many_slices_take_little_memory():

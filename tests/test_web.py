@@ -19,8 +19,8 @@ import pytest
 from starlette.testclient import TestClient
 
 import mcis
-from mcis.finding import KEYS
 from mcis.imaging import formats, phantom, scan
+from mcis.report.finding import KEYS
 from mcis.web import app as web
 from mcis.web.guard import Limits
 from tests import dicom_files

@@ -29,13 +29,13 @@ from starlette.exceptions import HTTPException
 import mcis
 from mcis import organs
 from mcis.files import from_json
-from mcis.finding import KEYS, Finding, plain
 from mcis.imaging import scan
 from mcis.imaging.pool import Readers
 from mcis.imaging.scan import ScanError
 from mcis.predictor import BATCH, Predictor, Result
-from mcis.volumes import KEYS as VOLUME_KEYS
-from mcis.volumes import summarise
+from mcis.report.finding import KEYS, Finding, plain
+from mcis.report.volume import KEYS as VOLUME_KEYS
+from mcis.report.volume import summarise
 from mcis.web.asking import Asking, Batches
 from mcis.web.guard import BROKEN, CLOSES, Guard, Limits
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis.finding import Finding
 from mcis.imaging import letterbox, scan
 from mcis.imaging.formats import Loaded
 from mcis.imaging.pool import Readers
 from mcis.imaging.scan import ScanError
 from mcis.imaging.worker import suffix_of
 from mcis.predictor import BATCH, Predictor, Result
-from mcis.volumes import summarise
+from mcis.report.finding import Finding
+from mcis.report.volume import summarise
 from mcis.web.guard import Limits, Refused
 
 AHEAD = 2 * BATCH

@@ -173,8 +173,8 @@ def zips() -> list[Tree]:
 @functools.cache
 def reports() -> list[Tree]:
     """A report of three scans, and two shards that can be merged."""
-    from mcis.finding import Finding
-    from mcis.report import ReportWriter
+    from mcis.report.finding import Finding
+    from mcis.report.writer import ReportWriter
 
     rows = [
         Finding("a.png", organ="brain", organ_prob=0.9, label="tumor", label_probs={"tumor": 0.9, "no_tumor": 0.1}),

@@ -59,9 +59,10 @@ def read_scans(folder: pathlib.Path) -> str:
 
 def read_report(folder: pathlib.Path) -> str:
     """A report is read, gone on with and replaced, or its shards merged."""
-    from mcis import predict, shards
-    from mcis.finding import Finding, ReportError, read_findings
-    from mcis.report import ReportWriter
+    from mcis import predict
+    from mcis.report import shards
+    from mcis.report.finding import Finding, ReportError, read_findings
+    from mcis.report.writer import ReportWriter
 
     if any(folder.glob("shard_*")):
         with _said() as said:

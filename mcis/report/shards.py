@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mcis.files import read_json, read_lines
-from mcis.finding import Finding, ReportError, read_findings, summary
-from mcis.report import NONE, ReportWriter, file_name
-from mcis.volumes import Volume
+from mcis.report.finding import Finding, ReportError, read_findings, summary
+from mcis.report.volume import Volume
+from mcis.report.writer import NONE, ReportWriter, file_name
 
 FOLDER = re.compile(r"shard_([0-9]+)_of_([0-9]+)")
 

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 
 from mcis.files import from_json
-from mcis.finding import Finding, read_findings
 from mcis.imaging import dicom_seg, formats, nifti, scan
-from mcis.report import NONE, segmentation_path
-from mcis.volumes import Volume, summarise
+from mcis.report.finding import Finding, read_findings
+from mcis.report.volume import Volume, summarise
+from mcis.report.writer import NONE, segmentation_path
 
 
 def write(

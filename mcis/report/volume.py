@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mcis.finding import Finding, plain
 from mcis.organs import ORGAN_NAMES, UNSUPPORTED, organ_index, organ_named
+from mcis.report.finding import Finding, plain
 
 EVEN = 0.01
 """By how much of their median the distances of neighbouring slices may differ from it, or by ROUNDED."""

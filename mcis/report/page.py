@@ -8,9 +8,9 @@ from typing import Any
 
 import mcis
 from mcis import organs
-from mcis.finding import KEYS, Finding, plain
-from mcis.volumes import KEYS as VOLUME_KEYS
-from mcis.volumes import Volume
+from mcis.report.finding import KEYS, Finding, plain
+from mcis.report.volume import KEYS as VOLUME_KEYS
+from mcis.report.volume import Volume
 
 CHUNK = 1000
 """Rows in one script file of the page; memory in the writer and in the browser grows with it, not with the run."""

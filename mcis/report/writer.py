@@ -27,11 +27,11 @@ import cv2
 import numpy as np
 
 import mcis
-from mcis.finding import Finding, ReportError, measured, read_findings
 from mcis.imaging import scan
 from mcis.imaging.overlay import overlay_jpeg
-from mcis.report_page import Page
-from mcis.volumes import Volume, summarise
+from mcis.report.finding import Finding, ReportError, measured, read_findings
+from mcis.report.page import Page
+from mcis.report.volume import Volume, summarise
 
 FOLDER = "segmentations"
 """Where the masks of volumes are that `segmentations.write` writes."""
