@@ -47,15 +47,18 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
     run_dir = pathlib.Path(options.runs_dir) / name
 
     enable_compilation_cache()
-    from mcis.train import processes
+    from mcis.train import distributed
 
-    processes.join(options.coordinator, options.processes, options.process, options.heartbeat)
+    distributed.join(options.coordinator, options.processes, options.process, options.heartbeat)
     train = functools.partial(_train, options, task, run_dir, fold, command)
-    if processes.alone():
+    if distributed.alone():
         return train()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if processes.is_first() else nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(sys.stdout if distributed.is_first() else nowhere),
+    ):
         try:
-            status = exit_status("mcis train", processes.naming_the_lost(train))
+            status = exit_status("mcis train", distributed.naming_the_lost(train))
         except Exception:  # a bug, or what nobody has thought of
             traceback.print_exc()
             status = 1
@@ -66,17 +69,17 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
 
 def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int] | None, command: str | None) -> int:
     """Train in this process, which has met the others."""
-    from mcis.board import make_board
     from mcis.command import INTERRUPTED, asked_to_stop
     from mcis.data import dataset
     from mcis.tasks.config import LAST, task_named
-    from mcis.train import loop, processes, record
+    from mcis.train import distributed, loop, run_record
+    from mcis.train.tensorboard import make_board
 
-    if processes.is_first():
+    if distributed.is_first():
         ensure_phantom(task.sources, options.data_dir)
-    processes.wait("data")
+    distributed.wait("data")
     splits = ("train", "validation")
-    neighbours = processes.neighbours()
+    neighbours = distributed.neighbours()
     to_train, to_validate = (
         dataset.load(task.sources, split, options.data_dir, task.organ, options.stream, neighbours) for split in splits
     )
@@ -89,9 +92,9 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
             raise ValueError(f"--fold={options.fold}: no scan is in that fold; there are {groups} groups to deal out")
     counts = f"{len(to_train)} scans to train, {len(to_validate)} to validate"
     print(f"{task.name}: {task.model} on {', '.join(task.sources)}: {counts}", flush=True)
-    if options.fresh and processes.is_first() and run_dir.exists():
+    if options.fresh and distributed.is_first() and run_dir.exists():
         print(f"{run_dir} moved to {_set_aside(run_dir)}")
-    processes.wait("fresh")
+    distributed.wait("fresh")
     if task_named(task.name).start.epochs and not task.start.epochs:
         print(f"{task.name}: no start at another size, {task.epochs} epochs at {task.size} px in all", flush=True)
     of_fold = None if fold is None else "{}/{}".format(*fold)
@@ -100,8 +103,8 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
     try:
         with asked_to_stop() as further["stop"]:
             if (first := task.first()) is not None:
-                settings = record.settings_of(task, to_train, to_validate, options.seed, of_fold)
-                record.check_same_run(run_dir, settings, start=False)  # before hours go into its start
+                settings = run_record.settings_of(task, to_train, to_validate, options.seed, of_fold)
+                run_record.check_same_run(run_dir, settings, start=False)  # before hours go into its start
                 then = f"then {task.epochs} at {task.size}"
                 print(f"{task.name}: first {first.epochs} epochs at {first.size} px, {then}", flush=True)
                 board = make_board(run_dir / START, first, to_validate)

@@ -60,10 +60,10 @@ class Run:
 def read_run(path: pathlib.Path) -> Run | None:
     """A run's folder; None where it is none. A damaged one is a ValueError."""
     from mcis.tasks.config import Task, task_from_json, with_defaults
-    from mcis.train import record
+    from mcis.train import run_record
     from mcis.train.loop import LOG
 
-    if (found := record.read(path)) is None:
+    if (found := run_record.read(path)) is None:
         return None
     lines = (path / LOG).read_text(encoding="utf-8").splitlines() if (path / LOG).exists() else []
     try:
@@ -71,7 +71,7 @@ def read_run(path: pathlib.Path) -> Run | None:
         task_from_json({field.name: run.settings[field.name] for field in dataclasses.fields(Task)})
         _ = run.minutes, run.state, run.kept  # all that is shown is there
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {record.RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path}: {run_record.RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
     return run
 
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.train.record import RUN
+    from mcis.train.run_record import RUN
 
     runs: list[Run] = []
     damaged = 0

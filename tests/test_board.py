@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mcis import board, launch
+from mcis import launch
 from mcis.checkpoints import bundle
 from mcis.imaging.overlay import overlay
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import TASKS
-from mcis.train import loop
+from mcis.train import loop, tensorboard
 
 OPTIONS = ["--sources=phantom", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]
 
@@ -52,7 +52,7 @@ def run(phantom_dir, tmp_path_factory):
 
 
 def test_every_figure_of_the_log_is_a_curve_beside_the_learning_rate(run):
-    found = values(run / board.BOARD)
+    found = values(run / tensorboard.BOARD)
     for line in map(json.loads, (run / loop.LOG).read_text().splitlines()):
         for part in ("train", "validation"):
             for name, value in line[part].items():
@@ -63,11 +63,11 @@ def test_every_figure_of_the_log_is_a_curve_beside_the_learning_rate(run):
 
 
 def test_examples_are_outlined_by_hand_at_the_left_and_by_the_network_at_the_right(run, scans):
-    found = values(run / board.BOARD)
+    found = values(run / tensorboard.BOARD)
     last = max(step for _, step in found)
     pictures = [picture for (tag, step), picture in found.items() if tag.startswith("examples/") and step == last]
     lesions = [i for i in np.flatnonzero(scans[1].organ == "brain") if scans[1].area[i]]
-    assert 0 < len(pictures) == min(board.EXAMPLES, len(lesions))
+    assert 0 < len(pictures) == min(tensorboard.EXAMPLES, len(lesions))
     weights = bundle.load_weights(run)  # of the last epoch
     expert = jax.jit(make_expert(weights.task))
     for picture, row in zip(pictures, lesions, strict=False):
@@ -80,12 +80,12 @@ def test_examples_are_outlined_by_hand_at_the_left_and_by_the_network_at_the_rig
 def test_what_is_trained_again_takes_back_what_was_written_of_it_and_later(scans, tmp_path):
     task = dataclasses.replace(TASKS["classify_brain"], epochs=4)
     for session in (((1, 0.9), (2, 0.8), (3, 0.7)), ((2, 0.6),)):  # within one second, as in a test
-        write = board.make_board(tmp_path, task, scans[1])
+        write = tensorboard.make_board(tmp_path, task, scans[1])
         for epoch, loss in session:
             line = {"epoch": epoch, "step": 10 * epoch, "train": {"loss": loss}, "validation": {"accuracy": 0.5}}
             write(line, {})
-    assert len(list((tmp_path / board.BOARD).iterdir())) == 4
-    found = values(tmp_path / board.BOARD)
+    assert len(list((tmp_path / tensorboard.BOARD).iterdir())) == 4
+    found = values(tmp_path / tensorboard.BOARD)
     assert {key: value for key, value in found.items() if key[0] == "train/loss"} == {
         ("train/loss", 10): pytest.approx(0.9),
         ("train/loss", 20): pytest.approx(0.6),

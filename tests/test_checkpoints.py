@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mcis.checkpoints import bundle, checkpoint
-from mcis.train import checkpoints, loop
+from mcis.train import loop, resume
 from tests.small_run import SMALL
 
 
@@ -67,7 +67,7 @@ def test_stopping_and_saving_within_epochs_changes_no_bit(finished, scans, tmp_p
 def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_resumed(finished, scans, tmp_path, capsys):
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
-    newest = max((run_dir / checkpoints.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+    newest = max((run_dir / resume.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
     victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_left_out_and_the_one_before_it_resumed(finished
     assert f"{newest.name} is damaged" in printed and "resumed after epoch 2" in printed
     one, other = (checkpoint.load(d / loop.BEST)[0] for d in (run_dir, finished[0]))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    for path in (run_dir / checkpoints.CHECKPOINTS).rglob("*"):
+    for path in (run_dir / resume.CHECKPOINTS).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     for _ in range(2):  # what is damaged stays as it is, and the run does not begin anew by itself
@@ -94,12 +94,12 @@ def test_what_befell_an_older_checkpoint_is_not_sealed_with_the_newer_one(finish
     def damage_the_first_in_epoch_three(*arguments):
         seen.append(arguments)
         if len(seen) == 4:  # the first is asked before the first step
-            first = min((tmp_path / "route" / checkpoints.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+            first = min((tmp_path / "route" / resume.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
             victim = max((path for path in first.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
             victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-            sealed = json.loads((tmp_path / "route" / checkpoints.HASHES).read_text())
-            checkpoints.seal(tmp_path / "route", manager(sealed))
-            assert json.loads((tmp_path / "route" / checkpoints.HASHES).read_text()) == sealed
+            sealed = json.loads((tmp_path / "route" / resume.HASHES).read_text())
+            resume.seal(tmp_path / "route", manager(sealed))
+            assert json.loads((tmp_path / "route" / resume.HASHES).read_text()) == sealed
             raise Stop
         return original(*arguments)
 
@@ -115,11 +115,11 @@ def test_what_befell_an_older_checkpoint_is_not_sealed_with_the_newer_one(finish
 def test_hashes_that_are_damaged_are_named(finished, scans, tmp_path, content):
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
-    (run_dir / checkpoints.HASHES).write_text(content)
+    (run_dir / resume.HASHES).write_text(content)
     if content == "[]":  # says nothing, as before the first one was sealed
         assert loop.train(SMALL, *scans, run_dir)["validation"] == finished[1]["validation"]
     else:
-        with pytest.raises(ValueError, match=rf"{checkpoints.HASHES} is damaged.*--fresh"):
+        with pytest.raises(ValueError, match=rf"{resume.HASHES} is damaged.*--fresh"):
             loop.train(SMALL, *scans, run_dir)
 
 
@@ -127,11 +127,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(finished
     run_dir = tmp_path / "route"
     shutil.copytree(finished[0], run_dir)
     log = (run_dir / loop.LOG).read_text()
-    shutil.rmtree(run_dir / checkpoints.CHECKPOINTS)
+    shutil.rmtree(run_dir / resume.CHECKPOINTS)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"checkpoints is empty or gone.*--fresh"):
             loop.train(SMALL, *scans, run_dir)
-        (run_dir / checkpoints.CHECKPOINTS).mkdir(exist_ok=True)
+        (run_dir / resume.CHECKPOINTS).mkdir(exist_ok=True)
     assert (run_dir / loop.LOG).read_text() == log
     assert bundle.load_weights(run_dir).manifest["epoch"] == finished[1]["epoch"]
 

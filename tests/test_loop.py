@@ -15,7 +15,7 @@ from mcis import evaluate, scoring, subject
 from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset
 from mcis.tasks.config import TASKS, task_from_json, task_to_json
-from mcis.train import loop, record
+from mcis.train import loop, run_record
 from tests.small_run import SMALL
 
 
@@ -89,9 +89,9 @@ def test_a_finished_run_is_not_trained_again(finished, scans, tmp_path):
     assert loop.train(SMALL, *scans, run_dir) == best
     assert (run_dir / loop.LOG).read_text() == before
     shutil.copytree(run_dir, tmp_path / "older")  # of a time when tasks had fewer fields
-    found = json.loads((run_dir / record.RUN).read_text())
+    found = json.loads((run_dir / run_record.RUN).read_text())
     del found["settings"]["start"], found["settings"]["augmentation"]["flip"]
-    (tmp_path / "older" / record.RUN).write_text(json.dumps(found))
+    (tmp_path / "older" / run_record.RUN).write_text(json.dumps(found))
     assert loop.train(SMALL, *scans, tmp_path / "older") == best
 
 

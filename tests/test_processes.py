@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mcis.checkpoints import checkpoint
-from mcis.train import loop, parallel, processes, record
+from mcis.train import distributed, loop, parallel, run_record
 
 EPOCHS = 8
 OPTIONS = ["--task=route", "--sources=phantom", "--size=32", "--features=4"]  # what starts fastest
@@ -106,7 +106,7 @@ def test_two_processes_train_as_one_does_and_the_first_alone_speaks(one, two):
     run, said = two
     same(run, one)
     assert f"epoch {EPOCHS}" in said[0][0] and "segment_brain" not in said[1][0]
-    (session,) = record.read(run)["sessions"]
+    (session,) = run_record.read(run)["sessions"]
     assert session["processes"] == 2 and len(session["devices"]) == 2
     checkpoint.read_manifest(run / loop.BEST)
 
@@ -130,7 +130,7 @@ def test_processes_stop_together_and_what_a_kill_leaves_is_gone_on_with_to_the_s
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     strip = [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines(run)]
     assert strip == [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines(two[0])]
-    assert len(record.read(run)["sessions"]) == 3
+    assert len(run_record.read(run)["sessions"]) == 3
 
 
 @pytest.mark.slow
@@ -157,30 +157,30 @@ def test_processes_with_other_settings_are_refused_by_all(phantom_dir, tmp_path)
 
 
 def test_neighbours_are_the_processes_of_the_same_machine(monkeypatch):
-    assert processes.neighbours() == 1
+    assert distributed.neighbours() == 1
 
     def gather(name):
         return np.stack([name, name + np.uint32(1), name])
 
-    monkeypatch.setattr(processes, "alone", lambda: False)
-    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
-    assert processes.neighbours() == 2
+    monkeypatch.setattr(distributed, "alone", lambda: False)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+    assert distributed.neighbours() == 2
 
 
 def test_what_is_missing_or_contradicts_itself_is_said(monkeypatch):
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    processes.join(None, None, None, 10)  # one process: nothing
-    assert processes.alone() and processes.is_first()
+    distributed.join(None, None, None, 10)  # one process: nothing
+    assert distributed.alone() and distributed.is_first()
     with pytest.raises(ValueError, match="--process is missing: several processes need all of --coordinator"):
-        processes.join("localhost:1", 2, None, 10)
+        distributed.join("localhost:1", 2, None, 10)
     with pytest.raises(ValueError, match=r"--process=2: with --processes=2 it is from 0 to 1"):
-        processes.join("localhost:1", 2, 2, 10)
+        distributed.join("localhost:1", 2, 2, 10)
     with pytest.raises(ValueError, match="HOST:PORT"):
-        processes.join("localhost", 2, 1, 10)
+        distributed.join("localhost", 2, 1, 10)
 
 
 def test_one_process_gets_its_wishes_at_once_and_has_the_whole_batch():
-    assert processes.make_agreement(4)((True, False), None) == (True, False)
+    assert distributed.make_agreement(4)((True, False), None) == (True, False)
     assert parallel.share_of(8, parallel.make_mesh()) == slice(0, 8)
-    processes.check_alike({"seed": 0})
+    distributed.check_alike({"seed": 0})

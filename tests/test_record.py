@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from mcis.checkpoints import checkpoint
-from mcis.train import checkpoints, loop, record
+from mcis.train import loop, resume, run_record
 from tests.small_run import SMALL
 
 
@@ -20,13 +20,13 @@ def test_each_session_is_written_down_with_what_it_takes_to_repeat_it(finished, 
         loop.train(SMALL, *scans, tmp_path / "run", stop=lambda: next(stops), command="mcis train --task=route")
     for _ in range(2):  # the second time it is complete, and nothing is added
         loop.train(SMALL, *scans, tmp_path / "run", command="the same again")
-        found = record.read(tmp_path / "run")
+        found = run_record.read(tmp_path / "run")
         assert [session["step"] for session in found["sessions"]] == [0, 2]
     first, second = found["sessions"]
     assert (first["command"], second["command"]) == ("mcis train --task=route", "the same again")
     assert first["versions"]["jax"] == jax.__version__ and len(first["devices"]) == len(jax.devices())
     assert first["processes"] == 1 and first["began"] <= second["began"]
-    assert found["settings"] == record.read(finished[0])["settings"]
+    assert found["settings"] == run_record.read(finished[0])["settings"]
     assert {"optax", "grain", "numpy", "jaxlib"} <= set(first["versions"]) and first["folder"]
     assert found["settings"]["seed"] == 0 and found["settings"]["learning_rate"] == SMALL.learning_rate
 
@@ -44,18 +44,18 @@ def test_going_on_with_other_code_is_said(scans, tmp_path, monkeypatch, capsys):
 
 def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(finished, scans, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    found = record.read(tmp_path / "run")
+    found = run_record.read(tmp_path / "run")
     other = dataclasses.replace(SMALL, features=8)
     found["settings"]["features"] = 8  # as if somebody had put these checkpoints into the folder of a wider network
-    (tmp_path / "run" / record.RUN).write_text(json.dumps(found))
+    (tmp_path / "run" / run_record.RUN).write_text(json.dumps(found))
     with pytest.raises(ValueError, match=r"checkpoints/\d+ is a checkpoint of another run \(features: 4 -> 8\)"):
         loop.train(other, *scans, tmp_path / "run")
 
 
 def test_a_checkpoint_says_what_made_it(finished):
-    folder = max((finished[0] / checkpoints.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
+    folder = max((finished[0] / resume.CHECKPOINTS).iterdir(), key=lambda path: int(path.name))
     told = json.loads(next(path for path in (folder / "told").iterdir() if path.is_file()).read_text())
-    assert told["made"]["settings"] == record.read(finished[0])["settings"]
+    assert told["made"]["settings"] == run_record.read(finished[0])["settings"]
     assert told["made"]["versions"] == checkpoint.versions() and "revision" in told["made"]
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mcis import runs
-from mcis.train import loop, record
+from mcis.train import loop, run_record
 from tests.small_run import SMALL
 
 
@@ -70,9 +70,9 @@ def test_where_there_is_no_run_or_a_damaged_one_that_is_said(folder, tmp_path, c
     assert runs.main([str(tmp_path)]) == 2
     assert "no run in" in capsys.readouterr().err
     (tmp_path / "findings").mkdir()
-    (tmp_path / "findings" / record.RUN).write_text('{"options": {}}')  # of `mcis predict`
+    (tmp_path / "findings" / run_record.RUN).write_text('{"options": {}}')  # of `mcis predict`
     shutil.copytree(folder / "first", tmp_path / "whole")
-    damages = [(record.RUN, '{"settings": 1}'), (record.RUN, '{"settings": {"name": "route"}, "sessions": []}')]
+    damages = [(run_record.RUN, '{"settings": 1}'), (run_record.RUN, '{"settings": {"name": "route"}, "sessions": []}')]
     damages += [(loop.LOG, "{"), (loop.LOG, '{"epoch": 1}')]
     for number, (name, content) in enumerate(damages):
         shutil.copytree(folder / "first", tmp_path / f"damaged{number}")
@@ -93,8 +93,8 @@ def test_folds_are_told_apart_and_other_scans_are_said(folder, finished, tmp_pat
         ("three", {"data": {"train": "x", "validation": "y"}}),
     ):
         shutil.copytree(finished[0], tmp_path / name)
-        found = record.read(tmp_path / name)
-        (tmp_path / name / record.RUN).write_text(json.dumps(found | {"settings": found["settings"] | change}))
+        found = run_record.read(tmp_path / name)
+        (tmp_path / name / run_record.RUN).write_text(json.dumps(found | {"settings": found["settings"] | change}))
     assert runs.main([str(tmp_path)]) == 0
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1}
     assert "fold 0/5" in lines["one"] and "fold 1/5" in lines["two"] and ", scans" not in lines["one"]

@@ -16,7 +16,7 @@ from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation
 from mcis.tasks.config import TASKS
-from mcis.train import parallel, processes, step
+from mcis.train import distributed, parallel, step
 
 STILL = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})
 
@@ -155,7 +155,7 @@ def test_devices_never_wait_for_each_other_within_a_loop():
     model, optimizer = task.make_model(parallel.AXIS, train=True), optax.sgd(1e-3)
     state = parallel.put(step.create_state(task, model, optimizer, seed=0), mesh)
     given = make_batch(task), np.zeros((mesh.size, 2), bool)
-    one = processes.with_wishes(step.make_train_step(task, model, optimizer, parallel.AXIS), parallel.AXIS)
+    one = distributed.with_wishes(step.make_train_step(task, model, optimizer, parallel.AXIS), parallel.AXIS)
     plain = step.make_evaluation_step(task)
     for spread, argument, rows in (
         (parallel.parallel_train_step(one, mesh), state, given),

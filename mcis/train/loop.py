@@ -24,8 +24,7 @@ from mcis.models.import_weights import import_state_dict, import_variables, read
 from mcis.ops.novelty import fit_novelty
 from mcis.organs import ORGANS
 from mcis.tasks.config import LAST, Task, task_to_json
-from mcis.train import checkpoints, processes, record
-from mcis.train.checkpoints import Carried, Sums
+from mcis.train import distributed, resume, run_record
 from mcis.train.parallel import (
     AXIS,
     check_batch,
@@ -36,6 +35,7 @@ from mcis.train.parallel import (
     put,
     share_of,
 )
+from mcis.train.resume import Carried, Sums
 from mcis.train.step import (
     MUST_BE_FINITE,
     TrainState,
@@ -94,9 +94,9 @@ def _check_whole(run_dir: pathlib.Path) -> None:
         raise ValueError(
             f"{run_dir / BEST} is gone: the best weights of this run. Restore it, or start over with --fresh"
         )
-    if not checkpoints.there_are(run_dir):
+    if not resume.there_are(run_dir):
         raise ValueError(
-            f"{run_dir / checkpoints.CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or "
+            f"{run_dir / resume.CHECKPOINTS} is empty or gone, so that this run cannot be resumed. Restore it, or "
             "start over with --fresh, which keeps the older run's weights"
         )
 
@@ -165,12 +165,12 @@ def train(
     """
     mesh = make_mesh()
     check_batch(task.batch_size, mesh, task.accumulate)
-    settings = record.settings_of(task, train_scans, validation_scans, seed, fold)
+    settings = run_record.settings_of(task, train_scans, validation_scans, seed, fold)
     if init_from is not None:
         settings["init_from"] = _fingerprint(init_from)
-    record.check_same_run(run_dir, settings)
+    run_record.check_same_run(run_dir, settings)
     _check_whole(run_dir)
-    processes.check_alike(settings)
+    distributed.check_alike(settings)
     used = {
         "fingerprints": {
             "train": sorted(set(train_scans.fingerprint.tolist()) | _seen_by(init_from, "fingerprints")),
@@ -196,7 +196,7 @@ def train(
     start = (lambda variables: variables) if init_from is None else functools.partial(_start_from, init_from)
     state = put(create_state(task, model, optimizer, seed, start), mesh)
     spread = pmap_train_step if pmap else parallel_train_step
-    step = spread(processes.with_wishes(make_train_step(task, model, optimizer, axis), axis), mesh)
+    step = spread(distributed.with_wishes(make_train_step(task, model, optimizer, axis), axis), mesh)
     evaluate = parallel_evaluation_step(make_evaluation_step(task), mesh)
 
     def fit_limits(results: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -211,18 +211,18 @@ def train(
     def ended(step: int) -> bool:
         return step == total or (step % per_epoch == 0 and gives_up(task.select, task.patience, history))
 
-    agree = processes.make_agreement(AHEAD)
-    writes = processes.is_first()
+    agree = distributed.make_agreement(AHEAD)
+    writes = distributed.is_first()
     _take_folder(run_dir)  # all that could be wrong was checked
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        state, history, sums, seconds = checkpoints.restore(run_dir, manager, state, settings)
+    with resume.open_checkpoints(run_dir) as manager:
+        state, history, sums, seconds = resume.restore(run_dir, manager, state, settings)
         if writes:
             _write_log(run_dir, history)
         if int(state.step):
             reached = _where(int(state.step), per_epoch, total, ended(int(state.step)))
             print(f"{task.name}: {run_dir} is {reached}", flush=True)
         new = not ended(int(state.step))
-        if writes and new and (other := record.add_session(run_dir, settings, int(state.step), command)):
+        if writes and new and (other := run_record.add_session(run_dir, settings, int(state.step), command)):
             print(f"{task.name}: other {other} than before: the last bits may differ from here on", flush=True)
         started, saved = time.monotonic() - seconds, time.monotonic()
         waiting: collections.deque[dict[str, tuple[Any, Any]]] = collections.deque()
@@ -265,7 +265,7 @@ def train(
                             _save_best(run_dir, task, seed, kept_variables, line, used)
                     history, sums, started = [*history, line], {}, time.monotonic()
                 carried = Carried(state, history, sums, time.monotonic() - started)
-                checkpoints.save(run_dir, manager, carried, settings)
+                resume.save(run_dir, manager, carried, settings)
                 # the log follows the checkpoint: epochs that a crash took back are not in it twice
                 if writes:
                     _write_log(run_dir, history)
@@ -316,7 +316,7 @@ def _finite(measured: dict[str, tuple[Any, Any]]) -> bool:
 def _write_failure(run_dir: pathlib.Path, state: TrainState, batches_of: Callable[[slice], Any]) -> str:
     """Write down what the step was given that failed, the state before it and its whole batch; says where."""
     step, folder = int(state.failed), run_dir / FAILED
-    if processes.is_first():
+    if distributed.is_first():
         folder.mkdir(exist_ok=True)
         variables = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
         checkpoint.save(folder / "variables", variables, {"step": step})
@@ -324,7 +324,7 @@ def _write_failure(run_dir: pathlib.Path, state: TrainState, batches_of: Callabl
     return (
         f"step {step + 1}: its loss, gradient or update is not finite. The network before it is in "
         f"{folder / 'variables'}, its batch in {folder / 'batch.npz'}; the checkpoints in "
-        f"{run_dir / checkpoints.CHECKPOINTS} are good. A lower --learning_rate, or another --seed, avoids it"
+        f"{run_dir / resume.CHECKPOINTS} are good. A lower --learning_rate, or another --seed, avoids it"
     )
 
 

@@ -27,7 +27,7 @@ from mcis.build import build
 from mcis.command import keep_memory
 from mcis.data import dataset
 from mcis.tasks.config import TASKS, Start
-from mcis.train import loop, parallel, processes, step
+from mcis.train import distributed, loop, parallel, step
 
 STEPS = 5
 """A turn, so that the device can go on while the host works, as in training."""
@@ -44,7 +44,7 @@ def turns(spread, axis, mesh, batch):
     if spread is None:
         one, given = jax.jit(plain, donate_argnums=0), jax.device_put(batch, jax.devices()[0])
     else:
-        one = spread(processes.with_wishes(plain, axis), mesh)
+        one = spread(distributed.with_wishes(plain, axis), mesh)
         given, state = (batch, np.zeros((mesh.size, 2), bool)), parallel.put(state, mesh)
     reached = [state]
 

@@ -24,9 +24,9 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from mcis.board import BOARD
 from mcis.checkpoints import checkpoint
-from mcis.train import checkpoints, loop, record
+from mcis.train import loop, resume, run_record
+from mcis.train.tensorboard import BOARD
 
 DOOMED = pathlib.Path(__file__).with_name("doomed.py")
 KILLS_A_RUN = 5
@@ -41,12 +41,12 @@ RECIPES = {
 # and within so many seconds.
 MOMENTS = {
     "anywhere": ("", 0, 0.0),
-    "a checkpoint is written": (f"*/{checkpoints.CHECKPOINTS}/*tmp*", 20, 0.1),
-    "its hashes are written": (f"*/.{checkpoints.HASHES}.tmp", 6, 0.001),
+    "a checkpoint is written": (f"*/{resume.CHECKPOINTS}/*tmp*", 20, 0.1),
+    "its hashes are written": (f"*/.{resume.HASHES}.tmp", 6, 0.001),
     "the best weights are written": (f"*/.{loop.BEST}.tmp*", 6, 0.1),
     "the best weights are exchanged": (f"*/.{loop.BEST}.old", 4, 0.001),
     "the log is written": (f"*/.{loop.LOG}.tmp", 6, 0.001),
-    "a session is written down": (f"*/.{record.RUN}.tmp", 2, 0.001),
+    "a session is written down": (f"*/.{run_record.RUN}.tmp", 2, 0.001),
     "TensorBoard is written": (f"*/{BOARD}/*", 4, 0.01),
 }
 
@@ -71,7 +71,7 @@ def last_state(run: pathlib.Path) -> dict:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager((run / checkpoints.CHECKPOINTS).absolute()) as manager:
+    with ocp.CheckpointManager((run / resume.CHECKPOINTS).absolute()) as manager:
         args = ocp.args.Composite(state=ocp.args.StandardRestore())
         restored = manager.restore(manager.latest_step(), args=args).state
     leaves = jax.tree_util.tree_flatten_with_path(restored)[0]

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from mcis.checkpoints import checkpoint
 from mcis.imaging import phantom
-from mcis.train import loop, record
+from mcis.train import loop, run_record
 
 HERE = pathlib.Path(__file__).parents[2]
 RECIPES = HERE / "launch" / "slurm"
@@ -206,7 +206,7 @@ def main() -> int:
 
         def check(what: str, name: str, job: str, restarts: int, wanted: str = "COMPLETED") -> None:
             state = lane.wait_for_end(job)
-            sessions = len(record.read(runs / name)["sessions"])
+            sessions = len(run_record.read(runs / name)["sessions"])
             same = wanted != "COMPLETED" or result(runs / name) == result(runs / "whole")
             good = state == wanted and sessions == restarts + 1 and same
             rows.append(good)
@@ -235,7 +235,7 @@ def main() -> int:
         check("that is cancelled", "cancelled", job, 0, "CANCELLED")
         job = lane.submit("folds.sbatch", "", 1, "--array=0-1")
         state = lane.wait_for_end(job)
-        folds = [json.loads((runs / f"route_fold{k}" / record.RUN).read_text())["settings"]["fold"] for k in (0, 1)]
+        folds = [json.loads((runs / f"route_fold{k}" / run_record.RUN).read_text())["settings"]["fold"] for k in (0, 1)]
         rows.append(
             state == "COMPLETED"
             and folds == ["0/2", "1/2"]

@@ -12,8 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from mcis.checkpoints import checkpoint
-from mcis.train import processes
-from mcis.train.record import differences
+from mcis.train import distributed
+from mcis.train.run_record import differences
 from mcis.train.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -37,7 +37,7 @@ class Carried(NamedTuple):
 
 def open_checkpoints(run_dir: pathlib.Path) -> ocp.CheckpointManager:
     """Orbax's manager of a run's checkpoints, of which the two newest are kept; a context manager."""
-    processes.wait("checkpoints")  # what every process had to look at before, none of them changes
+    distributed.wait("checkpoints")  # what every process had to look at before, none of them changes
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(run_dir.absolute() / CHECKPOINTS, options=options)
 
@@ -88,7 +88,7 @@ def restore(
         restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         for later in damaged:  # it is written anew, and sealed anew
             manager.delete(later)
-        if damaged and processes.is_first():
+        if damaged and distributed.is_first():
             _write_sealed(run_dir, {name: names for name, names in sealed.items() if int(name) <= step})
         return Carried(restored.state, **told)
     raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
@@ -97,7 +97,7 @@ def restore(
 def seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
     """Write down the hashes of a checkpoint when it is written: later ones would be of what it has become."""
     manager.wait_until_finished()
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     before, folder = _sealed(run_dir), run_dir / CHECKPOINTS
     steps = [str(step) for step in manager.all_steps()]
