@@ -18,9 +18,9 @@ from PIL import Image
 
 import mcis
 from mcis.imaging import phantom
+from mcis.inference.predictor import Predictor
 from mcis.ops.metrics import dice, mask_counts
 from mcis.organs import ORGANS, organ_named
-from mcis.predictor import Predictor
 
 DOCS = pathlib.Path(__file__).parent
 SEED = 3

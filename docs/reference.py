@@ -28,7 +28,7 @@ INDEX = """
 <main class="pdoc"><section class="module-info">
 <h1>mcis</h1>
 <p>{{ summary }}</p><p><strong>{{ notice }}</strong></p>
-<p>Begin with <a href="mcis/predictor.html">mcis.predictor</a>, which <code>mcis.load()</code> gives, or with the one
+<p>Begin with <a href="mcis/predictor.html">mcis.inference.predictor</a>, which <code>mcis.load()</code> gives, or with the one
 flow: <a href="mcis/scan.html">scan</a>, <a href="mcis/data.html">data</a>, <a href="mcis/tasks.html">tasks</a>,
 <a href="mcis/models.html">models</a>, <a href="mcis/train/step.html">train.step</a>,
 <a href="mcis/checkpoint.html">checkpoint</a>, <a href="mcis/cascade.html">cascade</a>,

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mcis.predictor import Predictor
+    from mcis.inference.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 
 def load(weights: str | os.PathLike | None = None, **asked: Any) -> "Predictor":
-    """Weights that find lesions: `mcis.load().predict("scan.png")`. All about it: `mcis.predictor.load`."""
-    from mcis import predictor
+    """Weights that find lesions: `mcis.load().predict("scan.png")`. All about it: `mcis.inference.predictor.load`."""
+    from mcis.inference import predictor
 
     return predictor.load(weights, **asked)

@@ -80,7 +80,7 @@ def make_answer(task: Task) -> Any:
     """A jitted function of (variables, Batch) to the columns of Answers that come from a network."""
     import jax
 
-    from mcis.cascade import expected_dice
+    from mcis.inference.cascade import expected_dice
     from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
     from mcis.ops.novelty import distance
     from mcis.tasks.apply import make_expert
@@ -175,9 +175,9 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
       CheckpointError, MissingData, ValueError: no such set, run or data; runs of a task that the set does not have, or
         of another network than the set's; runs whose left-out scans have chosen their epoch.
     """
-    from mcis.cascade import label_experts, mask_experts
     from mcis.checkpoints import checkpoint
     from mcis.checkpoints.bundle import load_bundle, load_weights
+    from mcis.inference.cascade import label_experts, mask_experts
 
     bundle = load_bundle(folder)
     folds: dict[str, list[Any]] = {}

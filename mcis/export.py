@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import jax
 
     from mcis.checkpoints.bundle import Weights
-    from mcis.predictor import Asked
+    from mcis.inference.predictor import Asked
 
 Function = Callable[["jax.Array"], dict[str, "jax.Array"]]
 """Canvases, uint8 (B, CANVAS, CANVAS, 3), to named arrays of B rows."""
@@ -71,7 +71,7 @@ PREPROCESSING = {
 
 def cascade_function(found: Mapping[str, "Weights"], asked: "Asked") -> Function:
     """The cascade of a set of weights, which are constants in it: the fields of `cascade.Prediction`, by name."""
-    from mcis import cascade
+    from mcis.inference import cascade
 
     organ = None if asked.organ is None else ORGAN_NAMES.index(asked.organ)
     settings = cascade.Settings(organ, asked.threshold, asked.novelty)
@@ -191,8 +191,8 @@ def described(
       outputs: of `outputs_of`.
       licence: of the weights, its text.
     """
-    from mcis.cascade import THRESHOLD
     from mcis.checkpoints.checkpoint import versions
+    from mcis.inference.cascade import THRESHOLD
     from mcis.ops.metrics import MASK_THRESHOLD
 
     routed = asked.task is None and asked.organ is None
@@ -270,7 +270,7 @@ def main(argv: Sequence[str]) -> int:
     import tyro
 
     from mcis.command import exit_status, parse_dataclass
-    from mcis.predictor import Asked
+    from mcis.inference.predictor import Asked
 
     @dataclasses.dataclass(frozen=True)
     class Export:

@@ -50,7 +50,7 @@ def class_maps(
     """
     import jax
 
-    from mcis.cascade import label_experts
+    from mcis.inference.cascade import label_experts
     from mcis.tasks.apply import make_expert
 
     maps: dict[int, Callable[..., Any]] = {}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mcis.files import read_json
 from mcis.imaging import formats
 from mcis.imaging.geometry import digest
-from mcis.predictor import BATCH, Asked, load
+from mcis.inference.predictor import BATCH, Asked, load
 from mcis.report import segmentations
 from mcis.report.finding import ReportError, plain, read_findings, summary
 from mcis.report.shards import parse_shard

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import mcis
-from mcis.predictor import Asked, load
+from mcis.inference.predictor import Asked, load
 
 TOKEN = "MCIS_TOKEN"
 """The environment variable that may hold the token: a command line is seen by everybody on the machine."""

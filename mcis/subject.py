@@ -154,8 +154,8 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
     """
     import jax
 
-    from mcis.cascade import Settings, make_predict
     from mcis.checkpoints.bundle import load_bundle, load_weights
+    from mcis.inference.cascade import Settings, make_predict
     from mcis.tasks.apply import make_expert, place
 
     path = pathlib.Path(run)
@@ -226,7 +226,7 @@ def _score(subject: Subject, records: Records) -> Rows:
         return score_cascade(subject.answer, records)
     rows = score_scans(subject.task, subject.answer, records)
     if subject.task.organ is None:
-        from mcis.cascade import Settings, supported
+        from mcis.inference.cascade import Settings, supported
 
         router = subject.variables[subject.task.name]
         known, *_ = supported(Settings(), router, rows["probs"][:, : len(ORGANS)].max(1), rows["features"])

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import cascade
 from mcis.checkpoints import bundle, checkpoint
+from mcis.inference import cascade
 from mcis.organs import ORGANS
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import TASKS, task_to_json

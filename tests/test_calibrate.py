@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import calibrate, cascade, evaluate
+from mcis import calibrate, evaluate
 from mcis.checkpoints import bundle, checkpoint
+from mcis.inference import cascade
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import task_to_json
 

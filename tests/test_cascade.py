@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import cascade
 from mcis.imaging import letterbox, phantom
+from mcis.inference import cascade
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import TASKS

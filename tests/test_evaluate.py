@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mcis import evaluate, scores, scoring
-from mcis.cascade import Prediction
 from mcis.data import dataset, storage
 from mcis.imaging import letterbox, scan
+from mcis.inference.cascade import Prediction
 from mcis.models import Outputs
 from mcis.scores import metrics, report, take, with_intervals
 from mcis.scoring import score_scans

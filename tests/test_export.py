@@ -12,12 +12,13 @@ import jax.export
 import numpy as np
 import pytest
 
-from mcis import cascade, export, predict
+from mcis import export, predict
 from mcis.checkpoints import bundle, checkpoint
 from mcis.imaging import letterbox, phantom
+from mcis.inference import cascade
+from mcis.inference.predictor import Asked
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
-from mcis.predictor import Asked
 from mcis.tasks.apply import MEMBERS, make_expert
 from mcis.tasks.config import TASKS, task_to_json
 

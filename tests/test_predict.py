@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import predict, predictor
+from mcis import predict
 from mcis.checkpoints import checkpoint
 from mcis.imaging import formats, phantom, pool, scan
+from mcis.inference import predictor
 from mcis.organs import ORGANS
 from mcis.tasks.config import TASKS, task_to_json
 

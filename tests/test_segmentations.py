@@ -11,8 +11,9 @@ import pytest
 import SimpleITK
 from pydicom import dcmread
 
-from mcis import predict, predictor
+from mcis import predict
 from mcis.imaging import formats, phantom
+from mcis.inference import predictor
 from mcis.report import finding, segmentations, shards, volume
 from tests.dicom_files import CANARY, dataset, write_series
 from tests.test_predict import findings, small_weights

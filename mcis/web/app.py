@@ -32,7 +32,7 @@ from mcis.files import from_json
 from mcis.imaging import scan
 from mcis.imaging.pool import Readers
 from mcis.imaging.scan import ScanError
-from mcis.predictor import BATCH, Predictor, Result
+from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import KEYS, Finding, plain
 from mcis.report.volume import KEYS as VOLUME_KEYS
 from mcis.report.volume import summarise

@@ -18,7 +18,7 @@ from mcis.imaging.formats import Loaded
 from mcis.imaging.pool import Readers
 from mcis.imaging.scan import ScanError
 from mcis.imaging.worker import suffix_of
-from mcis.predictor import BATCH, Predictor, Result
+from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import Finding
 from mcis.report.volume import summarise
 from mcis.web.guard import Limits, Refused

@@ -174,8 +174,8 @@ def crf(options, missing):
 
 
 def cascade(options, missing):
-    from mcis.cascade import Settings, make_predict
     from mcis.checkpoints.bundle import load_bundle
+    from mcis.inference.cascade import Settings, make_predict
     from mcis.tasks.apply import make_expert, place
 
     weights = load_bundle()

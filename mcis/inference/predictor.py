@@ -30,7 +30,7 @@ from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 from mcis.report.finding import Finding, measured
 
 if TYPE_CHECKING:
-    from mcis.cascade import Prediction
+    from mcis.inference.cascade import Prediction
     from mcis.tasks.config import Task
 
 BATCH = 8
@@ -276,8 +276,8 @@ def load(
 
     import jax
 
-    from mcis import cascade
     from mcis.checkpoints.bundle import SHIPPED, first_networks, load_bundle
+    from mcis.inference import cascade
     from mcis.tasks.config import task_named
 
     found = load_bundle(weights or SHIPPED)
