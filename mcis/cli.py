@@ -17,7 +17,7 @@ COMMANDS = {
     "merge": ("mcis.report.shards", "one report of what several processes have found, each of a share of the scans"),
     "export": ("mcis.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
-    "shortcuts": ("mcis.shortcuts", "how much of a task can be read off its scans' frames alone"),
+    "shortcuts": ("mcis.evaluation.shortcuts", "how much of a task can be read off its scans' frames alone"),
     "tune": ("mcis.tune", "choose a segmentation run's CRF on validation"),
     "calibrate": ("mcis.calibrate", "fit probabilities, refusal and review on folds"),
     "info": ("mcis.info", "versions, devices, tasks, data and weights"),

@@ -28,7 +28,7 @@ def print_report(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     from mcis.command import print_table
-    from mcis.evaluation_words import scans_scored, uses_seen
+    from mcis.evaluation.descriptions import scans_scored, uses_seen
     from mcis.ops.metrics import with_interval
 
     def cell(metric: dict[str, float | None] | None, sign: str = "") -> str:
@@ -94,8 +94,8 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Any) -> int:
     from mcis.command import enable_compilation_cache
     from mcis.data.dataset import LEFT_OUT
-    from mcis.scores import compare_reports, read_report, report
-    from mcis.subject import check_all_unseen, load_folds, load_subject, score
+    from mcis.evaluation.evaluator import check_all_unseen, load_folds, load_subject, score
+    from mcis.evaluation.metrics import compare_reports, read_report, report
 
     _check(options)
     out = _place(options)
@@ -147,7 +147,7 @@ def _check(options: Any) -> None:
 def _place(options: Any) -> pathlib.Path | None:
     """The folder to write, asked before the work is done; None where none was named and there is none by default."""
     from mcis.checkpoints.checkpoint import is_weights_folder
-    from mcis.subject import is_set
+    from mcis.evaluation.evaluator import is_set
 
     run = pathlib.Path(options.runs[0])
     if not options.out and (len(options.runs) > 1 or is_weights_folder(run) or is_set(run)):
@@ -172,9 +172,9 @@ def _name(folder: str) -> str:
 def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The records to score, and what a report says of where they are from."""
     from mcis.data.dataset import LEFT_OUT, SPLITS, prepared
+    from mcis.evaluation.evaluator import read_left_out
+    from mcis.evaluation.results import read_records
     from mcis.imaging.scan import pictures
-    from mcis.scoring import read_records
-    from mcis.subject import read_left_out
 
     if options.split == LEFT_OUT:
         sources = options.sources or subject.sources(options.data_dir)
@@ -226,11 +226,11 @@ def _facts(runs: Sequence[str], subject: Any, rows: Any) -> dict[str, Any]:
 
 def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, records: Any, heat: int) -> None:
     """Write report.json, then the page; the scans of its gallery go through the network again, and only these."""
-    from mcis import evaluation_page, gallery
     from mcis.checkpoints.checkpoint import write_text
-    from mcis.heat import check, make_heat
-    from mcis.scores import REPORT
-    from mcis.subject import look
+    from mcis.evaluation import gallery, page
+    from mcis.evaluation.evaluator import look
+    from mcis.evaluation.metrics import REPORT
+    from mcis.evaluation.pointing_game import check, make_heat
 
     chosen = gallery.choose(rows, found["task"])
     found["gallery"] = {
@@ -245,8 +245,8 @@ def _write(out: pathlib.Path, found: dict[str, Any], rows: Any, subject: Any, re
     shown = [(title, at) for title, index in chosen.items() for at in index]
     for (title, at), seen in zip(shown, look(subject, records, [at for _, at in shown]), strict=True):
         caption = gallery.caption(rows, at, found["task"], found["classes"])
-        cards.append(evaluation_page.Card(title, gallery.picture(*seen), caption))
+        cards.append(page.Card(title, gallery.picture(*seen), caption))
         said = gallery.said_label(rows, at)
         if map_of is not None and title in gallery.EXPLAINED and (drawn := map_of(records[at], said)) is not None:
-            cards.append(evaluation_page.Card(title, gallery.heat_picture(seen.image, drawn), [("looks at", "above")]))
-    write_text(out / PAGE, evaluation_page.page(found, rows, cards))
+            cards.append(page.Card(title, gallery.heat_picture(seen.image, drawn), [("looks at", "above")]))
+    write_text(out / PAGE, page.page(found, rows, cards))

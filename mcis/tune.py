@@ -263,7 +263,7 @@ def _main(options: Any) -> int:
 def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
     """Each network and the records it is to answer, those that it has left out of its training."""
     from mcis.checkpoints.provenance import check_folds
-    from mcis.scoring import read_records
+    from mcis.evaluation.results import read_records
 
     task = weights[0].task
     if len(weights) > 1:

@@ -10,7 +10,8 @@ import sys
 import matplotlib
 import pytest
 
-from mcis import cli, evaluation_words, organs
+from mcis import cli, organs
+from mcis.evaluation import descriptions
 from mcis.report import finding, volume
 from tests.test_predict import weights  # noqa: F401
 
@@ -147,7 +148,7 @@ def test_every_key_of_a_finding_and_of_a_volume_is_told():
 def test_every_metric_is_told():
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", text))
-    assert told == evaluation_words.MEANINGS
+    assert told == descriptions.MEANINGS
 
 
 def test_the_index_lists_every_page():

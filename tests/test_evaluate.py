@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from mcis import evaluate, scores, scoring
+from mcis import evaluate
 from mcis.data import dataset, storage
+from mcis.evaluation import metrics, results
+from mcis.evaluation.metrics import metrics, report, take, with_intervals
+from mcis.evaluation.results import score_scans
 from mcis.imaging import letterbox, scan
 from mcis.inference.cascade import Prediction
 from mcis.models import Outputs
-from mcis.scores import metrics, report, take, with_intervals
-from mcis.scoring import score_scans
 from mcis.tasks.config import LAST, TASKS
 
 SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TASKS["route"]
@@ -48,7 +49,7 @@ def bright(squares):
 
 
 def test_every_record_is_scored_once_in_order_on_its_own_grid():
-    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * scoring.BATCH + 3)]
+    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * results.BATCH + 3)]
     rows = score_scans(SEGMENT, bright, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
     assert rows["group"].tolist() == [f"busi/p{i}" for i in range(len(records))]
@@ -79,7 +80,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
 
 
 def test_the_cascade_is_scored_as_it_answers(monkeypatch):
-    records = [make_record(i, label=1 + i % 2) for i in range(scoring.BATCH + 3)]
+    records = [make_record(i, label=1 + i % 2) for i in range(results.BATCH + 3)]
 
     def predict(squares):
         n = len(squares)
@@ -90,9 +91,9 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
         asked = (organ, unasked, unasked, unasked)
         return Prediction(organ, *asked, np.full(n, 1), probs, segmented, mask, unasked, organ)
 
-    rows = scoring.score_cascade(predict, records)
+    rows = results.score_cascade(predict, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
-    odd = {1, 2, scoring.BATCH + 1, scoring.BATCH + 2}  # another organ, and none
+    odd = {1, 2, results.BATCH + 1, results.BATCH + 2}  # another organ, and none
     wrong = np.isin(np.arange(len(records)), list(odd))
     assert (rows["said_organ"] != rows["organ"]).tolist() == wrong.tolist()
     assert (rows["both"] == 0).tolist() == np.isnan(rows["hd95"]).tolist() == wrong.tolist()
@@ -102,7 +103,7 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
     assert found["dice_lesion"] == pytest.approx(metrics(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
     monkeypatch.setattr(letterbox, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
-    small = scoring.score_cascade(predict, records)
+    small = results.score_cascade(predict, records)
     assert metrics(None, small)["lost_by_router"] == 1 and not small["label_probs"].any() and small["thumbnail"].all()
 
 
@@ -186,7 +187,7 @@ def test_a_report_on_scans_that_were_learned_from_says_so_wherever_it_is_printed
 
 def test_a_patient_drawn_twice_counts_twice(monkeypatch):
     rows = score_scans(SEGMENT, bright, [make_record(i, group=f"p{i // 2}") for i in range(8)])
-    monkeypatch.setattr(scores, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
+    monkeypatch.setattr(metrics, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
     assert with_intervals(SEGMENT, rows, draws=50)["groups"] == {"value": 4, "low": 4, "high": 4}
 
 

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from mcis.evaluation_fitted import fitted
+from mcis.evaluation.page_calibration import fitted
 from mcis.organs import ORGANS
 from mcis.refusal import fit_router
 

@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import evaluate, evaluation_page, evaluation_plots, gallery, heat
+from mcis import evaluate
 from mcis.checkpoints import checkpoint
 from mcis.data import dataset, storage
-from mcis.evaluation_words import MEANINGS, meaning
+from mcis.evaluation import figures, gallery, pointing_game
+from mcis.evaluation.descriptions import MEANINGS, meaning
+from mcis.evaluation.metrics import metrics, report
 from mcis.imaging import phantom, scan
 from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
-from mcis.scores import metrics, report
 from mcis.tasks.config import TASKS, task_to_json
 
 TINY = {name: dataclasses.replace(task, features=4, size=32).check() for name, task in TASKS.items()}
@@ -108,9 +109,9 @@ def test_the_page_of_a_report_is_what_its_values_say(pages):
     name = "<script>alert(1)</script>$body&amp;"
     changed["run"] = name
     changed["audit"]["networks"]["route"]["train"]["scored"] = 7
-    from mcis.scores import rows_from_json
+    from mcis.evaluation.metrics import rows_from_json
 
-    made = evaluation_page.page(changed, rows_from_json(found["rows"]), [])
+    made = page.page(changed, rows_from_json(found["rows"]), [])
     assert "0.123" in made and "0.123 " not in page
     assert "<script>" not in made and "&lt;script&gt;alert(1)&lt;/script&gt;$body&amp;amp;" in made
     assert "some of these scans were trained on; see below" in made
@@ -170,7 +171,7 @@ def test_the_middle_of_the_gallery_is_of_all_scans_and_not_of_each_group_s_worst
 def test_a_curve_is_drawn_with_the_area_that_the_figures_report():
     rows = rows_of()
     curves = {name: (rows["probs"][:, k], rows["label"] == k) for k, name in enumerate(ORGANS[1].classes)}
-    drawn = evaluation_plots.roc(curves, "ROC")
+    drawn = figures.roc(curves, "ROC")
     for name, (score, positive) in curves.items():
         assert f"{name} {auc(score, positive):.3f}" in drawn
 
@@ -217,16 +218,16 @@ def test_a_map_of_a_classifier_is_checked_against_the_lesions(phantom_dir):
         image = storage.decode(record)[0]
         return -np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])).astype(np.float32)
 
-    found = heat.check(at_lesion, records, rows, 5)
+    found = pointing_game.check(at_lesion, records, rows, 5)
     assert found["scans"] == 5 and found["in_lesion"] == 1.0 and 0 < found["by_chance"] < 0.5
-    assert heat.check(at_corner, records, rows, 5)["in_lesion"] == 0.0
+    assert pointing_game.check(at_corner, records, rows, 5)["in_lesion"] == 0.0
     none = rows | {"probs": np.eye(3)[(label + 1) % 3]}
-    assert heat.check(at_lesion, records, none, 5) is None
+    assert pointing_game.check(at_lesion, records, none, 5) is None
     breast = np.full(len(records), 1)
     cascade = rows | {"organ": breast, "said_organ": breast, "said_label": label}
-    assert heat.check(at_lesion, records, cascade, 5) == found
+    assert pointing_game.check(at_lesion, records, cascade, 5) == found
     assert (
-        heat.check(at_lesion, records, cascade | {"said_organ": breast * 0}, 5) is None
+        pointing_game.check(at_lesion, records, cascade | {"said_organ": breast * 0}, 5) is None
     )  # the same number, of a brain
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import evaluate, scoring, subject
+from mcis import evaluate
 from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset
+from mcis.evaluation import evaluator, results
 from mcis.tasks.config import TASKS, task_from_json, task_to_json
 from mcis.train import loop, run_record
 from tests.small_run import SMALL
@@ -45,7 +46,7 @@ def test_the_last_epoch_is_kept_where_no_metric_is_to_choose_and_novelty_is_told
 
 def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     run_dir, best = finished
-    found = subject.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
+    found = evaluator.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
     measured = found["sources"]["phantom"]["metrics"]
     assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
     assert measured["nll"]["value"] == pytest.approx(best["validation"]["nll"], abs=1e-5)
@@ -254,10 +255,10 @@ def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir)
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest
     test = [dataset.text(record["fingerprint"]) for record in dataset.records("phantom", "test", phantom_dir)]
-    scoring.check_unseen(test, [None] * len(test), manifest)
+    results.check_unseen(test, [None] * len(test), manifest)
     for use in ("train", "validation"):
-        with pytest.raises(scoring.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
-            scoring.check_unseen([*test, manifest["fingerprints"][use][0]], [None] * (len(test) + 1), manifest)
+        with pytest.raises(results.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
+            results.check_unseen([*test, manifest["fingerprints"][use][0]], [None] * (len(test) + 1), manifest)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mcis import scores
+from mcis.evaluation import metrics
+from mcis.evaluation.metrics import compare, metrics, report, rows_from_json, rows_to_json, take
 from mcis.ops.metrics import dice
-from mcis.scores import compare, metrics, report, rows_from_json, rows_to_json, take
 from mcis.tasks.config import TASKS
 
 SEGMENT, CLASSIFY = TASKS["segment_breast"], TASKS["classify_breast"]
@@ -44,13 +44,13 @@ def classified(n=60, seed=0):
 
 def test_lesions_are_scored_by_their_share_of_the_scan_and_scans_by_class():
     rows = segmented()
-    found = scores.subsets(SEGMENT, rows)
+    found = metrics.subsets(SEGMENT, rows)
     share = rows["true"] / 10_000
     assert set(found) == {"lesions 1 to 5 %", "lesions above 5 %", *SEGMENT.classes}
     assert (found["lesions 1 to 5 %"] == ((share > 0.01) & (share <= 0.05))).all()
     assert (found["normal"] == (rows["true"] == 0)).all()
-    assert scores.subsets(SEGMENT, rows | {"true": rows["true"] // 4})["lesions under 1 %"].any()
-    unknown = scores.subsets(SEGMENT, rows | {"has_mask": np.zeros(24, bool)})
+    assert metrics.subsets(SEGMENT, rows | {"true": rows["true"] // 4})["lesions under 1 %"].any()
+    unknown = metrics.subsets(SEGMENT, rows | {"has_mask": np.zeros(24, bool)})
     assert unknown == {}
     part = report(SEGMENT, rows, "test", draws=100)["sources"]["all"]["subsets"]
     assert part["malignant"]["scans"] == found["malignant"].sum()
@@ -75,7 +75,7 @@ def test_a_report_read_back_scores_the_same(task, rows, tmp_path):
     made = report(task, rows, "test", draws=100)
     file = tmp_path / "report.json"
     file.write_text(json.dumps(made, allow_nan=False))
-    again = rows_from_json(scores.read_report(file)["rows"])
+    again = rows_from_json(metrics.read_report(file)["rows"])
     assert metrics(task, again) == metrics(task, rows)
     assert set(again) == set(rows) - {"features"}
     assert report(task, again, "test", draws=100) == made
@@ -92,7 +92,7 @@ def test_a_run_compared_with_itself_does_not_differ_whatever_the_order():
 def test_a_small_gain_on_every_scan_is_seen_where_two_intervals_overlap():
     worse = segmented(overlap=0.6)
     better = worse | {"both": np.minimum(worse["both"] + worse["true"] // 20, worse["true"])}
-    alone = [scores.with_intervals(SEGMENT, rows)["dice_lesion"] for rows in (worse, better)]
+    alone = [metrics.with_intervals(SEGMENT, rows)["dice_lesion"] for rows in (worse, better)]
     assert alone[1]["low"] < alone[0]["high"]
     gain = compare(SEGMENT, better, worse)["dice_lesion"]
     assert gain["low"] > 0
@@ -109,7 +109,7 @@ def test_other_scans_or_another_task_are_no_comparison():
         compare(SEGMENT, rows, rows | {"true": rows["true"] // 2})
     other = report(CLASSIFY, classified(), "test", draws=100)
     with pytest.raises(ValueError, match="segment_breast and classify_breast are not"):
-        scores.compare_reports(report(SEGMENT, rows, "test", draws=100), other)
+        metrics.compare_reports(report(SEGMENT, rows, "test", draws=100), other)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_is_no_report_is_refused_by_name(damage, tmp_path):
     file = tmp_path / "report.json"
     file.write_text(made if isinstance(made, str) else json.dumps(made))
     with pytest.raises(ValueError, match=r"report\.json is no evaluation of this version"):
-        scores.read_report(file)
+        metrics.read_report(file)
 
 
 def test_missing_distances_are_null_in_the_file():
@@ -200,10 +200,10 @@ def test_a_cascades_report_is_read_back_and_compared(tmp_path):
     assert made["task"] == "cascade"
     assert set(made["sources"]["busi"]["subsets"]) == {"brain", "breast"}
     (tmp_path / "report.json").write_text(json.dumps(made, allow_nan=False))
-    again = scores.read_report(tmp_path / "report.json")
-    assert scores.compare_reports(made, again)["organ"]["value"] == 0
+    again = metrics.read_report(tmp_path / "report.json")
+    assert metrics.compare_reports(made, again)["organ"]["value"] == 0
     with pytest.raises(ValueError, match="cascade and segment_breast are not"):
-        scores.compare_reports(made, report(SEGMENT, segmented(), "test", draws=50))
+        metrics.compare_reports(made, report(SEGMENT, segmented(), "test", draws=50))
 
 
 def test_a_run_that_drops_its_worst_lesions_gains_no_distance():
@@ -218,5 +218,5 @@ def test_a_run_that_drops_its_worst_lesions_gains_no_distance():
 
 def test_a_metric_that_no_draw_has_has_no_interval():
     rows = take(classified(), np.array([1, 2, 3])) | {"group": np.array(["a", "b", "c"])}
-    for cell in scores.with_intervals(CLASSIFY, rows, draws=1).values():
+    for cell in metrics.with_intervals(CLASSIFY, rows, draws=1).values():
         assert cell["low"] is None or cell["low"] <= cell["high"]

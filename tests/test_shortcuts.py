@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from mcis import shortcuts
 from mcis.data import dataset
+from mcis.evaluation import shortcuts
+from mcis.evaluation.shortcuts import Frames, audit, frames_of, network_answers
 from mcis.imaging import scan
 from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
-from mcis.shortcuts import Frames, audit, frames_of, network_answers
 from mcis.tasks.config import TASKS
 
 BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
@@ -337,6 +337,6 @@ def test_sources_without_scans_of_the_split_are_said(monkeypatch, capsys):
 
 
 def test_scikit_learn_waits_until_something_is_learned():
-    script = "import sys, mcis.shortcuts; print([m for m in ('sklearn', 'joblib') if m in sys.modules])"
+    script = "import sys, mcis.evaluation.shortcuts; print([m for m in ('sklearn', 'joblib') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert run.stdout.strip() == "[]", run.stderr

@@ -6,30 +6,31 @@ import json
 import numpy as np
 import pytest
 
-from mcis import evaluate, scores, scoring, subject
+from mcis import evaluate
 from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset
+from mcis.evaluation import evaluator, metrics, results
 from mcis.tasks.config import task_to_json
 
 
 @pytest.fixture(scope="module")
 def folds(fold_runs):
-    return subject.load_folds(fold_runs["segment_breast"])
+    return evaluator.load_folds(fold_runs["segment_breast"])
 
 
 def test_every_scan_is_answered_by_the_run_that_has_left_it_out(folds, fold_runs, phantom_dir):
-    records, _ = subject.read_left_out(folds, ("phantom",), phantom_dir)
-    rows = subject.score(folds, records)
+    records, _ = evaluator.read_left_out(folds, ("phantom",), phantom_dir)
+    rows = evaluator.score(folds, records)
     assert rows["fingerprint"].tolist() == list(records.fingerprints)
     for run, mine in zip(fold_runs["segment_breast"], folds.left_out().values(), strict=True):
-        alone = subject.load_subject(run)
+        alone = evaluator.load_subject(run)
         here = np.isin(rows["fingerprint"], list(mine))
         assert here.sum() == len(mine) > 0
-        expected = subject.score(alone, records.take(np.flatnonzero(here).tolist()))
+        expected = evaluator.score(alone, records.take(np.flatnonzero(here).tolist()))
         for name, column in expected.items():
             np.testing.assert_array_equal(rows[name][here], column, err_msg=name)
     shown = [2, len(records) - 1, 0]
-    for at, seen in zip(shown, subject.look(folds, records, shown), strict=True):
+    for at, seen in zip(shown, evaluator.look(folds, records, shown), strict=True):
         assert seen.said.sum() == rows["predicted"][at] and seen.true.sum() == rows["true"][at]
     counts = folds.seen(records.fingerprints)
     assert [uses["train"]["scored"] for uses in counts.values()] == [0, 0]
@@ -41,7 +42,7 @@ def test_every_scan_is_answered_by_the_run_that_has_left_it_out(folds, fold_runs
     for run in (leaky, other):  # the other run is not asked about them, and trained on them as it should
         seen = run.manifests["segment_breast"]["fingerprints"]
         seen["train"] = sorted({*seen["train"], *mine})
-    counts = subject.Folds(dict(zip(names, (leaky, other), strict=True))).seen(records.fingerprints)
+    counts = evaluator.Folds(dict(zip(names, (leaky, other), strict=True))).seen(records.fingerprints)
     assert [uses["train"]["scored"] for uses in counts.values()] == [2, 0]
 
 
@@ -70,66 +71,66 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, t
 def test_runs_that_are_no_folds_of_one_task_are_refused(fold_runs, folds, phantom_dir, tmp_path):
     first, second = fold_runs["segment_breast"]
     with pytest.raises(ValueError, match="name each fold once"):
-        subject.load_folds([first, first])
+        evaluator.load_folds([first, first])
     with pytest.raises(ValueError, match=r"was trained otherwise than .*, in name, "):
-        subject.load_folds([first, fold_runs["route"][0]])
+        evaluator.load_folds([first, fold_runs["route"][0]])
     variables, manifest = checkpoint.load(second / "best")
     task = dataclasses.replace(bundle.load_weights(second).task, select="dice_balanced")
     checkpoint.save(tmp_path / "chosen", variables, manifest | {"task": task_to_json(task)})
     with pytest.raises(ValueError, match="chosen by dice_balanced"):
-        subject.load_folds([first, tmp_path / "chosen"])
+        evaluator.load_folds([first, tmp_path / "chosen"])
     checkpoint.save(tmp_path / "early", variables, manifest | {"epoch": 3})
     with pytest.raises(ValueError, match="unfinished, at epoch 3 of 20"):
-        subject.load_folds([first, tmp_path / "early"])
+        evaluator.load_folds([first, tmp_path / "early"])
     with pytest.raises(ValueError, match="unfinished"):
         bundle.make_bundle([tmp_path / "early"], tmp_path / "unfinished")
     nothing = manifest["fingerprints"] | {"validation": []}
     checkpoint.save(tmp_path / "ensemble", variables, manifest | {"fingerprints": nothing})
     with pytest.raises(ValueError, match="has left no scan out"):
-        subject.load_folds([first, tmp_path / "ensemble"])
+        evaluator.load_folds([first, tmp_path / "ensemble"])
     both = manifest["fingerprints"] | {"validation": manifest["fingerprints"]["train"][:1]}
     checkpoint.save(tmp_path / "leak", variables, manifest | {"fingerprints": both})
-    with pytest.raises(scoring.LeakError, match="trained on 1 of the scans"):
-        subject.load_folds([tmp_path / "leak"])
+    with pytest.raises(results.LeakError, match="trained on 1 of the scans"):
+        evaluator.load_folds([tmp_path / "leak"])
     bundle.make_bundle([first], tmp_path / "set")
     with pytest.raises(ValueError, match="is a set of weights"):
-        subject.load_folds([tmp_path / "set", second])
+        evaluator.load_folds([tmp_path / "set", second])
     strange = manifest["fingerprints"] | {"validation": [*manifest["fingerprints"]["validation"], "f" * 16]}
     checkpoint.save(tmp_path / "far", variables, manifest | {"fingerprints": strange})
     with pytest.raises(ValueError, match=r"1 of the \d+ scans that the runs left out are not prepared here"):
-        subject.read_left_out(subject.load_folds([first, tmp_path / "far"]), ("phantom",), phantom_dir)
+        evaluator.read_left_out(evaluator.load_folds([first, tmp_path / "far"]), ("phantom",), phantom_dir)
 
 
 def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
 
     def check(scans, manifest):
-        scoring.check_unseen(scans, [None] * len(scans), manifest)
+        results.check_unseen(scans, [None] * len(scans), manifest)
 
     check(manifest["fingerprints"]["validation"], manifest)  # the last epoch was kept whatever they said
-    with pytest.raises(scoring.LeakError, match="used for train"):
+    with pytest.raises(results.LeakError, match="used for train"):
         check(manifest["fingerprints"]["train"], manifest)
     chosen = manifest | {"task": manifest["task"] | {"select": "dice_balanced"}}
     tuned = manifest | {"task": manifest["task"] | {"crf": {"steps": 5}}}
     router = bundle.load_weights(fold_runs["route"][0]).manifest
     for used in (chosen, tuned, router, manifest | {"calibration": {}}):
-        with pytest.raises(scoring.LeakError, match="used for validation"):
+        with pytest.raises(results.LeakError, match="used for validation"):
             check(used["fingerprints"]["validation"], used)
 
 
 def test_a_copy_of_another_size_is_known_by_its_name(fold_runs, phantom_dir, monkeypatch):
     monkeypatch.setattr(dataset, "PUBLISHED", ("phantom",))
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
-    records = scoring.read_records(("phantom",), ("train",), phantom_dir, "breast")
+    records = results.read_records(("phantom",), ("train",), phantom_dir, "breast")
     assert len(set(records.names)) == len(records) and None not in records.names
     copies = dataclasses.replace(records, fingerprints=tuple(f"{i}" for i in range(len(records))))
-    subject.check_all_unseen(copies, {"segment_breast": manifest})  # weights older than names know no better
+    evaluator.check_all_unseen(copies, {"segment_breast": manifest})  # weights older than names know no better
     named = manifest | {"names": {"train": [records.names[2]], "validation": []}}
-    with pytest.raises(scoring.LeakError, match=rf"1 of the {len(records)} scans were used for train .*or copies"):
-        subject.check_all_unseen(copies, {"segment_breast": named})
+    with pytest.raises(results.LeakError, match=rf"1 of the {len(records)} scans were used for train .*or copies"):
+        evaluator.check_all_unseen(copies, {"segment_breast": named})
     kept = copies.take([0, 1, 3])
     assert kept.names == (*records.names[:2], records.names[3])
-    subject.check_all_unseen(kept, {"segment_breast": named})
+    evaluator.check_all_unseen(kept, {"segment_breast": named})
 
 
 def test_only_published_scans_have_names_that_say_which_they_are(phantom_scans):
@@ -149,7 +150,7 @@ def test_gated_dice_drops_the_masks_of_what_is_called_free_of_lesions(folds):
         "predicted": np.array([80, 80, 50, 50]),
         "true": np.array([80, 80, 0, 0]),
     }
-    assert scores.gated_metrics(folds.task, rows) == {
+    assert metrics.gated_metrics(folds.task, rows) == {
         "gated_dice": 0.5,
         "gated_dice_lesion": 0.5,
         "gated_false_masks": 0.5,

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import subject, tune
+from mcis import tune
 from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset, storage
+from mcis.evaluation import evaluator
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
@@ -149,7 +150,7 @@ def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monk
     monkeypatch.setattr(tune, "PATIENTS", 1)
     assert tune.main(command) == 0
     after = bundle.load_weights(run)
-    with_crf, without = (subject.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
+    with_crf, without = (evaluator.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
     dice = [found["sources"]["phantom"]["metrics"]["dice_loss"]["value"] for found in (with_crf, without)]
     assert dice[0] != dice[1]
     assert after.task == dataclasses.replace(before.task, crf=chosen)

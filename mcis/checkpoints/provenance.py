@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcis.scoring import LeakError
+from mcis.evaluation.results import LeakError
 from mcis.tasks.config import LAST, Task
 
 

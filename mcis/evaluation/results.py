@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mcis.data import dataset, storage
+from mcis.evaluation.metrics import Rows
 from mcis.imaging import letterbox
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
-from mcis.scores import Rows
 from mcis.tasks.config import LAST, Task
 
 BATCH = 16

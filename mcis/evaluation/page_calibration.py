@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from mcis import evaluation_plots as plots
-from mcis.evaluation_html import cell, figure
+from mcis.evaluation import figures as plots
+from mcis.evaluation.html import cell, figure
 
 
 def fitted(found: Mapping[str, Any]) -> str:

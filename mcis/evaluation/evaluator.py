@@ -13,12 +13,8 @@ import numpy as np
 from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.checkpoints.provenance import check_folds
 from mcis.data import dataset, storage
-from mcis.imaging import letterbox
-from mcis.ops.crf import CRF
-from mcis.ops.metrics import MASK_THRESHOLD
-from mcis.organs import ORGANS, organ_index
-from mcis.scores import Rows, report, take
-from mcis.scoring import (
+from mcis.evaluation.metrics import Rows, report, take
+from mcis.evaluation.results import (
     FOREIGN,
     Records,
     batches,
@@ -28,6 +24,10 @@ from mcis.scoring import (
     score_cascade,
     score_scans,
 )
+from mcis.imaging import letterbox
+from mcis.ops.crf import CRF
+from mcis.ops.metrics import MASK_THRESHOLD
+from mcis.organs import ORGANS, organ_index
 from mcis.tasks.config import TASKS, Task
 
 

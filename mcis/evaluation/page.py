@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mcis import evaluation_plots as plots
-from mcis.evaluation_fitted import fitted
-from mcis.evaluation_html import cell, fact_list, figure
-from mcis.evaluation_words import USES, meaning, scans_scored, uses_seen
-from mcis.gallery import SAID, TRUE, Rows
+from mcis.evaluation import figures as plots
+from mcis.evaluation.descriptions import USES, meaning, scans_scored, uses_seen
+from mcis.evaluation.gallery import SAID, TRUE, Rows
+from mcis.evaluation.html import cell, fact_list, figure
+from mcis.evaluation.page_calibration import fitted
 from mcis.ops.metrics import dice
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
 

@@ -22,11 +22,11 @@ import cv2
 import numpy as np
 
 from mcis.data import dataset, storage
+from mcis.evaluation.metrics import read_report, rows_from_json
+from mcis.evaluation.results import read_records
 from mcis.imaging import letterbox
 from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval, with_interval
 from mcis.organs import UNKNOWN
-from mcis.scores import read_report, rows_from_json
-from mcis.scoring import read_records
 from mcis.tasks.config import Names, Task, task_named
 
 RIM = 0.02

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from mcis.data import dataset, storage
+from mcis.evaluation.evaluator import Folds, Subject
+from mcis.evaluation.metrics import Rows
+from mcis.evaluation.results import Record
 from mcis.imaging import letterbox
 from mcis.ops.metrics import bootstrap_interval
 from mcis.ops.occlusion import CELLS, REACH, occlusion_map
 from mcis.organs import ORGANS, organ_index
-from mcis.scores import Rows
-from mcis.scoring import Record
-from mcis.subject import Folds, Subject
 from mcis.tasks.config import Task
 
 Heat = Callable[[Record, int], np.ndarray | None]

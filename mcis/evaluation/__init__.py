@@ -1,0 +1,1 @@
+"""Scores of runs and bundles on held-out scans: rows, metrics with intervals, figures and a page."""
