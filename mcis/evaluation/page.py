@@ -23,7 +23,7 @@ from mcis.ops.metrics import dice
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
 
 CASCADE = "cascade"
-TEMPLATE = pathlib.Path(__file__).with_name("evaluation.html")
+TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 SIZES = (0.01, 0.05)
 """Shares of the scan at which lesions of another size begin, as in `scores.LESION_SIZES`."""
 
