@@ -28,11 +28,11 @@ INDEX = """
 <main class="pdoc"><section class="module-info">
 <h1>mcis</h1>
 <p>{{ summary }}</p><p><strong>{{ notice }}</strong></p>
-<p>Begin with <a href="mcis/predictor.html">mcis.inference.predictor</a>, which <code>mcis.load()</code> gives, or with the one
-flow: <a href="mcis/scan.html">scan</a>, <a href="mcis/data.html">data</a>, <a href="mcis/tasks.html">tasks</a>,
+<p>Begin with <a href="mcis/inference/predictor.html">mcis.inference.predictor</a>, which <code>mcis.load()</code>
+gives, or with the one flow: <a href="mcis/imaging/scan.html">scan</a>, <a href="mcis/data/dataset.html">data</a>, <a href="mcis/tasks.html">tasks</a>,
 <a href="mcis/models.html">models</a>, <a href="mcis/train/step.html">train.step</a>,
-<a href="mcis/checkpoint.html">checkpoint</a>, <a href="mcis/cascade.html">cascade</a>,
-<a href="mcis/finding.html">finding</a>. Below is every room. Imports go strictly downward: a room knows only of
+<a href="mcis/checkpoints/checkpoint.html">checkpoint</a>, <a href="mcis/inference/cascade.html">cascade</a>,
+<a href="mcis/report/finding.html">finding</a>. Below is every room. Imports go strictly downward: a room knows only of
 those listed before it.</p>
 {% for rooms in floors %}<hr><ul>{% for name, line in rooms %}
 <li><a href="{{ name.replace('.', '/') }}.html">{{ name }}</a>: {{ line }}</li>

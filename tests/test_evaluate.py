@@ -8,7 +8,7 @@ import pytest
 from mcis import evaluate
 from mcis.data import dataset, storage
 from mcis.evaluation import metrics, results
-from mcis.evaluation.metrics import metrics, report, take, with_intervals
+from mcis.evaluation.metrics import measure, report, take, with_intervals
 from mcis.evaluation.results import score_scans
 from mcis.imaging import letterbox, scan
 from mcis.inference.cascade import Prediction
@@ -55,8 +55,8 @@ def test_every_record_is_scored_once_in_order_on_its_own_grid():
     assert rows["group"].tolist() == [f"busi/p{i}" for i in range(len(records))]
     assert rows["true"].tolist() == [41 * 57] * len(records)  # pixels of the scan, not of the canvas
     assert np.abs(rows["both"] / rows["true"] - 1).max() < 0.05
-    assert metrics(SEGMENT, rows)["dice_lesion"] > 0.96
-    assert metrics(SEGMENT, rows)["dice_patient"] == pytest.approx(metrics(SEGMENT, rows)["dice_lesion"])
+    assert measure(SEGMENT, rows)["dice_lesion"] > 0.96
+    assert measure(SEGMENT, rows)["dice_patient"] == pytest.approx(measure(SEGMENT, rows)["dice_lesion"])
 
 
 def test_distances_are_over_what_was_found_and_the_rest_is_missed():
@@ -70,13 +70,13 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     rows = score_scans(SEGMENT, half_blind, records)
     assert np.isnan(rows["hd95"]).tolist() == [False, True, False, False, True]
     assert rows["pixels"].tolist() == [150 * 330] * 5
-    found = metrics(SEGMENT, rows)
+    found = measure(SEGMENT, rows)
     assert found["missed"] == 0.25
     _, geometry = letterbox.fit(storage.decode(records[0])[0])
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]
-    assert "hd95" not in metrics(SEGMENT, take(rows, np.array([1, 4])))
+    assert "hd95" not in measure(SEGMENT, take(rows, np.array([1, 4])))
 
 
 def test_the_cascade_is_scored_as_it_answers(monkeypatch):
@@ -99,22 +99,22 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
     assert (rows["both"] == 0).tolist() == np.isnan(rows["hd95"]).tolist() == wrong.tolist()
     assert (rows["predicted"] == 0).tolist() == wrong.tolist()
     assert (rows["dice_loss"] > 0.99).tolist() == wrong.tolist()
-    found = metrics(None, rows)
+    found = measure(None, rows)
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
-    assert found["dice_lesion"] == pytest.approx(metrics(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
+    assert found["dice_lesion"] == pytest.approx(measure(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
     monkeypatch.setattr(letterbox, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
     small = results.score_cascade(predict, records)
-    assert metrics(None, small)["lost_by_router"] == 1 and not small["label_probs"].any() and small["thumbnail"].all()
+    assert measure(None, small)["lost_by_router"] == 1 and not small["label_probs"].any() and small["thumbnail"].all()
 
 
 def test_scans_whose_mask_is_unknown_do_not_count():
     records = [make_record(0), make_record(1, lesion=False), make_record(2, has_mask=False, lesion=False)]
     rows = score_scans(SEGMENT, lambda squares: Outputs(np.ones((*squares.shape[:3], 1), np.float32)), records)
-    found = metrics(SEGMENT, rows)
+    found = measure(SEGMENT, rows)
     assert found["false_masks"] == 1.0
     assert found["dice"] == pytest.approx(found["dice_lesion"] / 2)
     only_unknown = take(rows, ~rows["has_mask"])
-    assert metrics(SEGMENT, only_unknown) == {}
+    assert measure(SEGMENT, only_unknown) == {}
 
 
 def test_labels_by_hand_and_unknown_ones_do_not_count():
@@ -124,7 +124,7 @@ def test_labels_by_hand_and_unknown_ones_do_not_count():
         make_record(2, label=0, lesion=False),  # called normal, is
         make_record(3, label=-1),
     ]
-    found = metrics(CLASSIFY, score_scans(CLASSIFY, bright, records))
+    found = measure(CLASSIFY, score_scans(CLASSIFY, bright, records))
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["balanced_accuracy"] == pytest.approx(2 / 3)
     sensitivities = {name: found[f"sensitivity_{name}"] for name in CLASSIFY.classes}
@@ -137,7 +137,7 @@ def test_labels_by_hand_and_unknown_ones_do_not_count():
 def test_a_router_reports_what_it_refuses():
     rows = score_scans(ROUTE, bright, [make_record(i, label=-1) for i in range(4)])
     rows["refused"] = np.array([True, False, False, False])
-    assert metrics(ROUTE, rows)["refused"] == 0.25
+    assert measure(ROUTE, rows)["refused"] == 0.25
 
 
 def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
@@ -187,7 +187,7 @@ def test_a_report_on_scans_that_were_learned_from_says_so_wherever_it_is_printed
 
 def test_a_patient_drawn_twice_counts_twice(monkeypatch):
     rows = score_scans(SEGMENT, bright, [make_record(i, group=f"p{i // 2}") for i in range(8)])
-    monkeypatch.setattr(metrics, "metrics", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
+    monkeypatch.setattr(metrics, "measure", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
     assert with_intervals(SEGMENT, rows, draws=50)["groups"] == {"value": 4, "low": 4, "high": 4}
 
 
@@ -215,5 +215,5 @@ def test_tasks_say_which_metric_they_report():
     """What selects a task's best epoch is among what is reported of it."""
     rows = score_scans(SEGMENT, bright, [make_record(i, lesion=bool(i)) for i in range(3)])
     for task in (SEGMENT, CLASSIFY):
-        assert task.select == LAST or task.select in metrics(task, rows)
-        assert set(task.metrics) <= set(metrics(task, rows))
+        assert task.select == LAST or task.select in measure(task, rows)
+        assert set(task.metrics) <= set(measure(task, rows))

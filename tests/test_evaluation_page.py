@@ -14,8 +14,9 @@ from mcis import evaluate
 from mcis.checkpoints import checkpoint
 from mcis.data import dataset, storage
 from mcis.evaluation import figures, gallery, pointing_game
+from mcis.evaluation import page as evaluation_page
 from mcis.evaluation.descriptions import MEANINGS, meaning
-from mcis.evaluation.metrics import metrics, report
+from mcis.evaluation.metrics import measure, report
 from mcis.imaging import phantom, scan
 from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
@@ -111,7 +112,7 @@ def test_the_page_of_a_report_is_what_its_values_say(pages):
     changed["audit"]["networks"]["route"]["train"]["scored"] = 7
     from mcis.evaluation.metrics import rows_from_json
 
-    made = page.page(changed, rows_from_json(found["rows"]), [])
+    made = evaluation_page.page(changed, rows_from_json(found["rows"]), [])
     assert "0.123" in made and "0.123 " not in page
     assert "<script>" not in made and "&lt;script&gt;alert(1)&lt;/script&gt;$body&amp;amp;" in made
     assert "some of these scans were trained on; see below" in made
@@ -194,7 +195,7 @@ def test_foreign_scans_count_for_refusal_and_nothing_else():
         "hd95": np.full(4, np.nan),
         "surface_distance": np.full(4, np.nan),
     }
-    found = metrics(None, rows)
+    found = measure(None, rows)
     assert found["refused"] == 0.5 and found["foreign_refused"] == 0.5
     assert found["organ"] == 0.5 and found["wrong_organ"] == 0.25
     assert found["accuracy"] == 0.5 and found["lost_by_router"] == 1.0

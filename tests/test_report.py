@@ -15,7 +15,9 @@ import pytest
 import mcis
 from mcis import files
 from mcis.imaging import overlay
-from mcis.report import finding, page, writer
+from mcis.report import finding
+from mcis.report import page as report_page
+from mcis.report import writer as report_writer
 from mcis.report.finding import Finding, ReportError
 from mcis.report.writer import ReportWriter
 
@@ -188,7 +190,7 @@ def test_files_of_a_run(tmp_path):
 
 
 def test_the_page_holds_every_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "CHUNK", 4)
+    monkeypatch.setattr(report_page, "CHUNK", 4)
     names = [HOSTILE, NOT_UTF8, *(f"{i}.png" for i in range(9))]
     with ReportWriter(tmp_path, {}) as writer:
         for i, name in enumerate(names):
@@ -314,7 +316,7 @@ def test_a_killed_run_keeps_every_line(tmp_path):
 
 
 def test_the_page_follows_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(report_writer, "REFRESH_SECONDS", 0.0)
     writer = ReportWriter(tmp_path, {})
     for count in (1, 2):
         writer.add(Finding("a.png", organ="brain"))
@@ -338,7 +340,7 @@ def volume_rows_of(out):
 
 
 def test_volumes_have_lines_and_those_of_several_slices_a_row_of_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "CHUNK", 2)
+    monkeypatch.setattr(report_page, "CHUNK", 2)
     with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("picture.png", organ="brain"))
         for series in "abcde":

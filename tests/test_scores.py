@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcis.evaluation import metrics
-from mcis.evaluation.metrics import compare, metrics, report, rows_from_json, rows_to_json, take
+from mcis.evaluation.metrics import compare, measure, report, rows_from_json, rows_to_json, take
 from mcis.ops.metrics import dice
 from mcis.tasks.config import TASKS
 
@@ -54,7 +54,7 @@ def test_lesions_are_scored_by_their_share_of_the_scan_and_scans_by_class():
     assert unknown == {}
     part = report(SEGMENT, rows, "test", draws=100)["sources"]["all"]["subsets"]
     assert part["malignant"]["scans"] == found["malignant"].sum()
-    assert part["malignant"]["metrics"]["dice"]["value"] == metrics(SEGMENT, take(rows, found["malignant"]))["dice"]
+    assert part["malignant"]["metrics"]["dice"]["value"] == measure(SEGMENT, take(rows, found["malignant"]))["dice"]
 
 
 def test_a_classifiers_report_has_its_confusions_and_its_reliability():
@@ -76,7 +76,7 @@ def test_a_report_read_back_scores_the_same(task, rows, tmp_path):
     file = tmp_path / "report.json"
     file.write_text(json.dumps(made, allow_nan=False))
     again = rows_from_json(metrics.read_report(file)["rows"])
-    assert metrics(task, again) == metrics(task, rows)
+    assert measure(task, again) == measure(task, rows)
     assert set(again) == set(rows) - {"features"}
     assert report(task, again, "test", draws=100) == made
 
@@ -84,7 +84,7 @@ def test_a_report_read_back_scores_the_same(task, rows, tmp_path):
 def test_a_run_compared_with_itself_does_not_differ_whatever_the_order():
     rows = segmented()
     found = compare(SEGMENT, take(rows, np.arange(24)[::-1]), rows, draws=50)
-    assert set(found) == set(metrics(SEGMENT, rows))
+    assert set(found) == set(measure(SEGMENT, rows))
     for cell in found.values():
         assert abs(cell["low"]) < 1e-12 and abs(cell["value"]) < 1e-12 and abs(cell["high"]) < 1e-12
 
@@ -159,7 +159,7 @@ def cascaded():
 
 def test_the_cascade_loses_a_lesion_in_one_place_only():
     rows = cascaded()
-    found = metrics(None, rows)
+    found = measure(None, rows)
     assert (found["organ"], found["wrong_organ"], found["refused"]) == (6 / 8, 1 / 8, 1 / 8)
     assert found["accuracy"] == 3 / 7  # the label of one is unknown
     assert found["sensitivity_brain_tumor"] == 0.5 and found["sensitivity_breast_benign"] == 0.5
@@ -173,24 +173,24 @@ def test_the_cascade_loses_a_lesion_in_one_place_only():
 
 def test_a_set_without_a_classifier_or_a_segmenter_blames_neither_on_the_other():
     rows = cascaded()
-    found = metrics(None, rows | {"said_label": np.full(8, -1), "said_organ": rows["organ"]})
+    found = measure(None, rows | {"said_label": np.full(8, -1), "said_organ": rows["organ"]})
     assert "accuracy" not in found and found["lost_by_classifier"] == 0
     bare = {name: np.zeros(8, int) for name in ("both", "predicted")}
-    found = metrics(None, rows | bare | {"said_label": rows["label"], "said_organ": rows["organ"]})
+    found = measure(None, rows | bare | {"said_label": rows["label"], "said_organ": rows["organ"]})
     assert found["lost_by_classifier"] == 0 and found["lost_by_segmenter"] == 1
 
 
 def test_a_scan_of_one_organ_may_be_called_by_a_class_that_only_another_organ_has():
     rows = cascaded()
     malignant = np.array([1, 2, 0, 2, 0, -1, 1, 0])  # the second brain is a breast to the router
-    found = metrics(None, rows | {"said_label": malignant})
+    found = measure(None, rows | {"said_label": malignant})
     assert found["lost_by_router"] == 2 / 7 and found["accuracy"] == 3 / 7
 
 
 def test_what_the_router_does_to_an_organ_without_classifier_is_no_accuracy():
     rows = cascaded()
     brain = rows["organ"] == 0
-    found = metrics(None, rows | {"said_label": np.where(brain, -1, rows["said_label"])})
+    found = measure(None, rows | {"said_label": np.where(brain, -1, rows["said_label"])})
     assert "sensitivity_brain_tumor" not in found
     assert found["accuracy"] == 2 / 5 and found["organ"] == 6 / 8
 

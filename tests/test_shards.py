@@ -14,9 +14,11 @@ import pytest
 
 from mcis import predict
 from mcis.imaging import phantom
-from mcis.report import shards, writer
+from mcis.report import shards
+from mcis.report import writer as report_writer
 from mcis.report.finding import Finding, ReportError
 from mcis.report.shards import Shard
+from mcis.report.writer import ReportWriter
 from tests.test_predict import findings, pictures, weights  # noqa: F401
 
 MANY = 400
@@ -203,9 +205,9 @@ def test_a_report_of_other_scans_is_not_gone_on_with(whole, pictures, weights, t
 
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
 def test_two_processes_never_write_one_report(tmp_path, how):
-    with writer.ReportWriter(tmp_path, {}) as writer:
+    with ReportWriter(tmp_path, {}) as writer:
         with pytest.raises(ReportError, match="another process"):
-            writer.ReportWriter(tmp_path, {}, **{how: True})
+            ReportWriter(tmp_path, {}, **{how: True})
         writer.add(Finding("a.png", organ="brain"))
     assert [line["scan"] for line in findings(tmp_path)] == ["a.png"]
 
@@ -214,8 +216,8 @@ def test_a_disk_that_cannot_lock_takes_reports_all_the_same(tmp_path, monkeypatc
     def refuses(*_):
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
-    monkeypatch.setattr(writer.fcntl, "flock", refuses)
-    with writer.ReportWriter(tmp_path, {}) as writer:
+    monkeypatch.setattr(report_writer.fcntl, "flock", refuses)
+    with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("a.png", organ="brain"))
     assert len(findings(tmp_path)) == 1
 
@@ -266,7 +268,7 @@ def test_a_real_process_that_is_stopped_or_killed_is_gone_on_with(weights, tmp_p
 @pytest.mark.parametrize("odd", [{"options": 5}, {"options": None}, {"versions": ["a"]}, {"counts": 3}])
 def test_a_shard_that_says_odd_things_of_itself_is_missing(odd, tmp_path, capsys):
     for index in (0, 1):
-        with writer.ReportWriter(Shard(index, 2).folder(tmp_path), {"shard": f"{index}/2"}) as written:
+        with ReportWriter(Shard(index, 2).folder(tmp_path), {"shard": f"{index}/2"}) as written:
             written.add(Finding("a.png", organ="brain"))
     path = Shard(1, 2).folder(tmp_path) / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | odd))

@@ -38,7 +38,7 @@ def take(rows: Rows, index: np.ndarray) -> Rows:
     return {name: value[index] for name, value in rows.items()}
 
 
-def metrics(task: Task | None, rows: Rows) -> dict[str, float]:
+def measure(task: Task | None, rows: Rows) -> dict[str, float]:
     """The task's metrics over rows, or the cascade's; {} where nothing is known of them."""
     if task is None:
         return cascade_metrics(rows)
@@ -160,7 +160,7 @@ def with_intervals(task: Task | None, rows: Rows, draws: int = 1000) -> dict[str
     """Metric -> value and the ends of its 95 % bootstrap interval by group; one group has none: None."""
 
     def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
-        return metrics(task, take(rows, index) | {"group": group})
+        return measure(task, take(rows, index) | {"group": group})
 
     return _with_intervals(score, rows["group"], draws)
 
@@ -287,7 +287,7 @@ def compare(task: Task | None, rows: Rows, other: Rows, draws: int = 1000) -> di
         rows, other = (r | {name: np.where(neither, np.nan, r[name]) for name in distances} for r in (rows, other))
 
     def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
-        a, b = (metrics(task, take(r, index) | {"group": group}) for r in (rows, other))
+        a, b = (measure(task, take(r, index) | {"group": group}) for r in (rows, other))
         return {name: a[name] - b[name] for name in a if name in b}
 
     return _with_intervals(score, rows["group"], draws)
@@ -306,7 +306,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = rows_from_json(dict(found["rows"]))
-        metrics(_task_of(found), rows)  # it has all that is scored
+        measure(_task_of(found), rows)  # it has all that is scored
         if not len(rows["source"]) or not len(rows["scan_id"]):
             raise ValueError("it holds no scans")
         return found
