@@ -18,8 +18,8 @@ COMMANDS = {
     "export": ("mcis.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
     "shortcuts": ("mcis.evaluation.shortcuts", "how much of a task can be read off its scans' frames alone"),
-    "tune": ("mcis.tune", "choose a segmentation run's CRF on validation"),
-    "calibrate": ("mcis.calibrate", "fit probabilities, refusal and review on folds"),
+    "tune": ("mcis.calibration.tune_crf", "choose a segmentation run's CRF on validation"),
+    "calibrate": ("mcis.calibration.calibrate", "fit probabilities, refusal and review on folds"),
     "info": ("mcis.info", "versions, devices, tasks, data and weights"),
 }
 

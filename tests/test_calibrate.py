@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import calibrate, evaluate
+from mcis import evaluate
+from mcis.calibration import calibrate
 from mcis.checkpoints import bundle, checkpoint
 from mcis.inference import cascade
 from mcis.tasks.apply import make_expert

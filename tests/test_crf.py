@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcis.calibration.tune_crf import DOUBT
 from mcis.imaging import phantom
 from mcis.ops.crf import CRF, gaussian_factor, mean_field
-from mcis.tune import DOUBT
 
 SIDE = 48
 SCALED = CRF(smooth_sigma=1.0, sigma=60 * SIDE / 256)

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 
+from mcis.calibration.rejection import fit_router
 from mcis.evaluation.page_calibration import fitted
 from mcis.organs import ORGANS
-from mcis.refusal import fit_router
 
 LABELS = {
     "scans": 1468,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcis import refusal
+from mcis.calibration import rejection
 from mcis.organs import ORGANS
 
 COUNT = 2000
@@ -28,7 +28,7 @@ def answers():
 
 
 def test_a_hundredth_of_the_known_is_refused_and_it_is_said_what_else(answers):
-    limits, facts = refusal.fit_router(answers)
+    limits, facts = rejection.fit_router(answers)
     refused = facts["refused"]
     assert 0.009 <= refused["known"]["value"] <= 0.0101
     assert refused["known"]["low"] < refused["known"]["value"] < refused["known"]["high"] < 0.02
@@ -40,7 +40,7 @@ def test_a_hundredth_of_the_known_is_refused_and_it_is_said_what_else(answers):
 
 
 def test_intervals_of_the_foreign_are_over_kinds(answers):
-    facts = refusal.fit_router(answers)[1]
+    facts = rejection.fit_router(answers)[1]
     assert facts["groups"] == {"known": COUNT // 10, "far": 2, "near": 2}
     assert facts["refused"]["far"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     # half of the near kinds' pictures; a draw of kinds has none, one or both of the kind that is taken for known
@@ -50,8 +50,8 @@ def test_intervals_of_the_foreign_are_over_kinds(answers):
 
 def test_thumbnails_are_told_apart_from_what_the_router_sees(answers):
     thumbnails = answers["group"] == "foreign/us_lung"
-    limits, facts = refusal.fit_router(answers | {"thumbnail": thumbnails})
-    plain_limits, plain = refusal.fit_router(answers)
+    limits, facts = rejection.fit_router(answers | {"thumbnail": thumbnails})
+    plain_limits, plain = rejection.fit_router(answers)
     assert limits == plain_limits
     assert facts["with_thumbnails"]["near"]["value"] == 1.0 and plain["with_thumbnails"] == plain["refused"]
     assert facts | {"with_thumbnails": None} == plain | {"with_thumbnails": None}
@@ -59,16 +59,16 @@ def test_thumbnails_are_told_apart_from_what_the_router_sees(answers):
 
 def test_known_scans_alone_have_limits_too(answers):
     known = answers["label"] < len(ORGANS)
-    limits, facts = refusal.fit_router({name: value[known] for name, value in answers.items()})
-    assert limits == refusal.fit_router(answers)[0]
+    limits, facts = rejection.fit_router({name: value[known] for name, value in answers.items()})
+    assert limits == rejection.fit_router(answers)[0]
     assert set(facts["refused"]) == {"known"} and "trade_off" not in facts and facts["kinds"] == {}
 
 
 @pytest.mark.parametrize("kind", ["foreign/us_lung", "mri_spine", "ct_head", "MRI-knee", "foreign/mr_knee"])
 def test_near_kinds(kind):
-    assert refusal.is_near(kind)
+    assert rejection.is_near(kind)
 
 
 @pytest.mark.parametrize("kind", ["foreign/xray_chest", "mammogram", "natural_photo", "ct_abdomen", "focus_chart"])
 def test_far_kinds(kind):
-    assert not refusal.is_near(kind)
+    assert not rejection.is_near(kind)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis import tune
+from mcis.calibration import tune_crf
 from mcis.checkpoints import bundle, checkpoint
 from mcis.data import dataset, storage
 from mcis.evaluation import evaluator
@@ -29,7 +29,7 @@ def test_the_search_climbs_to_the_best_of_its_values_and_asks_for_none_twice():
             return 0.5
         return 0.9 - 0.01 * sum(abs(a - b) for a, b in zip(vars(crf).values(), vars(goal).values(), strict=True))
 
-    tried = tune.search(score)
+    tried = tune_crf.search(score)
     assert len(asked) == len(set(asked)) == len(tried)
     assert max(tried, key=lambda one: one[1])[0] == goal
     assert tried[0] == (CRF(steps=0), 0.5)
@@ -50,8 +50,8 @@ def test_a_small_lesion_that_is_lost_counts_against_a_crf():
     assert after["dice_patient"] > before["dice_patient"] + 0.1
     assert before["dice_lesion"] == pytest.approx(0.65)
     assert after["dice_lesion"] == pytest.approx(0.475)
-    assert tune.worth(lost, WITHOUT, "dice_patient") == pytest.approx(after["dice_patient"] - 0.175)
-    assert tune.worth(WITHOUT, WITHOUT, "dice_patient") == before["dice_patient"]
+    assert tune_crf.worth(lost, WITHOUT, "dice_patient") == pytest.approx(after["dice_patient"] - 0.175)
+    assert tune_crf.worth(WITHOUT, WITHOUT, "dice_patient") == before["dice_patient"]
 
 
 def test_a_gain_counts_where_every_patient_has_it():
@@ -59,9 +59,9 @@ def test_a_gain_counts_where_every_patient_has_it():
     none = counts(*[np.full(12, n) for n in (50, 100, 100)], patients)
     all_gain = counts(np.full(12, 55), *[np.full(12, 100)] * 2, patients)
     one_gains = counts(np.where(patients == 0, 100, 50), *[np.full(12, 100)] * 2, patients)
-    more, low, high = tune.gain(all_gain, none, "dice_patient")
+    more, low, high = tune_crf.gain(all_gain, none, "dice_patient")
     assert (more, low, high) == pytest.approx((0.05, 0.05, 0.05))
-    more, low, high = tune.gain(one_gains, none, "dice_patient")
+    more, low, high = tune_crf.gain(one_gains, none, "dice_patient")
     # twelve gains, one of 0.5: their mean and Student's interval, t = 2.201 with 11 degrees of freedom
     assert more == pytest.approx(0.5 / 12)
     half = 2.201 * 0.5 / 12
@@ -70,24 +70,24 @@ def test_a_gain_counts_where_every_patient_has_it():
 
 def test_of_one_patient_there_is_no_interval():
     one = counts([50, 0], [100, 0], [100, 0], [0, 1])
-    assert tune.gain(one, one, "dice_patient")[0] == 0
-    assert np.isnan(tune.gain(one, one, "dice_patient")[1:]).all()
+    assert tune_crf.gain(one, one, "dice_patient")[0] == 0
+    assert np.isnan(tune_crf.gain(one, one, "dice_patient")[1:]).all()
 
 
 def test_each_patient_is_answered_by_what_is_best_for_the_others():
     first, second = CRF(weight=1.0), CRF(weight=2.0)
     patients = [0, 1, 2, 3]
     found = {
-        tune.NONE: counts([50] * 4, [100] * 4, [100] * 4, patients),
+        tune_crf.NONE: counts([50] * 4, [100] * 4, [100] * 4, patients),
         first: counts([95, 20, 20, 20], [100] * 4, [100] * 4, patients),  # one patient's stroke of luck
         second: counts([40, 60, 60, 55], [100] * 4, [100] * 4, patients),
     }
     assert max(found, key=lambda crf: found[crf]["both"].sum()) == second
     # without patient 0 the second is best, without any other one it is as well, but for 0 itself it costs
-    assert tune.left_out(found, "dice_patient")["both"].tolist() == [40, 60, 60, 55]
-    lucky = {tune.NONE: found[tune.NONE], first: counts([99, 49, 49, 49], [100] * 4, [100] * 4, patients)}
-    assert tune.worth(lucky[first], lucky[tune.NONE], "dice_patient") == pytest.approx(0.615)
-    assert tune.left_out(lucky, "dice_patient")["both"].tolist() == [50, 49, 49, 49]
+    assert tune_crf.left_out(found, "dice_patient")["both"].tolist() == [40, 60, 60, 55]
+    lucky = {tune_crf.NONE: found[tune_crf.NONE], first: counts([99, 49, 49, 49], [100] * 4, [100] * 4, patients)}
+    assert tune_crf.worth(lucky[first], lucky[tune_crf.NONE], "dice_patient") == pytest.approx(0.615)
+    assert tune_crf.left_out(lucky, "dice_patient")["both"].tolist() == [50, 49, 49, 49]
 
 
 def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
@@ -96,11 +96,11 @@ def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
         base = rng.uniform(30, 90, 8)
         none = counts(base, np.full(8, 100), np.full(8, 100), np.arange(8))
         noise = rng.normal(0, 3, (1, 8)) * 0.8**0.5 + rng.normal(0, 3, (30, 8)) * 0.2**0.5  # much alike, as CRFs are
-        found = {tune.NONE: none}
+        found = {tune_crf.NONE: none}
         found |= {CRF(weight=1.0 + i): none | {"both": np.clip(base + row, 0, 100)} for i, row in enumerate(noise)}
-        best = max(found, key=lambda crf: tune.worth(found[crf], none, "dice_patient"))
-        looks += best != tune.NONE
-        kept += tune.gain(tune.left_out(found, "dice_patient"), none, "dice_patient")[1] > 0
+        best = max(found, key=lambda crf: tune_crf.worth(found[crf], none, "dice_patient"))
+        looks += best != tune_crf.NONE
+        kept += tune_crf.gain(tune_crf.left_out(found, "dice_patient"), none, "dice_patient")[1] > 0
     assert looks > 20
     assert kept <= 4
 
@@ -125,7 +125,7 @@ def test_scans_are_counted_as_the_expert_outlines_them_whether_doubtful_or_not(r
     peak = make_network(weights.task)(weights.variables, np.stack(squares))[0].mask.max((1, 2, 3))
     head = weights.variables["params"]["mask"]
     head["bias"] = head["bias"] - jax.scipy.special.logit(np.median(peak))  # half of them are doubtful
-    found = tune.make_counts(weights.task, weights.variables, records)(crf)
+    found = tune_crf.make_counts(weights.task, weights.variables, records)(crf)
     expert = make_expert(dataclasses.replace(weights.task, crf=crf))
     answers = np.asarray(expert(weights.variables, np.stack(squares)).mask)
     masks = [letterbox.unfit(answers[i, ..., 0], geometries[i]) > 0.5 for i in range(len(records))]
@@ -137,18 +137,18 @@ def test_scans_are_counted_as_the_expert_outlines_them_whether_doubtful_or_not(r
 
 
 def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "VALUES", {"weight": (4.0,)})
+    monkeypatch.setattr(tune_crf, "VALUES", {"weight": (4.0,)})
     chosen = CRF(weight=4.0)
     before = bundle.load_weights(run)
     command = [str(run), f"--data_dir={phantom_dir}"]
-    assert tune.main([*command, "--always", "--dry_run"]) == 0
+    assert tune_crf.main([*command, "--always", "--dry_run"]) == 0
     assert bundle.load_weights(run).task == before.task
-    monkeypatch.setattr(tune, "gain", lambda *_: (0.1, 0.05, 0.2))
-    assert tune.main(command) == 0
+    monkeypatch.setattr(tune_crf, "gain", lambda *_: (0.1, 0.05, 0.2))
+    assert tune_crf.main(command) == 0
     assert "below 5 groups nothing can be said" in capsys.readouterr().out
     assert bundle.load_weights(run).task == before.task
-    monkeypatch.setattr(tune, "PATIENTS", 1)
-    assert tune.main(command) == 0
+    monkeypatch.setattr(tune_crf, "PATIENTS", 1)
+    assert tune_crf.main(command) == 0
     after = bundle.load_weights(run)
     with_crf, without = (evaluator.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
     dice = [found["sources"]["phantom"]["metrics"]["dice_loss"]["value"] for found in (with_crf, without)]
@@ -164,19 +164,19 @@ def test_fold_runs_get_one_crf_by_what_each_left_out(fold_runs, phantom_dir, tmp
         shutil.copytree(run, tmp_path / f"fold{k}")
         runs.append(str(tmp_path / f"fold{k}"))
     asked = []
-    make_counts = tune.make_counts
-    monkeypatch.setattr(tune, "VALUES", {"weight": (4.0,)})
-    monkeypatch.setattr(tune, "make_counts", lambda *a: asked.append(a[2]) or make_counts(*a))
-    assert tune.main([*runs, "--always", f"--data_dir={phantom_dir}"]) == 0
+    make_counts = tune_crf.make_counts
+    monkeypatch.setattr(tune_crf, "VALUES", {"weight": (4.0,)})
+    monkeypatch.setattr(tune_crf, "make_counts", lambda *a: asked.append(a[2]) or make_counts(*a))
+    assert tune_crf.main([*runs, "--always", f"--data_dir={phantom_dir}"]) == 0
     for run, records in zip(runs, asked, strict=True):
         weights = bundle.load_weights(run)
         mine = {dataset.text(record["fingerprint"]) for record in records}
         assert mine == set(weights.manifest["fingerprints"]["validation"])
         assert weights.task.crf == CRF(weight=4.0)
     assert f"dice_patient; {sum(map(len, asked))} scans" in " ".join(capsys.readouterr().out.split())
-    assert tune.main([runs[0], runs[0], f"--data_dir={phantom_dir}"]) == 2
+    assert tune_crf.main([runs[0], runs[0], f"--data_dir={phantom_dir}"]) == 2
     assert "name each fold once" in capsys.readouterr().err
-    assert tune.main([*runs, "--by=accuracy"]) == 2
+    assert tune_crf.main([*runs, "--by=accuracy"]) == 2
     assert "--by one of dice_lesion" in capsys.readouterr().err
 
 
@@ -186,29 +186,29 @@ def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}
     manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
     checkpoint.save(tmp_path / "route", variables, manifest)
-    assert tune.main([str(tmp_path / "route")]) == 2
+    assert tune_crf.main([str(tmp_path / "route")]) == 2
     assert "it takes a task that segments" in capsys.readouterr().err
 
 
 def test_what_a_run_had_stays_where_nothing_better_is_kept(run, phantom_dir, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "VALUES", {"weight": (4.0,)})
+    monkeypatch.setattr(tune_crf, "VALUES", {"weight": (4.0,)})
     had = bundle.load_weights(run)
     other = dataclasses.replace(had.task, crf=CRF(weight=2.0))
     checkpoint.save(run / "best", had.variables, had.manifest | {"task": task_to_json(other)})
     before = {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()}
-    monkeypatch.setattr(tune, "gain", lambda *_: (0.1, -0.1, 0.3))
-    monkeypatch.setattr(tune, "PATIENTS", 1)
-    assert tune.main([str(run), f"--data_dir={phantom_dir}"]) == 0
+    monkeypatch.setattr(tune_crf, "gain", lambda *_: (0.1, -0.1, 0.3))
+    monkeypatch.setattr(tune_crf, "PATIENTS", 1)
+    assert tune_crf.main([str(run), f"--data_dir={phantom_dir}"]) == 0
     out = capsys.readouterr().out.replace("\n", " ")
     assert "may be chance" in out and "weight 2" in out.rpartition("What there is stays")[2]
     assert {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()} == before
-    assert tune.main([str(run), "--off", "--dry_run"]) == 0
+    assert tune_crf.main([str(run), "--off", "--dry_run"]) == 0
     assert "would keep: no CRF; now: steps" in capsys.readouterr().out
     assert bundle.load_weights(run).task == other
-    assert tune.main([str(run), "--off"]) == 0
-    assert bundle.load_weights(run).task == dataclasses.replace(other, crf=tune.NONE)
+    assert tune_crf.main([str(run), "--off"]) == 0
+    assert bundle.load_weights(run).task == dataclasses.replace(other, crf=tune_crf.NONE)
     written = (run / "best" / checkpoint.MANIFEST).stat().st_mtime_ns
-    assert tune.main([str(run), "--off"]) == 0
+    assert tune_crf.main([str(run), "--off"]) == 0
     assert (run / "best" / checkpoint.MANIFEST).stat().st_mtime_ns == written
-    assert tune.main([str(run), "--off", "--always"]) == 2
+    assert tune_crf.main([str(run), "--off", "--always"]) == 2
     assert "--off and --always exclude each other" in capsys.readouterr().err

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from mcis.calibration.rejection import fit_router
 from mcis.checkpoints.provenance import check_fold
 from mcis.data import dataset
 from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
 from mcis.organs import ORGANS
-from mcis.refusal import fit_router
 from mcis.tasks.config import Task
 
 BATCH = 16

@@ -1,0 +1,1 @@
+"""Fitted after training: probabilities, rejection and review limits, and a segmentation network's CRF."""
