@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
     "serve": ("mcis.serve", "a page to drop scans on, and a REST API"),
     "merge": ("mcis.report.shards", "one report of what several processes have found, each of a share of the scans"),
-    "export": ("mcis.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
+    "export": ("mcis.export.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
     "shortcuts": ("mcis.evaluation.shortcuts", "how much of a task can be read off its scans' frames alone"),
     "tune": ("mcis.calibration.tune_crf", "choose a segmentation run's CRF on validation"),

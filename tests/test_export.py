@@ -12,8 +12,9 @@ import jax.export
 import numpy as np
 import pytest
 
-from mcis import export, predict
+from mcis import predict
 from mcis.checkpoints import bundle, checkpoint
+from mcis.export import export
 from mcis.imaging import letterbox, phantom
 from mcis.inference import cascade
 from mcis.inference.predictor import Asked

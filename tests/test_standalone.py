@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import MAX_PIXELS, standalone
+from mcis import MAX_PIXELS
+from mcis.export import run
 from mcis.imaging import letterbox, phantom, scan
 
 
@@ -26,12 +27,12 @@ def test_scans_are_laid_and_brought_back_as_mcis_does_it():
     boxes = set()
     for image in pictures():
         square, geometry = letterbox.fit(image)
-        ours, box, inner = standalone.fit(image)
+        ours, box, inner = run.fit(image)
         assert (box, inner) == (geometry.box, geometry.inner)
         np.testing.assert_array_equal(ours, square)
         soft = rng.random((letterbox.CANVAS, letterbox.CANVAS), np.float32)
         np.testing.assert_array_equal(
-            standalone.unfit(soft, image.shape[:2], box, inner), letterbox.unfit(soft, geometry), strict=True
+            run.unfit(soft, image.shape[:2], box, inner), letterbox.unfit(soft, geometry), strict=True
         )
         boxes.add(box)
     assert len(boxes) > 12
@@ -54,7 +55,7 @@ def files(folder):
 
 def test_files_are_read_as_mcis_reads_them(tmp_path):
     for path in files(tmp_path):
-        np.testing.assert_array_equal(standalone.read(path), scan.read(path).image, err_msg=path.name, strict=True)
+        np.testing.assert_array_equal(run.read(path), scan.read(path).image, err_msg=path.name, strict=True)
 
 
 def test_what_mcis_does_not_read_is_an_error(tmp_path):
@@ -65,10 +66,10 @@ def test_what_mcis_does_not_read_is_an_error(tmp_path):
         with pytest.raises(scan.ScanError):
             scan.read(tmp_path / name)
         with pytest.raises(ValueError, match=r"picture|NaN"):
-            standalone.read(tmp_path / name)
+            run.read(tmp_path / name)
 
 
 def test_limits_are_those_of_mcis():
-    assert (standalone.CANVAS, standalone.MIN_CONTENT) == (letterbox.CANVAS, letterbox.MIN_CONTENT)
-    assert standalone.MAX_BYTES == scan.MAX_BYTES
-    assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(standalone.__file__).read_text()
+    assert (run.CANVAS, run.MIN_CONTENT) == (letterbox.CANVAS, letterbox.MIN_CONTENT)
+    assert run.MAX_BYTES == scan.MAX_BYTES
+    assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(run.__file__).read_text()

@@ -23,8 +23,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from mcis import export
 from mcis.checkpoints import bundle, checkpoint
+from mcis.export import export
 from mcis.imaging import letterbox, phantom, scan
 from mcis.models import MODELS
 from mcis.ops.crf import CRF

@@ -1,7 +1,7 @@
 """`mcis export --out DIR`: weights as one file that needs nothing of mcis, StableHLO for JAX or ONNX.
 
 The folder holds model.stablehlo or model.onnx, metadata.json, which says what goes in and what comes out, and run.py
-(`mcis.standalone`), which takes a picture through it; and the weights' licence where they have one.
+(`mcis.export.run`), which takes a picture through it; and the weights' licence where they have one.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import mcis
-from mcis import standalone
+from mcis.export import run
 from mcis.imaging import letterbox
 from mcis.organs import ORGAN_NAMES, ORGANS
 
@@ -254,7 +254,7 @@ def write(out: pathlib.Path, metadata: dict[str, Any], model: bytes, licence: st
     facts = {"file": file, "bytes": len(model), "sha256": hashlib.sha256(model).hexdigest()}
     text = json.dumps({"model": facts} | metadata, indent=1) + "\n"
     (aside / "metadata.json").write_text(text, encoding="utf-8")
-    shutil.copyfile(standalone.__file__, aside / "run.py")
+    shutil.copyfile(run.__file__, aside / "run.py")
     if licence is not None:
         (aside / "LICENSE").write_text(licence, encoding="utf-8")
     check_out(out)
