@@ -13,7 +13,7 @@ COMMANDS = {
     "runs": ("mcis.runs", "what runs have reached, side by side, and in what they differ"),
     "bundle": ("mcis.checkpoints.bundle", "gather runs into a set of weights"),
     "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
-    "serve": ("mcis.serve", "a page to drop scans on, and a REST API"),
+    "serve": ("mcis.cli.serve", "a page to drop scans on, and a REST API"),
     "merge": ("mcis.report.shards", "one report of what several processes have found, each of a share of the scans"),
     "export": ("mcis.export.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
     "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),

@@ -9,8 +9,8 @@ import pytest
 
 from mcis.imaging.formats import Loaded
 from mcis.imaging.pool import Readers
-from mcis.web.asking import Asking, Batches, Upload, label_of
-from mcis.web.guard import Limits, Refused
+from mcis.serve.middleware import Limits, Refused
+from mcis.serve.service import Asking, Batches, Upload, label_of
 from tests.dicom_files import write_series
 from tests.test_predict import weights  # noqa: F401
 from tests.test_web import LIMITS, PICTURE, predictor  # noqa: F401

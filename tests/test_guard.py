@@ -6,7 +6,7 @@ import json
 import httpx2 as httpx
 import pytest
 
-from mcis.web.guard import Guard, Limits
+from mcis.serve.middleware import Guard, Limits
 
 CANARY = "ZEPHYRINE"
 

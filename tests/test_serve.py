@@ -9,7 +9,7 @@ import sys
 import httpx2 as httpx
 import pytest
 
-from mcis import serve
+from mcis.cli import serve
 from tests.test_predict import weights  # noqa: F401
 
 
@@ -100,7 +100,7 @@ def made(options, monkeypatch):
         found.append((limits, hosts, token))
         raise Stopped
 
-    monkeypatch.setattr("mcis.web.app.make_app", make_app)
+    monkeypatch.setattr("mcis.serve.app.make_app", make_app)
     monkeypatch.setattr(serve, "load", lambda *_, **__: type("P", (), {"lacking": ()}))
     monkeypatch.setattr("mcis.command.enable_compilation_cache", lambda: None)
     with pytest.raises(Stopped):

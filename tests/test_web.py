@@ -21,8 +21,8 @@ from starlette.testclient import TestClient
 import mcis
 from mcis.imaging import formats, phantom, scan
 from mcis.report.finding import KEYS
-from mcis.web import app as web
-from mcis.web.guard import Limits
+from mcis.serve import app as web
+from mcis.serve.middleware import Limits
 from tests import dicom_files
 from tests.dicom_files import write, write_series
 from tests.test_predict import weights  # noqa: F401

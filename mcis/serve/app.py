@@ -36,8 +36,8 @@ from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import KEYS, Finding, plain
 from mcis.report.volume import KEYS as VOLUME_KEYS
 from mcis.report.volume import summarise
-from mcis.web.asking import Asking, Batches
-from mcis.web.guard import BROKEN, CLOSES, Guard, Limits
+from mcis.serve.middleware import BROKEN, CLOSES, Guard, Limits
+from mcis.serve.service import Asking, Batches
 
 SHOWN = 2048
 """Longest side of a picture that is sent back, pixels; its mask keeps the scan's size."""

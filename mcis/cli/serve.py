@@ -66,9 +66,9 @@ def _main(options: Any) -> int:
         import python_multipart  # noqa: F401
         import uvicorn
 
-        from mcis.web.app import make_app, upload_folder
-        from mcis.web.guard import Limits
-        from mcis.web.line import Line
+        from mcis.serve.app import make_app, upload_folder
+        from mcis.serve.line import Line
+        from mcis.serve.middleware import Limits
     except ImportError:
         raise ValueError("the server comes with an extra: pip install -e '.[web]'") from None
 

@@ -21,7 +21,7 @@ from mcis.imaging.worker import suffix_of
 from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import Finding
 from mcis.report.volume import summarise
-from mcis.web.guard import Limits, Refused
+from mcis.serve.middleware import Limits, Refused
 
 AHEAD = 2 * BATCH
 """Scans of one request that are read and asked at once; the others wait, so that a large request holds up no small."""

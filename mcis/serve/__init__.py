@@ -1,0 +1,1 @@
+"""The server: a page to drop scans on, and a REST API."""
