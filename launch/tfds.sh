@@ -31,7 +31,7 @@ import pathlib
 import sys
 
 from mcis import data
-from mcis.build import build
+from mcis.cli.build import build
 from mcis_datasets.mcis_scans.sources import SOURCES
 
 work = pathlib.Path(sys.argv[1])

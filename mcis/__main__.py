@@ -2,6 +2,6 @@
 
 import sys
 
-from mcis.cli import main
+from mcis.cli.main import main
 
 sys.exit(main())

@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A data folder with the phantom source prepared in it, ten scans a class, by the real builder."""
-    from mcis.build import build
+    from mcis.cli.build import build
 
     folder = tmp_path_factory.mktemp("data")
     build("phantom", data_dir=folder, per_class=10, progress=False)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mcis import launch
 from mcis.checkpoints import bundle
+from mcis.cli import train
 from mcis.imaging.overlay import overlay
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import TASKS
@@ -47,7 +47,7 @@ def values(folder):
 def run(phantom_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     where = [f"--data_dir={phantom_dir}", f"--runs_dir={folder}"]
-    assert launch.main(["--task=segment_brain", "--model=light", *OPTIONS, *where]) == 0
+    assert train.main(["--task=segment_brain", "--model=light", *OPTIONS, *where]) == 0
     return folder / "segment_brain"
 
 

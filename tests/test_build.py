@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 from mcis_datasets.mcis_scans.sources import SOURCES
 
-from mcis import build as build_module
-from mcis.build import build, main
+from mcis.cli import build as build_module
+from mcis.cli.build import build, main
 from mcis.data import dataset
 from mcis.organs import ORGAN_NAMES, ORGANS
 
@@ -40,10 +40,12 @@ def test_help_and_unknown_names(capsys):
 
 def test_help_is_quick():
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "mcis.build", "--help"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "mcis.cli.build", "--help"], check=True, capture_output=True)
     assert time.monotonic() - start < 5  # 0.5 s on an idle machine; 2 s are promised
     heavy = "{'jax', 'tensorflow', 'tensorflow_datasets'}"
-    subprocess.run([sys.executable, "-c", f"import sys, mcis.build; assert not {heavy} & set(sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, mcis.cli.build; assert not {heavy} & set(sys.modules)"], check=True
+    )
 
 
 def test_phantoms_are_built_and_read_back(tmp_path, capsys):
@@ -171,7 +173,7 @@ def test_rejections_are_printed_and_kept(tmp_path, capsys):
 KILLED = """
 import pathlib, sys, time
 from mcis_datasets.mcis_scans import packing
-from mcis.build import build
+from mcis.cli.build import build
 real = packing.examples
 def slow(*arguments):
     for k, example in enumerate(real(*arguments)):

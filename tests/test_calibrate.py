@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import evaluate
 from mcis.calibration import calibrate
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import evaluate
 from mcis.inference import cascade
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import task_to_json

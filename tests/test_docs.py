@@ -10,7 +10,8 @@ import sys
 import matplotlib
 import pytest
 
-from mcis import cli, organs
+from mcis import organs
+from mcis.cli import main
 from mcis.evaluation import descriptions
 from mcis.report import finding, volume
 from tests.test_predict import weights  # noqa: F401
@@ -47,7 +48,7 @@ def commands(text):
             continue
         while words and "=" in words[0] and not words[0].startswith("-"):
             del words[0]  # a variable of the environment
-        if words[:3] == ["python", "-m", "mcis.launch"]:
+        if words[:3] == ["python", "-m", "mcis.cli.train"]:
             name, rest = "train", words[3:]
         elif len(words) > 1 and words[0] == "mcis":
             name, rest = words[1], words[2:]
@@ -66,7 +67,7 @@ def options_of():
             words = ["--task=route"] if name == "train" else []
             capsys.readouterr()
             with pytest.raises(SystemExit):
-                cli.main([name, *words, "--no_such_option=1"])
+                main.main([name, *words, "--no_such_option=1"])
             listed = capsys.readouterr().err.rsplit("options of mcis", 1)[1].split(":", 1)[1].split()
             found[name] = {option.replace("_", "-") for option in listed} | {"--task"}
         return found[name]
@@ -79,8 +80,8 @@ def test_every_option_of_every_command_there_is(page, options_of, capsys):
     for name, options in commands(page.read_text(encoding="utf-8")):
         if name.startswith("-"):
             continue  # mcis --help
-        assert name in {*cli.COMMANDS, "COMMAND"}, f"mcis {name}"
-        if name in cli.COMMANDS:
+        assert name in {*main.COMMANDS, "COMMAND"}, f"mcis {name}"
+        if name in main.COMMANDS:
             unknown = {option.replace("_", "-") for option in options} - options_of(name, capsys)
             assert not unknown, f"mcis {name} {unknown}"
 
@@ -88,7 +89,7 @@ def test_every_option_of_every_command_there_is(page, options_of, capsys):
 def test_commands_are_found_in_every_form():
     text = """
     A=1 mcis build busi --from x && mcis evaluate runs/a? --split=test   # --no_comment
-    python -m mcis.launch --task=route \\
+    python -m mcis.cli.train --task=route \\
       --size=64 [--no-crf]
 
 and `mcis predict --shard=0/3`.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mcis import evaluate
+from mcis.cli import evaluate
 from mcis.data import dataset, storage
 from mcis.evaluation import metrics, results
 from mcis.evaluation.metrics import measure, report, take, with_intervals

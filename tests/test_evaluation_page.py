@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis import evaluate
 from mcis.checkpoints import checkpoint
+from mcis.cli import evaluate
 from mcis.data import dataset, storage
 from mcis.evaluation import figures, gallery, pointing_game
 from mcis.evaluation import page as evaluation_page

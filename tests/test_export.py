@@ -12,8 +12,8 @@ import jax.export
 import numpy as np
 import pytest
 
-from mcis import predict
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import predict
 from mcis.export import export
 from mcis.imaging import letterbox, phantom
 from mcis.inference import cascade

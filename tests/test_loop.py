@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis import evaluate
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import evaluate
 from mcis.data import dataset
 from mcis.evaluation import evaluator, results
 from mcis.tasks.config import TASKS, task_from_json, task_to_json

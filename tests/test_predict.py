@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mcis import predict
 from mcis.checkpoints import checkpoint
+from mcis.cli import predict
 from mcis.imaging import formats, phantom, pool, scan
 from mcis.inference import predictor
 from mcis.organs import ORGANS

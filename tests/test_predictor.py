@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mcis
-from mcis import predict
+from mcis.cli import predict
 from mcis.imaging import formats, phantom
 from tests.dicom_files import CANARY, items, write
 from tests.test_predict import weights  # noqa: F401

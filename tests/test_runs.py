@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mcis import runs
+from mcis.cli import runs
 from mcis.train import loop, run_record
 from tests.small_run import SMALL
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 from pydicom import dcmread
 
-from mcis import predict
+from mcis.cli import predict
 from mcis.imaging import formats, phantom
 from mcis.inference import predictor
 from mcis.report import finding, segmentations, shards, volume

@@ -102,7 +102,7 @@ def made(options, monkeypatch):
 
     monkeypatch.setattr("mcis.serve.app.make_app", make_app)
     monkeypatch.setattr(serve, "load", lambda *_, **__: type("P", (), {"lacking": ()}))
-    monkeypatch.setattr("mcis.command.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("mcis.cli.common.enable_compilation_cache", lambda: None)
     with pytest.raises(Stopped):
         serve.main(["--port=0", *options])
     return found[0]

@@ -12,7 +12,7 @@ import time
 import cv2
 import pytest
 
-from mcis import predict
+from mcis.cli import predict
 from mcis.imaging import phantom
 from mcis.report import shards
 from mcis.report import writer as report_writer

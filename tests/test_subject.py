@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mcis import evaluate
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import evaluate
 from mcis.data import dataset
 from mcis.evaluation import evaluator, metrics, results
 from mcis.tasks.config import task_to_json

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tyro
 
-from mcis import launch
+from mcis.cli import train
 from mcis.models import MODELS
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
@@ -73,7 +73,7 @@ def test_another_network_has_its_own_width_unless_one_is_given():
             (["--model", other, "--features=24"], 24),
             (["--features=24"], 24),
         ):
-            assert launch.parse([f"--task={name}", *words])[1].features == width
+            assert train.parse([f"--task={name}", *words])[1].features == width
 
 
 def test_a_segmenter_without_label_loss_has_no_label_head_and_a_classifier_always_has_one():

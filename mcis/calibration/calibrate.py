@@ -229,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, or 2 when nothing was fitted."""
     import tyro
 
-    from mcis.command import Options, exit_status, parse_dataclass
+    from mcis.cli.common import Options, exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Calibrate(Options):
@@ -251,7 +251,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Any) -> int:
     from mcis.checkpoints.checkpoint import write_text
-    from mcis.command import enable_compilation_cache
+    from mcis.cli.common import enable_compilation_cache
 
     enable_compilation_cache()
     facts = calibrate(options.weights, options.runs, options.data_dir)

@@ -176,7 +176,7 @@ def main(argv: Sequence[str]) -> int:
     """The command."""
     import tyro
 
-    from mcis.command import Options, exit_status, parse_dataclass
+    from mcis.cli.common import Options, exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Tune(Options):
@@ -206,7 +206,7 @@ def _main(options: Any) -> int:
     from rich.progress import Progress
 
     from mcis.checkpoints.bundle import load_weights
-    from mcis.command import enable_compilation_cache
+    from mcis.cli.common import enable_compilation_cache
     from mcis.ops.metrics import MASK_METRICS
 
     enable_compilation_cache()

@@ -240,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
     """`mcis bundle RUN... --out DIR`."""
     import tyro
 
-    from mcis.command import exit_status, parse_dataclass
+    from mcis.cli.common import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Bundle:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """The command: it serves until it is interrupted. Exit status 1: the port is taken; 2: options are wrong."""
     import tyro
 
-    from mcis.command import exit_status, parse_dataclass
+    from mcis.cli.common import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Serve:
@@ -72,7 +72,7 @@ def _main(options: Any) -> int:
     except ImportError:
         raise ValueError("the server comes with an extra: pip install -e '.[web]'") from None
 
-    from mcis.command import enable_compilation_cache
+    from mcis.cli.common import enable_compilation_cache
 
     asked = options.asked.check()
     for name in ("max_mib", "max_scans", "max_seconds"):

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcis.command import data_folder
+from mcis.cli.common import data_folder
 from mcis.data.storage import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of, room
 from mcis.organs import UNKNOWN, organ_named
 

@@ -297,7 +297,7 @@ def print_audit(found: dict[str, Any]) -> None:
     """The audit as a table on standard output, and below it what could not be scored."""
     from rich.table import Table
 
-    from mcis.command import print_table
+    from mcis.cli.common import print_table
 
     table = Table(title=f"{found['task']}, {found['split']} split, from the frame: value [95 % interval by group]")
     parts = found["sources"] | {f"{name} left out": part for name, part in found["left_out"].items()}
@@ -321,7 +321,7 @@ def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, or 2 when nothing was scored."""
     import tyro
 
-    from mcis.command import Options, exit_status, parse_dataclass
+    from mcis.cli.common import Options, exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Shortcuts(Options):

@@ -269,7 +269,7 @@ def main(argv: Sequence[str]) -> int:
     """The command."""
     import tyro
 
-    from mcis.command import exit_status, parse_dataclass
+    from mcis.cli.common import exit_status, parse_dataclass
     from mcis.inference.predictor import Asked
 
     @dataclasses.dataclass(frozen=True)
@@ -293,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.command import expand_user
+    from mcis.cli.common import expand_user
 
     asked = options.asked.check()
     out = expand_user(options.out)

@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, 1 when a scan could not be read, 2 when nothing was done."""
     import tyro
 
-    from mcis.command import exit_status, parse_dataclass
+    from mcis.cli.common import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Merge:

@@ -23,8 +23,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from mcis.build import build
-from mcis.command import keep_memory
+from mcis.cli.build import build
+from mcis.cli.common import keep_memory
 from mcis.data import dataset
 from mcis.tasks.config import TASKS, Start
 from mcis.train import distributed, loop, parallel, step

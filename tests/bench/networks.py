@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from mcis.command import keep_memory
+from mcis.cli.common import keep_memory
 
 NETWORKS = ("unet", "deeplabv3", "light")
 OTHERS = ("torch", "torch, our malloc", "torch.compile")

@@ -38,7 +38,7 @@ def doom(pattern: str, nth: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    from mcis.launch import main
+    from mcis.cli.train import main
 
     doom(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
     sys.exit(main(sys.argv[4:]))

@@ -59,7 +59,7 @@ def read_scans(folder: pathlib.Path) -> str:
 
 def read_report(folder: pathlib.Path) -> str:
     """A report is read, gone on with and replaced, or its shards merged."""
-    from mcis import predict
+    from mcis.cli import predict
     from mcis.report import shards
     from mcis.report.finding import Finding, ReportError, read_findings
     from mcis.report.writer import ReportWriter
@@ -92,7 +92,7 @@ def prepare(folder: pathlib.Path) -> str:
     from mcis_datasets.mcis_scans.record import Rejection, done, find_base
     from mcis_datasets.mcis_scans.sources import SOURCES
 
-    from mcis.build import build
+    from mcis.cli.build import build
 
     names = [path.name for path in folder.iterdir() if path.name in SOURCES]
     if not names:

@@ -64,7 +64,7 @@ def main() -> int:
 
 PARSE = """
 import sys
-from mcis.launch import parse
+from mcis.cli.train import parse
 assert sys.argv[1] == "train"
 run, task = parse(sys.argv[2:])
 assert (run.processes, run.process) == (2, 0) and run.coordinator and run.data_dir == "/data", run

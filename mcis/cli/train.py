@@ -1,4 +1,4 @@
-"""Train one task: `python -m mcis.launch --task=segment_brain`, or `mcis train --task=segment_brain`.
+"""Train one task: `python -m mcis.cli.train --task=segment_brain`, or `mcis train --task=segment_brain`.
 
 Every field of the task can be overridden: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`.
 Unknown names fail and list what there is. A task may start at another size (`--start.epochs` and so on), in a run of
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     75: it was asked to stop, and goes on when the same is typed again; 1: it broke off; 2: it could not start.
     """
-    from mcis.command import exit_status
+    from mcis.cli.common import exit_status
 
     words = list(sys.argv[1:] if argv is None else argv)
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Any, task: Any, command: str | None = None) -> int:
     """Load the scans, train, and say where the result is; `command` is what was typed."""
-    from mcis.command import INTERRUPTED, enable_compilation_cache, exit_status
+    from mcis.cli.common import INTERRUPTED, enable_compilation_cache, exit_status
 
     fold = None if options.fold is None else parse_fold(options.fold)
     name = options.run or task.name + (f"_fold{fold[0]}" if fold else "")
@@ -69,7 +69,7 @@ def run(options: Any, task: Any, command: str | None = None) -> int:
 
 def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int] | None, command: str | None) -> int:
     """Train in this process, which has met the others."""
-    from mcis.command import INTERRUPTED, asked_to_stop
+    from mcis.cli.common import INTERRUPTED, asked_to_stop
     from mcis.data import dataset
     from mcis.tasks.config import LAST, task_named
     from mcis.train import distributed, loop, run_record
@@ -128,7 +128,7 @@ def parse(argv: Sequence[str]):
     """Options and Task of a command line; exits with a message where it is wrong."""
     import tyro
 
-    from mcis.command import Options, expand_user, parse_dataclass
+    from mcis.cli.common import Options, expand_user, parse_dataclass
     from mcis.tasks.config import TASKS, Start, Task, task_named
 
     @dataclasses.dataclass(frozen=True)
@@ -240,13 +240,13 @@ def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
     from mcis.data import dataset
 
     if "phantom" in sources and not dataset.versions_of("phantom", data_dir):
-        from mcis.build import build
+        from mcis.cli.build import build
 
         build("phantom", data_dir=data_dir)
 
 
 if __name__ == "__main__":
-    from mcis.command import keep_memory
+    from mcis.cli.common import keep_memory
 
     keep_memory()
     sys.exit(main())

@@ -5,22 +5,22 @@ import sys
 from collections.abc import Sequence
 
 import mcis
-from mcis.command import exit_status
+from mcis.cli.common import exit_status
 
 COMMANDS = {
-    "train": ("mcis.launch", "train one task (the same as python -m mcis.launch)"),
-    "build": ("mcis.build", "prepare a data set from its download"),
-    "runs": ("mcis.runs", "what runs have reached, side by side, and in what they differ"),
+    "train": ("mcis.cli.train", "train one task (the same as python -m mcis.cli.train)"),
+    "build": ("mcis.cli.build", "prepare a data set from its download"),
+    "runs": ("mcis.cli.runs", "what runs have reached, side by side, and in what they differ"),
     "bundle": ("mcis.checkpoints.bundle", "gather runs into a set of weights"),
-    "predict": ("mcis.predict", "findings for scans: JSON, masks, overlays, a page"),
+    "predict": ("mcis.cli.predict", "findings for scans: JSON, masks, overlays, a page"),
     "serve": ("mcis.cli.serve", "a page to drop scans on, and a REST API"),
     "merge": ("mcis.report.shards", "one report of what several processes have found, each of a share of the scans"),
     "export": ("mcis.export.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
-    "evaluate": ("mcis.evaluate", "score a run on a held-out split, with intervals"),
+    "evaluate": ("mcis.cli.evaluate", "score a run on a held-out split, with intervals"),
     "shortcuts": ("mcis.evaluation.shortcuts", "how much of a task can be read off its scans' frames alone"),
     "tune": ("mcis.calibration.tune_crf", "choose a segmentation run's CRF on validation"),
     "calibrate": ("mcis.calibration.calibrate", "fit probabilities, refusal and review on folds"),
-    "info": ("mcis.info", "versions, devices, tasks, data and weights"),
+    "info": ("mcis.cli.info", "versions, devices, tasks, data and weights"),
 }
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mcis: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if process:
-        from mcis.command import keep_memory
+        from mcis.cli.common import keep_memory
 
         keep_memory()
     return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])

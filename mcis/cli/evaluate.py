@@ -27,7 +27,7 @@ def print_report(found: dict[str, Any]) -> None:
     """The report as a table on standard output."""
     from rich.table import Table
 
-    from mcis.command import print_table
+    from mcis.cli.common import print_table
     from mcis.evaluation.descriptions import scans_scored, uses_seen
     from mcis.ops.metrics import with_interval
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, or 2 when nothing was scored."""
     import tyro
 
-    from mcis.command import Options, exit_status, parse_dataclass
+    from mcis.cli.common import Options, exit_status, parse_dataclass
     from mcis.tasks.config import Names
 
     @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.command import enable_compilation_cache
+    from mcis.cli.common import enable_compilation_cache
     from mcis.data.dataset import LEFT_OUT
     from mcis.evaluation.evaluator import check_all_unseen, load_folds, load_subject, score
     from mcis.evaluation.metrics import compare_reports, read_report, report
@@ -185,7 +185,7 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
         sources = options.sources or subject.sources(options.data_dir)
         yield read_records(sources, (options.split,), options.data_dir, subject.organ), {}
         return
-    from mcis.build import build
+    from mcis.cli.build import build
 
     with tempfile.TemporaryDirectory(prefix="mcis_") as place:
         if len(pictures(options.folder)) > MANY:

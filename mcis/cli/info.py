@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mcis.command import Options, data_folder, exit_status, parse_dataclass
+from mcis.cli.common import Options, data_folder, exit_status, parse_dataclass
 
 
 def main(argv: Sequence[str]) -> int:

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     """
     import tyro
 
-    from mcis.command import exit_status, parse_dataclass
+    from mcis.cli.common import exit_status, parse_dataclass
 
     @dataclasses.dataclass(frozen=True)
     class Predict:
@@ -138,7 +138,7 @@ def _main(options: Any) -> int:
         out, paths = str(shard.folder(out)), shard.share(paths)
     scans = list(formats.frames(paths))
 
-    from mcis.command import INTERRUPTED, asked_to_stop, enable_compilation_cache
+    from mcis.cli.common import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
     enable_compilation_cache()
 

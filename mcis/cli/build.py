@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
-from mcis.command import data_folder, exit_status, expand_user, parse_dataclass
+from mcis.cli.common import data_folder, exit_status, expand_user, parse_dataclass
 
 DATASET = "mcis_scans"
 

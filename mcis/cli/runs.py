@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mcis.command import exit_status, parse_dataclass, print_table
+from mcis.cli.common import exit_status, parse_dataclass, print_table
 
 FIGURES = {
     "accuracy": "acc",
