@@ -19,7 +19,7 @@ mcis build phantom --data_dir "$data" --per_class 40
 
 train() {
   heading "training $1"
-  python -m mcis.cli.train --task="$1" --sources=phantom --data_dir="$data" --runs_dir="$demo/runs" --size=128 --ema=0.9 \
+  python -m mcis.launch --task="$1" --sources=phantom --data_dir="$data" --runs_dir="$demo/runs" --size=128 --ema=0.9 \
     "${@:2}"
 }
 # A few hundred steps on some sixty scans: a U-Net leaves the empty mask behind sooner than `light` does, the more so

@@ -19,7 +19,7 @@ def run(*arguments):
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():
-    program = "import sys; from mcis import cli; status = cli.main(['--help']); "
+    program = "import sys; from mcis.cli.main import main; status = main(['--help']); "
     program += f"sys.exit(status or any(m in sys.modules for m in {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -50,26 +50,26 @@ def test_options_that_are_listed_are_those_of_the_first_column_not_of_the_prose(
 def test_unknown_names_list_those_there_are():
     done = run("mcis", "trane")
     assert done.returncode == 2 and "train" in done.stderr
-    done = run("mcis.cli.train", "--task=segment_liver")
+    done = run("mcis.launch", "--task=segment_liver")
     assert done.returncode != 0
     for task in TASKS:
         assert task in done.stderr
-    done = run("mcis.cli.train", "--task=route", "--modle=cnn")
+    done = run("mcis.launch", "--task=route", "--modle=cnn")
     assert done.returncode == 2 and "--model" in done.stderr and "--learning-rate" in done.stderr
-    done = run("mcis.cli.train", "--task=route", "--model=resnet")
+    done = run("mcis.launch", "--task=route", "--model=resnet")
     assert done.returncode != 0 and "cnn, cnn_attention, resnet18" in done.stderr
 
 
 def test_underscores_and_hyphens_both_work(tmp_path):
     for option in ("--data_dir", "--data-dir"):
-        done = run("mcis.cli.train", "--task=route", f"{option}={tmp_path}", "--batch_size=4")
+        done = run("mcis.launch", "--task=route", f"{option}={tmp_path}", "--batch_size=4")
         assert done.returncode != 0
         assert "mcis build lgg" in done.stderr and "--sources=phantom" in done.stderr
         assert "Traceback" not in done.stderr
 
 
 def test_a_folder_of_nobody_is_an_error_not_a_traceback():
-    for command in (["mcis", "info"], ["mcis", "build", "phantom"], ["mcis.cli.train", "--task=route"]):
+    for command in (["mcis", "info"], ["mcis", "build", "phantom"], ["mcis.launch", "--task=route"]):
         done = run(*command, "--data_dir=~nosuchuser/data")
         assert done.returncode == 2
         assert "~nosuchuser/data: there is no such user" in done.stderr and "Traceback" not in done.stderr
@@ -85,7 +85,7 @@ def test_a_reader_that_goes_away_is_no_traceback(command):
 def test_a_run_is_set_aside_only_when_there_is_data_to_train_on(tmp_path):
     (tmp_path / "runs" / "route").mkdir(parents=True)
     options = ["--task=route", f"--data_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}", "--fresh"]
-    assert run("mcis.cli.train", *options).returncode == 2
+    assert run("mcis.launch", *options).returncode == 2
     assert (tmp_path / "runs" / "route").is_dir()
 
 
@@ -117,7 +117,7 @@ def test_every_command_keeps_its_memory_and_a_call_from_python_does_not(monkeypa
     for words in (["info", "--no_such"], ["--task=no such task"]):
         monkeypatch.setattr(sys, "argv", ["mcis", *words])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_module("mcis" if words[0] == "info" else "mcis.cli.train", run_name="__main__")
+            runpy.run_module("mcis" if words[0] == "info" else "mcis.launch", run_name="__main__")
         assert stop.value.code == 2
     assert calls == ["info", "--task=no such task"]
     assert main.main(["train", "--task=no such task"]) == 2

@@ -48,7 +48,7 @@ def commands(text):
             continue
         while words and "=" in words[0] and not words[0].startswith("-"):
             del words[0]  # a variable of the environment
-        if words[:3] == ["python", "-m", "mcis.cli.train"]:
+        if words[:3] == ["python", "-m", "mcis.launch"]:
             name, rest = "train", words[3:]
         elif len(words) > 1 and words[0] == "mcis":
             name, rest = words[1], words[2:]
@@ -89,7 +89,7 @@ def test_every_option_of_every_command_there_is(page, options_of, capsys):
 def test_commands_are_found_in_every_form():
     text = """
     A=1 mcis build busi --from x && mcis evaluate runs/a? --split=test   # --no_comment
-    python -m mcis.cli.train --task=route \\
+    python -m mcis.launch --task=route \\
       --size=64 [--no-crf]
 
 and `mcis predict --shard=0/3`.
@@ -221,7 +221,7 @@ def test_a_worked_example_fits_the_code_and_its_style(page, copy, monkeypatch):
     assert sum(follow(*step, copy) for step in steps(page)) >= 3
     environment(copy, monkeypatch)
     tables = (
-        "from mcis import models, phantom, tasks; from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
+        "from mcis import models, tasks; from mcis.imaging import phantom; from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
     )
     for command in ([sys.executable, "-c", tables], ["ruff", "check", "."], ["ruff", "format", "--check", "."]):
         command = [str(pathlib.Path(sys.executable).with_name("ruff")) if word == "ruff" else word for word in command]

@@ -28,7 +28,7 @@ def wait_for_lines(log, count, process):
 
 
 def test_a_killed_process_resumes(phantom_dir, tmp_path):
-    command = [sys.executable, "-m", "mcis.cli.train", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
+    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
     command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=12"]
     log = tmp_path / "route" / loop.LOG
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -49,7 +49,7 @@ def test_a_killed_process_resumes(phantom_dir, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_process_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(number, phantom_dir, tmp_path):
-    command = [sys.executable, "-m", "mcis.cli.train", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
+    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
     command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=4", "--epochs=8", "--select=last"]
     subprocess.run([*command, "--run=whole"], check=True, capture_output=True)
     process = subprocess.Popen([*command, "--run=stopped"], stdout=subprocess.PIPE, text=True)

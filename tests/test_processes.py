@@ -26,7 +26,7 @@ def start(run, data, number, *more):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = re.sub(r"device_count=\d+", "device_count=1", os.environ["XLA_FLAGS"])
-    command = [sys.executable, "-m", "mcis.cli.train", *OPTIONS, f"--data_dir={data}", f"--runs_dir={run.parent}"]
+    command = [sys.executable, "-m", "mcis.launch", *OPTIONS, f"--data_dir={data}", f"--runs_dir={run.parent}"]
     command += [f"--run={run.name}", *more]
     if number > 1:
         command += [f"--coordinator=127.0.0.1:{port}", f"--processes={number}"]

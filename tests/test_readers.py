@@ -172,7 +172,7 @@ def test_a_reader_that_sigterm_meets_while_it_starts_is_started_again(number, ag
     cv2.imwrite(str(tmp_path / "a.png"), PICTURE)
     code = f"import os, pathlib, signal; met = pathlib.Path({str(tmp_path / 'met')!r})\n"
     code += f"if not met.exists(): met.touch(); os.kill(os.getpid(), signal.{number})\n"
-    (tmp_path / "met_once.py").write_text(f"{code}from mcis import reader; reader.main()")
+    (tmp_path / "met_once.py").write_text(f"{code}from mcis.imaging import worker; worker.main()")
     root = str(pathlib.Path(mcis.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
     reads = read_all([(str(tmp_path / "a.png"), None)], 2, module="met_once")

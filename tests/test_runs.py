@@ -47,7 +47,7 @@ def test_runs_are_listed_with_what_they_kept_and_in_what_they_differ(folder, fin
 
 
 def test_no_figure_is_cut_in_a_narrow_terminal(folder, finished):
-    program = "import io, sys; from rich.console import Console; from mcis import runs; import pathlib; "
+    program = "import io, sys; from rich.console import Console; from mcis.cli import runs; import pathlib; "
     program += f"found = [runs.read_run(pathlib.Path({str(folder)!r}) / name) for name in ('first', 'second')]; "
     program += "Console(width=80).print(runs._table('route', found))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

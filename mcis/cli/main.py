@@ -8,7 +8,7 @@ import mcis
 from mcis.cli.common import exit_status
 
 COMMANDS = {
-    "train": ("mcis.cli.train", "train one task (the same as python -m mcis.cli.train)"),
+    "train": ("mcis.cli.train", "train one task (the same as python -m mcis.launch)"),
     "build": ("mcis.cli.build", "prepare a data set from its download"),
     "runs": ("mcis.cli.runs", "what runs have reached, side by side, and in what they differ"),
     "bundle": ("mcis.checkpoints.bundle", "gather runs into a set of weights"),

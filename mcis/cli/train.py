@@ -1,4 +1,4 @@
-"""Train one task: `python -m mcis.cli.train --task=segment_brain`, or `mcis train --task=segment_brain`.
+"""Train one task: `python -m mcis.launch --task=segment_brain`, or `mcis train --task=segment_brain`.
 
 Every field of the task can be overridden: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`.
 Unknown names fail and list what there is. A task may start at another size (`--start.epochs` and so on), in a run of
@@ -244,9 +244,3 @@ def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
 
         build("phantom", data_dir=data_dir)
 
-
-if __name__ == "__main__":
-    from mcis.cli.common import keep_memory
-
-    keep_memory()
-    sys.exit(main())

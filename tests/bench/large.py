@@ -107,7 +107,7 @@ def main() -> None:
             where = [f"--data_dir={data}"]
             build = ["mcis", "build", "phantom", f"--per_class={count // CLASSES}", *where]
             rows.append(measure("mcis build", count, build))
-            train = ["mcis.cli.train", *SMALL, "--stream=True", f"--runs_dir={runs}", *where]
+            train = ["mcis.launch", *SMALL, "--stream=True", f"--runs_dir={runs}", *where]
             rows.append(measure("mcis train, scans in their files, 1 epoch", count, train))
             shutil.rmtree(data)
             peak(*start(["mcis", "bundle", str(runs / "route"), f"--out={weights}"]))

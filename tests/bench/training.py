@@ -114,7 +114,7 @@ def interval(values, group):
 
 def ours(options, folder):
     """Our run's log: [(minute, validation figures)], and the figures of `mcis evaluate` for the last epoch."""
-    command = [sys.executable, "-m", "mcis.cli.train", "--task=segment_breast", "--sources=busi", "--model=light"]
+    command = [sys.executable, "-m", "mcis.launch", "--task=segment_breast", "--sources=busi", "--model=light"]
     command += ["--features=0", "--batch_size=8", "--select=last", f"--epochs={options.epochs}", f"--runs_dir={folder}"]
     where = [f"--data_dir={options.data_dir}"] if options.data_dir else []
     subprocess.run([*command, "--run=ours", *where], check=True, stdout=subprocess.DEVNULL)

@@ -80,7 +80,7 @@ def last_state(run: pathlib.Path) -> dict:
 
 def begin(run: pathlib.Path, data: pathlib.Path, recipe: list[str], *program: str) -> subprocess.Popen:
     """A training process, by default the command as it is typed."""
-    command = [sys.executable, *(program or ("-m", "mcis.cli.train")), *OPTIONS, *recipe, f"--data_dir={data}"]
+    command = [sys.executable, *(program or ("-m", "mcis.launch")), *OPTIONS, *recipe, f"--data_dir={data}"]
     command += [f"--runs_dir={run.parent}", f"--run={run.name}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

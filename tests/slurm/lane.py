@@ -153,7 +153,7 @@ def result(run: pathlib.Path) -> list[bytes]:
 
 def processes_of(name: str) -> list[int]:
     """Numbers of the processes that train a run."""
-    found = subprocess.run(["pgrep", "-f", f"mcis.cli.train .*--run={name}$"], capture_output=True, text=True).stdout
+    found = subprocess.run(["pgrep", "-f", f"mcis.launch .*--run={name}$"], capture_output=True, text=True).stdout
     return [int(number) for number in found.split()]
 
 
