@@ -220,9 +220,7 @@ def test_a_diff_is_applied_as_it_is_read(tmp_path):
 def test_a_worked_example_fits_the_code_and_its_style(page, copy, monkeypatch):
     assert sum(follow(*step, copy) for step in steps(page)) >= 3
     environment(copy, monkeypatch)
-    tables = (
-        "from mcis import models, tasks; from mcis.imaging import phantom; from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
-    )
+    tables = "from mcis import models, tasks; from mcis.imaging import phantom; from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
     for command in ([sys.executable, "-c", tables], ["ruff", "check", "."], ["ruff", "format", "--check", "."]):
         command = [str(pathlib.Path(sys.executable).with_name("ruff")) if word == "ruff" else word for word in command]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from mcis.checkpoints.checkpoint import flatten
 from mcis.models import MODELS
-from mcis.models.import_weights import import_state_dict, import_variables, laid_out, path_of, read_state_dict
+from mcis.models.pretrained import import_state_dict, import_variables, laid_out, path_of, read_state_dict
 
 MODEL = MODELS["unet"].clone(features=4, classes=2)
 

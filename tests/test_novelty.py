@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.ops.novelty import distance, fit_novelty
+from mcis.ops.ood import distance, fit_novelty
 
 
 def scans(count, seed, features=5):

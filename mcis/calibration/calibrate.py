@@ -82,7 +82,7 @@ def make_answer(task: Task) -> Any:
 
     from mcis.inference.cascade import expected_dice
     from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
-    from mcis.ops.novelty import distance
+    from mcis.ops.ood import distance
     from mcis.tasks.apply import make_expert
 
     expert = make_expert(task)

@@ -243,4 +243,3 @@ def ensure_phantom(sources: Sequence[str], data_dir: str | None) -> None:
         from mcis.cli.build import build
 
         build("phantom", data_dir=data_dir)
-

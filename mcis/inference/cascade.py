@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from mcis.ops.metrics import MASK_THRESHOLD
-from mcis.ops.novelty import distance
+from mcis.ops.ood import distance
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import Task

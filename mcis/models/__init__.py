@@ -14,7 +14,7 @@ import flax.linen as nn
 
 from mcis.models.cnn import CNN
 from mcis.models.deeplab import DeepLabV3
-from mcis.models.light import Light
+from mcis.models.light_unet import Light
 from mcis.models.outputs import Outputs
 from mcis.models.resnet import ResNet
 from mcis.models.sk_unet import SKUNet

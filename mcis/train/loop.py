@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mcis.checkpoints import checkpoint
 from mcis.data.dataset import WHOLE, Scans, ahead, balance, public_names, targets, training_batches
-from mcis.models.import_weights import import_state_dict, import_variables, read_state_dict
-from mcis.ops.novelty import fit_novelty
+from mcis.models.pretrained import import_state_dict, import_variables, read_state_dict
+from mcis.ops.ood import fit_novelty
 from mcis.organs import ORGANS
 from mcis.tasks.config import LAST, Task, task_to_json
 from mcis.train import distributed, resume, run_record

@@ -18,8 +18,8 @@ from torch import nn
 
 from mcis.checkpoints.checkpoint import flatten, unflatten
 from mcis.models import MODELS
-from mcis.models.import_weights import import_state_dict, laid_out, path_of, read_state_dict
 from mcis.models.layers import Dropout
+from mcis.models.pretrained import import_state_dict, laid_out, path_of, read_state_dict
 from mcis.ops.image import resize
 from tests import test_published as published
 from tests.parity import references
