@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import types
 import typing
 from collections.abc import Iterator
@@ -89,3 +90,11 @@ def read_lines(path: str | os.PathLike, kind: type[T], error: type[ValueError] =
             except (ValueError, TypeError):
                 raise error(f"{path}: line {number} is no {kind.__name__.lower()}; is this a report?") from None
             yield made
+
+
+def expand_user(path: str | os.PathLike) -> pathlib.Path:
+    """`path` with a leading ~ or ~user replaced; ValueError where there is no such user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such user; write the folder out") from None

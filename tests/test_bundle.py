@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import bundle as bundle_command
 from mcis.inference import cascade
 from mcis.organs import ORGANS
 from mcis.tasks.apply import make_expert
@@ -193,7 +194,7 @@ def test_a_set_never_takes_the_place_of_a_run(runs, tmp_path):
 
 def test_what_a_set_lacks_is_told_from_what_is_there(runs, tmp_path, capsys):
     for name in ("route", "classify_brain"):
-        assert bundle.main([str(runs / name), "--out", str(tmp_path)]) == 0
+        assert bundle_command.main([str(runs / name), "--out", str(tmp_path)]) == 0
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("not in the set"))
     assert "classify_brain" in first and "classify_brain" not in second and "segment_brain" in second
 
@@ -251,10 +252,10 @@ def test_what_was_fitted_is_checked_before_it_is_used(fold_runs, tmp_path, task,
 
 
 def test_the_command(runs, tmp_path, capsys):
-    assert bundle.main([str(runs / "route"), "--out", str(tmp_path / "set")]) == 0
+    assert bundle_command.main([str(runs / "route"), "--out", str(tmp_path / "set")]) == 0
     printed = capsys.readouterr().out
     assert "route" in printed and "not in the set: classify_brain" in printed
-    assert bundle.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "set")]) == 2
+    assert bundle_command.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "set")]) == 2
     assert "no weights folder" in capsys.readouterr().err
 
 

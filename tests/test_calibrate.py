@@ -9,6 +9,7 @@ import pytest
 
 from mcis.calibration import calibrate
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import calibrate as calibrate_command
 from mcis.cli import evaluate
 from mcis.inference import cascade
 from mcis.tasks.apply import make_expert
@@ -43,7 +44,9 @@ def test_every_scan_is_answered_by_the_network_that_has_not_seen_it(fold_runs, p
 def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_scans, phantom_dir, tmp_path, capsys):
     before = bundle.load_bundle(weights)
     every = [str(run) for members in fold_runs.values() for run in members]
-    done = calibrate.main([str(weights), *every, f"--data_dir={phantom_dir}", f"--out={tmp_path / 'facts.json'}"])
+    done = calibrate_command.main(
+        [str(weights), *every, f"--data_dir={phantom_dir}", f"--out={tmp_path / 'facts.json'}"]
+    )
     assert done == 0
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert json.loads(capsys.readouterr().out) == facts
@@ -54,7 +57,7 @@ def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_sc
     assert review["flagged"] == pytest.approx(0.2, abs=0.06)
     refusal = facts["route"]["refusal"]
     assert refusal["refused"]["known"]["value"] <= 2 / refusal["scans"]["known"] + 0.01
-    assert calibrate.main([str(weights), *every, f"--data_dir={phantom_dir}"]) == 0  # once more changes nothing
+    assert calibrate_command.main([str(weights), *every, f"--data_dir={phantom_dir}"]) == 0  # once more changes nothing
     again = bundle.load_bundle(weights)
     for name, one in after.items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.variables, again[name].variables)
@@ -121,12 +124,12 @@ def test_runs_that_say_nothing_of_strangers_are_refused(fold_runs, weights, tmp_
     def refusal(**changes):
         task = dataclasses.replace(bundle.load_weights(fold_runs["segment_breast"][0]).task, **changes)
         checkpoint.save(tmp_path / "run", variables, manifest | {"task": task_to_json(task)})
-        assert calibrate.main([str(weights), str(tmp_path / "run")]) == 2
+        assert calibrate_command.main([str(weights), str(tmp_path / "run")]) == 2
         return capsys.readouterr().err
 
     assert "chosen by dice_balanced" in refusal(select="dice_balanced")
     assert "trained otherwise" in refusal(epochs=3)
     del_route = weights.parent / "only"
     bundle.make_bundle(fold_runs["segment_breast"], del_route)
-    assert calibrate.main([str(del_route), str(fold_runs["route"][0])]) == 2
+    assert calibrate_command.main([str(del_route), str(fold_runs["route"][0])]) == 2
     assert "which the set does not have" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 
 from mcis.cli import evaluate
 from mcis.data import dataset, storage
+from mcis.data.records import BATCH
 from mcis.evaluation import metrics, results
 from mcis.evaluation.metrics import measure, report, take, with_intervals
 from mcis.evaluation.results import score_scans
@@ -49,7 +50,7 @@ def bright(squares):
 
 
 def test_every_record_is_scored_once_in_order_on_its_own_grid():
-    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * results.BATCH + 3)]
+    records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * BATCH + 3)]
     rows = score_scans(SEGMENT, bright, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
     assert rows["group"].tolist() == [f"busi/p{i}" for i in range(len(records))]
@@ -80,7 +81,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
 
 
 def test_the_cascade_is_scored_as_it_answers(monkeypatch):
-    records = [make_record(i, label=1 + i % 2) for i in range(results.BATCH + 3)]
+    records = [make_record(i, label=1 + i % 2) for i in range(BATCH + 3)]
 
     def predict(squares):
         n = len(squares)
@@ -93,7 +94,7 @@ def test_the_cascade_is_scored_as_it_answers(monkeypatch):
 
     rows = results.score_cascade(predict, records)
     assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
-    odd = {1, 2, results.BATCH + 1, results.BATCH + 2}  # another organ, and none
+    odd = {1, 2, BATCH + 1, BATCH + 2}  # another organ, and none
     wrong = np.isin(np.arange(len(records)), list(odd))
     assert (rows["said_organ"] != rows["organ"]).tolist() == wrong.tolist()
     assert (rows["both"] == 0).tolist() == np.isnan(rows["hd95"]).tolist() == wrong.tolist()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import export as export_command
 from mcis.cli import predict
 from mcis.export import export
 from mcis.imaging import letterbox, phantom
@@ -57,7 +58,7 @@ def canvases():
 
 
 def exported(folder, weights, *options):
-    assert export.main([f"--out={folder}", f"--weights={weights}", *options]) == 0
+    assert export_command.main([f"--out={folder}", f"--weights={weights}", *options]) == 0
     return folder, json.loads((folder / "metadata.json").read_text())
 
 
@@ -228,7 +229,7 @@ def test_one_organ_takes_nothing_of_the_others_along(whole, weights, tmp_path):
 
 def test_what_cannot_be_done_is_said(weights, tmp_path, monkeypatch, capsys):
     def said(*options):
-        assert export.main([f"--out={tmp_path / 'out'}", f"--weights={weights}", *options]) == 2
+        assert export_command.main([f"--out={tmp_path / 'out'}", f"--weights={weights}", *options]) == 2
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
@@ -245,17 +246,17 @@ def test_only_an_export_is_replaced(weights, tmp_path, capsys):
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     command = [f"--out={folder}", f"--weights={weights}", "--task=classify_breast"]
-    assert export.main(command) == 2
+    assert export_command.main(command) == 2
     assert "is no export (notes.txt)" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     (folder / "notes.txt").unlink()
-    assert export.main(command) == 0
+    assert export_command.main(command) == 0
     before = (folder / "model.stablehlo").read_bytes()
-    assert export.main([*command[:2], "--task=route"]) == 0
+    assert export_command.main([*command[:2], "--task=route"]) == 0
     assert (folder / "model.stablehlo").read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (folder / "masks").mkdir()
-    assert export.main(command) == 2 and (folder / "masks").is_dir()
+    assert export_command.main(command) == 2 and (folder / "masks").is_dir()
 
 
 def test_the_pin_is_that_of_the_makefile():

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis.checkpoints import bundle, checkpoint
+from mcis.checkpoints import bundle, checkpoint, provenance
 from mcis.cli import evaluate
 from mcis.data import dataset
-from mcis.evaluation import evaluator, results
+from mcis.evaluation import evaluator
 from mcis.tasks.config import TASKS, task_from_json, task_to_json
 from mcis.train import loop, run_record
 from tests.small_run import SMALL
@@ -255,10 +255,10 @@ def test_scoring_what_was_trained_on_is_refused_as_a_test(finished, phantom_dir)
     run_dir, _ = finished
     manifest = bundle.load_weights(run_dir).manifest
     test = [dataset.text(record["fingerprint"]) for record in dataset.records("phantom", "test", phantom_dir)]
-    results.check_unseen(test, [None] * len(test), manifest)
+    provenance.check_unseen(test, [None] * len(test), manifest)
     for use in ("train", "validation"):
-        with pytest.raises(results.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
-            results.check_unseen([*test, manifest["fingerprints"][use][0]], [None] * (len(test) + 1), manifest)
+        with pytest.raises(provenance.LeakError, match=f"1 of the {len(test) + 1} scans were used for {use}"):
+            provenance.check_unseen([*test, manifest["fingerprints"][use][0]], [None] * (len(test) + 1), manifest)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -12,7 +12,7 @@ import time
 import cv2
 import pytest
 
-from mcis.cli import predict
+from mcis.cli import merge, predict
 from mcis.imaging import phantom
 from mcis.report import shards
 from mcis.report import writer as report_writer
@@ -78,7 +78,7 @@ def without_masks(lines):
 
 
 def test_what_is_merged_is_what_one_process_finds(whole, copy, capsys):
-    assert shards.main([str(copy)]) == 1
+    assert merge.main([str(copy)]) == 1
     said = capsys.readouterr()
     assert "1 scans could not be read" in said.err and "not a medical device" in said.out.lower()
     one, merged = findings(whole), findings(copy)
@@ -102,11 +102,11 @@ def test_what_is_merged_is_what_one_process_finds(whole, copy, capsys):
 
 
 def test_merging_twice_has_to_be_asked_for(copy, capsys):
-    assert shards.main([str(copy)]) == 1
+    assert merge.main([str(copy)]) == 1
     lines = (copy / "findings.jsonl").read_bytes()
-    assert shards.main([str(copy)]) == 2
+    assert merge.main([str(copy)]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert shards.main([str(copy), "--overwrite"]) == 1
+    assert merge.main([str(copy), "--overwrite"]) == 1
     assert (copy / "findings.jsonl").read_bytes() == lines
     assert all(any((path / "overlays").iterdir()) for path in shards.shards_in(copy).values())
 
@@ -272,5 +272,5 @@ def test_a_shard_that_says_odd_things_of_itself_is_missing(odd, tmp_path, capsys
             written.add(Finding("a.png", organ="brain"))
     path = Shard(1, 2).folder(tmp_path) / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | odd))
-    assert shards.main([str(tmp_path)]) == 2
+    assert merge.main([str(tmp_path)]) == 2
     assert "1 of 2 shards are missing or not complete (1)" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from mcis.cli import shortcuts as shortcuts_command
 from mcis.data import dataset
 from mcis.evaluation import shortcuts
 from mcis.evaluation.shortcuts import Frames, audit, frames_of, network_answers
@@ -250,10 +251,10 @@ def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypa
     monkeypatch.setattr(shortcuts, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     out = tmp_path / "audit.json"
     options = [f"--against={tmp_path / 'network.json'}", f"--out={out}"]
-    assert shortcuts.main(["--task=segment_brain", *options]) == 2
+    assert shortcuts_command.main(["--task=segment_brain", *options]) == 2
     assert "of task classify_brain, not segment_brain" in capsys.readouterr().err
     planted.clear()
-    assert shortcuts.main(["--task=classify_brain", *options]) == 0
+    assert shortcuts_command.main(["--task=classify_brain", *options]) == 0
     assert planted == [(s, split) for split in ("validation", "train") for s in ("lgg", "br35h")]
     found = json.loads(out.read_text())
     assert found["task"] == "classify_brain" and found["split"] == "validation"
@@ -267,7 +268,7 @@ def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypa
 
 
 def test_the_command_on_prepared_phantoms(phantom_dir, capsys):
-    assert shortcuts.main(["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]) == 0
+    assert shortcuts_command.main(["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]) == 0
     printed = capsys.readouterr().out
     assert "stored frame" in printed and "network" not in printed
     assert "phantom cannot be left out" in printed
@@ -299,14 +300,14 @@ def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted
     (tmp_path / "folds.json").write_text(json.dumps(evaluated))
     monkeypatch.setattr(shortcuts, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     options = ["--task=classify_brain", f"--against={tmp_path / 'folds.json'}", f"--out={tmp_path / 'audit.json'}"]
-    assert shortcuts.main([*options, "--split=left_out", "--folds=3"]) == 0
+    assert shortcuts_command.main([*options, "--split=left_out", "--folds=3"]) == 0
     assert f"{len(some.label)} of {len(scans.label)} training and validation scans" in capsys.readouterr().out
     found = json.loads((tmp_path / "audit.json").read_text())
     assert found["split"] == "left_out" and found["sources"]["all"]["scans"] == len(some.label)
     assert values(found["sources"]["all"])["network"] == 1
     assert values(found["sources"]["all"])["stored size"] == 1
     monkeypatch.setattr(shortcuts, "frames_of", lambda *_: dataclasses.replace(scans, scan_id=scans.group))
-    assert shortcuts.main([*options, "--split=left_out"]) == 2
+    assert shortcuts_command.main([*options, "--split=left_out"]) == 2
     assert "--against has answered none of the scans" in capsys.readouterr().err
 
 
@@ -326,13 +327,13 @@ def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted
 def test_what_cannot_be_done_is_said_before_any_work(options, error, monkeypatch, capsys):
     monkeypatch.chdir(shortcuts.pathlib.Path(__file__).parents[1])
     monkeypatch.setattr(shortcuts, "frames_of", lambda *_: pytest.fail("work was done"))
-    assert shortcuts.main(options) == 2
+    assert shortcuts_command.main(options) == 2
     assert error in capsys.readouterr().err
 
 
 def test_sources_without_scans_of_the_split_are_said(monkeypatch, capsys):
     monkeypatch.setattr(dataset, "records", lambda *_: [])
-    assert shortcuts.main(["--task=route", "--sources=busi"]) == 2
+    assert shortcuts_command.main(["--task=route", "--sources=busi"]) == 2
     assert "split 'validation' of busi holds no scans" in capsys.readouterr().err
 
 

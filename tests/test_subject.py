@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from mcis.checkpoints import bundle, checkpoint
+from mcis.checkpoints import bundle, checkpoint, provenance
 from mcis.cli import evaluate
 from mcis.data import dataset
-from mcis.evaluation import evaluator, metrics, results
+from mcis.data.records import read_records
+from mcis.evaluation import evaluator, metrics
 from mcis.tasks.config import task_to_json
 
 
@@ -90,7 +91,7 @@ def test_runs_that_are_no_folds_of_one_task_are_refused(fold_runs, folds, phanto
         evaluator.load_folds([first, tmp_path / "ensemble"])
     both = manifest["fingerprints"] | {"validation": manifest["fingerprints"]["train"][:1]}
     checkpoint.save(tmp_path / "leak", variables, manifest | {"fingerprints": both})
-    with pytest.raises(results.LeakError, match="trained on 1 of the scans"):
+    with pytest.raises(provenance.LeakError, match="trained on 1 of the scans"):
         evaluator.load_folds([tmp_path / "leak"])
     bundle.make_bundle([first], tmp_path / "set")
     with pytest.raises(ValueError, match="is a set of weights"):
@@ -105,28 +106,28 @@ def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
 
     def check(scans, manifest):
-        results.check_unseen(scans, [None] * len(scans), manifest)
+        provenance.check_unseen(scans, [None] * len(scans), manifest)
 
     check(manifest["fingerprints"]["validation"], manifest)  # the last epoch was kept whatever they said
-    with pytest.raises(results.LeakError, match="used for train"):
+    with pytest.raises(provenance.LeakError, match="used for train"):
         check(manifest["fingerprints"]["train"], manifest)
     chosen = manifest | {"task": manifest["task"] | {"select": "dice_balanced"}}
     tuned = manifest | {"task": manifest["task"] | {"crf": {"steps": 5}}}
     router = bundle.load_weights(fold_runs["route"][0]).manifest
     for used in (chosen, tuned, router, manifest | {"calibration": {}}):
-        with pytest.raises(results.LeakError, match="used for validation"):
+        with pytest.raises(provenance.LeakError, match="used for validation"):
             check(used["fingerprints"]["validation"], used)
 
 
 def test_a_copy_of_another_size_is_known_by_its_name(fold_runs, phantom_dir, monkeypatch):
     monkeypatch.setattr(dataset, "PUBLISHED", ("phantom",))
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
-    records = results.read_records(("phantom",), ("train",), phantom_dir, "breast")
+    records = read_records(("phantom",), ("train",), phantom_dir, "breast")
     assert len(set(records.names)) == len(records) and None not in records.names
     copies = dataclasses.replace(records, fingerprints=tuple(f"{i}" for i in range(len(records))))
     evaluator.check_all_unseen(copies, {"segment_breast": manifest})  # weights older than names know no better
     named = manifest | {"names": {"train": [records.names[2]], "validation": []}}
-    with pytest.raises(results.LeakError, match=rf"1 of the {len(records)} scans were used for train .*or copies"):
+    with pytest.raises(provenance.LeakError, match=rf"1 of the {len(records)} scans were used for train .*or copies"):
         evaluator.check_all_unseen(copies, {"segment_breast": named})
     kept = copies.take([0, 1, 3])
     assert kept.names == (*records.names[:2], records.names[3])

@@ -10,6 +10,7 @@ import pytest
 
 from mcis.calibration import tune_crf
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import tune
 from mcis.data import dataset, storage
 from mcis.evaluation import evaluator
 from mcis.imaging import letterbox
@@ -141,14 +142,14 @@ def test_the_command_keeps_what_it_chose_with_the_weights(run, phantom_dir, monk
     chosen = CRF(weight=4.0)
     before = bundle.load_weights(run)
     command = [str(run), f"--data_dir={phantom_dir}"]
-    assert tune_crf.main([*command, "--always", "--dry_run"]) == 0
+    assert tune.main([*command, "--always", "--dry_run"]) == 0
     assert bundle.load_weights(run).task == before.task
     monkeypatch.setattr(tune_crf, "gain", lambda *_: (0.1, 0.05, 0.2))
-    assert tune_crf.main(command) == 0
+    assert tune.main(command) == 0
     assert "below 5 groups nothing can be said" in capsys.readouterr().out
     assert bundle.load_weights(run).task == before.task
     monkeypatch.setattr(tune_crf, "PATIENTS", 1)
-    assert tune_crf.main(command) == 0
+    assert tune.main(command) == 0
     after = bundle.load_weights(run)
     with_crf, without = (evaluator.evaluate(run, "validation", (), phantom_dir, crf) for crf in (True, False))
     dice = [found["sources"]["phantom"]["metrics"]["dice_loss"]["value"] for found in (with_crf, without)]
@@ -167,16 +168,16 @@ def test_fold_runs_get_one_crf_by_what_each_left_out(fold_runs, phantom_dir, tmp
     make_counts = tune_crf.make_counts
     monkeypatch.setattr(tune_crf, "VALUES", {"weight": (4.0,)})
     monkeypatch.setattr(tune_crf, "make_counts", lambda *a: asked.append(a[2]) or make_counts(*a))
-    assert tune_crf.main([*runs, "--always", f"--data_dir={phantom_dir}"]) == 0
+    assert tune.main([*runs, "--always", f"--data_dir={phantom_dir}"]) == 0
     for run, records in zip(runs, asked, strict=True):
         weights = bundle.load_weights(run)
         mine = {dataset.text(record["fingerprint"]) for record in records}
         assert mine == set(weights.manifest["fingerprints"]["validation"])
         assert weights.task.crf == CRF(weight=4.0)
     assert f"dice_patient; {sum(map(len, asked))} scans" in " ".join(capsys.readouterr().out.split())
-    assert tune_crf.main([runs[0], runs[0], f"--data_dir={phantom_dir}"]) == 2
+    assert tune.main([runs[0], runs[0], f"--data_dir={phantom_dir}"]) == 2
     assert "name each fold once" in capsys.readouterr().err
-    assert tune_crf.main([*runs, "--by=accuracy"]) == 2
+    assert tune.main([*runs, "--by=accuracy"]) == 2
     assert "--by one of dice_lesion" in capsys.readouterr().err
 
 
@@ -186,7 +187,7 @@ def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}
     manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
     checkpoint.save(tmp_path / "route", variables, manifest)
-    assert tune_crf.main([str(tmp_path / "route")]) == 2
+    assert tune.main([str(tmp_path / "route")]) == 2
     assert "it takes a task that segments" in capsys.readouterr().err
 
 
@@ -198,17 +199,17 @@ def test_what_a_run_had_stays_where_nothing_better_is_kept(run, phantom_dir, mon
     before = {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()}
     monkeypatch.setattr(tune_crf, "gain", lambda *_: (0.1, -0.1, 0.3))
     monkeypatch.setattr(tune_crf, "PATIENTS", 1)
-    assert tune_crf.main([str(run), f"--data_dir={phantom_dir}"]) == 0
+    assert tune.main([str(run), f"--data_dir={phantom_dir}"]) == 0
     out = capsys.readouterr().out.replace("\n", " ")
     assert "may be chance" in out and "weight 2" in out.rpartition("What there is stays")[2]
     assert {file: file.read_bytes() for file in (run / "best").rglob("*") if file.is_file()} == before
-    assert tune_crf.main([str(run), "--off", "--dry_run"]) == 0
+    assert tune.main([str(run), "--off", "--dry_run"]) == 0
     assert "would keep: no CRF; now: steps" in capsys.readouterr().out
     assert bundle.load_weights(run).task == other
-    assert tune_crf.main([str(run), "--off"]) == 0
+    assert tune.main([str(run), "--off"]) == 0
     assert bundle.load_weights(run).task == dataclasses.replace(other, crf=tune_crf.NONE)
     written = (run / "best" / checkpoint.MANIFEST).stat().st_mtime_ns
-    assert tune_crf.main([str(run), "--off"]) == 0
+    assert tune.main([str(run), "--off"]) == 0
     assert (run / "best" / checkpoint.MANIFEST).stat().st_mtime_ns == written
-    assert tune_crf.main([str(run), "--off", "--always"]) == 2
+    assert tune.main([str(run), "--off", "--always"]) == 2
     assert "--off and --always exclude each other" in capsys.readouterr().err

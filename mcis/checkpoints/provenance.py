@@ -4,8 +4,59 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mcis.evaluation.results import LeakError
 from mcis.tasks.config import LAST, Task
+
+
+class LeakError(ValueError):
+    """Scans to be scored as a test were seen in training."""
+
+
+def uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What weights have used scans for: "train", and "validation" unless these have only watched.
+
+    They have chosen the epoch where not simply the last one was kept, and the CRF where there is one; a router's limit
+    of novelty is theirs, and so is whatever `mcis calibrate` has fitted.
+    """
+    task = manifest["task"]
+    watched = task["select"] == LAST and not task.get("crf", {}).get("steps") and task["name"] != "route"
+    return ("train",) if watched and "calibration" not in manifest else ("train", "validation")
+
+
+def check_unseen(fingerprints: Sequence[str], names: Sequence[str | None], manifest: Mapping[str, Any]) -> None:
+    """LeakError if weights have used any of the scans to be tested.
+
+    Args:
+      fingerprints: of the scans' contents, which a copy of another size changes.
+      names: `data.public_name` of each, which no copy changes.
+      manifest: of the weights; one of weights older than names has none.
+    """
+    for use in uses(manifest):
+        used, called = set(manifest["fingerprints"][use]), set(manifest.get("names", {}).get(use, ()))
+        pairs = zip(fingerprints, names, strict=True)
+        seen = [fingerprint for fingerprint, name in pairs if fingerprint in used or name in called]
+        if seen:
+            raise LeakError(
+                f"{len(seen)} of the {len(fingerprints)} scans were used for {use} of these weights, or copies of them "
+                f"(fingerprint {min(seen)}, ...): this is no test. Score another split, or retrain without them"
+            )
+
+
+def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How many of the scored scans' contents each network has seen: task name -> use, of `uses` -> counts.
+
+    Each use says `used`, how many contents there were, and `scored`, how many of the scored ones are among them.
+    """
+    scored = set(fingerprints)
+    return {
+        name: {
+            use: {
+                "used": len(set(manifest["fingerprints"][use])),
+                "scored": len(scored & {*manifest["fingerprints"][use]}),
+            }
+            for use in uses(manifest)
+        }
+        for name, manifest in manifests.items()
+    }
 
 
 def check_fold(run: str | os.PathLike, task: Task, manifest: Mapping[str, Any]) -> None:

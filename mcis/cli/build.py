@@ -19,7 +19,9 @@ from typing import Annotated, Any
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
-from mcis.cli.common import data_folder, exit_status, expand_user, parse_dataclass
+from mcis.cli.common import exit_status, parse_dataclass
+from mcis.data.dataset import data_folder
+from mcis.files import expand_user
 
 DATASET = "mcis_scans"
 

@@ -99,19 +99,6 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """Where prepared data is: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
-    return expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-
-
-def expand_user(path: str | os.PathLike) -> pathlib.Path:
-    """`path` with a leading ~ or ~user replaced; ValueError where there is no such user."""
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{path}: there is no such user; write the folder out") from None
-
-
 MALLOC = ((-1, -1), (-4, 0), (-8, 1))
 """What glibc's malloc is told, parameter and value of mallopt(3): no M_TRIM_THRESHOLD, M_MMAP_MAX 0, M_ARENA_MAX 1, so
 that nothing goes back to the system, and all threads share one heap."""

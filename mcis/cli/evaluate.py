@@ -172,8 +172,8 @@ def _name(folder: str) -> str:
 def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The records to score, and what a report says of where they are from."""
     from mcis.data.dataset import LEFT_OUT, SPLITS, prepared
+    from mcis.data.records import read_records
     from mcis.evaluation.evaluator import read_left_out
-    from mcis.evaluation.results import read_records
     from mcis.imaging.scan import pictures
 
     if options.split == LEFT_OUT:

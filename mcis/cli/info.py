@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mcis.cli.common import Options, data_folder, exit_status, parse_dataclass
+from mcis.cli.common import Options, exit_status, parse_dataclass
+from mcis.data.dataset import data_folder
 
 
 def main(argv: Sequence[str]) -> int:

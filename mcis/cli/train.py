@@ -128,7 +128,8 @@ def parse(argv: Sequence[str]):
     """Options and Task of a command line; exits with a message where it is wrong."""
     import tyro
 
-    from mcis.cli.common import Options, expand_user, parse_dataclass
+    from mcis.cli.common import Options, parse_dataclass
+    from mcis.files import expand_user
     from mcis.tasks.config import TASKS, Start, Task, task_named
 
     @dataclasses.dataclass(frozen=True)

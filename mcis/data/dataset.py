@@ -17,8 +17,8 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcis.cli.common import data_folder
 from mcis.data.storage import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of, room
+from mcis.files import expand_user
 from mcis.organs import UNKNOWN, organ_named
 
 Array = Any
@@ -90,6 +90,11 @@ class Scans:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Scans) if field.name != "pixels")
+
+
+def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Where prepared data is: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    return expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def versions_of(source: str, data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:

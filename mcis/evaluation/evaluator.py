@@ -11,19 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
-from mcis.checkpoints.provenance import check_folds
+from mcis.checkpoints.provenance import check_folds, check_unseen, leaks
 from mcis.data import dataset, storage
+from mcis.data.records import Records, batches, read_records
 from mcis.evaluation.metrics import Rows, report, take
-from mcis.evaluation.results import (
-    FOREIGN,
-    Records,
-    batches,
-    check_unseen,
-    leaks,
-    read_records,
-    score_cascade,
-    score_scans,
-)
+from mcis.evaluation.results import FOREIGN, score_cascade, score_scans
 from mcis.imaging import letterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD

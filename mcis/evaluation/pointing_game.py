@@ -1,19 +1,18 @@
 """Where the classifiers of an evaluation look, and how often that is the lesion."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from mcis.data import dataset, storage
+from mcis.data.records import Record
 from mcis.evaluation.evaluator import Folds, Subject
 from mcis.evaluation.metrics import Rows
-from mcis.evaluation.results import Record
 from mcis.imaging import letterbox
+from mcis.inference.saliency import class_maps
 from mcis.ops.metrics import bootstrap_interval
-from mcis.ops.occlusion import CELLS, REACH, occlusion_map
 from mcis.organs import ORGANS, organ_index
-from mcis.tasks.config import Task
 
 Heat = Callable[[Record, int], np.ndarray | None]
 """A record and a class -> how much hiding each pixel lowers the class's probability, float32 (H, W) of the scan's size
@@ -35,33 +34,6 @@ def make_heat(subject: Subject | Folds) -> Heat | None:
         return run(record, label)
 
     return of
-
-
-def class_maps(
-    tasks: Mapping[str, Task], variables: Mapping[str, Any], cells: int = CELLS, reach: int = REACH
-) -> dict[int, Callable[..., Any]]:
-    """Organ index -> (uint8 (S, S, 3), class) -> its map on the canvas, float32 (S, S); of organs that are classified.
-
-    Args:
-      tasks: by name, as the cascade takes them.
-      variables: theirs.
-      cells: of `ops.occlusion.occlusion_map`, like `reach`.
-      reach: likewise.
-    """
-    import jax
-
-    from mcis.inference.cascade import label_experts
-    from mcis.tasks.apply import make_expert
-
-    maps: dict[int, Callable[..., Any]] = {}
-    for organ, name in label_experts(tasks).items():
-        expert, its = make_expert(tasks[name]), variables[name]
-
-        def heat(image, label, expert=expert, its=its):
-            return occlusion_map(lambda scans: expert(its, scans).label, image, label, cells, reach)
-
-        maps[organ] = jax.jit(heat)
-    return maps
 
 
 def _make_heat(subject: Subject) -> Heat | None:

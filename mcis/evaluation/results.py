@@ -5,22 +5,19 @@ trained on, or chosen by, is refused.
 """
 
 import collections
-import concurrent.futures
-import dataclasses
-import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mcis.data import dataset, storage
+from mcis.data import dataset
+from mcis.data.records import batches
 from mcis.evaluation.metrics import Rows
 from mcis.imaging import letterbox
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
-from mcis.tasks.config import LAST, Task
+from mcis.tasks.config import Task
 
 BATCH = 16
 FOREIGN = "foreign"
@@ -28,76 +25,6 @@ FOREIGN = "foreign"
 
 Record = Mapping[str, Any]
 """A scan as it is stored: of `data.records`."""
-
-
-class LeakError(ValueError):
-    """Scans to be scored as a test were seen in training."""
-
-
-def uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """What weights have used scans for: "train", and "validation" unless these have only watched.
-
-    They have chosen the epoch where not simply the last one was kept, and the CRF where there is one; a router's limit
-    of novelty is theirs, and so is whatever `mcis calibrate` has fitted.
-    """
-    task = manifest["task"]
-    watched = task["select"] == LAST and not task.get("crf", {}).get("steps") and task["name"] != "route"
-    return ("train",) if watched and "calibration" not in manifest else ("train", "validation")
-
-
-def check_unseen(fingerprints: Sequence[str], names: Sequence[str | None], manifest: Mapping[str, Any]) -> None:
-    """LeakError if weights have used any of the scans to be tested.
-
-    Args:
-      fingerprints: of the scans' contents, which a copy of another size changes.
-      names: `data.public_name` of each, which no copy changes.
-      manifest: of the weights; one of weights older than names has none.
-    """
-    for use in uses(manifest):
-        used, called = set(manifest["fingerprints"][use]), set(manifest.get("names", {}).get(use, ()))
-        pairs = zip(fingerprints, names, strict=True)
-        seen = [fingerprint for fingerprint, name in pairs if fingerprint in used or name in called]
-        if seen:
-            raise LeakError(
-                f"{len(seen)} of the {len(fingerprints)} scans were used for {use} of these weights, or copies of them "
-                f"(fingerprint {min(seen)}, ...): this is no test. Score another split, or retrain without them"
-            )
-
-
-def leaks(fingerprints: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many of the scored scans' contents each network has seen: task name -> use, of `uses` -> counts.
-
-    Each use says `used`, how many contents there were, and `scored`, how many of the scored ones are among them.
-    """
-    scored = set(fingerprints)
-    return {
-        name: {
-            use: {
-                "used": len(set(manifest["fingerprints"][use])),
-                "scored": len(scored & {*manifest["fingerprints"][use]}),
-            }
-            for use in uses(manifest)
-        }
-        for name, manifest in manifests.items()
-    }
-
-
-def _prepared(record: Record):
-    image, mask = storage.decode(dict(record))
-    square, geometry = letterbox.fit(image)
-    return record, mask, square, geometry
-
-
-def batches(records: Sequence[Record]) -> Iterator[tuple[list, np.ndarray]]:
-    """Records decoded and laid on the canvas, BATCH at once; the last squares are filled up with black ones."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(records), BATCH):
-            chosen = [records[i] for i in range(start, min(start + BATCH, len(records)))]
-            batch = list(pool.map(_prepared, chosen))
-            squares = np.zeros((BATCH, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
-            for i, (_, _, square, _) in enumerate(batch):
-                squares[i] = square
-            yield batch, squares
 
 
 def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequence[Record]) -> Rows:
@@ -179,60 +106,3 @@ def _overlap(prob: np.ndarray, true: np.ndarray) -> dict[str, Any]:
 def _append(columns: dict[str, list], row: dict[str, Any]) -> None:
     for name, value in row.items():
         columns[name].append(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Records(Sequence):
-    """Records of several splits as one sequence, each read when it is asked for.
-
-    Attributes:
-      parts: of `data.records`.
-      places: which part, and which of its records, each one is.
-      fingerprints: their contents' fingerprints.
-      names: their `data.public_name`.
-    """
-
-    parts: tuple[Sequence[Record], ...]
-    places: tuple[tuple[int, int], ...]
-    fingerprints: tuple[str, ...]
-    names: tuple[str | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, at: Any) -> Any:
-        part, row = self.places[at]
-        return self.parts[part][row]
-
-    def take(self, index: Sequence[int]) -> "Records":
-        """Some of them."""
-        return Records(
-            self.parts,
-            tuple(self.places[i] for i in index),
-            tuple(self.fingerprints[i] for i in index),
-            tuple(self.names[i] for i in index),
-        )
-
-
-def read_records(
-    sources: Iterable[str], splits: Iterable[str], data_dir: str | os.PathLike | None, organ: str | None
-) -> Records:
-    """The records of some splits of some sources, of one organ if `organ` names it.
-
-    Raises:
-      MissingData, ValueError: a source is not prepared; there is no such split, or it holds no such scans.
-    """
-    sources, splits = tuple(sources), tuple(splits)
-    parts = tuple(dataset.records(source, split, data_dir) for source, split in itertools.product(sources, splits))
-    places, fingerprints, names = [], [], []
-    for number, part in enumerate(parts):
-        for row in range(len(part)):
-            record = part[row]
-            if organ in (None, dataset.text(record["organ"])):
-                places.append((number, row))
-                fingerprints.append(dataset.text(record["fingerprint"]))
-                names.append(dataset.public_name(dataset.text(record["source"]), dataset.text(record["scan_id"])))
-    if not places:
-        kind = "scans" if organ is None else f"{organ} scans"
-        raise ValueError(f"split {' or '.join(map(repr, splits))} of {', '.join(sources)} holds no {kind}")
-    return Records(parts, tuple(places), tuple(fingerprints), tuple(names))

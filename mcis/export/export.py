@@ -10,8 +10,8 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import mcis
 from mcis.export import run
@@ -263,68 +263,3 @@ def write(out: pathlib.Path, metadata: dict[str, Any], model: bytes, licence: st
         out.rename(old)
     aside.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command."""
-    import tyro
-
-    from mcis.cli.common import exit_status, parse_dataclass
-    from mcis.inference.predictor import Asked
-
-    @dataclasses.dataclass(frozen=True)
-    class Export:
-        """Weights as a file that runs without mcis, with metadata.json and run.py. Research use, not a medical device.
-
-        Attributes:
-          out: folder to make; an older export is replaced, anything else is left alone.
-          format: stablehlo, which JAX runs, of the cascade or of one task; onnx of one task.
-          weights: folder of a set of weights; by default those that come with mcis.
-          asked: what the networks are asked.
-        """
-
-        out: str
-        format: Literal["stablehlo", "onnx"] = "stablehlo"
-        weights: str | None = None
-        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
-
-    options = parse_dataclass(Export, argv, "mcis export")
-    return exit_status("mcis export", lambda: _main(options))
-
-
-def _main(options: Any) -> int:
-    from mcis.cli.common import expand_user
-
-    asked = options.asked.check()
-    out = expand_user(options.out)
-    check_out(out)
-    if options.format == "onnx" and asked.task is None:
-        raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
-
-    from mcis.checkpoints.bundle import SHIPPED, first_networks, load_bundle
-    from mcis.tasks.config import task_named
-
-    folder = pathlib.Path(options.weights or SHIPPED)
-    found = load_bundle(folder)
-    if asked.task is not None:
-        task_named(asked.task)
-        if asked.task not in found:
-            raise ValueError(f"these weights have no {asked.task}; they have: {', '.join(found)}")
-        found = {asked.task: found[asked.task]}
-    elif asked.organ is not None:
-        found = {name: one for name, one in found.items() if one.task.organ == asked.organ}
-        if not found:
-            raise ValueError(f"these weights have nothing for --organ={asked.organ}")
-    found = first_networks(found, asked.members)
-    if asked.task is not None:
-        function = network_function(found[asked.task], apart=options.format == "onnx")
-    else:
-        function = cascade_function(found, asked)
-    licence = (folder / "LICENSE").read_text(encoding="utf-8") if (folder / "LICENSE").is_file() else None
-    metadata = {"format": options.format} | described(found, asked, outputs_of(function), licence)
-    model = to_stablehlo(function) if options.format == "stablehlo" else to_onnx(function, metadata)
-    write(out, metadata, model, licence)
-    print(mcis.NOTICE)
-    print(f"{out}: {metadata['what']}, {len(model) / 1e6:.1f} MB, {', '.join(metadata['outputs'])}")
-    print(f"python {out / 'run.py'} scan.png takes a picture through it, without mcis; metadata.json says all about it")
-    return 0

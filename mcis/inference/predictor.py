@@ -230,7 +230,7 @@ class Predictor:
 
     @functools.cached_property
     def _maps(self) -> dict[int, Callable[..., Any]]:
-        from mcis.evaluation.pointing_game import class_maps
+        from mcis.inference.saliency import class_maps
 
         return class_maps(self.tasks, self._on_device, HEAT_CELLS, HEAT_REACH)
 

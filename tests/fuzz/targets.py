@@ -59,14 +59,13 @@ def read_scans(folder: pathlib.Path) -> str:
 
 def read_report(folder: pathlib.Path) -> str:
     """A report is read, gone on with and replaced, or its shards merged."""
-    from mcis.cli import predict
-    from mcis.report import shards
+    from mcis.cli import merge, predict
     from mcis.report.finding import Finding, ReportError, read_findings
     from mcis.report.writer import ReportWriter
 
     if any(folder.glob("shard_*")):
         with _said() as said:
-            status = shards.main([str(folder)])
+            status = merge.main([str(folder)])
         return "read" if status in (0, 1) else _refused(said.getvalue())
     list(read_findings(folder / "findings.jsonl"))
     scans = [("a.png", None), ("b/c.png", None), ("d.dcm", None)]

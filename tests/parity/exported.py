@@ -24,6 +24,7 @@ import onnx
 import onnxruntime
 
 from mcis.checkpoints import bundle, checkpoint
+from mcis.cli import export as export_command
 from mcis.export import export
 from mcis.imaging import letterbox, phantom, scan
 from mcis.models import MODELS
@@ -160,7 +161,7 @@ def main() -> int:
             out, said = folder / f"out{number}", io.StringIO()
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
                 options = ["--format=onnx", f"--task={task}", f"--weights={weights}", f"--out={out}"]
-                status = export.main(options)
+                status = export_command.main(options)
             if status:
                 failed = True
                 print(f"| {name} | not exportable: {said.getvalue().strip().splitlines()[-1]} | | | | |", flush=True)
