@@ -62,7 +62,7 @@ slow: $(INSTALLED)  ## those tests that take long: processes stopped and killed,
 	@$(IN_VENV) $(PYTEST) -m slow
 
 follow: $(INSTALLED)  ## the worked examples of docs/, each command of them, in copies of this checkout; ten minutes
-	@$(IN_VENV) PYTHONPATH=. python -m pytest tests/docs/follow.py
+	@$(IN_VENV) PYTHONPATH=. python -m pytest tests/lanes/docs/follow.py
 
 lint: $(INSTALLED)  ## style, types, and which module may import which
 	@$(IN_VENV) ruff check --output-format=concise
@@ -76,16 +76,16 @@ lint: $(INSTALLED)  ## style, types, and which module may import which
 	@touch $@
 
 recipes: $(INSTALLED) .venv-recipes/.installed  ## launch/: Dockerfile and scripts linted, the JobSet held against its schemas
-	@.venv-recipes/bin/python tests/recipes/check.py $(VENV)/bin/python
+	@.venv-recipes/bin/python tests/lanes/recipes/check.py $(VENV)/bin/python
 
 tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, and `mcis build` under Beam, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
 browser: $(BROWSER_INSTALLED)  ## the page of `mcis serve` in a real Chromium, and a load of 200 requests; shots in ./browser
-	@source .venv-browser/bin/activate && PYTHONPATH=. python -m pytest -s tests/browser/page.py
+	@source .venv-browser/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/browser/page.py
 
 parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTorch's with equal weights, in .venv-torch
-	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/parity/parity.py
+	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/parity/parity.py
 
 # The authors' CRF: its source is older than Cython 3 and NumPy 2, and the C++ that lies in it than Python 3.11.
 .venv-densecrf/.installed:
@@ -98,7 +98,7 @@ parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTor
 	touch $@
 
 densecrf: $(INSTALLED) .venv-densecrf/.installed  ## our CRF against the authors' on real scans; DATA=folder of prepared data
-	@$(IN_VENV) python tests/parity/densecrf.py --densecrf=.venv-densecrf/bin/python --data_dir=$(or $(DATA),data)
+	@$(IN_VENV) python tests/lanes/parity/densecrf.py --densecrf=.venv-densecrf/bin/python --data_dir=$(or $(DATA),data)
 
 # jax2onnx asks for an older Orbax than ours, which pip puts in the place of that of the lock: it reads weights as well.
 $(ONNX_INSTALLED): pyproject.toml requirements/test.lock
@@ -106,25 +106,25 @@ $(ONNX_INSTALLED): pyproject.toml requirements/test.lock
 	.venv-onnx/bin/python -m pip install --quiet --disable-pip-version-check jax2onnx==0.17.0 onnx==1.23.2 onnxruntime==1.32.0
 
 onnx: $(ONNX_INSTALLED)  ## every network as ONNX Runtime runs it against itself in JAX, and what ships, in .venv-onnx; ONNX="--only shipped"
-	@source .venv-onnx/bin/activate && PYTHONPATH=. python tests/parity/exported.py $(ONNX)
+	@source .venv-onnx/bin/activate && PYTHONPATH=. python tests/lanes/parity/exported.py $(ONNX)
 
 bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENCH="--only crf --rounds 9" and the like
-	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/bench.py $(BENCH)
+	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/lanes/bench/bench.py $(BENCH)
 
 beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, for as many minutes; BESIDE="--epochs 10" and the like
-	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/bench/training.py $(BESIDE)
+	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/lanes/bench/training.py $(BESIDE)
 
 drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
-	@$(IN_VENV) PYTHONPATH=. python tests/drills/kills.py $(DRILLS)
+	@$(IN_VENV) PYTHONPATH=. python tests/lanes/drills/kills.py $(DRILLS)
 
 fuzz: $(INSTALLED)  ## thousands of bad inputs to every reader, into ./fuzz what fails; FUZZ="--target dicom --only 1234" one again
-	@$(IN_VENV) PYTHONPATH=. python -m tests.fuzz.fuzz $(FUZZ)
+	@$(IN_VENV) PYTHONPATH=. python -m tests.lanes.fuzz.fuzz $(FUZZ)
 
 large: $(INSTALLED)  ## memory and speed with 10,000 and 100,000 synthetic scans, an hour; LARGE="--scans 1000 --data_dir DIR"
-	@$(IN_VENV) PYTHONPATH=. python tests/bench/large.py $(LARGE)
+	@$(IN_VENV) PYTHONPATH=. python tests/lanes/bench/large.py $(LARGE)
 
 slurm: $(INSTALLED)  ## the recipes of launch/slurm under a real Slurm on this machine (Debian's slurm-wlm and munge; root)
-	@$(IN_VENV) PYTHONPATH=. python tests/slurm/lane.py
+	@$(IN_VENV) PYTHONPATH=. python tests/lanes/slurm/lane.py
 
 pictures: $(INSTALLED)  ## the pictures of README and docs/python_api.md anew, by the weights of `make demo`
 	@$(IN_VENV) python docs/pictures.py

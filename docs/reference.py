@@ -7,6 +7,7 @@ nothing else upwards.
 import importlib
 import pathlib
 import pkgutil
+import re
 import tomllib
 
 import jinja2
@@ -29,10 +30,10 @@ INDEX = """
 <h1>mcis</h1>
 <p>{{ summary }}</p><p><strong>{{ notice }}</strong></p>
 <p>Begin with <a href="mcis/inference/predictor.html">mcis.inference.predictor</a>, which <code>mcis.load()</code>
-gives, or with the one flow: <a href="mcis/imaging/scan.html">scan</a>, <a href="mcis/data/dataset.html">data</a>, <a href="mcis/tasks.html">tasks</a>,
-<a href="mcis/models.html">models</a>, <a href="mcis/train/step.html">train.step</a>,
-<a href="mcis/checkpoints/checkpoint.html">checkpoint</a>, <a href="mcis/inference/cascade.html">cascade</a>,
-<a href="mcis/report/finding.html">finding</a>. Below is every room. Imports go strictly downward: a room knows only of
+gives, or with the one flow: <a href="mcis/imaging/scan.html">scan</a>,
+<a href="mcis/data/dataset.html">data</a>, <a href="mcis/tasks.html">tasks</a>, <a href="mcis/models.html">models</a>,
+<a href="mcis/train/step.html">train.step</a>, <a href="mcis/checkpoints/checkpoint.html">checkpoint</a>,
+<a href="mcis/inference/cascade.html">cascade</a>, <a href="mcis/report/finding.html">finding</a>. Below is every room. Imports go strictly downward: a room knows only of
 those listed before it.</p>
 {% for rooms in floors %}<hr><ul>{% for name, line in rooms %}
 <li><a href="{{ name.replace('.', '/') }}.html">{{ name }}</a>: {{ line }}</li>
@@ -54,7 +55,7 @@ def floors(names: list[str]) -> list[list[tuple[str, str]]]:
     """(name, first line of its docstring) of the modules, floor by floor, the lowest first; the builder is last."""
     linter = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     layers = next(one["layers"] for one in linter["contracts"] if one["type"] == "layers")
-    tops = [[f"mcis.{room.strip()}" for room in layer.split("|")] for layer in reversed(layers)]
+    tops = [[f"mcis.{room.strip()}" for room in re.split(r"[|:]", layer)] for layer in reversed(layers)]
     told = {name: (importlib.import_module(name).__doc__ or "").split("\n")[0] for name in names}
     rows = [[(n, told[n]) for top in layer for n in names if n == top or n.startswith(f"{top}.")] for layer in tops]
     return [row for row in rows if row] + [[(n, told[n]) for n in names if n.startswith("mcis_datasets")]]

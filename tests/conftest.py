@@ -16,6 +16,8 @@ import pytest
 
 DEVICES = 2
 
+pytest_plugins = ["tests.fixtures.bundles"]
+
 if "jax" in sys.modules:
     raise RuntimeError("something imported jax before tests/conftest.py could set its environment")
 
@@ -113,7 +115,7 @@ def phantom_scans(scans):
 def finished(scans, tmp_path_factory):
     """The folder of a finished run of `small_run.SMALL`, not to be written to, and the log's line of its best epoch."""
     from mcis.train import loop
-    from tests.small_run import SMALL
+    from tests.fixtures.runs import SMALL
 
     run_dir = tmp_path_factory.mktemp("runs") / "route"
     return run_dir, loop.train(SMALL, *scans, run_dir)

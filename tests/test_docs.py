@@ -14,7 +14,6 @@ from mcis import organs
 from mcis.cli import main
 from mcis.evaluation import descriptions
 from mcis.report import finding, volume
-from tests.test_predict import weights  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -125,7 +124,7 @@ def test_python_compiles_and_files_that_are_named_are_there(page):
 
 
 @pytest.mark.slow
-def test_the_python_api_is_as_it_is_shown(weights, tmp_path, monkeypatch):  # noqa: F811
+def test_the_python_api_is_as_it_is_shown(weights, tmp_path, monkeypatch):
     """Every block runs, in one session as `make pictures` has it, with small random weights in the demo's place."""
     matplotlib.use("agg")
     (tmp_path / "demo").mkdir()
@@ -220,7 +219,8 @@ def test_a_diff_is_applied_as_it_is_read(tmp_path):
 def test_a_worked_example_fits_the_code_and_its_style(page, copy, monkeypatch):
     assert sum(follow(*step, copy) for step in steps(page)) >= 3
     environment(copy, monkeypatch)
-    tables = "from mcis import models, tasks; from mcis.imaging import phantom; from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
+    tables = "from mcis import models, tasks; from mcis.imaging import phantom\n"
+    tables += "from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
     for command in ([sys.executable, "-c", tables], ["ruff", "check", "."], ["ruff", "format", "--check", "."]):
         command = [str(pathlib.Path(sys.executable).with_name("ruff")) if word == "ruff" else word for word in command]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)

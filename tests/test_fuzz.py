@@ -5,13 +5,13 @@ import json
 import pytest
 
 from mcis.imaging.scan import ScanError
-from tests.fuzz import fuzz, planted, targets
-from tests.fuzz.mutations import Odd, lay
-from tests.fuzz.target import make
+from tests.lanes.fuzz import fuzz, planted, targets
+from tests.lanes.fuzz.mutations import Odd, lay
+from tests.lanes.fuzz.target import make
 
 
 def test_each_planted_fault_is_found_and_kept_and_good_readers_have_none(tmp_path, capfd):
-    limits = ["--module", "tests.fuzz.planted", "--seconds", "1.5", "--mebibytes", "64", "--out", str(tmp_path)]
+    limits = ["--module", "tests.lanes.fuzz.planted", "--seconds", "1.5", "--mebibytes", "64", "--out", str(tmp_path)]
     assert fuzz.main([*limits, "--target", "sound"]) == 0
     assert "| sound | 20 |" in (said := capfd.readouterr().out) and "ScanError" in said
     assert fuzz.main([*limits, "--target", *(fault.__name__ for fault in planted.FAULTS)]) == 1

@@ -1,0 +1,272 @@
+"""DICOM files as scans: shown as they say, measured as they say, and nobody's name in anything."""
+
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+
+from mcis.imaging import dicom, formats, phantom, scan
+from tests.fixtures.dicom_files import CANARY, dataset, items, write
+from tests.lanes.fuzz.crafted_pictures import jpeg_scans
+from tests.lanes.fuzz.crafted_scans import J2K, JLS, JPEG, LOSSLESS, RLE, dicom_of, element, j2k, jpeg_in_dicom, packed
+from tests.lanes.fuzz.mutations import lay
+
+VALUES = np.arange(200).reshape(10, 20)
+RAMP = VALUES.astype(np.uint16)
+
+
+def shown(path, frame=0):
+    return dicom.read(path, frame).image[..., 0].astype(int)
+
+
+@pytest.mark.parametrize(
+    "stored", ["RLE", "bigendian", "implicit", "expb", "padded", "jp2klossless", "jpeg_ls_lossless"]
+)
+def test_a_picture_is_the_same_however_it_is_stored(stored):
+    plain, other = (dicom.read(get_testdata_file(f"MR_small{how}.dcm")) for how in ("", f"_{stored}"))
+    np.testing.assert_array_equal(plain.image, other.image)
+    assert plain.spacing == other.spacing == (0.3125, 0.3125)
+
+
+@pytest.mark.parametrize("stored", ["gdcm", "dcmtk", "lossy_gdcm"])
+def test_jpegs_in_colour_are_rgb(stored):
+    plain, other = (dicom.read(get_testdata_file(f"SC_rgb_{how}.dcm")).image for how in ("rle", f"jpeg_{stored}"))
+    assert np.abs(plain.astype(int) - other).mean() < 3
+
+
+def test_nothing_that_names_anybody_is_read_of_a_header(tmp_path):
+    write(tmp_path / "a.dcm", RAMP)
+    assert CANARY in str(dcmread(tmp_path / "a.dcm")) and "CANARY" not in str(dicom.header(tmp_path / "a.dcm")).upper()
+
+
+def test_a_window_is_as_the_standard_says(tmp_path):
+    write(tmp_path / "a.dcm", RAMP, WindowCenter="100", WindowWidth="101")
+    # PS3.3 C.11.2.1.2.1: ((x - (c - 0.5)) / (w - 1) + 0.5) * 255
+    expected = np.clip(np.rint(((VALUES - 99.5) / 100 + 0.5) * 255), 0, 255)
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), expected)
+    write(tmp_path / "b.dcm", RAMP, WindowCenter="100", WindowWidth="100", VOILUTFunction="LINEAR_EXACT")
+    np.testing.assert_allclose(shown(tmp_path / "b.dcm"), np.clip((VALUES - 50) * 2.55, 0, 255), atol=0.51)
+    assert "file's window, 50 to 150" in dicom.read(tmp_path / "b.dcm").notes[0]
+    write(tmp_path / "several.dcm", RAMP, WindowCenter=["100", "5"], WindowWidth=["101", "7"])
+    np.testing.assert_array_equal(shown(tmp_path / "several.dcm"), expected)
+
+
+def test_values_are_rescaled_before_they_are_shown(tmp_path):
+    fields = {"RescaleSlope": "2", "RescaleIntercept": "-100"}
+    write(tmp_path / "a.dcm", RAMP, WindowCenter="100.5", WindowWidth="201", **fields)
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), np.clip(np.rint((VALUES * 2.0 - 100) / 200 * 255), 0, 255))
+    write(tmp_path / "b.dcm", RAMP, **fields)
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), np.rint(VALUES / 199 * 255))
+    assert "its own values, -100 to 298" in dicom.read(tmp_path / "b.dcm").notes[0]
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    write(tmp_path / "a.dcm", RAMP)
+    write(tmp_path / "b.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), 255 - shown(tmp_path / "a.dcm"))
+
+
+def test_signed_values_and_a_table_of_grey_values(tmp_path):
+    write(tmp_path / "a.dcm", RAMP.astype(np.int16) - 100)
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), np.rint(VALUES / 199 * 255))
+    table = items(LUTDescriptor=[200, 0, 16])
+    table[0].add_new("LUTData", "OW", np.linspace(65535, 0, 200).astype("<u2").tobytes())
+    write(tmp_path / "b.dcm", RAMP, VOILUTSequence=table)
+    np.testing.assert_allclose(shown(tmp_path / "b.dcm"), 255 - VALUES / 199 * 255, atol=0.51)
+
+
+def test_frames_have_their_own_window_and_all_one_spacing(tmp_path):
+    frames = np.stack([RAMP, RAMP])
+    groups = [items(FrameVOILUTSequence=items(WindowCenter="100", WindowWidth=w))[0] for w in ("101", "201")]
+    shared = items(PixelMeasuresSequence=items(PixelSpacing=["0.5", "0.25"]))
+    path = tmp_path / "a.dcm"
+    fields = {"PerFrameFunctionalGroupsSequence": groups, "SharedFunctionalGroupsSequence": shared}
+    write(path, frames, NumberOfFrames=2, **fields)
+    assert list(formats.frames([str(path)])) == [(str(path), 0), (str(path), 1)]
+    for frame, width in enumerate((101, 201)):
+        expected = np.clip(np.rint(((VALUES - 99.5) / (width - 1) + 0.5) * 255), 0, 255)
+        np.testing.assert_array_equal(shown(path, frame), expected)
+        assert dicom.read(path, frame).spacing == (0.5, 0.25)
+    with pytest.raises(scan.ScanError, match="has no frame 2"):
+        dicom.read(path, 2)
+
+
+def region(delta):
+    return items(PhysicalUnitsXDirection=3, PhysicalUnitsYDirection=3, PhysicalDeltaX=delta, PhysicalDeltaY=2 * delta)
+
+
+def test_an_ultrasound_is_measured_by_its_region_and_may_name_somebody(tmp_path):
+    colour = phantom.make_phantom("breast", 1, 3, size=(90, 120)).image
+    write(tmp_path / "a.dcm", colour, Modality="US", SequenceOfUltrasoundRegions=region(0.01))
+    found = dicom.read(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(found.image, colour)
+    assert found.spacing == pytest.approx((0.2, 0.1))
+    assert "burnt into its pixels" in found.notes[-1]
+    write(tmp_path / "b.dcm", colour, Modality="US", SequenceOfUltrasoundRegions=region(0.01) + region(0.02))
+    assert dicom.read(tmp_path / "b.dcm").spacing is None
+    write(tmp_path / "c.dcm", colour, Modality="US", BurnedInAnnotation="NO")
+    assert dicom.read(tmp_path / "c.dcm").notes == ()
+    write(tmp_path / "d.dcm", colour, BurnedInAnnotation="YES")
+    assert "burnt into its pixels" in dicom.read(tmp_path / "d.dcm").notes[-1]
+
+
+def test_colour_by_luma_and_by_palette(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    luma = cv2.cvtColor(colour, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    write(tmp_path / "a.dcm", np.ascontiguousarray(luma), PhotometricInterpretation="YBR_FULL")
+    assert np.abs(dicom.read(tmp_path / "a.dcm").image.astype(int) - colour).max() <= 2
+    index = np.arange(80, dtype=np.uint8).reshape(8, 10)
+    ramps = {"Red": np.arange(256), "Green": 255 - np.arange(256), "Blue": np.full(256, 7)}
+    palette = {f"{c}PaletteColorLookupTableDescriptor": [256, 0, 16] for c in ramps}
+    palette |= {f"{c}PaletteColorLookupTableData": (v * 257).astype("<u2").tobytes() for c, v in ramps.items()}
+    write(tmp_path / "b.dcm", index, PhotometricInterpretation="PALETTE COLOR", **palette)
+    expected = np.stack([index, 255 - index, np.full_like(index, 7)], -1)
+    np.testing.assert_array_equal(dicom.read(tmp_path / "b.dcm").image, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"PixelData": None}, "damaged, or not DICOM"),
+        ({"Rows": 0}, "without a picture"),
+        ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels; at most"),
+        ({"Rows": 400}, "damaged, or not DICOM"),
+        ({"Modality": "SEG"}, "of modality SEG"),
+        ({"PhotometricInterpretation": "CMYK"}, "of a kind that is not read"),
+        ({"BitsAllocated": 12}, "damaged, or not DICOM"),
+    ],
+)
+def test_what_cannot_be_shown_is_an_error(changes, says, tmp_path):
+    write(tmp_path / "a.dcm", RAMP, **changes)
+    with pytest.raises(scan.ScanError, match=says):
+        dicom.read(tmp_path / "a.dcm")
+
+
+def test_a_file_that_was_cut_short_or_is_none_is_an_error(tmp_path):
+    write(tmp_path / "a.dcm", RAMP)
+    whole = (tmp_path / "a.dcm").read_bytes()
+    for end in (0, 100, 131, 200, len(whole) // 2, len(whole) - 10):
+        (tmp_path / "cut.dcm").write_bytes(whole[:end])
+        with pytest.raises(scan.ScanError, match=r"cut\.dcm"):
+            dicom.read(tmp_path / "cut.dcm")
+    found = dataset(RAMP)
+    found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    found.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
+    with pytest.raises(scan.ScanError, match="deflated DICOM is not read"):
+        dicom.read(tmp_path / "deflated.dcm")
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_jpeg_gdcm.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_a_frame_larger_than_the_header_says_is_never_decoded(name, tmp_path):
+    found = dcmread(get_testdata_file(name))
+    found.Rows //= 2
+    found.save_as(tmp_path / "a.dcm")
+    with pytest.raises(scan.ScanError, match="where the header says"):
+        dicom.read(tmp_path / "a.dcm")
+
+
+def test_frames_of_compressed_files_are_told_apart(tmp_path):
+    greys = [np.full((16, 16), value, np.uint8) for value in (10, 200)]
+    found = dataset(np.stack(greys), NumberOfFrames=2, WindowCenter="127.5", WindowWidth="256")
+    found.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    found.PixelData = encapsulate([cv2.imencode(".jpg", grey)[1].tobytes() for grey in greys])
+    found["PixelData"].VR = "OB"
+    found.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    for frame, value in enumerate((10, 200)):
+        assert abs(shown(tmp_path / "a.dcm", frame) - value).max() <= 2
+    packed = dataset(RAMP)
+    packed.compress(RLELossless)
+    packed.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), np.rint(VALUES / 199 * 255))
+
+
+def test_files_without_a_suffix_are_found_in_a_folder(tmp_path):
+    for name in ("IM0001", "1.2.840.5", "a.DCM", "DICOMDIR", "notes.txt"):
+        write(tmp_path / name, RAMP)
+    (tmp_path / "README").write_text("no scan")
+    shutil.copyfile(tmp_path / "IM0001", tmp_path / "b.ima")
+    assert [path.name for path in formats.files_in(tmp_path)] == ["1.2.840.5", "IM0001", "a.DCM", "b.ima"]
+
+
+def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):
+    write(tmp_path / "a.dcm", RAMP)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(scan.ScanError, match=r"pip install -e '\.\[dicom\]'"):
+        dicom.read(tmp_path / "a.dcm")
+    assert dicom.count_frames(tmp_path / "a.dcm") == 1
+
+
+def crafted(tmp_path, tree):
+    lay(tree, tmp_path)
+    return tmp_path / "a.dcm"
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        (
+            packed(J2K, j2k(64, 64, 64, 16_000)),
+            "64 x 64 pixels of 16000 x 8 bits, where the header says 64 x 64, 1 x 8",
+        ),
+        (packed(J2K, j2k(64, 64, 64), samples=3), "of 1 x 8 bits, where the header says 64 x 64, 3 x 8"),
+        (jpeg_in_dicom("cmyk.jpg", JPEG, samples=3), "of 4 x 8 bits, where the header says"),
+        (packed(J2K, j2k(8192, 8192, 8192, 3), 8192, 8192, samples=3), "768 MiB are needed to decode a frame"),
+        (packed(J2K, b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64)), "a frame that does not say its size"),
+        (packed(J2K, bytes(64)), "a frame that does not say its size"),
+        (packed(JPEG, jpeg_scans(2000, 2000, 9999)["a.jpg"], 2000, 2000), "4000000 pixels in 10000 scans"),
+    ],
+    ids=[
+        "GDCM aborts",
+        "GDCM aborts: fewer samples",
+        "GDCM aborts: four samples",
+        "large",
+        "boxes without end",
+        "no codestream",
+        "scans",
+    ],
+)
+def test_a_codestream_that_would_end_the_process_or_take_all_is_never_decoded(tree, says, tmp_path):
+    with pytest.raises(scan.ScanError, match=says):
+        dicom.read(crafted(tmp_path, tree))
+
+
+def test_gdcm_decodes_only_what_nothing_else_does(tmp_path):
+    plugins = {name: dicom._decoder_of("a.dcm", UID(name.decode())) for name in (JPEG, J2K, JLS, LOSSLESS, RLE)}
+    assert plugins == {JPEG: "pillow", J2K: "pillow", JLS: "pyjpegls", LOSSLESS: "", RLE: "pydicom"}
+
+
+def test_a_frame_of_more_bytes_than_are_read_is_refused_before_it_is(tmp_path):
+    path = crafted(tmp_path, {"a.dcm": dicom_of(8192, 8192, samples=3, bits=32)})
+    with pytest.raises(scan.ScanError, match="768 MiB of pixels a frame; at most 256 MiB are read"):
+        dicom.read(path)
+
+
+def test_no_more_is_read_of_a_header_than_is_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom, "MAX_HEADER", 1 << 16)
+    for name, private in (("a", True), ("b", False)):  # what nobody asks for is skipped
+        tag = (0x11, 0x1001) if private else (0x28, 0x1201)
+        data = dicom_of(8, 8, more=element(tag, b"OW", bytes(1 << 17)), pixels=bytes(64))
+        (tmp_path / name).write_bytes(data)
+    assert dicom.read(tmp_path / "a").image.shape == (8, 8, 3)
+    with pytest.raises(scan.ScanError, match="more is in its header"):
+        dicom.read(tmp_path / "b")
+    (tmp_path / "c").write_bytes(bytes(128) + b"DICM" + bytes(1 << 15))  # four thousand elements of nothing
+    with pytest.raises(scan.ScanError, match="more is in its header"):
+        dicom.read(tmp_path / "c")
+
+
+def test_a_jpeg_ls_frame_without_its_end_is_refused_before_charls_spins(tmp_path):
+    whole = dcmread(get_testdata_file("JPEGLSNearLossless_16.dcm"))
+    frame = next(generate_frames(whole.PixelData, number_of_frames=1)).rstrip(b"\0")
+    for name, data in (("whole", frame), ("cut", frame[:-20]), ("padded", frame + b"\0\0")):
+        whole.PixelData = encapsulate([data])
+        whole.save_as(tmp_path / f"{name}.dcm")
+    np.testing.assert_array_equal(shown(tmp_path / "padded.dcm"), shown(tmp_path / "whole.dcm"))
+    with pytest.raises(scan.ScanError, match="a frame that was cut short"):
+        dicom.read(tmp_path / "cut.dcm")

@@ -1,0 +1,145 @@
+"""NIfTI volumes as scans: cut the same way however they are stored, seen as radiologists see them."""
+
+import gzip
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from mcis.imaging import formats, nifti, scan
+from tests.lanes.fuzz.crafted_scans import nifti_of
+
+CORNER = np.zeros((20, 30, 10), np.int16)
+CORNER[-3:, -4:, -2:] = 100
+"""Right, front and head are bright in an array whose axes go right, forward and up."""
+
+
+def save(path, array=CORNER, spacing=(1.0, 1.0, 3.0), codes="RAS", slope=None):
+    image = nibabel.Nifti1Image(array, np.diag([*spacing, 1.0]))
+    image = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+    if slope is not None:
+        image.header.set_slope_inter(slope, 5)
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj) * slope + 5, image.affine, image.header)
+    nibabel.save(image, path)
+    return str(path)
+
+
+def bright(image):
+    rows, columns = np.nonzero(image[..., 0] > 128)
+    return (rows.min(), rows.max(), columns.min(), columns.max()) if rows.size else None
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAI", "PIR", "ASL", "SPR"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_the_patients_right_is_at_the_left_and_the_front_at_the_top(codes, suffix, tmp_path):
+    path = save(tmp_path / f"a{suffix}", codes=codes)
+    assert list(formats.frames([path])) == [(path, frame) for frame in range(10)]
+    found = [nifti.read(path, frame) for frame in range(10)]
+    assert {one.image.shape for one in found} == {(30, 20, 3)}
+    assert {one.spacing for one in found} == {(1.0, 1.0)}
+    assert [bright(one.image) for one in found] == [None] * 8 + [(0, 3, 0, 2)] * 2  # the head comes last
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "bright_at", "of"),
+    [
+        ((1.0, 4.0, 1.0), (10, 20, 3), (0, 1, 0, 2), "coronal"),
+        ((4.0, 1.0, 1.0), (10, 30, 3), (0, 1, 0, 3), "sagittal"),
+        ((1.0, 1.0, 1.0), (30, 20, 3), (0, 3, 0, 2), "axial"),
+    ],
+)
+def test_slices_go_along_the_axis_of_the_acquisition(spacing, shape, bright_at, of, tmp_path):
+    path = save(tmp_path / "a.nii", spacing=spacing, codes="PIR")
+    last = nifti.read(path, nifti.count_frames(path) - 1)
+    assert last.image.shape == shape and bright(last.image) == bright_at, of
+
+
+def test_values_are_shown_alike_in_every_slice_whatever_their_scale(tmp_path):
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 1000, (16, 16, 5)).astype(np.int16)
+    plain = save(tmp_path / "a.nii", array)
+    low, high = np.percentile(array, (0.5, 99.5))
+    expected = np.clip(np.rint((array[::-1, ::-1, 2].T - low) / (high - low) * 255), 0, 255)
+    np.testing.assert_allclose(nifti.read(plain, 2).image[..., 0], expected, atol=1)
+    scaled = save(tmp_path / "b.nii", array, slope=0.25)
+    np.testing.assert_array_equal(nifti.read(scaled, 2).image, nifti.read(plain, 2).image)
+    inverted = save(tmp_path / "c.nii", array, slope=-1.0)
+    np.testing.assert_allclose(nifti.read(inverted, 2).image, 255 - nifti.read(plain, 2).image, atol=1)
+
+
+def header(**changes):
+    made = nibabel.Nifti1Header()
+    made.set_data_shape((4, 4, 4))
+    for name, value in changes.items():
+        made[name] = value
+    made["magic"], made["vox_offset"] = b"n+1", 352
+    return made.binaryblock + b"\0" * 4 + b"\0" * 256
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty file"),
+        (b"not a volume" * 100, "damaged, or no NIfTI"),
+        (header()[:352], "cut short or damaged"),
+        (header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "are read"),
+        (header(dim=[4, 4, 4, 4, 7, 1, 1, 1]), "one value a voxel"),
+        (header(dim=[3, -4, 4, 4, 1, 1, 1, 1]), "damaged|one value"),
+        (header(datatype=128, bitpix=24), "voxels of type"),
+        (nifti_of((10, 10, 10), 4, 16, 1e9), "its voxels begin at byte 1e"),
+        (nifti_of((10, 10, 10), 4, 16, 1e9, 0, 2), "its voxels begin at byte 1e"),
+        (nifti_of((10, 10, 10), 4, 16, 2e9, 1_999_999_984), "its voxels begin at byte 2e"),
+        (header(sform_code=1, srow_x=[1e20, 1e20, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[0, 0, 1, 0]), "singular"),
+        (header(sform_code=1, srow_x=[0, 0, 0, 0]), "singular"),
+        (header(sform_code=1, srow_x=[np.nan, 0, 0, 0]), "singular|damaged"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_no_volume_is_an_error(content, says, packed, tmp_path):
+    path = tmp_path / ("a.nii.gz" if packed and content else "a.nii")
+    path.write_bytes(gzip.compress(content) if packed and content else content)
+    with pytest.raises(scan.ScanError, match=says):
+        nifti.read(path)
+    assert nifti.count_frames(path) in (1, 4)
+
+
+def test_nan_is_an_error_of_its_slice(tmp_path):
+    array = np.ones((1000, 1001, 3), np.float32)  # more voxels than are looked at to find the range
+    array[::7] = 2
+    array[5, 6, 1] = np.nan
+    path = save(tmp_path / "a.nii", array)
+    assert nifti.read(path, 0).image.shape == (1001, 1000, 3)
+    with pytest.raises(scan.ScanError, match="NaN"):
+        nifti.read(path, 1)
+
+
+def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii")
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(scan.ScanError, match=r"pip install -e '\.\[dicom\]'"):
+        nifti.read(path)
+
+
+def test_a_picture_of_two_axes_is_one_slice(tmp_path):
+    nib = nibabel.Nifti1Image(np.arange(12 * 20, dtype=np.int16).reshape(12, 20), np.eye(4))
+    nib.to_filename(tmp_path / "two.nii")
+    assert nifti.count_frames(tmp_path / "two.nii") == 1
+    assert nifti.read(tmp_path / "two.nii").image.shape == (20, 12, 3)
+
+
+def test_slices_of_volumes_in_turn_read_each_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(nifti, "_read_volume", lambda path, real=nifti._read_volume: read.append(path) or real(path))
+    paths = [tmp_path / f"{k}.nii" for k in range(3)]
+    for path in paths:
+        nibabel.Nifti1Image(np.ones((30, 30, 4), np.int16), np.eye(4)).to_filename(path)
+    for frame in range(4):
+        for path in paths:
+            nifti.read(path, frame)
+    assert len(read) == 3
+    monkeypatch.setattr(nifti, "MAX_BYTES", 10_000)  # of one and no other
+    (tmp_path / "3.nii").write_bytes(paths[0].read_bytes())
+    nifti.read(tmp_path / "3.nii")
+    assert len(nifti._kept) == 1
