@@ -75,11 +75,12 @@ def random_variables():
     import jax.numpy as jnp
     import numpy as np
 
-    from mcis.imaging import letterbox, phantom
+    from mcis.imaging import phantom
+    from mcis.imaging.letterbox import letterbox
     from mcis.ops.image import standardise
     from mcis.tasks.apply import prepare
 
-    pictures = [letterbox.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
+    pictures = [letterbox(one.image)[0] for one in phantom.make_phantoms(3, seed=100)]
 
     def make(task, seed):
         model = task.make_model()

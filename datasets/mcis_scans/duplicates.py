@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mcis.imaging import letterbox, scan
+from mcis.imaging import scan
+from mcis.imaging.letterbox import content_box
 
 SIDE = 256
 """Long side of the picture in which keypoints are found: recompression and rescaling hardly show at this size."""
@@ -137,7 +138,7 @@ def _join(features: list[_Features], correlation: float) -> list[int]:
 
 
 def _describe(image: np.ndarray) -> _Features:
-    x, y, w, h = letterbox.content_box(image)
+    x, y, w, h = content_box(image)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[y : y + h, x : x + w]
     scale = SIDE / max(w, h)
     size = (max(16, round(w * scale)), max(16, round(h * scale)))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mcis.data import dataset, storage
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import INPUT_SIZE, letterbox, unletterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
 from mcis.tasks.config import Task
@@ -132,11 +132,11 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
     doubtful: list[tuple[int, np.ndarray, np.ndarray]] = []  # a scan's number, probabilities and picture
     truths, geometries = [], []
     for start in range(0, len(records), BATCH):
-        squares = np.zeros((BATCH, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
+        squares = np.zeros((BATCH, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         rows = range(start, min(start + BATCH, len(records)))
         for i, row in enumerate(rows):
             image, mask = storage.decode(records[row])
-            squares[i], geometry = letterbox.fit(image)
+            squares[i], geometry = letterbox(image)
             truths.append(mask)
             geometries.append(geometry)
             true[row] = np.count_nonzero(mask)
@@ -152,9 +152,9 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
             rows, masks, pictures = zip(*doubtful[start : start + BATCH], strict=True)
             fill = [(0, BATCH - len(rows)), (0, 0), (0, 0), (0, 0)]  # compiled once
             batch = (np.pad(np.stack(values), fill) for values in (masks, pictures))
-            refined = np.asarray(refine(*batch, crf, (letterbox.CANVAS, letterbox.CANVAS)))
+            refined = np.asarray(refine(*batch, crf, (INPUT_SIZE, INPUT_SIZE)))
             for i, row in enumerate(rows):
-                found = letterbox.unfit(refined[i, ..., 0], geometries[row]) > MASK_THRESHOLD
+                found = unletterbox(refined[i, ..., 0], geometries[row]) > MASK_THRESHOLD
                 counts = mask_counts(found[None, ..., None], truths[row][None])
                 both[row], predicted[row] = counts["both"][0], counts["predicted"][0]
         return {"both": both, "predicted": predicted, "true": true, "group": groups}

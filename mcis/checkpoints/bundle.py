@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from mcis.checkpoints import checkpoint
-from mcis.imaging.letterbox import CANVAS
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.tasks.apply import MEMBERS, NETWORK
 from mcis.tasks.config import LAST, TASKS, Task, task_from_json
 
-SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
+BUNDLED = pathlib.Path(__file__).parents[1] / "weights"
 """The weights that come with the package."""
 
 
@@ -55,7 +55,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
             f"{folder / checkpoint.MANIFEST} describes no weights of this version "
             f"({type(error).__name__}: {str(error)[:500]})"
         ) from None
-    if folder.parent != SHIPPED:  # what ships was checked by the tests: tracing five networks takes a second
+    if folder.parent != BUNDLED:  # what ships was checked by the tests: tracing five networks takes a second
         check_arrays(task, variables, folder)
     for name, value in checkpoint.flatten(variables).items():
         if not np.isfinite(value).all():
@@ -65,7 +65,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
 
 def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) -> None:
     """CheckpointError unless the arrays are those of the task's network."""
-    image = jax.ShapeDtypeStruct((1, CANVAS, CANVAS, task.channels), "float32")
+    image = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, task.channels), "float32")
     outputs, expected = jax.eval_shape(task.make_model().init_with_output, jax.random.key(0), image)
     network = {name: tree for name, tree in variables.items() if name in NETWORK}
     if MEMBERS in variables:
@@ -112,7 +112,7 @@ def _check_manifest(manifest: dict[str, Any], task: Task) -> None:
             raise ValueError(f"fingerprints and names of {use} must be texts")
 
 
-def load_bundle(path: str | os.PathLike = SHIPPED) -> dict[str, Weights]:
+def load_bundle(path: str | os.PathLike = BUNDLED) -> dict[str, Weights]:
     """Read a set of weights: task name -> Weights.
 
     Raises:

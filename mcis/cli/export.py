@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     import tyro
 
     from mcis.cli.common import exit_status, parse_dataclass
-    from mcis.inference.predictor import Asked
+    from mcis.inference.predictor import InferenceOptions
 
     @dataclasses.dataclass(frozen=True)
     class Export:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         out: str
         format: Literal["stablehlo", "onnx"] = "stablehlo"
         weights: str | None = None
-        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
+        asked: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
 
     options = parse_dataclass(Export, argv, "mcis export")
     return exit_status("mcis export", lambda: _main(options))
@@ -54,10 +54,10 @@ def _main(options: Any) -> int:
     if options.format == "onnx" and asked.task is None:
         raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
 
-    from mcis.checkpoints.bundle import SHIPPED, first_networks, load_bundle
+    from mcis.checkpoints.bundle import BUNDLED, first_networks, load_bundle
     from mcis.tasks.config import task_named
 
-    folder = pathlib.Path(options.weights or SHIPPED)
+    folder = pathlib.Path(options.weights or BUNDLED)
     found = load_bundle(folder)
     if asked.task is not None:
         task_named(asked.task)

@@ -45,8 +45,8 @@ def _main(options: Any) -> int:
     print(f"prepared data in {root}:")
     for source in sorted(path.name for path in dataset.sources_in(root)):
         print(f"  {source:16s} {dataset.prepared(source, root)}")
-    print(f"weights in {options.weights or bundle.SHIPPED}:")
-    for name, one in bundle.load_bundle(options.weights or bundle.SHIPPED).items():
+    print(f"weights in {options.weights or bundle.BUNDLED}:")
+    for name, one in bundle.load_bundle(options.weights or bundle.BUNDLED).items():
         figures = ", ".join(f"{k} {v:.3f}" for k, v in one.manifest["validation"].items())
         print(f"  {name:16s} {one.task.model} at {one.task.size} px, {_made(one)}, validation: {figures}")
     return 0

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mcis.files import read_json
 from mcis.imaging import formats
 from mcis.imaging.geometry import digest
-from mcis.inference.predictor import BATCH, Asked, load
+from mcis.inference.predictor import BATCH, InferenceOptions, load
 from mcis.report import segmentations
 from mcis.report.finding import ReportError, plain, read_findings, summary
 from mcis.report.shards import parse_shard
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
         paths: tyro.conf.Positional[tuple[str, ...]]
         out: str
         weights: str | None = None
-        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
+        asked: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
         overwrite: bool = False
         resume: bool = False
         dicom_seg: Literal["unnamed", "named"] | None = None

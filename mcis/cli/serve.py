@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import mcis
-from mcis.inference.predictor import Asked, load
+from mcis.inference.predictor import InferenceOptions, load
 
 TOKEN = "MCIS_TOKEN"
 """The environment variable that may hold the token: a command line is seen by everybody on the machine."""
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         host: str = "127.0.0.1"
         port: int = 8000
         weights: str | None = None
-        asked: tyro.conf.OmitArgPrefixes[Asked] = Asked()
+        asked: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
         max_mib: int = 1024
         max_scans: int = 4096
         max_seconds: float = 1800.0

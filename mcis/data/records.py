@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mcis.data import dataset, storage
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 
 BATCH = 16
 
@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 def _prepared(record: Record):
     image, mask = storage.decode(dict(record))
-    square, geometry = letterbox.fit(image)
+    square, geometry = letterbox(image)
     return record, mask, square, geometry
 
 
@@ -30,7 +30,7 @@ def batches(records: Sequence[Record]) -> Iterator[tuple[list, np.ndarray]]:
         for start in range(0, len(records), BATCH):
             chosen = [records[i] for i in range(start, min(start + BATCH, len(records)))]
             batch = list(pool.map(_prepared, chosen))
-            squares = np.zeros((BATCH, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
+            squares = np.zeros((BATCH, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
             for i, (_, _, square, _) in enumerate(batch):
                 squares[i] = square
             yield batch, squares

@@ -11,18 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 
-from mcis.imaging import letterbox, scan
+from mcis.imaging import scan
+from mcis.imaging.letterbox import INPUT_SIZE, Letterbox, letterbox, letterbox_mask
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 THREADS = min(CORES, 16)
 """That read scans at once: OpenCV, which does most of it, holds no lock of Python's."""
-BYTES = 4 * letterbox.CANVAS**2
+BYTES = 4 * INPUT_SIZE**2
 """What the image and the mask of a scan take in memory."""
 
 
 class Part(Protocol):
-    """The pixels of some scans, laid into the canvas (`mcis.imaging.letterbox.fit`)."""
+    """The pixels of some scans, laid into the canvas (`mcis.imaging.letterbox`)."""
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the scans with these numbers, int (M,): image uint8 (M, S, S, 3), mask uint8 {0,1} (M, S, S, 1)."""
@@ -106,7 +107,7 @@ class Pixels:
 
 def room(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Room for images uint8 (count, S, S, 3) and masks uint8 (count, S, S, 1); MemoryError where there is none."""
-    size = letterbox.CANVAS
+    size = INPUT_SIZE
     return np.empty((count, size, size, 3), np.uint8), np.empty((count, size, size, 1), np.uint8)
 
 
@@ -126,11 +127,11 @@ def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return image, (mask[..., :1] > 0).astype(np.uint8)
 
 
-def lay(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, letterbox.Fit]:
+def lay(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, Letterbox]:
     """Image and mask of a record, laid into the canvas, and how that was done."""
     image, mask = decode(record)
-    square, geometry = letterbox.fit(image)
-    return square, letterbox.fit_mask(mask, geometry), geometry
+    square, geometry = letterbox(image)
+    return square, letterbox_mask(mask, geometry), geometry
 
 
 def free_memory(cgroups: pathlib.Path = CGROUPS, process: pathlib.Path = pathlib.Path("/proc/self/cgroup")) -> int:

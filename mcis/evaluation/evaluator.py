@@ -16,7 +16,7 @@ from mcis.data import dataset, storage
 from mcis.data.records import Records, batches, read_records
 from mcis.evaluation.metrics import Rows, report, take
 from mcis.evaluation.results import FOREIGN, score_cascade, score_scans
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import unletterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGANS, organ_index
@@ -147,7 +147,7 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
     import jax
 
     from mcis.checkpoints.bundle import load_bundle, load_weights
-    from mcis.inference.cascade import Settings, make_predict
+    from mcis.inference.cascade import Settings, make_cascade
     from mcis.tasks.apply import make_expert, place
 
     path = pathlib.Path(run)
@@ -157,7 +157,7 @@ def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
     tasks = {name: expert.task if crf else without_crf(expert.task) for name, expert in experts.items()}
     variables = {name: place(expert.variables) for name, expert in experts.items()}
     if one is None:
-        task, answer = None, functools.partial(jax.jit(make_predict(tasks, Settings())), variables)
+        task, answer = None, functools.partial(jax.jit(make_cascade(tasks, Settings())), variables)
     else:
         (task,) = tasks.values()
         answer = functools.partial(jax.jit(make_expert(task)), variables[task.name])
@@ -250,9 +250,7 @@ def _look(subject: Subject, records: Records) -> Iterator[Look]:
         for i, (record, mask, _, geometry) in enumerate(batch):
             image, _ = storage.decode(dict(record))
             said = (
-                None
-                if masks is None
-                else (letterbox.unfit(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
+                None if masks is None else (unletterbox(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
             )
             lost = subject.task is None and int(answer.organ[i]) != organ_index(dataset.text(record["organ"]))
             if lost or (subject.task is None and geometry.thumbnail):

@@ -9,7 +9,7 @@ from mcis.data import dataset, storage
 from mcis.data.records import Record
 from mcis.evaluation.evaluator import Folds, Subject
 from mcis.evaluation.metrics import Rows
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.inference.saliency import class_maps
 from mcis.ops.metrics import bootstrap_interval
 from mcis.organs import ORGANS, organ_index
@@ -47,8 +47,8 @@ def _make_heat(subject: Subject) -> Heat | None:
         run = maps.get(organ_index(dataset.text(record["organ"])))
         if run is None or label < 0:
             return None
-        square, geometry = letterbox.fit(storage.decode(dict(record))[0])
-        return letterbox.unfit(np.asarray(run(square, label)), geometry)
+        square, geometry = letterbox(storage.decode(dict(record))[0])
+        return unletterbox(np.asarray(run(square, label)), geometry)
 
     return of
 

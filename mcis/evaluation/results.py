@@ -13,7 +13,7 @@ import numpy as np
 from mcis.data import dataset
 from mcis.data.records import batches
 from mcis.evaluation.metrics import Rows
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import unletterbox
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.surface import surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
@@ -42,7 +42,7 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
         for i, (record, mask, _, geometry) in enumerate(batch):
             row = _facts(record) | {"label": task.label_of(dataset.text(record["organ"]), int(record["label"]))}
             if masks is not None:
-                row |= _overlap(letterbox.unfit(masks[i, ..., 0], geometry), mask[..., 0])
+                row |= _overlap(unletterbox(masks[i, ..., 0], geometry), mask[..., 0])
             _append(columns, row)
         if outputs.label is not None:
             columns["probs"].extend(np.asarray(outputs.label)[: len(batch)])
@@ -72,7 +72,7 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
             row = _facts(record) | truth | said | {"thumbnail": geometry.thumbnail}
             # the mask of another organ's network is none of this organ's
             right = said["said_organ"] == truth["organ"]
-            prob = letterbox.unfit(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)
+            prob = unletterbox(masks[i, ..., 0], geometry) if right else np.zeros(mask.shape[:2], np.float32)
             row |= _overlap(prob, mask[..., 0])
             _append(columns, row)
     return {name: np.array(values) for name, values in columns.items()}

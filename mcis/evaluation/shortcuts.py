@@ -20,7 +20,7 @@ import numpy as np
 
 from mcis.data import dataset, storage
 from mcis.evaluation.metrics import rows_from_json
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import content_box, letterbox
 from mcis.ops.metrics import accuracy, auc, balanced_accuracy, bootstrap_interval
 from mcis.organs import UNKNOWN
 from mcis.tasks.config import Task
@@ -53,7 +53,7 @@ def border(image: np.ndarray) -> np.ndarray:
     outside = np.ones(grey.shape, bool)
     outside[wide : height - wide, wide : width - wide] = False
     rim = grey[outside]
-    x, y, w, h = letterbox.content_box(image)
+    x, y, w, h = content_box(image)
     removed = [x / width, y / height, 1 - (x + w) / width, 1 - (y + h) / height]
     return np.array([rim.mean(), rim.std(), (rim < BLACK).mean(), *removed])
 
@@ -67,7 +67,7 @@ def histogram(image: np.ndarray) -> np.ndarray:
 
 def given(image: np.ndarray) -> np.ndarray:
     """The scan on the canvas, as networks take it before they resize and standardise it."""
-    return letterbox.fit(image)[0]
+    return letterbox(image)[0]
 
 
 FAMILIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"size": size, "border": border, "histogram": histogram}

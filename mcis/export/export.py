@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import mcis
 from mcis.export import run
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT
 from mcis.organs import ORGAN_NAMES, ORGANS
 
 if TYPE_CHECKING:
     import jax
 
     from mcis.checkpoints.bundle import Weights
-    from mcis.inference.predictor import Asked
+    from mcis.inference.predictor import InferenceOptions
 
 Function = Callable[["jax.Array"], dict[str, "jax.Array"]]
-"""Canvases, uint8 (B, CANVAS, CANVAS, 3), to named arrays of B rows."""
+"""Canvases, uint8 (B, INPUT_SIZE, INPUT_SIZE, 3), to named arrays of B rows."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What StableHLO is lowered for; one file serves them all."""
@@ -62,20 +62,20 @@ PREPROCESSING = {
     "content_crop": "the bounding box of all contours of at least 1 % of the picture, of what differs by more than 20 "
     "grey levels from the median of its outermost pixels (Gaussian 5x5 before, two erosions and two dilations 3x3 "
     "after); at least half the picture along either axis; the whole picture where that finds nothing",
-    "letterbox": f"the crop is resized so that its longer side has {letterbox.CANVAS} pixels (OpenCV's INTER_AREA when "
-    f"shrinking, else INTER_LINEAR) and laid into the middle of a black square of {letterbox.CANVAS}",
+    "letterbox": f"the crop is resized so that its longer side has {INPUT_SIZE} pixels (OpenCV's INTER_AREA when "
+    f"shrinking, else INTER_LINEAR) and laid into the middle of a black square of {INPUT_SIZE}",
     "standardisation": "inside the model, as is resizing to each network's own size: give it uint8 in [0, 255]",
     "code": "read, fit and unfit of run.py, which do exactly this",
 }
 
 
-def cascade_function(found: Mapping[str, "Weights"], asked: "Asked") -> Function:
+def cascade_function(found: Mapping[str, "Weights"], asked: "InferenceOptions") -> Function:
     """The cascade of a set of weights, which are constants in it: the fields of `cascade.Prediction`, by name."""
     from mcis.inference import cascade
 
     organ = None if asked.organ is None else ORGAN_NAMES.index(asked.organ)
     settings = cascade.Settings(organ, asked.threshold, asked.novelty)
-    predict = cascade.make_predict({name: one.task for name, one in found.items()}, settings)
+    predict = cascade.make_cascade({name: one.task for name, one in found.items()}, settings)
     variables = {name: one.variables for name, one in found.items()}
     return lambda image: dict(vars(predict(variables, image)))
 
@@ -108,7 +108,7 @@ def outputs_of(function: Function) -> dict[str, Any]:
     """Name -> shape and type of one row of each of the function's outputs."""
     import jax
 
-    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((1, letterbox.CANVAS, letterbox.CANVAS, 3), "uint8"))
+    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), "uint8"))
     return {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in shapes.items()}
 
 
@@ -118,7 +118,7 @@ def to_stablehlo(function: Function) -> bytes:
     import jax.export
 
     (batch,) = jax.export.symbolic_shape("batch")
-    image = jax.ShapeDtypeStruct((batch, letterbox.CANVAS, letterbox.CANVAS, 3), "uint8")
+    image = jax.ShapeDtypeStruct((batch, INPUT_SIZE, INPUT_SIZE, 3), "uint8")
     return bytes(jax.export.export(jax.jit(function), platforms=PLATFORMS)(image).serialize())
 
 
@@ -157,7 +157,7 @@ def to_onnx(function: Function, metadata: Mapping[str, Any]) -> bytes:
         outputs = function(x)
         return tuple(outputs[name] for name in names)
 
-    image = jax.ShapeDtypeStruct(("batch", letterbox.CANVAS, letterbox.CANVAS, 3), "uint8")
+    image = jax.ShapeDtypeStruct(("batch", INPUT_SIZE, INPUT_SIZE, 3), "uint8")
     try:
         with _plain_forms():
             model = jax2onnx.to_onnx(
@@ -181,7 +181,7 @@ def to_onnx(function: Function, metadata: Mapping[str, Any]) -> bytes:
 
 
 def described(
-    found: Mapping[str, "Weights"], asked: "Asked", outputs: Mapping[str, Any], licence: str | None
+    found: Mapping[str, "Weights"], asked: "InferenceOptions", outputs: Mapping[str, Any], licence: str | None
 ) -> dict[str, Any]:
     """What metadata.json says, but for the format and the file of the model.
 
@@ -196,7 +196,7 @@ def described(
     from mcis.ops.metrics import MASK_THRESHOLD
 
     routed = asked.task is None and asked.organ is None
-    thresholds: dict[str, Any] = {"mask": MASK_THRESHOLD, "content_px": letterbox.MIN_CONTENT}
+    thresholds: dict[str, Any] = {"mask": MASK_THRESHOLD, "content_px": MIN_CONTENT}
     if routed:
         fitted = found["route"].variables.get("threshold", THRESHOLD)
         thresholds["organ_prob"] = float(fitted if asked.threshold is None else asked.threshold)
@@ -210,7 +210,7 @@ def described(
         facts = {fact: one.manifest[fact] for fact in ("classes", "epoch", "validation", "versions")}
         network = {"model": one.task.model, "size_px": one.task.size, "networks": one.networks}
         tasks[name] = facts | network | {"sources": list(one.task.sources), "sha256": one.manifest["files"]}
-    side = letterbox.CANVAS
+    side = INPUT_SIZE
     what: dict[str, Any] = {"what": asked.task or "cascade"}
     if asked.task is not None:
         task = found[asked.task].task

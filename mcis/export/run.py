@@ -21,7 +21,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 MAX_BYTES = 1 << 28
-CANVAS = 256
+INPUT_SIZE = 256
 MIN_CONTENT = 80
 
 Box = tuple[int, int, int, int]
@@ -107,25 +107,25 @@ def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
     return low, low + half
 
 
-def fit(image: np.ndarray) -> tuple[np.ndarray, Box, Box]:
-    """Crop a scan to its content and lay that into a black square: uint8 (H, W, 3) -> uint8 (CANVAS, CANVAS, 3).
+def letterbox(image: np.ndarray) -> tuple[np.ndarray, Box, Box]:
+    """Crop a scan to its content and letterbox it: uint8 (H, W, 3) -> uint8 (INPUT_SIZE, INPUT_SIZE, 3).
 
     Also the box that was kept, in pixels of the scan, and where it lies in the square.
     """
     x, y, w, h = box = content_box(image)
-    scale = CANVAS / max(w, h)
+    scale = INPUT_SIZE / max(w, h)
     iw, ih = max(1, round(w * scale)), max(1, round(h * scale))
-    ix, iy, *_ = inner = (CANVAS - iw) // 2, (CANVAS - ih) // 2, iw, ih
+    ix, iy, *_ = inner = (INPUT_SIZE - iw) // 2, (INPUT_SIZE - ih) // 2, iw, ih
     content = image[y : y + h, x : x + w]
     if (w, h) != (iw, ih):
         content = cv2.resize(content, (iw, ih), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    square = np.zeros((CANVAS, CANVAS, 3), np.uint8)
+    square = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     square[iy : iy + ih, ix : ix + iw] = content
     return square, box, inner
 
 
-def unfit(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box) -> np.ndarray:
-    """Bring a map on the square, float (CANVAS, CANVAS), to the scan's own grid: float32 `shape`, 0 outside the box."""
+def unletterbox(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box) -> np.ndarray:
+    """A map on the square, float (INPUT_SIZE, INPUT_SIZE), on the scan's own grid: float32 `shape`, 0 outside the box."""
     (x, y, w, h), (ix, iy, iw, ih) = box, inner
     content: np.ndarray = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
     if (w, h) != (iw, ih):
@@ -193,11 +193,11 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = HERE) -> int:
             print(json.dumps({"scan": path, "error": str(error)}), flush=True)
             status = 1
             continue
-        square, box, inner = fit(image)
+        square, box, inner = letterbox(image)
         row = {name: value[0] for name, value in model(square[None]).items()}
         finding = {"scan": path} | said(row, max(box[2:]) < MIN_CONTENT, metadata)
         if "mask" in row and finding["organ"] != "unsupported" and row.get("segmented", True):
-            probability = unfit(row["mask"][..., 0], image.shape[:2], box, inner)
+            probability = unletterbox(row["mask"][..., 0], image.shape[:2], box, inner)
             mask = (probability > metadata["thresholds"]["mask"]).astype(np.uint8)
             finding["lesion_area_px"] = int(mask.sum())
             if options.masks:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mcis.imaging import dicom, letterbox, nifti, scan
+from mcis.imaging import dicom, nifti, scan
 from mcis.imaging.geometry import Place
+from mcis.imaging.letterbox import Letterbox, letterbox
 
 HEAD = 512
 """Bytes at a file's beginning by which its format is told."""
@@ -82,7 +83,7 @@ class Loaded:
     frame: int | None
     image: np.ndarray | None = None
     square: np.ndarray | None = None
-    geometry: letterbox.Fit | None = None
+    geometry: Letterbox | None = None
     spacing: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     error: str | None = None
@@ -93,7 +94,7 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
     """What `read` gives, laid into the canvas; an error becomes text."""
     try:
         found = read()
-        square, geometry = letterbox.fit(found.image)
+        square, geometry = letterbox(found.image)
         return Loaded(path, frame, found.image, square, geometry, found.spacing, found.notes, place=found.place)
     except Exception as error:  # whatever a decoder thinks of: one bad scan never stops the others
         known = isinstance(error, scan.ScanError | OSError | MemoryError)

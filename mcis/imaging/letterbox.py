@@ -9,7 +9,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-CANVAS = 256
+INPUT_SIZE = 256
 """Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
 MIN_CONTENT = 80
 """Pixels that the longer side of a scan's content must have: with fewer it is a thumbnail, magnified more than three
@@ -17,8 +17,8 @@ times to fill the canvas. Of the public sets' scans, as they lie here, each has 
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """How a scan was laid into a square; `fit_mask` and `unfit` obey it.
+class Letterbox:
+    """How a scan was laid into a square; `letterbox_mask` and `unletterbox` obey it.
 
     Attributes:
       shape: (H, W) of the scan, pixels.
@@ -77,7 +77,7 @@ def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
     return low, low + (length + 1) // 2
 
 
-def fit(image: np.ndarray, size: int = CANVAS, crop: bool = True) -> tuple[np.ndarray, Fit]:
+def letterbox(image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True) -> tuple[np.ndarray, Letterbox]:
     """Crop a scan to its content and letterbox it into a black square.
 
     Args:
@@ -86,14 +86,14 @@ def fit(image: np.ndarray, size: int = CANVAS, crop: bool = True) -> tuple[np.nd
       crop: False keeps the whole frame.
 
     Returns:
-      uint8 (S, S, 3) and the Fit that maps masks there and back.
+      uint8 (S, S, 3) and the Letterbox that maps masks there and back.
 
     A picture of 100 x 200 pixels, kept whole: bars of 32 rows above and below it, and back again.
 
-    >>> square, geometry = fit(np.full((100, 200, 3), 255, np.uint8), size=128)
+    >>> square, geometry = letterbox(np.full((100, 200, 3), 255, np.uint8), size=128)
     >>> square.shape, geometry.box, geometry.inner
     ((128, 128, 3), (0, 0, 200, 100), (0, 32, 128, 64))
-    >>> unfit(square[..., 0] / 255.0, geometry).shape
+    >>> unletterbox(square[..., 0] / 255.0, geometry).shape
     (100, 200)
     """
     height, width = image.shape[:2]
@@ -101,12 +101,12 @@ def fit(image: np.ndarray, size: int = CANVAS, crop: bool = True) -> tuple[np.nd
     scale = size / max(w, h)
     inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
     inner = ((size - inner_w) // 2, (size - inner_h) // 2, inner_w, inner_h)
-    geometry = Fit((height, width), (x, y, w, h), inner, size)
+    geometry = Letterbox((height, width), (x, y, w, h), inner, size)
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return _lay(image, geometry, interpolation), geometry
 
 
-def fit_mask(mask: np.ndarray, geometry: Fit) -> np.ndarray:
+def letterbox_mask(mask: np.ndarray, geometry: Letterbox) -> np.ndarray:
     """Lay a mask into the square as its scan was laid: uint8 {0,1} (H, W, 1) -> uint8 {0,1} (S, S, 1)."""
     if mask.shape[:2] != geometry.shape:
         raise ValueError(f"mask is {mask.shape[:2]}, its scan {geometry.shape} (height, width); they must be equal")
@@ -116,7 +116,7 @@ def fit_mask(mask: np.ndarray, geometry: Fit) -> np.ndarray:
     return (share >= 0.5).astype(np.uint8)
 
 
-def _lay(array: np.ndarray, geometry: Fit, interpolation: int) -> np.ndarray:
+def _lay(array: np.ndarray, geometry: Letterbox, interpolation: int) -> np.ndarray:
     x, y, w, h = geometry.box
     ix, iy, iw, ih = geometry.inner
     content = array[y : y + h, x : x + w]
@@ -127,7 +127,7 @@ def _lay(array: np.ndarray, geometry: Fit, interpolation: int) -> np.ndarray:
     return square
 
 
-def unfit(square: np.ndarray, geometry: Fit) -> np.ndarray:
+def unletterbox(square: np.ndarray, geometry: Letterbox) -> np.ndarray:
     """Bring a map on the square back to the scan's own grid: float (S, S) -> float32 (H, W), 0 outside the crop.
 
     A probability map is interpolated linearly: threshold after, not before.

@@ -195,7 +195,7 @@ def mask_experts(experts: Experts) -> dict[int, str]:
     return {index: name for index, name in names.items() if name in experts}
 
 
-def make_predict(experts: Experts, settings: Settings) -> Callable[[dict[str, Any], jax.Array], Prediction]:
+def make_cascade(experts: Experts, settings: Settings) -> Callable[[dict[str, Any], jax.Array], Prediction]:
     """The cascade as one function, to be jitted: (variables by task name, uint8 (B, S, S, 3)) -> Prediction.
 
     An organ without a classifier has label UNKNOWN and every scan of it is segmented; one without a segmenter has no

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mcis
-from mcis.imaging import formats, letterbox, scan
+from mcis.imaging import formats, scan
 from mcis.imaging.formats import Loaded
 from mcis.imaging.geometry import Place
+from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, unletterbox
 from mcis.imaging.overlay import overlay
 from mcis.imaging.pool import read_all
 from mcis.ops.metrics import MASK_THRESHOLD
@@ -43,7 +44,7 @@ HEAT_CELLS, HEAT_REACH = 8, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class InferenceOptions:
     """What weights are asked, and how; options of every command that asks them.
 
     Attributes:
@@ -63,7 +64,7 @@ class Asked:
     novelty: bool = True
     members: int | None = None
 
-    def check(self) -> "Asked":
+    def check(self) -> "InferenceOptions":
         """Itself. ValueError where it contradicts itself, or names what there is not."""
         if self.organ is not None:
             organ_named(self.organ)
@@ -135,7 +136,7 @@ class Predictor:
       tasks: by name, whose networks these are.
     """
 
-    asked: Asked
+    asked: InferenceOptions
     variables: dict[str, Any]
     function: Callable[[dict[str, Any], np.ndarray], "Prediction"]
     described: dict[str, Any]
@@ -215,7 +216,7 @@ class Predictor:
         """
         good = [loaded.square for loaded in group if loaded.square is not None]
         if good:
-            batch = np.zeros((batch_size, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
+            batch = np.zeros((batch_size, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
             batch[: len(good)] = good
             fields = self.answer(batch)
         rows = iter(range(len(good)))
@@ -247,7 +248,7 @@ class Predictor:
             return None
         organ = organ_named(finding.organ)
         found = self._maps[ORGANS.index(organ)](loaded.square, organ.classes.index(finding.label))
-        return letterbox.unfit(np.asarray(found), loaded.geometry)
+        return unletterbox(np.asarray(found), loaded.geometry)
 
 
 def load(
@@ -263,7 +264,7 @@ def load(
 
     Args:
       weights: folder of a set of weights; None = those that come with mcis.
-      organ: as each of the following, see `Asked`; every scan is of this organ.
+      organ: as each of the following, see `InferenceOptions`; every scan is of this organ.
       task: this task's network alone answers.
       threshold: the router's smallest probability.
       novelty: whether scans unlike all known ones, and thumbnails, are unsupported.
@@ -272,15 +273,15 @@ def load(
     Raises:
       ValueError: there are no such weights, or they cannot answer what is asked.
     """
-    question = Asked(organ, task, threshold, novelty, members).check()
+    question = InferenceOptions(organ, task, threshold, novelty, members).check()
 
     import jax
 
-    from mcis.checkpoints.bundle import SHIPPED, first_networks, load_bundle
+    from mcis.checkpoints.bundle import BUNDLED, first_networks, load_bundle
     from mcis.inference import cascade
     from mcis.tasks.config import task_named
 
-    found = load_bundle(weights or SHIPPED)
+    found = load_bundle(weights or BUNDLED)
     experts = {name: one.task for name, one in found.items()}
     lacking: list[str] = []
     if question.task:
@@ -290,7 +291,7 @@ def load(
         function = cascade.make_single(experts[question.task])
     else:
         at = None if question.organ is None else ORGAN_NAMES.index(question.organ)
-        function = cascade.make_predict(experts, cascade.Settings(at, question.threshold, question.novelty))
+        function = cascade.make_cascade(experts, cascade.Settings(at, question.threshold, question.novelty))
         answered = {"label": cascade.label_experts(experts), "mask": cascade.mask_experts(experts)}
         possible = range(len(ORGAN_NAMES)) if at is None else (at,)
         lacking = [f"{ORGAN_NAMES[k]} {what}" for what, by in answered.items() for k in possible if k not in by]
@@ -329,7 +330,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
     )
     if loaded.geometry is not None and loaded.geometry.thumbnail:
         wide, high = loaded.geometry.box[2:]
-        reason = f"a thumbnail: {wide} x {high} pixels of content, {letterbox.MIN_CONTENT} along one side are needed"
+        reason = f"a thumbnail: {wide} x {high} pixels of content, {MIN_CONTENT} along one side are needed"
         if thumbnails:
             return Result(seen(UNSUPPORTED, probability, reason=reason, notes=notes), loaded.image)
         notes = [*(notes or ()), reason]
@@ -350,7 +351,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
         finding = dataclasses.replace(finding, confidence=confidence, review=review)
     if not row["segmented"] or loaded.geometry is None:
         return Result(finding, loaded.image)
-    mask = (letterbox.unfit(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+    mask = (unletterbox(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
     if label != UNKNOWN and organ.is_lesion(label) and not mask.any():
         found_none = f"called {organ.classes[label]}, but no lesion could be outlined"
         finding = dataclasses.replace(finding, notes=[*(notes or ()), found_none])

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis.imaging import letterbox, scan
+from mcis.imaging import scan
 from mcis.imaging.formats import Loaded
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.imaging.pool import Readers
 from mcis.imaging.scan import ScanError
 from mcis.imaging.worker import suffix_of
@@ -92,9 +93,7 @@ class Batches:
 
     async def warm(self, size: int) -> None:
         """Compile the networks for batches of that size."""
-        await asyncio.to_thread(
-            self.predictor.answer, np.zeros((size, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
-        )
+        await asyncio.to_thread(self.predictor.answer, np.zeros((size, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))
 
     async def ask(self, loaded: Loaded) -> Result:
         """The result of a scan that was read."""

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import tyro
 
-from mcis.imaging.letterbox import CANVAS
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.models import MODELS, model_named
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
@@ -234,8 +234,8 @@ class Task:
 
 LAST = "last"
 """What `select` is where the last epoch is kept."""
-MAX_SIZE = 4 * CANVAS
-"""Largest `size`; scans come on the CANVAS, so that more pixels than it has show nothing more."""
+MAX_SIZE = 4 * INPUT_SIZE
+"""Largest `size`; scans come on the INPUT_SIZE, so that more pixels than it has show nothing more."""
 MAX_STEPS = 100
 """Most updates of a CRF: they are unrolled in the compiled program."""
 SHARES = ("label_smoothing", "lesion_share", "warmup", "ema")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mcis.data.dataset import Batch
-from mcis.imaging.letterbox import CANVAS
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
@@ -221,7 +221,7 @@ def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Ar
     expert = make_expert(task)
 
     def evaluate(variables: dict, batch: Batch) -> dict[str, jax.Array]:
-        outputs = expert(variables, batch.image.reshape(-1, CANVAS, CANVAS, 3))
+        outputs = expert(variables, batch.image.reshape(-1, INPUT_SIZE, INPUT_SIZE, 3))
         result: dict[str, jax.Array] = {}
         if outputs.label is not None and outputs.features is not None:
             result["probs"], result["features"] = outputs.label, outputs.features

@@ -13,7 +13,7 @@ from mcis.checkpoints import bundle, checkpoint
 from mcis.cli import tune
 from mcis.data import dataset, storage
 from mcis.evaluation import evaluator
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks.apply import make_expert, make_network
@@ -122,14 +122,14 @@ def run(phantom_dir, tmp_path_factory):
 def test_scans_are_counted_as_the_expert_outlines_them_whether_doubtful_or_not(run, phantom_dir, crf):
     weights = bundle.load_weights(run)
     records = [r for r in dataset.records("phantom", "validation", phantom_dir) if dataset.text(r["organ"]) == "brain"]
-    squares, geometries = zip(*(letterbox.fit(storage.decode(record)[0]) for record in records), strict=True)
+    squares, geometries = zip(*(letterbox(storage.decode(record)[0]) for record in records), strict=True)
     peak = make_network(weights.task)(weights.variables, np.stack(squares))[0].mask.max((1, 2, 3))
     head = weights.variables["params"]["mask"]
     head["bias"] = head["bias"] - jax.scipy.special.logit(np.median(peak))  # half of them are doubtful
     found = tune_crf.make_counts(weights.task, weights.variables, records)(crf)
     expert = make_expert(dataclasses.replace(weights.task, crf=crf))
     answers = np.asarray(expert(weights.variables, np.stack(squares)).mask)
-    masks = [letterbox.unfit(answers[i, ..., 0], geometries[i]) > 0.5 for i in range(len(records))]
+    masks = [unletterbox(answers[i, ..., 0], geometries[i]) > 0.5 for i in range(len(records))]
     truths = [storage.decode(record)[1][..., 0] for record in records]
     assert 0 < sum(mask.any() for mask in masks) < len(records)
     assert found["predicted"].tolist() == [mask.sum() for mask in masks]

@@ -264,11 +264,11 @@ def test_the_weights_that_ship_serve_every_organ_and_are_small():
     tasks = {name: one.task for name, one in weights.items()}
     assert "route" in tasks
     assert set(cascade.label_experts(tasks)) == set(cascade.mask_experts(tasks)) == set(range(len(ORGANS)))
-    files = [path for path in bundle.SHIPPED.rglob("*") if path.is_file()]
+    files = [path for path in bundle.BUNDLED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
-    assert "not a medical device" in (bundle.SHIPPED / "LICENSE").read_text()
+    assert "not a medical device" in (bundle.BUNDLED / "LICENSE").read_text()
     for name, one in weights.items():
-        bundle.check_arrays(one.task, one.variables, bundle.SHIPPED / name)
+        bundle.check_arrays(one.task, one.variables, bundle.BUNDLED / name)
         assert one.task == TASKS[name].check(), "README says that these commands train what ships"
         seen = one.manifest["fingerprints"]
         assert seen["train"] and (seen["validation"] or bundle.MEMBERS in one.variables)  # folds have all but test

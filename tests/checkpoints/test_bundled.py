@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mcis.checkpoints.bundle import load_bundle
-from mcis.imaging import letterbox
+from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.imaging.phantom import make_phantom
 from mcis.ops.metrics import MASK_THRESHOLD, dice, mask_counts
 from mcis.organs import ORGANS
@@ -42,9 +42,9 @@ def test_what_ships_knows_the_published_scans_it_has_used_by_name():
 def masks_of(organ):
     """Masks of the shipped segmentation network on the phantoms' own grid: bool (N, *SIZE)."""
     weights = load_bundle()[f"segment_{organ.name}"]
-    squares, geometries = zip(*(letterbox.fit(image) for image in phantoms(organ)), strict=True)
+    squares, geometries = zip(*(letterbox(image) for image in phantoms(organ)), strict=True)
     found = np.asarray(jax.jit(make_expert(weights.task))(weights.variables, np.stack(squares)).mask)
-    probs = [letterbox.unfit(mask[..., 0], geometry) for mask, geometry in zip(found, geometries, strict=True)]
+    probs = [unletterbox(mask[..., 0], geometry) for mask, geometry in zip(found, geometries, strict=True)]
     return np.stack(probs) > MASK_THRESHOLD
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mcis.data import dataset, storage
-from mcis.imaging import letterbox, scan
+from mcis.imaging import scan
+from mcis.imaging.letterbox import INPUT_SIZE, letterbox, letterbox_mask
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
 from mcis.tasks.config import TASKS
 
@@ -40,16 +41,16 @@ def test_newest_version_is_taken_by_number_not_by_text(tmp_path):
 def test_loaded_scans_are_the_records_laid_into_the_canvas(scans, phantom_dir):
     record = dataset.records("phantom", "train", phantom_dir)[3]
     image, mask = storage.decode(record)
-    square, geometry = letterbox.fit(image)
+    square, geometry = letterbox(image)
     images, masks = scans.pixels.read()
     np.testing.assert_array_equal(images[3], square)
-    np.testing.assert_array_equal(masks[3], letterbox.fit_mask(mask, geometry))
+    np.testing.assert_array_equal(masks[3], letterbox_mask(mask, geometry))
     np.testing.assert_array_equal(scans.area, masks.sum((1, 2, 3)))
     lesion = scans.area > 0
     assert len(set(scans.outline[lesion])) == lesion.sum() > 1 == len(set(scans.outline[~lesion]))
     assert scans.fingerprint[3] == scan.fingerprint(image)
     assert scans.group[3].startswith("phantom/")
-    assert images.shape == (len(scans), letterbox.CANVAS, letterbox.CANVAS, 3)
+    assert images.shape == (len(scans), INPUT_SIZE, INPUT_SIZE, 3)
     assert images.dtype == masks.dtype == np.uint8
 
 
@@ -92,7 +93,7 @@ def test_a_batch_depends_on_seed_and_step_alone(scans, task):
     for mine, other in zip(late, again, strict=True):
         np.testing.assert_array_equal(mine, other)
     assert any((a != b).any() for a, b in zip(late, stream(scans, task, seed=1)[1000], strict=True))
-    assert late.image.shape == (8, letterbox.CANVAS, letterbox.CANVAS, 3)
+    assert late.image.shape == (8, INPUT_SIZE, INPUT_SIZE, 3)
     assert late.valid.all()
 
 

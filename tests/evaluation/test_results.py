@@ -11,7 +11,8 @@ from mcis.data.records import BATCH
 from mcis.evaluation import metrics, results
 from mcis.evaluation.metrics import measure, report, take, with_intervals
 from mcis.evaluation.results import score_scans
-from mcis.imaging import letterbox, scan
+from mcis.imaging import scan
+from mcis.imaging.letterbox import letterbox
 from mcis.inference.cascade import Prediction
 from mcis.models import Outputs
 from mcis.tasks.config import LAST, TASKS
@@ -73,7 +74,7 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
     assert rows["pixels"].tolist() == [150 * 330] * 5
     found = measure(SEGMENT, rows)
     assert found["missed"] == 0.25
-    _, geometry = letterbox.fit(storage.decode(records[0])[0])
+    _, geometry = letterbox(storage.decode(records[0])[0])
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]

@@ -16,9 +16,10 @@ from mcis.checkpoints import bundle, checkpoint
 from mcis.cli import export as export_command
 from mcis.cli import predict
 from mcis.export import export
-from mcis.imaging import letterbox, phantom
+from mcis.imaging import phantom
+from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 from mcis.inference import cascade
-from mcis.inference.predictor import Asked
+from mcis.inference.predictor import InferenceOptions
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
 from mcis.tasks.apply import MEMBERS, make_expert
@@ -54,7 +55,7 @@ def weights(random_variables, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def canvases():
-    return np.stack([letterbox.fit(one.image)[0] for one in phantom.make_phantoms(2, seed=100)])
+    return np.stack([letterbox(one.image)[0] for one in phantom.make_phantoms(2, seed=100)])
 
 
 def exported(folder, weights, *options):
@@ -82,7 +83,7 @@ def assert_equal(found, wanted):
 @pytest.mark.slow
 def test_the_cascade_answers_as_it_did(whole, weights, canvases):
     found = bundle.load_bundle(weights)
-    predict_ = cascade.make_predict({n: one.task for n, one in found.items()}, cascade.Settings(threshold=THRESHOLD))
+    predict_ = cascade.make_cascade({n: one.task for n, one in found.items()}, cascade.Settings(threshold=THRESHOLD))
     wanted = jax.jit(lambda image: dict(vars(predict_({n: one.variables for n, one in found.items()}, image))))
     rows = canvases[[0, 1, 2, 3, 6, 8]]  # more than a chunk; what run.py does below is one
     answer = model_of(whole[0])(rows)
@@ -260,7 +261,7 @@ def test_only_an_export_is_replaced(weights, tmp_path, capsys):
 
 
 def test_the_pin_is_that_of_the_makefile():
-    makefile = (bundle.SHIPPED.parents[1] / "Makefile").read_text()
+    makefile = (bundle.BUNDLED.parents[1] / "Makefile").read_text()
     assert "jax2onnx==0.17.0" in makefile and "jax2onnx==0.17.0" in export.GET_JAX2ONNX
 
 
@@ -273,10 +274,10 @@ def test_plain_forms_are_for_a_conversion_alone():
 
 @pytest.mark.slow
 def test_what_ships_answers_as_it_did(tmp_path, canvases):
-    folder, _ = exported(tmp_path / "shipped", bundle.SHIPPED)
+    folder, _ = exported(tmp_path / "shipped", bundle.BUNDLED)
     model = model_of(folder)
-    wanted = jax.jit(export.cascade_function(bundle.load_bundle(), Asked()))
-    black = np.zeros((1, letterbox.CANVAS, letterbox.CANVAS, 3), np.uint8)
+    wanted = jax.jit(export.cascade_function(bundle.load_bundle(), InferenceOptions()))
+    black = np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     for batch in (canvases[:1], np.concatenate([canvases, black])):
         assert_equal(model(batch), wanted(batch))
     assert np.asarray(model(batch)["organ"])[-1] == cascade.UNSUPPORTED

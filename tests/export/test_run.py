@@ -8,7 +8,8 @@ import pytest
 
 from mcis import MAX_PIXELS
 from mcis.export import run
-from mcis.imaging import letterbox, phantom, scan
+from mcis.imaging import phantom, scan
+from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, letterbox, unletterbox
 
 
 def pictures():
@@ -26,13 +27,13 @@ def test_scans_are_laid_and_brought_back_as_mcis_does_it():
     rng = np.random.default_rng(1)
     boxes = set()
     for image in pictures():
-        square, geometry = letterbox.fit(image)
-        ours, box, inner = run.fit(image)
+        square, geometry = letterbox(image)
+        ours, box, inner = run.letterbox(image)
         assert (box, inner) == (geometry.box, geometry.inner)
         np.testing.assert_array_equal(ours, square)
-        soft = rng.random((letterbox.CANVAS, letterbox.CANVAS), np.float32)
+        soft = rng.random((INPUT_SIZE, INPUT_SIZE), np.float32)
         np.testing.assert_array_equal(
-            run.unfit(soft, image.shape[:2], box, inner), letterbox.unfit(soft, geometry), strict=True
+            run.unletterbox(soft, image.shape[:2], box, inner), unletterbox(soft, geometry), strict=True
         )
         boxes.add(box)
     assert len(boxes) > 12
@@ -70,6 +71,6 @@ def test_what_mcis_does_not_read_is_an_error(tmp_path):
 
 
 def test_limits_are_those_of_mcis():
-    assert (run.CANVAS, run.MIN_CONTENT) == (letterbox.CANVAS, letterbox.MIN_CONTENT)
+    assert (run.INPUT_SIZE, run.MIN_CONTENT) == (INPUT_SIZE, MIN_CONTENT)
     assert run.MAX_BYTES == scan.MAX_BYTES
     assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(run.__file__).read_text()

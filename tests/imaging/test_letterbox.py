@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mcis.imaging import letterbox, phantom
+from mcis.imaging import phantom
+from mcis.imaging.letterbox import content_box, letterbox, letterbox_mask, unletterbox
 from mcis.organs import ORGANS
 
 LESIONS = [(o.name, label) for o in ORGANS for label in range(len(o.classes)) if o.is_lesion(label)]
@@ -44,7 +45,7 @@ def centroid(weights):
 def test_content_of_few_pixels_is_a_thumbnail(width, small):
     image = np.zeros((60, width, 3), np.uint8)
     image[20:40, 10:30] = 200  # the box is half of the scan at least
-    assert letterbox.fit(image)[1].thumbnail == small
+    assert letterbox(image)[1].thumbnail == small
 
 
 def to_square(point, geometry):
@@ -67,14 +68,14 @@ def test_asymmetric_marker_lands_where_it_should_and_comes_back(shape, size, cro
     for x, y, w, h in corners.values():
         image = page(height, width, content=corners.values(), value=1 if crop else 0)
         image[y : y + h, x : x + w] = 255
-        square, geometry = letterbox.fit(image, size, crop=crop)
+        square, geometry = letterbox(image, size, crop=crop)
         assert square.shape == (size, size, 3)
         assert geometry.shape == shape
         true = np.array([x + w / 2, y + h / 2])
         there = centroid(np.where(square[..., 0] > 5, square[..., 0], 0))
         scale = geometry.inner[2] / geometry.box[2]
         assert np.abs(there - to_square(true, geometry)).max() < 0.5 * min(scale, 1), (there, geometry)
-        back = letterbox.unfit(np.where(square[..., 0] > 5, square[..., 0], 0) / 255.0, geometry)
+        back = unletterbox(np.where(square[..., 0] > 5, square[..., 0], 0) / 255.0, geometry)
         assert back.shape == shape
         assert back.dtype == np.float32
         assert np.abs(centroid(back) - true).max() < 0.5
@@ -89,19 +90,19 @@ def test_mask_keeps_position_and_area_there_and_back(shape, size):
     rng = np.random.default_rng(0)
     ratios, offsets, back_ratios, back_offsets = [], [], [], []
     blank = np.zeros((*shape, 3), np.uint8)
-    _, geometry = letterbox.fit(blank, size)
+    _, geometry = letterbox(blank, size)
     scale_x, scale_y = geometry.inner[2] / geometry.box[2], geometry.inner[3] / geometry.box[3]
     radius = min(shape) * 0.3
     for _ in range(40):
         centre = [rng.uniform(radius + 1, side - radius - 1) for side in shape[::-1]]
         mask = disc(*shape, *centre, radius)
-        there = letterbox.fit_mask(mask, geometry)
+        there = letterbox_mask(mask, geometry)
         assert there.shape == (size, size, 1)
         assert there.dtype == np.uint8
         assert set(np.unique(there)) <= {0, 1}
         ratios.append(there.sum() / (mask.sum() * scale_x * scale_y))
         offsets.append(centroid(there[..., 0]) - to_square(centroid(mask[..., 0]), geometry))
-        back = letterbox.unfit(there[..., 0].astype(np.float32), geometry) >= 0.5
+        back = unletterbox(there[..., 0].astype(np.float32), geometry) >= 0.5
         back_ratios.append(back.sum() / mask.sum())
         back_offsets.append(centroid(back) - centroid(mask[..., 0]))
     small = radius * min(scale_x, 1) < 5  # a disc of some ten pixels: grid effects are larger than any bias
@@ -117,28 +118,28 @@ def test_identity_where_nothing_is_scaled(shape):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     mask = rng.integers(0, 2, (*shape, 1), dtype=np.uint8)
-    square, geometry = letterbox.fit(image, 128, crop=False)
+    square, geometry = letterbox(image, 128, crop=False)
     x, y, w, h = geometry.inner
     assert (w, h) == shape[::-1]
     np.testing.assert_array_equal(square[y : y + h, x : x + w], image)
     assert square.sum() == image.sum()  # the rest is black
-    there = letterbox.fit_mask(mask, geometry)
-    np.testing.assert_array_equal(letterbox.unfit(there[..., 0], geometry), mask[..., 0])
+    there = letterbox_mask(mask, geometry)
+    np.testing.assert_array_equal(unletterbox(there[..., 0], geometry), mask[..., 0])
 
 
 def test_unfit_is_zero_outside_the_crop_and_keeps_probabilities_inside():
     image = page(200, 200, content=[(60, 40, 120, 110)])
-    _, geometry = letterbox.fit(image, 64)
-    full = letterbox.unfit(np.full((64, 64), 0.7, np.float32), geometry)
+    _, geometry = letterbox(image, 64)
+    full = unletterbox(np.full((64, 64), 0.7, np.float32), geometry)
     x, y, w, h = geometry.box
     np.testing.assert_allclose(full[y : y + h, x : x + w], 0.7, rtol=1e-6)
     assert full.sum() == pytest.approx(0.7 * w * h, rel=1e-5)
 
 
 def test_fit_mask_of_another_shape_fails_with_both_shapes():
-    _, geometry = letterbox.fit(page(40, 50), 32)
+    _, geometry = letterbox(page(40, 50), 32)
     with pytest.raises(ValueError, match=r"\(50, 40\).*\(40, 50\)"):
-        letterbox.fit_mask(np.zeros((50, 40, 1), np.uint8), geometry)
+        letterbox_mask(np.zeros((50, 40, 1), np.uint8), geometry)
 
 
 # Content
@@ -155,7 +156,7 @@ def assert_inside(inner, outer):
 @pytest.mark.parametrize("content", [(40, 30, 140, 120), (100, 20, 120, 170), (1, 1, 150, 150)])
 def test_content_box_is_the_content_whatever_the_background(background, content):
     image = page(200, 240, background=background, content=[content], value=170)
-    box = letterbox.content_box(image)
+    box = content_box(image)
     assert_inside(content, box)
     assert np.abs(np.array(box) - content).max() <= 4  # the blur's reach on either side
 
@@ -165,14 +166,14 @@ def test_content_box_of_a_brain_is_a_tight_box_round_all_of_it():
     cv2.ellipse(image, (110, 105), (75, 90), 0, 0, 360, (120, 120, 120), -1)
     cv2.ellipse(image, (110, 105), (70, 85), 0, 0, 360, (70, 70, 70), -1)
     x, y, w, h = cv2.boundingRect(np.ascontiguousarray(image[..., 0]))
-    box = letterbox.content_box(image)
+    box = content_box(image)
     assert_inside((x, y, w, h), box)
     assert np.abs(np.array(box) - (x, y, w, h)).max() <= 6
 
 
 def test_content_box_keeps_every_large_part_and_drops_specks():
     parts = [(30, 30, 60, 160), (150, 50, 70, 100)]
-    box = letterbox.content_box(page(220, 250, content=[*parts, (2, 200, 6, 6)]))
+    box = content_box(page(220, 250, content=[*parts, (2, 200, 6, 6)]))
     assert_inside((30, 30, 190, 160), box)
     assert np.abs(np.array(box) - (30, 30, 190, 160)).max() <= 4
 
@@ -180,8 +181,8 @@ def test_content_box_keeps_every_large_part_and_drops_specks():
 @pytest.mark.parametrize("value", [0, 255, 131])
 @pytest.mark.parametrize("shape", [(100, 80), (15, 300), (1, 1), (3, 3)])
 def test_a_picture_without_content_or_tiny_keeps_its_whole_frame(shape, value):
-    assert letterbox.content_box(np.full((*shape, 3), value, np.uint8)) == (0, 0, shape[1], shape[0])
-    square, _ = letterbox.fit(np.full((*shape, 3), value, np.uint8), 32)
+    assert content_box(np.full((*shape, 3), value, np.uint8)) == (0, 0, shape[1], shape[0])
+    square, _ = letterbox(np.full((*shape, 3), value, np.uint8), 32)
     assert square.shape == (32, 32, 3)
 
 
@@ -189,12 +190,12 @@ def test_a_picture_without_content_or_tiny_keeps_its_whole_frame(shape, value):
 def test_a_small_slice_is_magnified_at_most_twice_and_the_box_stays_in_the_picture(where):
     x, y = where
     image = page(201, 181, content=[(x, y, 26, 27)])
-    box = letterbox.content_box(image)
+    box = content_box(image)
     assert_inside((x, y, 26, 27), box)
     assert_inside(box, (0, 0, 181, 201))
     assert box[2] >= 181 / 2
     assert box[3] >= 201 / 2
-    _, geometry = letterbox.fit(image, 201)
+    _, geometry = letterbox(image, 201)
     assert geometry.inner[2] / geometry.box[2] <= 2
 
 
@@ -202,7 +203,7 @@ def test_a_small_slice_is_magnified_at_most_twice_and_the_box_stays_in_the_pictu
 def test_content_is_never_cut_no_lesion_leaves_the_box(organ, label):
     for seed in range(12):
         made = phantom.make_phantom(organ, label, seed, (160, 190))
-        x, y, w, h = letterbox.content_box(made.image)
+        x, y, w, h = content_box(made.image)
         assert made.mask[y : y + h, x : x + w].sum() == made.mask.sum(), seed
 
 
@@ -210,5 +211,5 @@ def test_a_picture_full_of_content_is_not_cut():
     noise = np.random.default_rng(0).integers(0, 256, (150, 170, 3), dtype=np.uint8)
     noise = cv2.GaussianBlur(noise, (0, 0), 4).astype(np.float32)
     image = np.clip((noise - noise.mean()) * 8 + 120, 0, 255).astype(np.uint8)
-    *_, w, h = letterbox.content_box(image)
+    *_, w, h = content_box(image)
     assert w * h > 0.9 * 150 * 170

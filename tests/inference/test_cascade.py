@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.imaging import letterbox, phantom
+from mcis.imaging import phantom
+from mcis.imaging.letterbox import letterbox
 from mcis.inference import cascade
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks.apply import make_expert
@@ -31,7 +32,7 @@ def scans():
         for label in range(len(organ.classes))
     ]
     order = np.random.default_rng(0).permutation(len(pictures))[:11]
-    return np.stack([letterbox.fit(pictures[i])[0] for i in order])
+    return np.stack([letterbox(pictures[i])[0] for i in order])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 11])
@@ -64,7 +65,7 @@ def test_chunks_hold_one_expert_each_and_no_more_than_needed():
 
 
 def predict(settings=None, experts=None):
-    return jax.jit(cascade.make_predict(experts or TINY, settings or cascade.Settings(threshold=0.0)))
+    return jax.jit(cascade.make_cascade(experts or TINY, settings or cascade.Settings(threshold=0.0)))
 
 
 def test_a_scan_answers_the_same_alone_and_in_company(variables, scans):
@@ -164,7 +165,7 @@ def test_a_joint_network_runs_once(monkeypatch, scans, variables):
 
     monkeypatch.setattr(cascade, "make_expert", counted)
     experts = {name: task for name, task in TINY.items() if name != "classify_breast"}
-    jax.eval_shape(cascade.make_predict(experts, cascade.Settings(threshold=0.0)), variables, scans)
+    jax.eval_shape(cascade.make_cascade(experts, cascade.Settings(threshold=0.0)), variables, scans)
     assert sorted(set(built)) == sorted(experts) and built.count("segment_breast") == built.count("segment_brain")
 
 
@@ -178,14 +179,14 @@ def test_without_any_classifier_every_scan_is_segmented_and_has_no_label(variabl
 
 def test_experts_that_cannot_answer_are_refused():
     with pytest.raises(ValueError, match=r"--organ=brain\|breast"):
-        cascade.make_predict({"classify_brain": TINY["classify_brain"]}, cascade.Settings())
+        cascade.make_cascade({"classify_brain": TINY["classify_brain"]}, cascade.Settings())
     with pytest.raises(ValueError, match="nothing else"):
-        cascade.make_predict({"route": TINY["route"]}, cascade.Settings())
+        cascade.make_cascade({"route": TINY["route"]}, cascade.Settings())
 
 
 def test_one_compilation_serves_every_mixture(variables, scans):
     count = 0
-    inner = cascade.make_predict(TINY, cascade.Settings(threshold=0.0))
+    inner = cascade.make_cascade(TINY, cascade.Settings(threshold=0.0))
 
     def counted(variables, image):
         nonlocal count

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcis.imaging.letterbox import CANVAS
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
 from mcis.tasks.apply import MEMBERS, make_expert, make_network, on_canvas, place, prepare, present
@@ -65,7 +65,7 @@ def test_noise_removal_takes_a_lone_pixel_away():
 def test_an_experts_mask_goes_through_its_crf():
     plain = dataclasses.replace(TASKS["segment_brain"], features=2, size=32)
     refined = dataclasses.replace(plain, crf=CRF(weight=8.0))
-    image = np.random.default_rng(0).integers(0, 256, (2, CANVAS // 4, CANVAS // 4, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (2, INPUT_SIZE // 4, INPUT_SIZE // 4, 3), dtype=np.uint8)
     variables = jax.jit(plain.make_model().init)(jax.random.key(0, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32))
     outputs, prepared = jax.jit(make_network(plain))(variables, image)
     found = jax.jit(make_expert(refined))(variables, image).mask
@@ -76,7 +76,7 @@ def test_an_experts_mask_goes_through_its_crf():
 @EVERY
 def test_an_expert_answers_on_the_canvas_with_probabilities(task):
     small = dataclasses.replace(task, features=2, size=32)
-    image = np.random.default_rng(0).integers(0, 256, (2, CANVAS // 4, CANVAS // 4, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (2, INPUT_SIZE // 4, INPUT_SIZE // 4, 3), dtype=np.uint8)
     shapes = jax.eval_shape(small.make_model().init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32), shapes)

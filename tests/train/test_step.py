@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from mcis.data.dataset import Batch
-from mcis.imaging.letterbox import CANVAS
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation
@@ -52,8 +52,8 @@ def tiny(name, **changes):
 
 def make_batch(task, rows=4, seed=0):
     rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (rows, CANVAS, CANVAS, 3), dtype=np.uint8)
-    mask = np.zeros((rows, CANVAS, CANVAS, 1), np.uint8)
+    image = rng.integers(0, 256, (rows, INPUT_SIZE, INPUT_SIZE, 3), dtype=np.uint8)
+    mask = np.zeros((rows, INPUT_SIZE, INPUT_SIZE, 1), np.uint8)
     mask[::2, 64:160, 80:200] = 1
     image[::2, 64:160, 80:200] //= 4
     label = (np.arange(rows) % len(task.classes)).astype(np.int32)

@@ -30,7 +30,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mcis.imaging import letterbox, phantom, scan
+from mcis.imaging import phantom, scan
+from mcis.imaging.letterbox import letterbox, letterbox_mask
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
 from mcis.organs import ORGANS
@@ -155,8 +156,8 @@ def networks(options, missing):
 
 def crf(options, missing):
     one = next(one for one in phantom.make_phantoms(2, seed=1) if one.mask.any())
-    square, geometry = letterbox.fit(one.image)
-    mask = letterbox.fit_mask(one.mask, geometry)
+    square, geometry = letterbox(one.image)
+    mask = letterbox_mask(one.mask, geometry)
     rng = np.random.default_rng(0)
     probability = np.clip(0.15 + 0.6 * mask + rng.normal(0, 0.1, mask.shape), 0.03, 0.97).astype(np.float32)
     run = jax.jit(mean_field, static_argnums=2)
@@ -175,11 +176,11 @@ def crf(options, missing):
 
 def cascade(options, missing):
     from mcis.checkpoints.bundle import load_bundle
-    from mcis.inference.cascade import Settings, make_predict
+    from mcis.inference.cascade import Settings, make_cascade
     from mcis.tasks.apply import make_expert, place
 
     weights = load_bundle()
-    scans = [letterbox.fit(one.image)[0] for one in phantom.make_phantoms(3, seed=1)]
+    scans = [letterbox(one.image)[0] for one in phantom.make_phantoms(3, seed=1)]
     for batch in (1, 8):
         image = jnp.asarray(np.stack([scans[i % len(scans)] for i in range(batch)]))
         for name, one in weights.items():
@@ -191,8 +192,8 @@ def cascade(options, missing):
         settings, tasks = Settings(novelty=False, threshold=0), {name: one.task for name, one in weights.items()}
         given = {"mixed": image}
         if batch == 1:  # a scan costs what its organ's networks do
-            given = {o.name: letterbox.fit(phantom.make_phantom(o.name, 1, 0).image)[0][None] for o in ORGANS}
-        run = jax.jit(make_predict(tasks, settings))
+            given = {o.name: letterbox(phantom.make_phantom(o.name, 1, 0).image)[0][None] for o in ORGANS}
+        run = jax.jit(make_cascade(tasks, settings))
         variables = {name: place(one.variables) for name, one in weights.items()}
         for what, image in given.items():
             times = interleaved(
@@ -210,9 +211,9 @@ def scans(options, missing):
             files[-1].write_bytes(scan.encode_png(one.image))
         times = interleaved({"ours": clocked(lambda: [scan.read(file) for file in files])}, options.rounds)
         yield row("data, ms a scan", "read from disk", times, len(files))
-    times = interleaved({"ours": clocked(lambda: [letterbox.fit(one.image) for one in ones])}, options.rounds)
+    times = interleaved({"ours": clocked(lambda: [letterbox(one.image) for one in ones])}, options.rounds)
     yield row("data, ms a scan", "content crop and letterbox", times, len(ones))
-    task, squares = TASKS["segment_brain"], np.stack([letterbox.fit(one.image)[0] for one in ones[:16]])
+    task, squares = TASKS["segment_brain"], np.stack([letterbox(one.image)[0] for one in ones[:16]])
     mask = jnp.zeros((len(squares), task.size, task.size, 1))
     run = jax.jit(
         lambda x, m: augment(jax.random.split(jax.random.key(0), len(x)), prepare(x, task.size), m, task.augmentation)

@@ -38,7 +38,8 @@ from tests.lanes.fuzz.target import Target
 
 def read_scans(folder: pathlib.Path) -> str:
     """As `mcis predict FOLDER` reads it, and each file by its own name."""
-    from mcis.imaging import formats, letterbox, scan
+    from mcis.imaging import formats, scan
+    from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 
     errors = []
     files = sorted({*formats.files_in(folder), *(path for path in folder.iterdir())})
@@ -48,8 +49,8 @@ def read_scans(folder: pathlib.Path) -> str:
             height, width = found.image.shape[:2]
             assert found.image.dtype == np.uint8 and found.image.shape == (height, width, 3) and height * width > 0
             assert found.spacing is None or all(np.isfinite(mm) and mm > 0 for mm in found.spacing)
-            square, _ = letterbox.fit(found.image)
-            assert square.shape == (letterbox.CANVAS, letterbox.CANVAS, 3)
+            square, _ = letterbox(found.image)
+            assert square.shape == (INPUT_SIZE, INPUT_SIZE, 3)
         except Exception as error:
             errors.append(error)
     if errors:

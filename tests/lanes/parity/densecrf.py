@@ -114,7 +114,7 @@ def main():
 
     from mcis.checkpoints.bundle import load_bundle
     from mcis.data import dataset
-    from mcis.imaging import letterbox
+    from mcis.imaging.letterbox import INPUT_SIZE, letterbox
     from mcis.ops.crf import CRF, mean_field
     from mcis.tasks.apply import make_network
     from mcis.tasks.config import TASKS
@@ -125,11 +125,11 @@ def main():
         task = next(task for task in TASKS.values() if task.segments and source in task.sources)
         one = weights[task.name]
         # at the canvas's own size, so that both filter 256x256 pixels
-        network = jax.jit(make_network(dataclasses.replace(one.task, size=letterbox.CANVAS)))
+        network = jax.jit(make_network(dataclasses.replace(one.task, size=INPUT_SIZE)))
         dices, changed, times, errors = [], [], [], []
         records = dataset.records(source, "validation", options.data_dir)
         for i in np.linspace(0, len(records) - 1, 6 * options.scans).astype(int):
-            square, _ = letterbox.fit(dataset.decode(records[i])[0])
+            square, _ = letterbox(dataset.decode(records[i])[0])
             outputs, prepared = network(one.variables, square[None])
             before = np.asarray(outputs.mask)[0, ..., 0]
             if not (before > 0.5).mean() > 0.005 or len(dices) == options.scans:

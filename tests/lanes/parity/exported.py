@@ -26,7 +26,8 @@ import onnxruntime
 from mcis.checkpoints import bundle, checkpoint
 from mcis.cli import export as export_command
 from mcis.export import export
-from mcis.imaging import letterbox, phantom, scan
+from mcis.imaging import phantom, scan
+from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.models import MODELS
 from mcis.ops.crf import CRF
 from mcis.tasks.apply import make_expert, place
@@ -130,12 +131,12 @@ def check_alone(out: pathlib.Path, one: bundle.Weights, folder: pathlib.Path) ->
     assert len(lines) == len(paths)
     expert = jax.jit(make_expert(one.task))
     for path, line in zip(paths, lines, strict=True):
-        square, geometry = letterbox.fit(scan.read(path).image)
+        square, geometry = letterbox(scan.read(path).image)
         outputs = expert(one.variables, square[None])
         said = line["organ_probs" if one.task.organ is None else "label_probs"]
         np.testing.assert_allclose(list(said.values()), outputs.label[0], atol=TOLERANCE)
         if outputs.mask is not None:
-            area = int((letterbox.unfit(np.asarray(outputs.mask[0, ..., 0]), geometry) > 0.5).sum())
+            area = int((unletterbox(np.asarray(outputs.mask[0, ..., 0]), geometry) > 0.5).sum())
             assert abs(line["lesion_area_px"] - area) <= 2, (line, area)
 
 
@@ -144,13 +145,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("shipped", "networks"), help="one half of it")
     only = parser.parse_args().only
-    canvases = np.stack([letterbox.fit(one.image)[0] for one in phantom.make_phantoms(1, seed=100)])
+    canvases = np.stack([letterbox(one.image)[0] for one in phantom.make_phantoms(1, seed=100)])
     failed = False
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         rows: list[tuple[str, pathlib.Path, str]] = []
         if only != "networks":
-            rows += [(f"shipped {name}", bundle.SHIPPED, name) for name in bundle.load_bundle()]
+            rows += [(f"shipped {name}", bundle.BUNDLED, name) for name in bundle.load_bundle()]
         if only != "shipped":
             for number, (name, task) in enumerate(small_tasks().items()):
                 write_weights(folder / f"weights{number}", task)
@@ -172,7 +173,7 @@ def main() -> int:
             failed |= max(found.values()) > TOLERANCE
             label, mask = found.get("label_probs", found.get("organ_probs")), found.get("mask")
             cells = ["" if value is None else f"{value:.1e}" for value in (label, mask)]
-            if weights == bundle.SHIPPED:
+            if weights == bundle.BUNDLED:
                 check_alone(out, one, folder / f"alone{number}")
                 cells += ["{:.1f}; {:.1f}".format(*times(out, one, canvases, batch)) for batch in (1, 4)]
             else:
