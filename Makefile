@@ -1,8 +1,15 @@
 # Each target sets up what it needs, in a virtual environment below this folder. `make help` lists them.
 
 SHELL := bash
-PYTHON ?= python3
 VENV ?= .venv
+
+# The newest supported Python there is, on the PATH or of pyenv, whose shims exist for versions that they do not run.
+ifeq ($(origin PYTHON), undefined)
+PYTHON := $(shell for version in 3.13 3.12 3.11; do \
+  for found in python$$version $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | sort -rV); do \
+    "$$found" -c 'import venv' 2>/dev/null && echo "$$found" && exit; \
+  done; done; echo python3)
+endif
 
 # JAX comes with CUDA where the NVIDIA driver answers. Each lock serves Python 3.11 to 3.13.
 EXTRA := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),cuda12,test)
@@ -24,6 +31,7 @@ help:  ## this list
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "mcis needs Python 3.11 to 3.13, and $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "$(1): $$($(PYTHON) --version), $(PYTHON)"
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
