@@ -33,8 +33,8 @@ INDEX = """
 gives, or with the one flow: <a href="mcis/imaging/scan.html">scan</a>,
 <a href="mcis/data/dataset.html">data</a>, <a href="mcis/tasks.html">tasks</a>, <a href="mcis/models.html">models</a>,
 <a href="mcis/train/step.html">train.step</a>, <a href="mcis/checkpoints/checkpoint.html">checkpoint</a>,
-<a href="mcis/inference/cascade.html">cascade</a>, <a href="mcis/report/finding.html">finding</a>. Below is every module. Imports go strictly downward: a module imports only
-from layers listed before its own.</p>
+<a href="mcis/inference/cascade.html">cascade</a>, <a href="mcis/report/finding.html">finding</a>. Below is every
+module. Imports go strictly downward: a module imports only from layers listed before its own.</p>
 {% for rooms in floors %}<hr><ul>{% for name, line in rooms %}
 <li><a href="{{ name.replace('.', '/') }}.html">{{ name }}</a>: {{ line }}</li>
 {% endfor %}</ul>{% endfor %}

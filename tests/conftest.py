@@ -132,7 +132,8 @@ def fold_runs(phantom_scans, random_variables, tmp_path_factory):
 
     from mcis.checkpoints import checkpoint
     from mcis.data import dataset
-    from mcis.tasks.config import LAST, TASKS, task_to_json
+    from mcis.tasks.config import LAST
+    from mcis.tasks.table import TASKS, task_to_json
 
     def novelty(task):  # whitened by nothing
         empty = np.zeros((1, task.size, task.size, 3), np.float32)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mcis.calibration.rejection import fit_router
 from mcis.checkpoints.provenance import check_fold
-from mcis.data import dataset
+from mcis.data import batches, dataset
 from mcis.ops.calibration import fit_calibration, reliability
 from mcis.ops.metrics import dice, label_scores
 from mcis.organs import ORGANS
@@ -49,10 +49,10 @@ def out_of_fold(folds: Sequence[Any], scans: dataset.Scans) -> Answers:
     Raises:
       ValueError: a scan was left out by two of the runs, or not found.
     """
-    from mcis.train.validate import collect
+    from mcis.train.step import collect
 
     task = folds[0].task
-    label = dataset.targets(scans, task)
+    label = batches.targets(scans, task)
     parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     taken = np.zeros(len(scans), bool)
     answer = make_answer(task)

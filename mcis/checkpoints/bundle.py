@@ -12,7 +12,8 @@ import numpy as np
 from mcis.checkpoints import checkpoint
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.tasks.apply import MEMBERS, NETWORK
-from mcis.tasks.config import LAST, TASKS, Task, task_from_json
+from mcis.tasks.config import LAST, Task
+from mcis.tasks.table import TASKS, task_from_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "weights"
 """The weights that come with the package."""

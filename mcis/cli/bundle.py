@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Any) -> int:
     from mcis.checkpoints.bundle import make_bundle
-    from mcis.tasks.config import TASKS
+    from mcis.tasks.table import TASKS
 
     sizes = make_bundle(options.runs, options.out, half=not options.full)
     for name, size in sizes.items():

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     import tyro
 
     from mcis.cli.common import exit_status, parse_dataclass
-    from mcis.inference.predictor import InferenceOptions
+    from mcis.inference.options import InferenceOptions
 
     @dataclasses.dataclass(frozen=True)
     class Export:
@@ -55,7 +55,7 @@ def _main(options: Any) -> int:
         raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
 
     from mcis.checkpoints.bundle import BUNDLED, first_networks, load_bundle
-    from mcis.tasks.config import task_named
+    from mcis.tasks.table import task_named
 
     folder = pathlib.Path(options.weights or BUNDLED)
     found = load_bundle(folder)

@@ -32,7 +32,7 @@ def _main(options: Any) -> int:
     from mcis.checkpoints import bundle, checkpoint
     from mcis.data import dataset
     from mcis.models import MODELS
-    from mcis.tasks.config import TASKS
+    from mcis.tasks.table import TASKS
 
     print(mcis.NOTICE)
     print("versions:", ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()))

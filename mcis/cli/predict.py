@@ -15,7 +15,8 @@ from typing import Any, Literal
 from mcis.files import read_json
 from mcis.imaging import formats
 from mcis.imaging.geometry import digest
-from mcis.inference.predictor import BATCH, InferenceOptions, load
+from mcis.inference.options import InferenceOptions
+from mcis.inference.predictor import BATCH, load
 from mcis.report import segmentations
 from mcis.report.finding import ReportError, plain, read_findings, summary
 from mcis.report.shards import parse_shard

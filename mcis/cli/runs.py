@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcis.cli.common import exit_status, parse_dataclass, print_table
+from mcis.train.run_record import Run, read_run
 
 FIGURES = {
     "accuracy": "acc",
@@ -18,61 +19,6 @@ FIGURES = {
     "false_masks": "false\nmasks",
 }
 """Validation figures that are shown, where a run has them, and what stands above them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run as its folder tells it.
-
-    Attributes:
-      path: the folder.
-      settings: its task's fields, seed and data, as run.json has them.
-      sessions: when and how it was begun and gone on with.
-      epochs: the log's lines.
-    """
-
-    path: pathlib.Path
-    settings: dict[str, Any]
-    sessions: list[dict[str, Any]]
-    epochs: list[dict[str, Any]]
-
-    @property
-    def kept(self) -> dict[str, Any] | None:
-        """The log's line of the epoch whose weights are kept."""
-        from mcis.train.loop import kept
-
-        return kept(self.settings["select"], self.epochs)
-
-    @property
-    def state(self) -> str:
-        """How far it is."""
-        from mcis.train.loop import gives_up
-
-        early = gives_up(self.settings["select"], self.settings["patience"], self.epochs)
-        return f"{len(self.epochs)}/{self.settings['epochs']}{', early end' if early else ''}"
-
-    @property
-    def minutes(self) -> float:
-        """How long it has trained and validated, without its start at another size."""
-        return sum(line["train_seconds"] + line["validation_seconds"] for line in self.epochs) / 60
-
-
-def read_run(path: pathlib.Path) -> Run | None:
-    """A run's folder; None where it is none. A damaged one is a ValueError."""
-    from mcis.tasks.config import Task, task_from_json, with_defaults
-    from mcis.train import run_record
-    from mcis.train.loop import LOG
-
-    if (found := run_record.read(path)) is None:
-        return None
-    lines = (path / LOG).read_text(encoding="utf-8").splitlines() if (path / LOG).exists() else []
-    try:
-        run = Run(path, with_defaults(found["settings"]), found["sessions"], [json.loads(line) for line in lines])
-        task_from_json({field.name: run.settings[field.name] for field in dataclasses.fields(Task)})
-        _ = run.minutes, run.state, run.kept  # all that is shown is there
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {run_record.RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
-    return run
 
 
 def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:

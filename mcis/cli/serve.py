@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 import mcis
-from mcis.inference.predictor import InferenceOptions, load
+from mcis.inference.options import InferenceOptions
+from mcis.inference.predictor import load
 
 TOKEN = "MCIS_TOKEN"
 """The environment variable that may hold the token: a command line is seen by everybody on the machine."""

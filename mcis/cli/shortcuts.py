@@ -14,7 +14,8 @@ from mcis.data.records import read_records
 from mcis.evaluation.metrics import read_report
 from mcis.evaluation.shortcuts import BETTER, METRICS, answered, audit, folded_answers, frames_of, network_answers
 from mcis.ops.metrics import with_interval
-from mcis.tasks.config import Names, task_named
+from mcis.tasks.config import Names
+from mcis.tasks.table import task_named
 
 
 def print_audit(found: dict[str, Any]) -> None:

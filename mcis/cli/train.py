@@ -71,7 +71,8 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
     """Train in this process, which has met the others."""
     from mcis.cli.common import INTERRUPTED, asked_to_stop
     from mcis.data import dataset
-    from mcis.tasks.config import LAST, task_named
+    from mcis.tasks.config import LAST
+    from mcis.tasks.table import task_named
     from mcis.train import distributed, loop, run_record
     from mcis.train.tensorboard import make_board
 
@@ -130,7 +131,8 @@ def parse(argv: Sequence[str]):
 
     from mcis.cli.common import Options, parse_dataclass
     from mcis.files import expand_user
-    from mcis.tasks.config import TASKS, Start, Task, task_named
+    from mcis.tasks.config import Start, Task
+    from mcis.tasks.table import TASKS, task_named
 
     @dataclasses.dataclass(frozen=True)
     class Run(Options):

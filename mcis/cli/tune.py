@@ -124,7 +124,7 @@ def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[st
 def _keep(options: Any, weights: Sequence[Any], crf: CRF) -> int:
     """Write the weights anew with a CRF, unless the run is dry."""
     from mcis.checkpoints import checkpoint
-    from mcis.tasks.config import task_to_json
+    from mcis.tasks.table import task_to_json
 
     for run, one in zip(options.runs, weights, strict=True):
         before = one.task.crf

@@ -20,7 +20,8 @@ from mcis.imaging.letterbox import unletterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGANS, organ_index
-from mcis.tasks.config import TASKS, Task
+from mcis.tasks.config import Task
+from mcis.tasks.table import TASKS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 from mcis.ops.calibration import reliability
 from mcis.ops.metrics import bootstrap_interval, class_scores, confusion, label_scores, mask_scores
 from mcis.organs import ORGANS, organ_named
-from mcis.tasks.config import Task, task_named
+from mcis.tasks.config import Task
+from mcis.tasks.table import task_named
 
 Rows = dict[str, np.ndarray]
 """Per-scan results, N of them: source, group, scan_id str (N,); label int (N,) the task's target, -1 unknown; has_mask

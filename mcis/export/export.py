@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import jax
 
     from mcis.checkpoints.bundle import Weights
-    from mcis.inference.predictor import InferenceOptions
+    from mcis.inference.options import InferenceOptions
 
 Function = Callable[["jax.Array"], dict[str, "jax.Array"]]
 """Canvases, uint8 (B, INPUT_SIZE, INPUT_SIZE, 3), to named arrays of B rows."""

@@ -125,7 +125,7 @@ def letterbox(image: np.ndarray) -> tuple[np.ndarray, Box, Box]:
 
 
 def unletterbox(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box) -> np.ndarray:
-    """A map on the square, float (INPUT_SIZE, INPUT_SIZE), on the scan's own grid: float32 `shape`, 0 outside the box."""
+    """Bring a map, float (INPUT_SIZE, INPUT_SIZE), to the scan's own grid: float32 `shape`, 0 outside the box."""
     (x, y, w, h), (ix, iy, iw, ih) = box, inner
     content: np.ndarray = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
     if (w, h) != (iw, ih):

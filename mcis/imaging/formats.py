@@ -104,6 +104,19 @@ def lay(path: str, frame: int | None, read: Callable[[], scan.Scan]) -> Loaded:
         return Loaded(path, None, error=message if frame is None else f"frame {frame}: {message}", place=place)
 
 
+def read(path: str | os.PathLike, frame: int = 0) -> scan.Scan:
+    """Read one frame of a file of any supported format.
+
+    Args:
+      path: PNG, JPEG, TIFF, BMP, DICOM or NIfTI.
+      frame: page, frame or slice, from 0.
+
+    Raises:
+      ScanError: the file cannot be read; the message says why.
+    """
+    return format_of(path).read(os.fspath(path), frame)
+
+
 def load(path: str, frame: int | None) -> Loaded:
     """Read one scan and lay it into the canvas; an error becomes text."""
     return lay(path, frame, lambda: format_of(path).read(path, frame or 0))

@@ -20,7 +20,7 @@ from mcis.models.resnet import ResNet
 from mcis.models.sk_unet import SKUNet
 from mcis.models.unet import FoldedUNet, UNet
 
-__all__ = ["CNN", "MODELS", "DeepLabV3", "FoldedUNet", "Light", "Outputs", "ResNet", "SKUNet", "UNet", "model_named"]
+__all__ = ["MODELS", "Outputs"]
 
 MODELS: dict[str, nn.Module] = {
     "cnn": CNN(),

@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mcis.checkpoints import checkpoint
-from mcis.data.dataset import WHOLE, Scans, ahead, balance, public_names, targets, training_batches
+from mcis.data.batches import WHOLE, ahead, balance, targets, training_batches
+from mcis.data.dataset import Scans, public_names
 from mcis.models.pretrained import import_state_dict, import_variables, read_state_dict
 from mcis.ops.ood import fit_novelty
 from mcis.organs import ORGANS
-from mcis.tasks.config import LAST, Task, task_to_json
+from mcis.tasks.config import LAST, Task
+from mcis.tasks.table import task_to_json
 from mcis.train import distributed, resume, run_record
 from mcis.train.parallel import (
     AXIS,
@@ -39,12 +41,13 @@ from mcis.train.resume import Carried, Sums
 from mcis.train.step import (
     MUST_BE_FINITE,
     TrainState,
+    collect,
     create_state,
     make_evaluation_step,
     make_optimizer,
     make_train_step,
+    scores,
 )
-from mcis.train.validate import collect, scores
 
 BEST = checkpoint.BEST
 LOG = "log.jsonl"

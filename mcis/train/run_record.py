@@ -6,6 +6,7 @@ the code, versions, devices. With the same data it takes no more to repeat the r
 revision has, which are only marked.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -20,7 +21,8 @@ import numpy as np
 
 from mcis.checkpoints import checkpoint
 from mcis.data.dataset import Scans
-from mcis.tasks.config import Task, task_to_json, with_defaults
+from mcis.tasks.config import Task
+from mcis.tasks.table import task_to_json, with_defaults
 
 RUN = "run.json"
 
@@ -125,3 +127,59 @@ def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = Tru
             f"{run_dir} holds a run with other settings ({changed}). Repeat them to resume it, name another run with "
             "--run=NAME, or start over with --fresh"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it.
+
+    Attributes:
+      path: the folder.
+      settings: its task's fields, seed and data, as run.json has them.
+      sessions: when and how it was begun and gone on with.
+      epochs: the log's lines.
+    """
+
+    path: pathlib.Path
+    settings: dict[str, Any]
+    sessions: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+
+    @property
+    def kept(self) -> dict[str, Any] | None:
+        """The log's line of the epoch whose weights are kept."""
+        from mcis.train.loop import kept
+
+        return kept(self.settings["select"], self.epochs)
+
+    @property
+    def state(self) -> str:
+        """How far it is."""
+        from mcis.train.loop import gives_up
+
+        early = gives_up(self.settings["select"], self.settings["patience"], self.epochs)
+        return f"{len(self.epochs)}/{self.settings['epochs']}{', early end' if early else ''}"
+
+    @property
+    def minutes(self) -> float:
+        """How long it has trained and validated, without its start at another size."""
+        return sum(line["train_seconds"] + line["validation_seconds"] for line in self.epochs) / 60
+
+
+def read_run(path: pathlib.Path) -> Run | None:
+    """A run's folder; None where it is none. A damaged one is a ValueError."""
+    from mcis.tasks.config import Task
+    from mcis.tasks.table import task_from_json, with_defaults
+    from mcis.train import run_record
+    from mcis.train.loop import LOG
+
+    if (found := run_record.read(path)) is None:
+        return None
+    lines = (path / LOG).read_text(encoding="utf-8").splitlines() if (path / LOG).exists() else []
+    try:
+        run = Run(path, with_defaults(found["settings"]), found["sessions"], [json.loads(line) for line in lines])
+        task_from_json({field.name: run.settings[field.name] for field in dataclasses.fields(Task)})
+        _ = run.minutes, run.state, run.kept  # all that is shown is there
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {run_record.RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
+    return run

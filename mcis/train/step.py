@@ -9,14 +9,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from mcis.data.dataset import Batch
+from mcis.data.batches import WHOLE, Batch, evaluation_batches
+from mcis.data.dataset import Scans
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
-from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
+from mcis.ops.metrics import MASK_THRESHOLD, label_scores, mask_counts, mask_scores
 from mcis.tasks.apply import make_expert, prepare, present
 from mcis.tasks.config import Task
 
@@ -230,3 +232,30 @@ def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Ar
         return result
 
     return evaluate
+
+
+def collect(
+    step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
+) -> dict[str, np.ndarray]:
+    """Per-scan results of a jitted evaluation step over all scans, each (N, ...); filling rows are dropped.
+
+    Of each batch it gives the step a share, and takes the results of all.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for rows, batch in evaluation_batches(scans, label, batch_size, share):
+        for name, value in step(variables, batch).items():
+            parts.setdefault(name, []).append(np.asarray(value)[: len(rows)])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def scores(task: Task, results: dict[str, np.ndarray], scans: Scans, label: np.ndarray) -> dict[str, float]:
+    """The task's metrics on the canvas from `collect`'s results: those of its labels, of its masks, or of both."""
+    found: dict[str, float] = {}
+    known = label >= 0
+    if "probs" in results and known.any():
+        found |= label_scores(results["probs"][known], label[known])
+    masked = scans.has_mask
+    if task.segments and masked.any():
+        both, predicted, true = (results[name][masked] for name in ("both", "predicted", "true"))
+        found |= mask_scores(both, predicted, true, scans.group[masked])
+    return found

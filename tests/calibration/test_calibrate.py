@@ -13,7 +13,7 @@ from mcis.cli import calibrate as calibrate_command
 from mcis.cli import evaluate
 from mcis.inference import cascade
 from mcis.tasks.apply import make_expert
-from mcis.tasks.config import task_to_json
+from mcis.tasks.table import task_to_json
 
 
 @pytest.fixture

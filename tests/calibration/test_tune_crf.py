@@ -17,7 +17,7 @@ from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks.apply import make_expert, make_network
-from mcis.tasks.config import TASKS, task_to_json
+from mcis.tasks.table import TASKS, task_to_json
 
 
 def test_the_search_climbs_to_the_best_of_its_values_and_asks_for_none_twice():

@@ -14,7 +14,7 @@ from mcis.cli import bundle as bundle_command
 from mcis.inference import cascade
 from mcis.organs import ORGANS
 from mcis.tasks.apply import make_expert
-from mcis.tasks.config import TASKS, task_to_json
+from mcis.tasks.table import TASKS, task_to_json
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mcis.cli import main
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 
 HEAVY = ("jax", "flax", "cv2", "tensorflow_datasets", "orbax", "numpy")
 

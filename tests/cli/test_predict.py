@@ -14,7 +14,7 @@ from mcis.cli import predict
 from mcis.imaging import formats, phantom, pool, scan
 from mcis.inference import predictor
 from mcis.organs import ORGANS
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 from tests.fixtures.bundles import findings
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mcis.checkpoints import checkpoint
 from mcis.cli import common, train
-from mcis.tasks import config
+from mcis.tasks import config, table
 from mcis.train import loop
 
 
@@ -134,8 +134,8 @@ def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_p
 
 
 def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):
-    row = dataclasses.replace(config.TASKS["route"], start=config.Start(epochs=9))
-    monkeypatch.setitem(config.TASKS, "route", row)
+    row = dataclasses.replace(table.TASKS["route"], start=config.Start(epochs=9))
+    monkeypatch.setitem(table.TASKS, "route", row)
     starts = {
         option: train.parse(["--task=route", *option.split()])[1].start.epochs
         for option in ("--batch_size=8", f"--size={row.size}", "--size=64", "--epochs=3", "--size=64 --start.epochs=2")

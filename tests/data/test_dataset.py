@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mcis.data import dataset, storage
+from mcis.data import batches, dataset, storage
 from mcis.imaging import scan
 from mcis.imaging.letterbox import INPUT_SIZE, letterbox, letterbox_mask
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_folds_keep_groups_whole_and_share_each_class_of_each_source_evenly(scan
 
 
 def stream(scans, task, seed=0):
-    label = dataset.targets(scans, task)
-    return dataset.training_batches(scans, label, *dataset.balance(scans, task), 8, seed)
+    label = batches.targets(scans, task)
+    return batches.training_batches(scans, label, *batches.balance(scans, task), 8, seed)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -115,11 +115,11 @@ def test_each_part_of_a_batch_has_its_share_of_every_cell(scans):
     brain = scans.take(scans.organ == "brain")
     brain = dataclasses.replace(brain, source=np.where(np.arange(len(brain)) % 4 < 2, "a", "b"))
     task = dataclasses.replace(TASKS["classify_brain"], even_sources=True)
-    cell, weights = dataset.balance(brain, task)
+    cell, weights = batches.balance(brain, task)
     assert len(weights) == 4 and len(set(weights.values())) == 1  # the four take turns, in step with four parts
-    label, images = dataset.targets(brain, task), brain.pixels.read()[0]
+    label, images = batches.targets(brain, task), brain.pixels.read()[0]
     for parts in (1, 2, 4):
-        batch = dataset.training_batches(brain, label, cell, weights, 16, 0, parts)[3]
+        batch = batches.training_batches(brain, label, cell, weights, 16, 0, parts)[3]
         rows = [next(i for i in range(len(brain)) if (images[i] == image).all()) for image in batch.image]
         for part in range(parts):
             assert np.bincount(cell[rows[part::parts]], minlength=4).tolist() == [16 // parts // 4] * 4
@@ -135,21 +135,21 @@ def test_even_sources_take_the_source_away_from_the_class(scans):
     source = np.where((breast.label == 0) | (np.arange(len(breast)) % 3 == 0), "a", "b")
     breast = dataclasses.replace(breast, source=source)
     task = dataclasses.replace(TASKS["classify_breast"], even_sources=True)
-    cell, weights = dataset.balance(breast, task)
+    cell, weights = batches.balance(breast, task)
     assert weights == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 1 / 3, 4: 1 / 2, 5: 1 / 2})
     for c, label, name in zip(cell, breast.label, source, strict=True):
         assert c == label + (3 if name == "b" else 0)
-    plain = dataset.balance(breast, dataclasses.replace(task, even_sources=False))[1]
+    plain = batches.balance(breast, dataclasses.replace(task, even_sources=False))[1]
     assert plain == {0: 1.0, 1: 1.0, 2: 1.0}
 
 
 def test_an_epoch_shows_every_scan_of_a_cell_once_before_any_twice(scans):
     one = scans.take(scans.label == 0)
     cell = np.zeros(len(one), int)
-    batches = dataset.training_batches(one, np.arange(len(one), dtype=np.int32), cell, {0: 1.0}, len(one), 0)
+    stream = batches.training_batches(one, np.arange(len(one), dtype=np.int32), cell, {0: 1.0}, len(one), 0)
     for step in range(3):
-        assert sorted(batches[step].label) == list(range(len(one)))
-    assert (batches[0].label != batches[1].label).any()
+        assert sorted(stream[step].label) == list(range(len(one)))
+    assert (stream[0].label != stream[1].label).any()
 
 
 def test_scans_of_unknown_label_teach_no_classifier_and_a_mask_that_is_missing_no_segmenter(scans):
@@ -167,26 +167,26 @@ def test_a_lesion_that_nobody_outlined_is_drawn_for_its_label(scans):
     maskless = dataclasses.replace(brain, has_mask=~tumor, area=brain.area * ~tumor)
     task = TASKS["segment_brain"]
     assert task.label_loss
-    cell, _ = dataset.balance(maskless, dataclasses.replace(task, even_sources=False))
+    cell, _ = batches.balance(maskless, dataclasses.replace(task, even_sources=False))
     np.testing.assert_array_equal(cell, tumor)
-    alone, _ = dataset.balance(maskless, dataclasses.replace(task, even_sources=False, label_loss=0.0))
+    alone, _ = batches.balance(maskless, dataclasses.replace(task, even_sources=False, label_loss=0.0))
     np.testing.assert_array_equal(alone, np.where(tumor, UNKNOWN, 0))
 
 
 def test_targets_follow_the_task(scans):
-    route = dataset.targets(scans, TASKS["route"])
+    route = batches.targets(scans, TASKS["route"])
     assert [ORGANS[i].name for i in route] == scans.organ.tolist()
     foreign = dataclasses.replace(scans, organ=np.full(len(scans), UNSUPPORTED), label=np.full(len(scans), UNKNOWN))
-    assert set(dataset.targets(foreign, TASKS["route"]).tolist()) == {len(ORGANS)}
-    assert set(dataset.targets(foreign, TASKS["segment_brain"]).tolist()) == {UNKNOWN}
-    breast = dataset.targets(scans, TASKS["classify_breast"])
+    assert set(batches.targets(foreign, TASKS["route"]).tolist()) == {len(ORGANS)}
+    assert set(batches.targets(foreign, TASKS["segment_brain"]).tolist()) == {UNKNOWN}
+    breast = batches.targets(scans, TASKS["classify_breast"])
     np.testing.assert_array_equal(breast == UNKNOWN, scans.organ != "breast")
     np.testing.assert_array_equal(breast[scans.organ == "breast"], scans.label[scans.organ == "breast"])
 
 
 def test_evaluation_sees_every_scan_once_and_marks_what_fills_up(scans):
     seen = []
-    for rows, batch in dataset.evaluation_batches(scans, scans.label, 7):
+    for rows, batch in batches.evaluation_batches(scans, scans.label, 7):
         assert len(batch.valid) == 7 and batch.valid.sum() == len(rows)
         np.testing.assert_array_equal(batch.image[: len(rows)], scans.pixels.read(rows)[0])
         seen += rows.tolist()

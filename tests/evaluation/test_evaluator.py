@@ -11,7 +11,7 @@ from mcis.cli import evaluate
 from mcis.data import dataset
 from mcis.data.records import read_records
 from mcis.evaluation import evaluator, metrics
-from mcis.tasks.config import task_to_json
+from mcis.tasks.table import task_to_json
 
 
 @pytest.fixture(scope="module")

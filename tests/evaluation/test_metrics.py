@@ -8,7 +8,7 @@ import pytest
 from mcis.evaluation import metrics
 from mcis.evaluation.metrics import compare, measure, report, rows_from_json, rows_to_json, take
 from mcis.ops.metrics import dice
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 
 SEGMENT, CLASSIFY = TASKS["segment_breast"], TASKS["classify_breast"]
 

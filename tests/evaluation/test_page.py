@@ -20,7 +20,7 @@ from mcis.evaluation.metrics import measure, report
 from mcis.imaging import phantom, scan
 from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
-from mcis.tasks.config import TASKS, task_to_json
+from mcis.tasks.table import TASKS, task_to_json
 
 TINY = {name: dataclasses.replace(task, features=4, size=32).check() for name, task in TASKS.items()}
 

@@ -15,7 +15,8 @@ from mcis.imaging import scan
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.cascade import Prediction
 from mcis.models import Outputs
-from mcis.tasks.config import LAST, TASKS
+from mcis.tasks.config import LAST
+from mcis.tasks.table import TASKS
 
 SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TASKS["route"]
 

@@ -14,7 +14,7 @@ from mcis.evaluation import shortcuts
 from mcis.evaluation.shortcuts import Frames, audit, frames_of, network_answers
 from mcis.imaging import scan
 from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 
 BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
 

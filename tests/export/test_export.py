@@ -19,11 +19,11 @@ from mcis.export import export
 from mcis.imaging import phantom
 from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 from mcis.inference import cascade
-from mcis.inference.predictor import InferenceOptions
+from mcis.inference.options import InferenceOptions
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
 from mcis.tasks.apply import MEMBERS, make_expert
-from mcis.tasks.config import TASKS, task_to_json
+from mcis.tasks.table import TASKS, task_to_json
 
 TOLERANCE = 1e-4
 THRESHOLD = 0.5

@@ -9,10 +9,10 @@ import pytest
 
 from mcis.imaging import phantom
 from mcis.imaging.letterbox import letterbox
-from mcis.inference import cascade
+from mcis.inference import cascade, dispatch
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks.apply import make_expert
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 
 TINY = {name: dataclasses.replace(task, features=8, size=32).check() for name, task in TASKS.items()}
 
@@ -40,7 +40,7 @@ def test_dispatch_equals_each_scan_with_its_expert(batch):
     rng = np.random.default_rng(batch)
     experts = [lambda x: x[:, :3] * 2, lambda x: jnp.tanh(x[:, 1:4]) - 3]
     empty = jax.ShapeDtypeStruct((3,), jnp.float32)
-    run = jax.jit(lambda which, x: cascade.dispatch(which, experts, empty, x))
+    run = jax.jit(lambda which, x: dispatch.dispatch(which, experts, empty, x))
     for _ in range(30):
         which = rng.integers(0, len(experts) + 1, batch)
         x = rng.normal(size=(batch, 5)).astype(np.float32)
@@ -55,7 +55,7 @@ def test_chunks_hold_one_expert_each_and_no_more_than_needed():
     for _ in range(100):
         batch, chunk = int(rng.integers(1, 20)), int(rng.integers(1, 6))
         expert = rng.integers(0, 4, batch)
-        which, rows = (np.asarray(x) for x in cascade.chunk_table(jnp.asarray(expert), 3, chunk))
+        which, rows = (np.asarray(x) for x in dispatch.chunk_table(jnp.asarray(expert), 3, chunk))
         for w, row in zip(which, rows, strict=True):
             real = row[row < batch]
             assert (expert[real] == w).all()

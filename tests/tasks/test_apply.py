@@ -9,7 +9,7 @@ from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
 from mcis.tasks.apply import MEMBERS, make_expert, make_network, on_canvas, place, prepare, present
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 

@@ -12,7 +12,8 @@ from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import label_scores, mask_scores
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
-from mcis.tasks.config import LAST, TASKS, Names, Start, Task, task_from_json, task_named, task_to_json
+from mcis.tasks.config import LAST, Names, Start, Task
+from mcis.tasks.table import TASKS, task_from_json, task_named, task_to_json
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 

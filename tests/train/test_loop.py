@@ -15,7 +15,7 @@ from mcis.checkpoints import bundle, checkpoint, provenance
 from mcis.cli import evaluate
 from mcis.data import dataset
 from mcis.evaluation import evaluator
-from mcis.tasks.config import TASKS, task_from_json, task_to_json
+from mcis.tasks.table import TASKS, task_from_json, task_to_json
 from mcis.train import loop, run_record
 from tests.fixtures.runs import SMALL
 

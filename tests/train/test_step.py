@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from mcis.data.dataset import Batch
+from mcis.data.batches import Batch
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.models import MODELS, Outputs
 from mcis.models.layers import Conv, LabelHead, Pointwise
 from mcis.ops.augment import Augmentation
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 from mcis.train import distributed, parallel, step
 
 STILL = Augmentation(**{field.name: 0.0 for field in dataclasses.fields(Augmentation)})

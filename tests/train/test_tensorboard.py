@@ -14,7 +14,7 @@ from mcis.checkpoints import bundle
 from mcis.cli import train
 from mcis.imaging.overlay import overlay
 from mcis.tasks.apply import make_expert
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 from mcis.train import loop, tensorboard
 
 OPTIONS = ["--sources=phantom", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]

@@ -36,7 +36,7 @@ from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
 from mcis.organs import ORGANS
 from mcis.tasks.apply import prepare
-from mcis.tasks.config import TASKS
+from mcis.tasks.table import TASKS
 from tests.lanes.bench.networks import NETWORKS, SIDES
 from tests.lanes.parity.densecrf import DenseCRF
 

@@ -25,8 +25,9 @@ import numpy as np
 
 from mcis.cli.build import build
 from mcis.cli.common import keep_memory
-from mcis.data import dataset
-from mcis.tasks.config import TASKS, Start
+from mcis.data import batches, dataset
+from mcis.tasks.config import Start
+from mcis.tasks.table import TASKS
 from mcis.train import distributed, loop, parallel, step
 
 STEPS = 5
@@ -65,8 +66,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         build("phantom", data_dir=folder, per_class=250, progress=False)
         scans = [dataset.load(("phantom",), split, folder, "breast") for split in ("train", "validation")]
-        label = dataset.targets(scans[0], TASK)
-        batch = dataset.training_batches(scans[0], label, *dataset.balance(scans[0], TASK), TASK.batch_size, 0)[0]
+        label = batches.targets(scans[0], TASK)
+        batch = batches.training_batches(scans[0], label, *batches.balance(scans[0], TASK), TASK.batch_size, 0)[0]
         axis = parallel.AXIS if mesh.size > 1 else None
         sides = {
             "plain": turns(None, None, mesh, batch),

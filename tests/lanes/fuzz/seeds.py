@@ -208,7 +208,7 @@ def weights() -> list[Tree]:
 
     from mcis.checkpoints import checkpoint
     from mcis.checkpoints.bundle import Weights, ensemble
-    from mcis.tasks.config import TASKS, task_to_json
+    from mcis.tasks.table import TASKS, task_to_json
 
     if not KEPT.is_dir():
         KEPT.parent.mkdir(exist_ok=True)

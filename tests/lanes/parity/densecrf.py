@@ -117,7 +117,7 @@ def main():
     from mcis.imaging.letterbox import INPUT_SIZE, letterbox
     from mcis.ops.crf import CRF, mean_field
     from mcis.tasks.apply import make_network
-    from mcis.tasks.config import TASKS
+    from mcis.tasks.table import TASKS
 
     theirs, weights, crf = DenseCRF(options.densecrf), load_bundle(), CRF()
     ours, exact = jax.jit(mean_field, static_argnums=2), make_exact()

@@ -31,7 +31,8 @@ from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.models import MODELS
 from mcis.ops.crf import CRF
 from mcis.tasks.apply import make_expert, place
-from mcis.tasks.config import TASKS, Task, task_to_json
+from mcis.tasks.config import Task
+from mcis.tasks.table import TASKS, task_to_json
 
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
