@@ -1,8 +1,8 @@
-"""The pictures of README and docs/python_api.md, made of phantoms by the program itself: `make demo && make pictures`.
+"""Draw the pictures of README and docs/python_api.md from phantoms: `make demo && make pictures`.
 
     python docs/pictures.py [WEIGHTS]       by default demo/weights, which `make demo` trains on phantoms
 
-What they show and print is what these weights answer; those of another machine answer a little differently.
+Pictures and printed output are the predictions of these weights, which differ slightly between machines.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from mcis.organs import ORGANS, organ_named
 
 DOCS = pathlib.Path(__file__).parent
 SEED = 3
-"""Of the phantoms. It was not chosen for what is found on them, so that mistakes show."""
+"""Seed of the phantoms. It was not chosen by the predictions, so the picture shows mistakes."""
 INK, FAINT, GROUND, BAR = "#1f2328", "#59636e", "#ffffff", "#2f6fde"
-"""A card of its own ground, so that it is legible on a light page and on a dark one."""
+"""Colours on an own background, legible on light and dark pages."""
 
 
 def draw(predictor: Predictor, path: pathlib.Path) -> None:
-    """A row a lesion class: scan, organ, label with probabilities, outlined lesion."""
-    asked = [(organ, organ.classes.index(name)) for organ in ORGANS for name in organ.lesions]
+    """Draw one row per lesion class: scan, organ, label with probabilities, outlined lesion."""
+    classes = [(organ, organ.classes.index(name)) for organ in ORGANS for name in organ.lesions]
     figure, axes = plt.subplots(
-        len(asked), 4, figsize=(10, 2.5 * len(asked)), width_ratios=(1, 0.75, 1.1, 1), facecolor=GROUND
+        len(classes), 4, figsize=(10, 2.5 * len(classes)), width_ratios=(1, 0.75, 1.1, 1), facecolor=GROUND
     )
     titles = ("scan", "which organ?", "which class?", "where is the lesion?")
-    for (organ, label), row in zip(asked, axes, strict=True):
+    for (organ, label), row in zip(classes, axes, strict=True):
         made = phantom.make_phantom(organ.name, label, SEED, size=(256, 256))
         result = predictor.predict(made.image)
         finding = result.finding
@@ -44,12 +44,12 @@ def draw(predictor: Predictor, path: pathlib.Path) -> None:
             axis.axis("off")
         row[0].imshow(made.image)
         row[0].text(0, 274, f"phantom: {organ.classes[label]}", color=FAINT, fontsize=9, va="center")
-        said = finding.organ if finding.label is None else organ_named(finding.organ).scan
-        row[1].text(0.5, 0.55, said.replace(" ", "\n"), color=INK, fontsize=13, ha="center", va="center")
+        organ_text = finding.organ if finding.label is None else organ_named(finding.organ).scan
+        row[1].text(0.5, 0.55, organ_text.replace(" ", "\n"), color=INK, fontsize=13, ha="center", va="center")
         row[1].text(0.5, 0.2, f"{finding.organ_prob:.3f}", color=FAINT, fontsize=10, ha="center", va="center")
         if finding.reason is not None:
-            why = textwrap.fill(finding.reason, 30)
-            row[2].text(0, 0.5, why, color=FAINT, fontsize=9, va="center", transform=row[2].transAxes)
+            reason = textwrap.fill(finding.reason, 30)
+            row[2].text(0, 0.5, reason, color=FAINT, fontsize=9, va="center", transform=row[2].transAxes)
         probs = finding.label_probs or {}
         row[2].set(xlim=(-0.02, 1.25), ylim=(len(probs) - 0.3, -0.7) if probs else (1, 0))
         for place, (name, prob) in enumerate(probs.items()):
@@ -58,55 +58,55 @@ def draw(predictor: Predictor, path: pathlib.Path) -> None:
             row[2].text(0, place - 0.32, name, color=INK, fontsize=10, weight=weight, va="center")
             row[2].text(prob + 0.03, place, f"{prob:.2f}", color=FAINT, fontsize=9, va="center")
         row[3].imshow(result.overlay())
-        told = "no mask"
+        caption = "no mask"
         if result.mask is not None:
             counts = mask_counts(result.mask[None, ..., None], made.mask[None])
-            told = f"Dice {dice(**counts).item():.2f} with the phantom's own mask"
-        row[3].text(0, 274, told, color=FAINT, fontsize=9, va="center")
+            caption = f"Dice {dice(**counts).item():.2f} with the phantom's own mask"
+        row[3].text(0, 274, caption, color=FAINT, fontsize=9, va="center")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, color=INK, fontsize=11, pad=10)
     figure.tight_layout(rect=(0, 0.02, 1, 1), w_pad=2)
     figure.text(0.5, 0.01, mcis.NOTICE, color=FAINT, fontsize=8, ha="center", va="bottom")
     figure.savefig(path, dpi=90)
     plt.close(figure)
-    small(path, path)
+    quantize(path, path)
 
 
-def small(picture: pathlib.Path, path: pathlib.Path) -> None:
-    """Store a picture with 256 colours, which halves it; those that are few, as the outline's, are kept as well."""
+def quantize(picture: pathlib.Path, path: pathlib.Path) -> None:
+    """Store a picture with 256 colours, which halves its size; rare colours such as the outline's are kept."""
     Image.open(picture).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 BLOCKS = re.compile(r"(?m)^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.DOTALL)
-"""The code of a page, and what it printed."""
+"""A code block of a page, and its printed output."""
 
 
 def run(page: str) -> str:
-    """The page with what its blocks print now; its figures go to the working folder, its code sees one namespace."""
+    """The page with the current output of its blocks, run in one namespace; figures go to the working folder."""
     names: dict = {}
 
-    def again(block: re.Match) -> str:
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told):
+    def run_block(block: re.Match) -> str:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             exec(compile(block[1], "python_api.md", "exec"), names)
-        printed = told.getvalue()
+        printed = output.getvalue()
         return f"```python\n{block[1]}```" + (f"\n\n```text\n{printed}```" if printed else "")
 
-    return BLOCKS.sub(again, page)
+    return BLOCKS.sub(run_block, page)
 
 
 def main() -> None:
-    """Make them all again."""
+    """Draw all pictures and rewrite docs/python_api.md."""
     weights = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "demo/weights").resolve()
     draw(mcis.load(weights), DOCS / "picture.png")
     page = DOCS / "python_api.md"
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         pathlib.Path("demo").mkdir()
         pathlib.Path("demo/weights").symlink_to(weights)
-        told = run(page.read_text(encoding="utf-8"))
+        text = run(page.read_text(encoding="utf-8"))
         for figure in pathlib.Path().glob("python_api_*.png"):
-            small(figure, DOCS / figure.name)
-    page.write_text(told, encoding="utf-8")
+            quantize(figure, DOCS / figure.name)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

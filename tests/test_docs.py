@@ -1,11 +1,14 @@
-"""The documentation holds: its commands have their options, its code compiles, its worked examples can be followed."""
+"""The documentation matches the code: options, keys, metrics, the package map, and the worked examples."""
 
+import ast
+import itertools
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import matplotlib
 import pytest
@@ -18,19 +21,18 @@ from mcis.report import finding, volume
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs").glob("add_*.md"))
-EVERY = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def named(paths):
-    return pytest.mark.parametrize("page", paths, ids=lambda page: page.stem)
+def for_each(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: f"{page.parent.name}/{page.stem}")
 
 
 # Commands
 
 
-def code(text):
-    """Fenced blocks of commands, indented lines and code in a sentence."""
+def code_of(text):
+    """Fenced blocks of commands, indented lines, and code in sentences."""
     lines = [body for language, body in FENCED.findall(text) if language == "bash"]
     prose = FENCED.sub("", text)
     lines += re.findall(r"(?m)^ {4,}(.*)$", prose.replace("\\\n", " "))
@@ -38,15 +40,15 @@ def code(text):
     return "\n".join(lines).replace("\\\n", " ")
 
 
-def commands(text):
-    """(command of mcis, options) of each command line in some code."""
-    for line in re.split(r"\n|&&|;|\|| {2,}#", code(text)):
+def commands_of(text):
+    """(mcis command, options) of each command line in a page."""
+    for line in re.split(r"\n|&&|;|\|| {2,}#", code_of(text)):
         try:
             words = shlex.split(line, comments=True)
-        except ValueError:  # no command, but prose or output with an apostrophe
+        except ValueError:  # prose or output with an apostrophe
             continue
         while words and "=" in words[0] and not words[0].startswith("-"):
-            del words[0]  # a variable of the environment
+            del words[0]  # an environment variable
         if words[:3] == ["python", "-m", "mcis.launch"]:
             name, rest = "train", words[3:]
         elif len(words) > 1 and words[0] == "mcis":
@@ -58,25 +60,25 @@ def commands(text):
 
 @pytest.fixture(scope="module")
 def options_of():
-    """A command -> the names of its options, written with dashes."""
-    found = {}
+    """A function: command -> names of its options, written with dashes."""
+    known = {}
 
     def options(name, capsys):
-        if name not in found:
+        if name not in known:
             words = ["--task=route"] if name == "train" else []
             capsys.readouterr()
             with pytest.raises(SystemExit):
                 main.main([name, *words, "--no_such_option=1"])
             listed = capsys.readouterr().err.rsplit("options of mcis", 1)[1].split(":", 1)[1].split()
-            found[name] = {option.replace("_", "-") for option in listed} | {"--task"}
-        return found[name]
+            known[name] = {option.replace("_", "-") for option in listed} | {"--task"}
+        return known[name]
 
     return options
 
 
-@EVERY
-def test_every_option_of_every_command_there_is(page, options_of, capsys):
-    for name, options in commands(page.read_text(encoding="utf-8")):
+@for_each(PAGES)
+def test_documented_commands_and_options_exist(page, options_of, capsys):
+    for name, options in commands_of(page.read_text(encoding="utf-8")):
         if name.startswith("-"):
             continue  # mcis --help
         assert name in {*main.COMMANDS, "COMMAND"}, f"mcis {name}"
@@ -85,7 +87,7 @@ def test_every_option_of_every_command_there_is(page, options_of, capsys):
             assert not unknown, f"mcis {name} {unknown}"
 
 
-def test_commands_are_found_in_every_form():
+def test_commands_are_recognised_in_every_notation():
     text = """
     A=1 mcis build busi --from x && mcis evaluate runs/a? --split=test   # --no_comment
     python -m mcis.launch --task=route \\
@@ -97,8 +99,7 @@ and `mcis predict --shard=0/3`.
 mcis runs one | head --lines=3
 ```
 """
-    found = dict(commands(text))
-    assert found == {
+    assert dict(commands_of(text)) == {
         "runs": [],
         "build": ["--from"],
         "evaluate": ["--split"],
@@ -107,11 +108,11 @@ mcis runs one | head --lines=3
     }
 
 
-# Code
+# Code, links and tables
 
 
-@EVERY
-def test_python_compiles_and_files_that_are_named_are_there(page):
+@for_each(PAGES)
+def test_python_code_compiles_and_linked_files_exist(page):
     text = page.read_text(encoding="utf-8")
     for language, body in FENCED.findall(text):
         if language == "python":
@@ -124,8 +125,8 @@ def test_python_compiles_and_files_that_are_named_are_there(page):
 
 
 @pytest.mark.slow
-def test_the_python_api_is_as_it_is_shown(weights, tmp_path, monkeypatch):
-    """Every block runs, in one session as `make pictures` has it, with small random weights in the demo's place."""
+def test_python_api_page_runs_in_one_session(weights, tmp_path, monkeypatch):
+    """As `make pictures` runs it, but with small random weights instead of the demo's."""
     matplotlib.use("agg")
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "weights").symlink_to(weights)
@@ -137,7 +138,7 @@ def test_the_python_api_is_as_it_is_shown(weights, tmp_path, monkeypatch):
     assert names["result"].finding.error is None and names["found"].spacing_mm == [0.9, 0.9]
 
 
-def test_every_key_of_a_finding_and_of_a_volume_is_told():
+def test_every_key_of_findings_and_volumes_is_documented():
     text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     tables = [re.findall(r"(?m)^\| `(\w+)` \|", table) for table in re.split(r"\n\n(?=\|)", text)]
     assert list(finding.KEYS) in tables and list(volume.KEYS) in tables
@@ -145,10 +146,22 @@ def test_every_key_of_a_finding_and_of_a_volume_is_told():
     assert re.findall(r'"(\w+)"', classes) == [name for organ in organs.ORGANS for name in organ.classes]
 
 
-def test_every_metric_is_told():
+def test_every_metric_is_documented():
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", text))
-    assert told == descriptions.MEANINGS
+    assert dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", text)) == descriptions.MEANINGS
+
+
+def test_the_package_map_equals_the_import_contract_and_the_docstrings():
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(contract["layers"] for contract in linter["contracts"] if contract["type"] == "layers")
+    rows = []
+    for number, layer in zip(itertools.count(len(layers), -1), layers, strict=False):
+        for name in re.split(r" [|:] ", layer):
+            path = ROOT / "mcis" / name / "__init__.py"
+            source = (path if path.exists() else ROOT / "mcis" / f"{name}.py").read_text(encoding="utf-8")
+            rows.append((str(number), name, ast.get_docstring(ast.parse(source)).splitlines()[0]))
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^\| (\d) \| `(\w+)` \| (.*) \|$", text) == rows
 
 
 def test_the_index_lists_every_page():
@@ -179,50 +192,72 @@ def hunks(diff):
             yield path, *("".join(line[1:] for line in lines if line[0] in signs) for signs in (" -", " +"))
 
 
-def follow(kind, text, path, root):
-    """Do what a block says in a copy of the checkout; whether it was something to write."""
-    if kind == "diff":
-        for name, before, after in hunks(text):
-            was = (root / name).read_text(encoding="utf-8")
-            assert was.count(before) == 1, f"{name} has {was.count(before)} times\n{before}"
-            (root / name).write_text(was.replace(before, after), encoding="utf-8")
-    elif kind == "file":
+def apply_step(kind, text, path, root):
+    """Write what a block says into a copy of the checkout; returns the paths written, () for a block to run."""
+    if kind == "file":
         (root / path).write_text(text, encoding="utf-8")
-    return kind in ("diff", "file")
+        return (path,)
+    if kind != "diff":
+        return ()
+    paths = []
+    for name, before, after in hunks(text):
+        content = (root / name).read_text(encoding="utf-8")
+        assert content.count(before) == 1, f"{name} contains {content.count(before)} times\n{before}"
+        (root / name).write_text(content.replace(before, after), encoding="utf-8")
+        paths.append(name)
+    return tuple(paths)
 
 
 @pytest.fixture
-def copy(tmp_path):
-    """A copy of the checkout, without what others or this run made in it."""
-    junk = shutil.ignore_patterns("__pycache__", ".*", "runs", "data", "demo", "bench", "site", "build", "*.egg-info")
-    shutil.copytree(ROOT, tmp_path / "mcis", ignore=junk)
-    (tmp_path / "as").mkdir()
-    (tmp_path / "as" / "mcis_datasets").symlink_to(tmp_path / "mcis" / "datasets")
+def checkout(tmp_path):
+    """A copy of the checkout without generated files."""
+    hidden = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
+    outputs = {"bench", "browser", "build", "data", "demo", "fuzz", "runs", "site"}  # of commands, in the top folder
+
+    def generated(folder, names):
+        return hidden(folder, names) | (outputs.intersection(names) if pathlib.Path(folder) == ROOT else set())
+
+    shutil.copytree(ROOT, tmp_path / "mcis", ignore=generated)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "mcis_datasets").symlink_to(tmp_path / "mcis" / "datasets")
     return tmp_path / "mcis"
 
 
-def environment(copy, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{copy}:{copy.parent / 'as'}")
-    for name in ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION"):  # the tests' own
+def use_checkout(checkout, monkeypatch):
+    """Let child processes import the copy, without the tests' own JAX settings."""
+    monkeypatch.setenv("PYTHONPATH", f"{checkout}:{checkout.parent / 'path'}")
+    for name in ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_diff_is_applied_as_it_is_read(tmp_path):
+def test_a_diff_block_is_applied_hunk_by_hunk(tmp_path):
     (tmp_path / "a").write_text("one\ntwo\nthree\n")
     (tmp_path / "b").write_text("x\n")
-    follow("diff", "--- a\n one\n+half\n@@\n-three\n+four\n--- b\n+w\n x\n", None, tmp_path)
+    diff = "--- a\n one\n+half\n@@\n-three\n+four\n--- b\n+w\n x\n"
+    assert apply_step("diff", diff, None, tmp_path) == ("a", "a", "b")
     assert (tmp_path / "a").read_text() == "one\nhalf\ntwo\nfour\n"
     assert (tmp_path / "b").read_text() == "w\nx\n"
 
 
-@named(EXAMPLES)
-def test_a_worked_example_fits_the_code_and_its_style(page, copy, monkeypatch):
-    assert sum(follow(*step, copy) for step in steps(page)) >= 3
-    environment(copy, monkeypatch)
-    tables = "from mcis import models, tasks; from mcis.imaging import phantom\n"
-    tables += "from mcis_datasets.mcis_scans import sources; print(tasks.__file__)"
-    for command in ([sys.executable, "-c", tables], ["ruff", "check", "."], ["ruff", "format", "--check", "."]):
-        command = [str(pathlib.Path(sys.executable).with_name("ruff")) if word == "ruff" else word for word in command]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert command[1] != "-c" or str(copy) in done.stdout  # it was this copy's
+def test_the_worked_examples_apply_and_their_modules_import(checkout, monkeypatch):
+    """All in one copy, since importing JAX takes most of the time."""
+    written = set()
+    for page in EXAMPLES:
+        paths = {path for step in steps(page) for path in apply_step(*step, checkout) if path.endswith(".py")}
+        assert len(paths) >= 3, page.name
+        written |= paths
+    use_checkout(checkout, monkeypatch)
+    packages = {"mcis": "mcis", "datasets": "mcis_datasets"}
+    modules = sorted(
+        ".".join((packages[top], *rest)).removesuffix(".__init__")
+        for top, *rest in (path.removesuffix(".py").split("/") for path in written)
+        if top in packages and not rest[-1].endswith(("_test", "_generator"))
+    )
+    lines = [f"import {name}; print({name}.__file__)" for name in modules]
+    imported = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=checkout, capture_output=True, text=True)
+    assert imported.returncode == 0, imported.stderr
+    assert imported.stdout.count(str(checkout.parent)) == len(modules), imported.stdout  # not those of this checkout
+    ruff = str(pathlib.Path(sys.executable).with_name("ruff"))
+    for words in ((ruff, "check"), (ruff, "format", "--check")):
+        style = subprocess.run([*words, *sorted(written)], cwd=checkout, capture_output=True, text=True)
+        assert style.returncode == 0, style.stdout + style.stderr

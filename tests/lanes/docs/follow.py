@@ -1,27 +1,27 @@
-"""The worked examples of docs/ followed to their end, every command of them, and undone: `make follow`."""
+"""Run every command of the worked examples in docs/, then undo them: `make follow`."""
 
 import shlex
 import shutil
 import subprocess
 import sys
 
-from tests.test_docs import EXAMPLES, ROOT, copy, environment, follow, named, steps  # noqa: F401
+from tests.test_docs import EXAMPLES, ROOT, apply_step, checkout, for_each, steps, use_checkout  # noqa: F401
 
 
-@named(EXAMPLES)
-def test_a_worked_example_can_be_followed_to_its_end(page, copy, monkeypatch):  # noqa: F811
-    environment(copy, monkeypatch)
+@for_each(EXAMPLES)
+def test_a_worked_example_runs_to_its_end_and_is_undone(page, checkout, monkeypatch):  # noqa: F811
+    use_checkout(checkout, monkeypatch)
     programs = "set -euo pipefail\n" + "".join(
         f'{name}() {{ {shlex.quote(sys.executable)} {module} "$@"; }}\n'
         for name, module in (("mcis", "-m mcis"), ("pytest", "-m pytest -p no:cacheprovider"), ("python", ""))
     )
-    shutil.copy(ROOT / ".gitignore", copy)
+    shutil.copy(ROOT / ".gitignore", checkout)
     begin = "git init -q -b main && git add -A && git -c user.name=n -c user.email=e@example.org commit -qm begin"
-    subprocess.run(["bash", "-c", begin], cwd=copy, check=True)
+    subprocess.run(["bash", "-c", begin], cwd=checkout, check=True)
     for kind, text, path in steps(page):
-        if not follow(kind, text, path, copy):
+        if not apply_step(kind, text, path, checkout):
             command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-c", programs + text]
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
             assert done.returncode == 0, f"{text}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    left = subprocess.run(["git", "status", "--short"], cwd=copy, capture_output=True, text=True, check=True).stdout
-    assert not left, "what is left after the undoing"
+    status = subprocess.run(["git", "status", "--short"], cwd=checkout, capture_output=True, text=True, check=True)
+    assert not status.stdout, "files that the undoing leaves"
