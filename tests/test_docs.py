@@ -112,7 +112,7 @@ mcis runs one | head --lines=3
 
 
 @for_each(PAGES)
-def test_python_code_compiles_and_linked_files_exist(page):
+def test_python_code_compiles_and_named_files_exist(page):
     text = page.read_text(encoding="utf-8")
     for language, body in FENCED.findall(text):
         if language == "python":
@@ -122,6 +122,9 @@ def test_python_code_compiles_and_linked_files_exist(page):
             compile("".join(line[4:] + "\n" for line in block.splitlines()), page.name, "exec")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / target).exists(), f"a link to {target}"
+    written = {path for _, _, path in steps(page)}
+    for path in re.findall(r"`((?:datasets|docs|launch|mcis|tests)/[\w./]+)`", text):
+        assert path in written or (ROOT / path).exists(), path
 
 
 @pytest.mark.slow
@@ -246,6 +249,9 @@ def test_the_worked_examples_apply_and_their_modules_import(checkout, monkeypatc
         paths = {path for step in steps(page) for path in apply_step(*step, checkout) if path.endswith(".py")}
         assert len(paths) >= 3, page.name
         written |= paths
+        for kind, text, _ in steps(page):
+            for path in re.findall(r"tests/[\w/]+\.py", text if kind == "bash" else ""):
+                assert (checkout / path).exists(), path
     use_checkout(checkout, monkeypatch)
     packages = {"mcis": "mcis", "datasets": "mcis_datasets"}
     modules = sorted(
