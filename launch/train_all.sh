@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Everything that ships, made again from prepared data: fold runs of each task, a router on all of it, a set of weights
-# with ensembles of fold runs, calibrated on what the folds have left out. On a CPU or a GPU; typed again after a stop,
-# it goes on where it was.
+# Train the bundled weights again from prepared data: fold runs of each task, a router on all scans, a bundle with
+# ensembles of fold runs, calibrated on out-of-fold predictions. Runs on CPU or GPU; after an interruption the same
+# command resumes.
 #
 #   launch/train_all.sh [RUNS [WEIGHTS]]      folders, by default runs/all and runs/all/weights
 #
-#   FOLDS=5      folds of the scans, by group
-#   MEMBERS=3    fold runs in each organ's ensemble: each costs its share of every scan's time
-#   JOBS=1       trainings at once: one a core or one a GPU is best; 1 where one training fills the machine
-#   DATA=        folder of the prepared data, by default TFDS's
-#   OPTIONS=     further options of every training; on phantoms: --sources=phantom --size=32 --features=4 --epochs=1
+#   FOLDS=5      cross-validation folds, which keep the scans of a patient together
+#   MEMBERS=3    fold runs in the ensemble of each organ; inference time grows in proportion
+#   JOBS=1       parallel training runs: one per core or per GPU; 1 if one run uses the whole machine
+#   DATA=        folder of the prepared data; by default TFDS's
+#   OPTIONS=     further options of every run; for phantoms: --sources=phantom --size=32 --features=4 --epochs=1
 #
-# Prepare the data first: mcis build busi, busbra, lgg and br35h, and foreign if the router is to learn what to refuse.
+# Prepare the data first: `mcis build` for busi, busbra, lgg and br35h, and for foreign to train the router on
+# out-of-distribution images too.
 set -euo pipefail
 
 runs=${1:-runs/all}
@@ -21,13 +22,13 @@ read -r -a options <<<"${OPTIONS:-}"
 data=(${DATA:+"--data_dir=$DATA"})
 
 route=(--task=route)
-if ! mcis info "${data[@]}" | grep '/foreign/' >/dev/null; then # all of it: a reader gone early is an error
+if ! mcis info "${data[@]}" | grep '/foreign/' >/dev/null; then # not grep -q, whose early exit would fail mcis
   route+=("--sources=lgg,br35h,busi,busbra")
-  echo "no source 'foreign' is prepared: the router will learn from known scans alone" >&2
+  echo "Source 'foreign' is not prepared: the router is trained without out-of-distribution images." >&2
 fi
 
 mkdir -p "$runs"
-train() { # NAME OPTIONS...: one run, its log beside it
+train() { # NAME OPTIONS...: one run, with its log in the runs folder
   local name=$1
   shift
   mcis train --runs_dir="$runs" --run="$name" --select=last "$@" "${data[@]}" "${options[@]}" \
@@ -36,7 +37,7 @@ train() { # NAME OPTIONS...: one run, its log beside it
   tail -n 4 "$runs/$name.log" | head -n 1
 }
 
-plan() { # a run a line
+plan() { # one run a line
   echo "route ${route[*]}"
   for ((k = 0; k < folds; k++)); do
     echo "route_fold$k ${route[*]} --fold=$k/$folds"
@@ -52,15 +53,15 @@ while read -r -a words; do
 done < <(plan)
 while (($(jobs -p | wc -l))); do wait -n; done
 
-set_of=("$runs/route")
-every=()
+bundled=("$runs/route")
+fold_runs=()
 for ((k = 0; k < folds; k++)); do
-  every+=("$runs/route_fold$k")
+  fold_runs+=("$runs/route_fold$k")
   for task in segment_breast segment_brain; do
-    every+=("$runs/${task}_fold$k")
-    ((k >= members)) || set_of+=("$runs/${task}_fold$k")
+    fold_runs+=("$runs/${task}_fold$k")
+    ((k >= members)) || bundled+=("$runs/${task}_fold$k")
   done
 done
-mcis bundle "${set_of[@]}" --out "$weights"
-mcis calibrate "$weights" "${every[@]}" --out "$runs/calibration.json" "${data[@]}"
-echo "$weights is made; score it once: mcis evaluate $weights --split=test --out=$runs/test"
+mcis bundle "${bundled[@]}" --out "$weights"
+mcis calibrate "$weights" "${fold_runs[@]}" --out "$runs/calibration.json" "${data[@]}"
+echo "Wrote $weights. Evaluate it once: mcis evaluate $weights --split=test --out=$runs/test"
