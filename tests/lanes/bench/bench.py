@@ -1,13 +1,13 @@
-"""`make bench`: our times as ratios to others', both sides in one run, interleaved, medians.
+"""`make bench`: medians of times of mcis and of other packages, measured in turns in one run.
 
     PYTHONPATH=. python tests/lanes/bench/bench.py [--only networks,crf,...] [--networks unet,...] [--dtypes ...]
         [--batches 1,4,...] [--rounds 7] [--size 256] [--scans 1000] [--out FOLDER]
 
-Machines are noisy and differ, so that a ratio is what counts; milliseconds are printed beside it. Below 1 ours is
-faster. Networks run in processes of their own (networks.py), each as its users run it: ours with the malloc that `mcis
-train` sets, PyTorch as it comes, and once more with the same malloc. What is not installed (pydensecrf,
-onnxruntime) is left out and named. The whole takes an hour; what is there from an earlier run on the same machine stays
-in FOLDER/bench.json and in the picture until it is measured again.
+Machines differ and are noisy, so the ratio of times counts; milliseconds are printed too. Below 1 mcis is faster. Each
+side of a network's comparison runs in its own process (networks.py) with its users' settings: mcis with the malloc
+settings of `mcis train`, PyTorch with its defaults and again with those settings. Packages that are not installed
+(pydensecrf, onnxruntime) are skipped and named. All sections take an hour; rows of an earlier run on the same machine
+stay in FOLDER/bench.json and in the figure until they are measured again.
 """
 
 import argparse
@@ -43,13 +43,13 @@ from tests.lanes.parity.densecrf import DenseCRF
 DTYPES = ("float32", "bfloat16")
 DENSECRF = ".venv-densecrf/bin/python"
 LONG = 60
-"""Seconds of turns after which a row has enough, if it had three."""
+"""Seconds after which the turns of a row end, if there were three."""
 PAUSE = 0.05
-"""Seconds between turns: PyTorch's threads wait for their next work by spinning, on a core that the next one needs."""
+"""Seconds between turns: idle threads of PyTorch spin for a while on cores that the next side needs."""
 
 
 def clocked(function):
-    """A function that answers with the milliseconds it took."""
+    """A function that runs `function` and returns its milliseconds."""
 
     def run():
         start = time.perf_counter()
@@ -60,7 +60,7 @@ def clocked(function):
 
 
 def interleaved(functions, rounds):
-    """Median of the milliseconds that each function answers with, called in turn; the first two calls do not count."""
+    """Median of the milliseconds that each function returns, called in turn; the first two calls do not count."""
     for function in functions.values():
         function()
         function()
@@ -83,21 +83,21 @@ def row(section, what, times, per=1):
 
 
 def environment(**more):
-    """The environment without what tells malloc or the compilation cache otherwise than users have it."""
-    told = ("GLIBC_TUNABLES", "MALLOC_", "JAX_COMPILATION_CACHE_DIR")
-    return {name: value for name, value in os.environ.items() if not name.startswith(told)} | more
+    """The environment without settings of malloc and of the compilation cache, which would change the times."""
+    settings = ("GLIBC_TUNABLES", "MALLOC_", "JAX_COMPILATION_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if not name.startswith(settings)} | more
 
 
 class Side:
-    """One side of a network's comparison, in a process of its own."""
+    """One side of a network's comparison, in its own process."""
 
     def __init__(self, side, *words):
-        """Start it and wait until it has compiled, alone; RuntimeError with its last words where it cannot."""
+        """Start the process and wait until it has compiled. RuntimeError with its last line if it fails."""
         command = [sys.executable, str(pathlib.Path(__file__).with_name("networks.py")), side, *map(str, words)]
-        self.said, self.peak = tempfile.TemporaryFile("w+"), 0  # noqa: SIM115
+        self.stderr, self.peak = tempfile.TemporaryFile("w+"), 0  # noqa: SIM115
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, env=environment(), stdin=pipe, stdout=pipe, stderr=self.said, text=True
+            command, env=environment(), stdin=pipe, stdout=pipe, stderr=self.stderr, text=True
         )
         for line in self.process.stdout:
             if line.startswith("ready"):
@@ -106,13 +106,13 @@ class Side:
         self.fail()
 
     def fail(self):
-        """RuntimeError with its last words."""
+        """Raise RuntimeError with the last line of standard error."""
         self.close()
-        self.said.seek(0)
-        raise RuntimeError(self.said.read().strip().rsplit("\n", 1)[-1] or f"ended with {self.process.returncode}")
+        self.stderr.seek(0)
+        raise RuntimeError(self.stderr.read().strip().rsplit("\n", 1)[-1] or f"ended with {self.process.returncode}")
 
     def __call__(self):
-        """One run: its milliseconds."""
+        """Run once; returns milliseconds."""
         with contextlib.suppress(BrokenPipeError):
             print(file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline().split()
@@ -132,11 +132,11 @@ class Side:
 def networks(options, missing):
     for name, dtype, batch, what in itertools.product(options.networks, options.dtypes, options.batches, SIDES):
         if what == "training" and batch > 4:
-            continue  # a step of so many takes minutes
+            continue  # such a step takes minutes
         words = (name, dtype, batch, options.size, what)
         others = [side for side in SIDES[what] if (side, dtype) != ("onnxruntime", "bfloat16")]
         if (name, batch, what) == ("deeplabv3", 1, "training"):
-            others = []  # PyTorch refuses: the pooled branch has one value a channel
+            others = []  # PyTorch's batch normalisation rejects one value a channel, as in the pooled branch
         sides = {"ours": Side("ours", *words)}
         for other in others:
             try:
@@ -147,7 +147,7 @@ def networks(options, missing):
         yield row(per_scan, f"{name} {dtype}, batch {batch}", interleaved(sides, options.rounds), batch)
         if (dtype, batch) == ("float32", 4):
             compiled = {side: sides[side].compiled for side in ("ours", "torch.compile") if side in sides}
-            yield row("first run, less a second one, ms", f"{name} {what}, batch {batch}", compiled)
+            yield row("first run minus second run, ms", f"{name} {what}, batch {batch}", compiled)
             peaks = {side: process.peak for side, process in sides.items()}
             yield row("peak memory of the process, MiB", f"{name} {what}, batch {batch}", peaks)
         for process in sides.values():
@@ -167,7 +167,7 @@ def crf(options, missing):
         images = jnp.asarray(np.stack([square] * batch) / np.float32(255))
         probabilities = jnp.asarray(np.stack([probability] * batch))
         runs = {"ours": clocked(lambda a=probabilities, b=images: run(a, b, CRF()).block_until_ready())}
-        if theirs:  # one scan after the other: it knows no batches
+        if theirs:  # it has no batches: one scan after the other
             runs["pydensecrf"] = lambda n=batch: n * 1e3 * theirs.run(grey, probability[..., 0], CRF())[1]
         else:
             missing.add("pydensecrf (`make densecrf` builds it)")
@@ -191,7 +191,7 @@ def cascade(options, missing):
             yield row("cascade, ms a scan", f"{name}, batch {batch}", times, batch)
         settings, tasks = Settings(novelty=False, threshold=0), {name: one.task for name, one in weights.items()}
         given = {"mixed": image}
-        if batch == 1:  # a scan costs what its organ's networks do
+        if batch == 1:  # the cost of a scan depends on its organ's networks
             given = {o.name: letterbox(phantom.make_phantom(o.name, 1, 0).image)[0][None] for o in ORGANS}
         run = jax.jit(make_cascade(tasks, settings))
         variables = {name: place(one.variables) for name, one in weights.items()}
@@ -223,7 +223,7 @@ def scans(options, missing):
 
 
 def predicted(folder, scans, cache):
-    """`mcis predict` in a process of its own: (seconds, its largest memory in MiB)."""
+    """`mcis predict` in its own process: (seconds, peak memory in MiB)."""
     out = tempfile.mkdtemp(dir=folder)
     command = [sys.executable, "-m", "mcis", "predict", str(scans), "--out", f"{out}/findings"]
     began = time.perf_counter()
@@ -258,7 +258,7 @@ def memory(options, missing):
                 (scans / f"{i:05d}.png").write_bytes(ones[i % len(ones)])
             seconds, peak = predicted(folder, scans, f"{folder}/cache")
             yield row("mcis predict, peak memory, MiB", f"{count} scans", {"ours": peak})
-            yield row("mcis predict, ms a scan, all of it", f"{count} scans", {"ours": 1e3 * seconds}, count)
+            yield row("mcis predict, ms a scan, whole command", f"{count} scans", {"ours": 1e3 * seconds}, count)
 
 
 def devices(options, missing):
@@ -266,21 +266,21 @@ def devices(options, missing):
         command = [sys.executable, str(pathlib.Path(__file__).with_name("devices.py")), str(count), str(options.rounds)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
         times = json.loads(done.stdout.splitlines()[-1])
-        plain = {"one device, nothing of ours but the step": times.pop("plain")}
+        plain = {"one device, jitted step alone": times.pop("plain")}
         for what, ms in times.items():
             how = {"jit": "by jit over a mesh", "pmap": "by pmap", "loop": "by jit, in the loop of mcis train"}[what]
             yield row("training step, batch 16 at 128 px, ms", f"{count} devices {how}", {"ours": ms} | plain)
 
 
 def version(package):
-    """A package's version, "none" where it is not installed."""
+    """A package's version; "none" if it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return "none"
 
 
 def processor():
-    """The processor's name where Linux tells it."""
+    """The processor's name from /proc/cpuinfo, else its architecture."""
     info = pathlib.Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")]
@@ -304,19 +304,19 @@ SECTIONS = {
 def main():
     """Measure, print, and write bench.json and bench.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections to measure, from {', '.join(SECTIONS)}")
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--scans", type=int, default=1000, help="of the longer run of mcis predict")
+    parser.add_argument("--scans", type=int, default=1000, help="number of scans in the longer run of mcis predict")
     parser.add_argument("--out", default="bench")
     options = parser.parse_args()
     for name, known in {"only": SECTIONS, "networks": NETWORKS, "dtypes": DTYPES}.items():
         chosen = getattr(options, name).split(",")
         if unknown := set(chosen) - set(known):
-            parser.error(f"--{name}={','.join(sorted(unknown))}: there are {', '.join(known)}")
+            parser.error(f"--{name}={','.join(sorted(unknown))}: allowed are {', '.join(known)}")
         setattr(options, name, chosen)
     options.batches = [int(batch) for batch in options.batches.split(",")]
     machine = {
@@ -328,21 +328,21 @@ def main():
     }
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    measured, missing = before(folder / "bench.json", machine), set()
+    measured, missing = earlier(folder / "bench.json", machine), set()
     for found in itertools.chain.from_iterable(SECTIONS[name](options, missing) for name in options.only):
         measured[found["section"], found["what"]] = found
         rows = list(measured.values())
         ratios = ", ".join(f"{other} {found['ours'] / ms:.2f}" for other, ms in found["others"].items())
-        print(f"{found['section']}: {found['what']}: {found['ours']:.1f}; ratio to {ratios or 'nobody'}", flush=True)
+        print(f"{found['section']}: {found['what']}: {found['ours']:.1f}; ratio to {ratios or 'none'}", flush=True)
         everything = {"machine": machine, "missing": sorted(missing), "rows": rows}
-        (folder / "bench.json").write_text(json.dumps(everything, indent=1))  # each time: it is a long run
+        (folder / "bench.json").write_text(json.dumps(everything, indent=1))  # after each row, since the run is long
     show(rows)
     draw(rows, machine, folder / "bench.png")
-    print(f"left out: {', '.join(sorted(missing)) or 'nothing'}\n{folder}/bench.json, {folder}/bench.png")
+    print(f"skipped: {', '.join(sorted(missing)) or 'none'}\n{folder}/bench.json, {folder}/bench.png")
 
 
-def before(file, machine):
-    """What an earlier run on this machine has measured, by section and what: a run of some sections adds to it."""
+def earlier(file, machine):
+    """Rows that earlier runs on this machine measured, by section and what: a run of some sections adds to them."""
     if not file.exists():
         return {}
     found = json.loads(file.read_text())
@@ -350,8 +350,8 @@ def before(file, machine):
 
 
 def show(rows):
-    """The table."""
-    table = Table("section", "what", "ours", "others: ms (ours / theirs)")
+    """Print the table."""
+    table = Table("section", "what", "mcis", "others: ms (mcis / other)")
     for one in rows:
         others = "  ".join(f"{name} {ms:.1f} ({one['ours'] / ms:.2f})" for name, ms in one["others"].items())
         table.add_row(one["section"], one["what"], f"{one['ours']:.1f}", others)
@@ -359,7 +359,7 @@ def show(rows):
 
 
 def draw(rows, machine, file):
-    """Ratios of times, a panel a section and a mark for each of the others, the line at 1."""
+    """Plot the ratios of times: one panel a section, one marker a package, a line at 1."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -388,7 +388,7 @@ def draw(rows, machine, file):
     axis.set_xscale("log", base=2)
     ticks = [0.25, 0.5, 1, 2, 4]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set_xlabel("our time / theirs: left of the line ours is faster")
+    axis.set_xlabel("time of mcis / time of the other: left of the line mcis is faster")
     top = axes[0, 0].get_legend_handles_labels()
     figure.suptitle(f"{machine['processor']}, {machine['cores']} cores, jax {machine['jax']}, torch {machine['torch']}")
     figure.legend(*top, loc="lower center", ncols=len(names), frameon=False)

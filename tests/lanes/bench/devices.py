@@ -1,11 +1,11 @@
-"""One training step over so many devices of a CPU that share its cores, and the loop around it; for bench.py.
+"""Times of a training step over several virtual devices of one CPU, and of the training loop; used by bench.py.
 
     python tests/lanes/bench/devices.py DEVICES ROUNDS
 
-Prints a JSON object of milliseconds a step: "plain", the step under `jax.jit` on one device, its batch there already;
-"jit" and "pmap", as training takes it, rows fed from the host; "loop", the wall clock of `mcis train` but for
-validation, by the log, with a save each epoch of some thirty steps. What lies between the first and the others is what
-spreading and our own code cost.
+Prints a JSON object of milliseconds a step: "plain", the jitted step on one device with its batch in place; "jit" and
+"pmap", the step as training runs it, with the batch fed from the host; "loop", the wall-clock time of `mcis train`
+without validation, from its log, which saves after each epoch of about thirty steps. The difference from "plain" is the
+cost of distributing the step and of the loop.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ from mcis.tasks.table import TASKS
 from mcis.train import distributed, loop, parallel, step
 
 STEPS = 5
-"""A turn, so that the device can go on while the host works, as in training."""
+"""Steps a turn, so that the device computes while the host prepares the next step, as in training."""
 TASK = dataclasses.replace(
     TASKS["segment_breast"], sources=("phantom",), size=128, batch_size=16, start=Start(), epochs=3
 )
 
 
 def turns(spread, axis, mesh, batch):
-    """A function that takes STEPS steps and answers with the milliseconds of one."""
+    """A function that runs STEPS steps and returns the milliseconds of one."""
     model, optimizer = TASK.make_model(axis, train=True), step.make_optimizer(TASK, 100)
     state = step.create_state(TASK, model, optimizer, 0)
     plain = step.make_train_step(TASK, model, optimizer, axis)
@@ -60,7 +60,7 @@ def turns(spread, axis, mesh, batch):
 
 
 def main():
-    """Measure in turns, print."""
+    """Measure in turns and print."""
     keep_memory()
     rounds, mesh = int(sys.argv[2]), parallel.make_mesh()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""`make large`: many synthetic scans are built, trained on and looked at, with the memory that takes and the time.
+"""`make large`: memory and speed of building, training and predicting with many synthetic scans.
 
-Each step is a process of its own, whose peak of resident memory is told beside the scans that it got through in a
-second; for two numbers of scans, so that one sees what grows with them. `mcis predict` runs as two shards side by side,
-of which one gets SIGKILL half way and is gone on with; what is merged must have every scan once, in order. Its pictures
-are links to a hundred files, and the network is a small router, so that files and reports are what is measured.
+Each step runs in its own process; its scans per second and its peak resident memory are reported for two numbers of
+scans, which shows what grows with them. `mcis predict` runs as two parallel shards, of which one is killed by SIGKILL
+half way and resumed; the merged report must have every scan once, in order. The scans are links to a hundred files and
+the network is a small router, so that files and reports dominate.
 
     python tests/lanes/bench/large.py --scans 10000 100000 --data_dir /somewhere/with/40/GB
 """
@@ -26,42 +26,42 @@ CLASSES = sum(len(organ.classes) for organ in ORGANS)
 SMALL = ["--task=route", "--sources=phantom", "--size=32", "--features=4", "--batch_size=64", "--epochs=1"]
 SHARDS = 2
 MOST = 1.5
-"""How much more memory the most scans may take than the fewest: what is known of each, not its pictures."""
+"""Allowed ratio of peak memory between the largest and the smallest number of scans: metadata may grow, pixels not."""
 
 
 def start(command: list[str]) -> tuple[subprocess.Popen, pathlib.Path]:
-    """A command's process, and the file of what it says."""
-    with tempfile.NamedTemporaryFile(delete=False) as said:
-        process = subprocess.Popen([sys.executable, "-m", *command], stdout=said, stderr=subprocess.STDOUT)
-    return process, pathlib.Path(said.name)
+    """A command's process, and the file of its output."""
+    with tempfile.NamedTemporaryFile(delete=False) as output:
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT)
+    return process, pathlib.Path(output.name)
 
 
-def peak(process: subprocess.Popen, said: pathlib.Path, wanted: int = 0) -> int:
-    """Wait for a process; its peak of resident memory, MiB. SystemExit where it ends otherwise than `wanted`."""
+def peak(process: subprocess.Popen, output: pathlib.Path, expected: int = 0) -> int:
+    """Wait for a process; returns its peak resident memory in MiB. SystemExit unless its status is `expected`."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != wanted:
-        raise SystemExit(f"{process.args} ended with {process.returncode}:\n{said.read_text()[-4000:]}")
-    said.unlink()
+    if process.returncode != expected:
+        raise SystemExit(f"{process.args} ended with {process.returncode}:\n{output.read_text()[-4000:]}")
+    output.unlink()
     return usage.ru_maxrss >> 10
 
 
 def measure(step: str, count: int, command: list[str]) -> dict:
-    """Run a command; its scans a second and its peak of memory."""
+    """Run a command; returns its row of the table."""
     began = time.monotonic()
     mib = peak(*start(command))
-    return told(step, count, time.monotonic() - began, mib)
+    return report(step, count, time.monotonic() - began, mib)
 
 
-def told(step: str, count: int, seconds: float, mib: int) -> dict:
-    """A row of the table, printed as it comes."""
+def report(step: str, count: int, seconds: float, mib: int) -> dict:
+    """A row of the table, which is also printed."""
     row = {"step": step, "scans": count, "a second": round(count / seconds, 1), "MiB": mib}
     print(json.dumps(row), flush=True)
     return row
 
 
 def predict(count: int, place: pathlib.Path, weights: pathlib.Path) -> list[dict]:
-    """`mcis predict` over as many scans by shards, one of them killed half way, and `mcis merge`."""
+    """Rows of `mcis predict` over `count` scans in shards, one of them killed half way, and of `mcis merge`."""
     scans, out = place / "scans", place / "found"
     examples = write_examples(place / "examples", per_class=100 // CLASSES)
     scans.mkdir()
@@ -78,25 +78,24 @@ def predict(count: int, place: pathlib.Path, weights: pathlib.Path) -> list[dict
             shards[1][0].kill()
             raise SystemExit(f"the first shard ended early:\n{shards[0][1].read_text()[-4000:]}")
     shards[0][0].send_signal(signal.SIGKILL)
-    mib = [peak(*shards[0], wanted=-signal.SIGKILL)]
+    mib = [peak(*shards[0], expected=-signal.SIGKILL)]
     shards[0] = start([*command, f"--shard=0/{SHARDS}"])
     mib += [peak(*shard) for shard in shards]
-    rows = [
-        told(f"mcis predict, {SHARDS} shards, one killed and gone on with", count, time.monotonic() - began, max(mib))
-    ]
+    step = f"mcis predict, {SHARDS} shards, one killed and resumed"
+    rows = [report(step, count, time.monotonic() - began, max(mib))]
     rows.append(measure("mcis merge", count, ["mcis", "merge", str(out)]))
     with (out / "findings.jsonl").open() as lines:
         found = [json.loads(line)["scan"] for line in lines]
     if found != sorted(map(str, scans.iterdir())):
-        raise SystemExit(f"{len(found)} findings of {count} scans are not each scan's once, in order")
+        raise SystemExit(f"the {len(found)} findings are not one for each of the {count} scans, in order")
     return rows
 
 
 def main() -> None:
-    """Measure, print, and write a table."""
+    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scans", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--data_dir", help="where there is room: some 0.4 MB a scan; removed afterwards")
+    parser.add_argument("--data_dir", help="folder for temporary files: about 0.4 MB a scan; removed afterwards")
     parser.add_argument("--out", default="bench/large.json")
     options = parser.parse_args()
     rows = []
@@ -123,7 +122,7 @@ def main() -> None:
         for count in (options.scans[0], options.scans[-1])
     )
     if grown := [step for step, mib in many.items() if mib > MOST * few[step]]:
-        raise SystemExit(f"memory grows with the scans: {', '.join(grown)}")
+        raise SystemExit(f"peak memory grows with the number of scans: {', '.join(grown)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""One side of a comparison in a process of its own, as its users run it; `bench.py` gives the turns.
+"""One side of a network's comparison, in its own process with its users' settings; started by `bench.py`.
 
     python tests/lanes/bench/networks.py SIDE NETWORK DTYPE BATCH SIZE WHAT
 
-prints "ready" and how many milliseconds its first run took longer than its second, runs once for every line on standard
-input, and answers each with the milliseconds taken and the largest memory of its process so far, MiB.
+prints "ready" and the milliseconds of the first run minus those of the second, then runs once for every line on
+standard input and prints the milliseconds and the peak memory of the process so far, MiB.
 """
 
 import functools
@@ -20,7 +20,7 @@ from mcis.cli.common import keep_memory
 NETWORKS = ("unet", "deeplabv3", "light")
 OTHERS = ("torch", "torch, our malloc", "torch.compile")
 SIDES = {"inference": (*OTHERS, "onnxruntime"), "training": OTHERS}
-"""Whom ours is held against."""
+"""The other sides of each comparison."""
 
 
 def scans(batch, size):
@@ -44,7 +44,7 @@ def our_inference(name, image, dtype):
 
 
 def our_training(name, image, mask, dtype):
-    """A step of Adam on our network, its state donated."""
+    """A training step with Adam on our network; its state is donated."""
     import jax
     import optax
 
@@ -99,12 +99,12 @@ def twin(name):
 
 
 def mask_of(found):
-    """torchvision's networks answer with a dictionary."""
+    """The mask logits: torchvision's networks return a dictionary."""
     return found["out"] if isinstance(found, dict) else found
 
 
 def channels_last(array):
-    """NHWC NumPy -> NCHW PyTorch, without moving anything."""
+    """NHWC NumPy -> NCHW PyTorch, without a copy."""
     import torch
 
     return torch.from_numpy(array).permute(0, 3, 1, 2)

@@ -1,12 +1,12 @@
-"""`make beside`: our training and PyTorch's on the same scans of BUSI, for as many minutes, one after the other.
+"""`make beside`: training in mcis and in PyTorch on the same scans of BUSI for equal time, one after the other.
 
     PYTHONPATH=. python tests/lanes/bench/training.py [--epochs 40] [--data_dir DIR] [--out bench/training.json]
 
-Ours is `mcis train --task=segment_breast --sources=busi` with `light`, label and mask from one network. PyTorch's are
-what its users would take first: the published U-Net of 7.8 million parameters at 256 px, and torchvision's ResNet-18
-at 160 px, from scratch, in bfloat16 as is fastest on CPUs with AMX, each for the minutes that ours took. All learn
-from the training split and are scored on the validation split at their last epoch, which nothing has chosen; ours on
-the scans' own grid, PyTorch's masks on the canvas. Minutes are of training alone.
+mcis runs `mcis train --task=segment_breast --sources=busi` with `light`, one network for label and mask. PyTorch trains
+two common choices: the published U-Net of 7.8 million parameters at 256 px, and torchvision's ResNet-18 at 160 px, both
+from random weights and in bfloat16, which is fastest on CPUs with AMX, each for as many minutes as mcis took. All train
+on the training split and are scored on the validation split at their last epoch, without model selection; masks of mcis
+at the scans' resolution, PyTorch's at the model input's. Minutes count training only.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from mcis.ops.metrics import MASK_THRESHOLD, bootstrap_interval, dice
 from tests.lanes.parity.references import UNet, torchvision
 
 GOAL = 0.65
-"""Dice on lesion scans whose minute is told."""
+"""Dice on lesion scans; the minute at which it is reached is reported."""
 
 
 def batches(scans, size, batch, rng):
@@ -57,7 +57,7 @@ def prepared(image, size):
 
 
 def learn(model, loss_of, scans, validate, minutes, size, batch):
-    """AdamW with a cosine over the minutes; validated ten times on the way: [(minute, what validate said)]."""
+    """Train with AdamW and a cosine schedule over the minutes; returns ten [(minute, result of `validate`)]."""
     rng, spent, history = np.random.default_rng(0), 0.0, []
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     stream = batches(scans, size, batch, rng)
@@ -70,8 +70,8 @@ def learn(model, loss_of, scans, validate, minutes, size, batch):
                 group["lr"] = 1e-3 * min(1.0, share / 0.05) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
             x, mask, label = next(stream)
             with torch.autocast("cpu", torch.bfloat16):
-                answer = model(x.contiguous(memory_format=torch.channels_last))
-            loss = loss_of(answer.float(), mask, label)
+                logits = model(x.contiguous(memory_format=torch.channels_last))
+            loss = loss_of(logits.float(), mask, label)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -84,14 +84,14 @@ def learn(model, loss_of, scans, validate, minutes, size, batch):
 
 
 def soft_dice_and_entropy(logits, mask, _):
-    """The U-Net's loss, as ours."""
+    """The U-Net's loss, the same as in mcis."""
     p = logits.sigmoid()
     overlap = (2 * (p * mask).sum((1, 2, 3)) + 1) / (p.sum((1, 2, 3)) + mask.sum((1, 2, 3)) + 1)
     return (1 - overlap).mean() + F.binary_cross_entropy_with_logits(logits, mask)
 
 
-def answers(model, scans, size):
-    """What a PyTorch model says of scans, float32, a scan at a time."""
+def predict(model, scans, size):
+    """Output of a PyTorch model for one scan after the other, float32."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for image in scans.pixels.read()[0]:
             x = prepared(torch.from_numpy(image[None]).permute(0, 3, 1, 2), size)
@@ -99,21 +99,21 @@ def answers(model, scans, size):
 
 
 def lesion_dice(model, scans, size=256):
-    """Dice of each scan's mask on the canvas, float (N,)."""
+    """Dice of each scan's mask at the resolution of the model input, float (N,)."""
     true = scans.pixels.read()[1][..., 0] > 0
-    found = [F.interpolate(a, true.shape[1], mode="bilinear")[0, 0] for a in answers(model, scans, size)]
-    said = np.stack([a.sigmoid().numpy() > MASK_THRESHOLD for a in found])
-    return dice(*(x.sum((1, 2)) for x in (said & true, said, true)))
+    logits = [F.interpolate(x, true.shape[1], mode="bilinear")[0, 0] for x in predict(model, scans, size)]
+    mask = np.stack([x.sigmoid().numpy() > MASK_THRESHOLD for x in logits])
+    return dice(*(x.sum((1, 2)) for x in (mask & true, mask, true)))
 
 
 def interval(values, group):
-    """Mean and its 95 % interval by group."""
+    """Mean with its 95 % interval, resampled by patient."""
     low, high = bootstrap_interval(lambda index, _: {"mean": float(values[index].mean())}, group)["mean"]
     return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def ours(options, folder):
-    """Our run's log: [(minute, validation figures)], and the figures of `mcis evaluate` for the last epoch."""
+    """Train in mcis; returns [(minute, validation metrics)] and the metrics of `mcis evaluate` for the last epoch."""
     command = [sys.executable, "-m", "mcis.launch", "--task=segment_breast", "--sources=busi", "--model=light"]
     command += ["--features=0", "--batch_size=8", "--select=last", f"--epochs={options.epochs}", f"--runs_dir={folder}"]
     where = [f"--data_dir={options.data_dir}"] if options.data_dir else []
@@ -129,12 +129,12 @@ def ours(options, folder):
 
 
 def first(history, reached):
-    """The minute of the first entry that has reached the goal; None for none."""
+    """The minute of the first entry that `reached` accepts; None if there is none."""
     return next((round(minute, 1) for minute, figures in history if reached(figures)), None)
 
 
 def main():
-    """Train, print, write."""
+    """Train, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--data_dir")
@@ -173,8 +173,8 @@ def main():
     }
     print(json.dumps(found["U-Net"]), flush=True)
 
-    def said(model):
-        return np.array([int(a.argmax()) for a in answers(model, validation, 160)])
+    def classes(model):
+        return np.array([int(logits.argmax()) for logits in predict(model, validation, 160)])
 
     resnet = torchvision.models.resnet18(num_classes=3).to(memory_format=torch.channels_last)
     learned = training.take(training.label >= 0)
@@ -182,12 +182,12 @@ def main():
         resnet,
         lambda logits, _, label: F.cross_entropy(logits, label, label_smoothing=0.1),
         learned,
-        lambda model: {"accuracy": float((said(model) == validation.label)[known].mean())},
+        lambda model: {"accuracy": float((classes(model) == validation.label)[known].mean())},
         minutes,
         160,
         16,
     )
-    right = (said(resnet) == validation.label).astype(float)
+    right = (classes(resnet) == validation.label).astype(float)
     found["ResNet-18"] = {"minutes": minutes, "accuracy": interval(right[known], group[known])}
     print(json.dumps(found["ResNet-18"]), flush=True)
     out = pathlib.Path(options.out)
