@@ -11,15 +11,15 @@ __version__ = "0.1.0"
 NOTICE = "Research use only. Not a medical device; not for diagnosis or treatment."
 
 MAX_PIXELS = 1 << 26
-"""Pixels of the largest picture that is read. A file that claims more is refused before it is decoded."""
+"""Pixels of the largest image that is read. A file whose header claims more is rejected before decoding."""
 
-# OpenCV reads these once, when it is first imported; nothing of mcis can be imported before this file is.
+# OpenCV reads these when it is first imported, and importing any module of mcis runs this file first.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 
-def load(weights: str | os.PathLike | None = None, **asked: Any) -> "Predictor":
-    """Weights that find lesions: `mcis.load().predict("scan.png")`. All about it: `mcis.inference.predictor.load`."""
+def load(weights: str | os.PathLike | None = None, **options: Any) -> "Predictor":
+    """A predictor: `mcis.load().predict("scan.png")`. See `mcis.inference.predictor.load` for the options."""
     from mcis.inference import predictor
 
-    return predictor.load(weights, **asked)
+    return predictor.load(weights, **options)

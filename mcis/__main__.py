@@ -1,4 +1,4 @@
-"""`python -m mcis` is `mcis`."""
+"""`python -m mcis` runs the command `mcis`."""
 
 import sys
 

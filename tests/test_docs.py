@@ -69,7 +69,7 @@ def options_of():
             capsys.readouterr()
             with pytest.raises(SystemExit):
                 main.main([name, *words, "--no_such_option=1"])
-            listed = capsys.readouterr().err.rsplit("options of mcis", 1)[1].split(":", 1)[1].split()
+            listed = re.findall(r"--[a-z][\w.-]*", capsys.readouterr().err)
             known[name] = {option.replace("_", "-") for option in listed} | {"--task"}
         return known[name]
 

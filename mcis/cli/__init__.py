@@ -1,1 +1,1 @@
-"""The commands: one module each, with main for the command line that all share."""
+"""The commands of `mcis`, one module each. `main` dispatches to them, `common` holds what they share."""

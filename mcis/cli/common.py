@@ -1,12 +1,13 @@
-"""What the commands share: options of every command, parsing, places in the user's folders. No JAX until asked."""
+"""What the commands share: parsing, exit status, signals, cache folders. Importing it imports no JAX."""
 
 import contextlib
 import dataclasses
+import importlib.metadata
+import importlib.util
 import io
 import os
 import pathlib
 import platform
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,101 +19,117 @@ class Options:
     """Options of every command that reads prepared data.
 
     Attributes:
-      data_dir: where prepared data sets are; by default TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      data_dir: folder of the prepared data sets; by default TFDS's ($TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
     data_dir: str | None = None
 
 
+def run(prog: str, cls: Any, command: Callable[[Any], int], argv: Sequence[str]) -> int:
+    """The exit status of a command that takes an instance of a dataclass of options."""
+    options = parse_dataclass(cls, argv, prog)
+    return exit_status(prog, lambda: command(options))
+
+
 def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
-    """An instance of a dataclass from command-line options; exits 2 and lists the options where one is unknown."""
+    """An instance of a dataclass from command-line options.
+
+    A wrong or unknown option exits with status 2, after all options and then the error are written to standard error.
+    """
     import tyro
 
-    keywords = {} if default is None else {"default": default}
+    def parse(arguments: Sequence[str], compact: bool) -> Any:
+        defaults = {} if default is None else {"default": default}
+        return tyro.cli(cls, args=list(arguments), prog=prog, compact_help=compact, **defaults)
+
+    errors = io.StringIO()
     try:
-        return tyro.cli(cls, args=list(argv), prog=prog, **keywords)
+        with contextlib.redirect_stderr(errors):
+            return parse(argv, compact=not {"-h", "--help"} & set(argv))
     except BrokenPipeError:  # `mcis predict --help | head`
-        _hush()
+        _discard_output()
         sys.exit(1)
     except SystemExit as stop:
         if stop.code not in (0, None):
-            # the help text is the one public list of a dataclass's options
-            text = io.StringIO()
-            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-                tyro.cli(cls, args=["--help"], prog=prog, **keywords)
-            first_column = re.findall(r"(?m)^[^\w-]{1,3}((?:--?[a-z][\w.-]*(?:, )?)+)", text.getvalue())
-            names = dict.fromkeys(name for name in ", ".join(first_column).split(", ") if name.startswith("--"))
-            print(f"options of {prog}: {' '.join(names)}", file=sys.stderr)
+            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+                parse(["--help"], compact=True)
         raise
+    finally:
+        print(errors.getvalue(), end="", file=sys.stderr)
 
 
 def exit_status(prog: str, command: Callable[[], int]) -> int:
-    """Run a command; an error becomes a line on standard error and an exit status, the same for every command.
+    """Run a command; turn an error into a line on standard error and an exit status.
 
     Returns:
-      the command's own status; 2 where it cannot do what was asked (a ValueError: an option, a name, data or a file
-      that is wrong or not there), 1 where it broke off (an OSError, a loss that is not finite, a reader of its output
-      that is gone), 130 where it was interrupted. What was asked to stop, and has saved its state, ends with
-      INTERRUPTED.
+      the command's own status; 2 after a ValueError (a wrong option, name or file, missing data); 1 after an OSError, a
+      loss that is not finite, or a closed pipe on standard output; 130 after an interrupt. A command that was told to
+      stop and has saved its state returns INTERRUPTED itself.
     """
     try:
         status = command()
         if sys.stdout is not None:  # closed: `>&-`
-            sys.stdout.flush()  # now, so that a reader that is gone is met here
+            sys.stdout.flush()  # so that a closed pipe raises here
         return status
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `mcis info | head -1`: nothing is wrong that anybody would read
-        _hush()
+    except BrokenPipeError:  # `mcis info | head -1`: no error for the user
+        _discard_output()
         return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _hush() -> None:
-    """Let what is still to be written go nowhere: nobody reads it any more."""
+def _discard_output() -> None:
+    """Send the rest of standard output to the null device: its reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def check_extra(extra: str, *modules: str) -> None:
+    """ValueError unless the modules of an optional dependency group of pyproject.toml are installed."""
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        raise ValueError(f"this command needs an extra: pip install -e '.[{extra}]'")
+
+
 INTERRUPTED = 75
-"""Exit status of what was asked to stop and can go on: EX_TEMPFAIL, at which a scheduler tries again."""
+"""Exit status of a command that was stopped by a signal and can be resumed: EX_TEMPFAIL, on which schedulers retry."""
 
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM or SIGINT has come. A second one of the same stops the process at once."""
-    came: list[int] = []
+    """A function that tells whether SIGTERM or SIGINT was received. A second such signal ends the process at once."""
+    received: list[int] = []
 
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[number])
-        # not print, which may be in the middle of a line just now and must not be entered twice
-        os.write(2, b"asked to stop: what is in hand is finished and saved; asked again, it stops at once\n")
+    def receive(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, handlers[number])
+        # not print: the signal may interrupt a print, which is not reentrant
+        os.write(2, b"Stopping after the current work is saved; interrupt again to quit now.\n")
 
-    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers: dict[int, Any] = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 MALLOC = ((-1, -1), (-4, 0), (-8, 1))
-"""What glibc's malloc is told, parameter and value of mallopt(3): no M_TRIM_THRESHOLD, M_MMAP_MAX 0, M_ARENA_MAX 1, so
-that nothing goes back to the system, and all threads share one heap."""
+"""Parameters and values of glibc's mallopt(3): no M_TRIM_THRESHOLD, M_MMAP_MAX 0, M_ARENA_MAX 1. The process returns no
+memory to the system, and all threads share one heap."""
 
 
 def keep_memory() -> None:
-    """Have malloc keep the memory that the process once had; nothing where the C library is not glibc.
+    """Let malloc keep freed memory for reuse. Does nothing without glibc, or where the environment configures malloc.
 
-    A compiled program asks for its arrays anew in each call. glibc takes blocks of 32 MiB and more from the system each
-    time, and on a CPU the first touch of their pages is up to a quarter of a training step (docs/performance.md). Only
-    for a process that is nothing but a command; what the user tells malloc by an environment variable is obeyed.
+    A compiled program allocates its arrays in each call. By default glibc takes blocks of 32 MiB and more from the
+    system each time, and on a CPU the page faults cost up to a quarter of a training step (docs/performance.md). The
+    setting holds for the whole process, so only the command line calls this.
     """
-    told = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
-    if platform.libc_ver()[0] == "glibc" and not told:
+    configured = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not configured:
         import ctypes
 
         for parameter, value in MALLOC:
@@ -120,11 +137,11 @@ def keep_memory() -> None:
 
 
 def print_table(table: Any) -> None:
-    """A `rich` table on standard output; in a file or a pipe, which has no width, nothing is cut."""
+    """Print a `rich` table; a file or a pipe gets full width, so that no cell is cut."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 30 + 28 * len(table.columns)
-    Console(width=width, markup=False).print(table)  # "[" is no markup here
+    Console(width=width, markup=False).print(table)  # "[" in a cell is text
 
 
 def cache_dir() -> pathlib.Path:
@@ -132,11 +149,35 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mcis"
 
 
+CACHE_BYTES = 2 << 30
+"""Bound of the compilation cache's size: JAX deletes the entries that were not used for longest."""
+CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+"""Lines of /proc/cpuinfo that say which instructions a CPU has, on x86 and on ARM."""
+
+
+def compiler_target(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
+    """What native code depends on, as a folder's name: jaxlib's version and a hash of the CPU's features."""
+    import hashlib
+
+    features = {platform.machine()}
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
+        features |= {line for line in lines if line.startswith(CPU_FIELDS)}
+    digest = hashlib.sha256("\n".join(sorted(features)).encode()).hexdigest()
+    return f"jaxlib-{importlib.metadata.version('jaxlib')}-{digest[:12]}"
+
+
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR already says where."""
+    """Keep compiled programs between runs, in a folder of their own for each version of jaxlib and each kind of CPU.
+
+    JAX's key of a program does not name the CPU: where machines share a home, one would load instructions that it does
+    not have. JAX_COMPILATION_CACHE_DIR and JAX_COMPILATION_CACHE_MAX_SIZE take precedence.
+    """
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / compiler_target()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if not os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE"):
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)

@@ -1,56 +1,55 @@
-"""The console command `mcis`. Only what a command needs is imported, when it is called."""
+"""The console command `mcis`. A command's module is imported only when that command is called."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
 import mcis
-from mcis.cli.common import exit_status
+from mcis.cli.common import exit_status, keep_memory
 
 COMMANDS = {
-    "train": ("mcis.cli.train", "train one task (the same as python -m mcis.launch)"),
-    "build": ("mcis.cli.build", "prepare a data set from its download"),
-    "runs": ("mcis.cli.runs", "what runs have reached, side by side, and in what they differ"),
-    "bundle": ("mcis.cli.bundle", "gather runs into a set of weights"),
-    "predict": ("mcis.cli.predict", "findings for scans: JSON, masks, overlays, a page"),
-    "serve": ("mcis.cli.serve", "a page to drop scans on, and a REST API"),
-    "merge": ("mcis.cli.merge", "one report of what several processes have found, each of a share of the scans"),
-    "export": ("mcis.cli.export", "weights as one file that runs without mcis: StableHLO or ONNX"),
-    "evaluate": ("mcis.cli.evaluate", "score a run on a held-out split, with intervals"),
-    "shortcuts": ("mcis.cli.shortcuts", "how much of a task can be read off its scans' frames alone"),
-    "tune": ("mcis.cli.tune", "choose a segmentation run's CRF on validation"),
-    "calibrate": ("mcis.cli.calibrate", "fit probabilities, refusal and review on folds"),
-    "info": ("mcis.cli.info", "versions, devices, tasks, data and weights"),
+    "train": "train one task",
+    "build": "prepare a data set from its download",
+    "runs": "compare training runs",
+    "bundle": "combine runs into a bundle of weights",
+    "predict": "predict findings for scans: JSON, masks, overlays and a report page",
+    "serve": "serve a web page and a REST API for scans",
+    "merge": "merge the reports of shards into one report",
+    "export": "export weights as one file that runs without mcis: StableHLO or ONNX",
+    "evaluate": "score a run on a held-out split, with confidence intervals",
+    "shortcuts": "measure how well image metadata alone predicts a task's labels",
+    "tune": "choose the CRF settings of a segmentation run on validation scans",
+    "calibrate": "fit probabilities, rejection and review limits to out-of-fold predictions",
+    "info": "show versions, devices, tasks, prepared data and weights",
 }
+"""Command, which is also the name of its module in mcis.cli -> summary."""
 
 
 def usage() -> str:
     """The help text."""
-    rows = "\n".join(f"  {name:10s} {summary}" for name, (_, summary) in COMMANDS.items())
+    rows = "\n".join(f"  {name:10s} {summary}" for name, summary in COMMANDS.items())
     return (
         f"usage: mcis COMMAND [options]\n\n{mcis.__doc__}\n\n{rows}\n\n"
-        "  --version  the version\n\n`mcis COMMAND --help` lists a command's options.\n"
+        "  --version  show the version\n\n`mcis COMMAND --help` lists the options of a command.\n"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, by default the process's own. Returns the exit status."""
-    process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        return exit_status("mcis", lambda: _say(usage()))
-    if argv[0] == "--version":
-        return exit_status("mcis", lambda: _say(f"mcis {mcis.__version__}\n"))
-    if argv[0] not in COMMANDS:
-        print(f"mcis: no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+    """Run a command, by default that of the process's command line. Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return exit_status("mcis", lambda: _print(usage()))
+    if arguments[0] == "--version":
+        return exit_status("mcis", lambda: _print(f"mcis {mcis.__version__}\n"))
+    if arguments[0] not in COMMANDS:
+        print(f"mcis: unknown command {arguments[0]!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if process:
-        from mcis.cli.common import keep_memory
-
+    if argv is None:
         keep_memory()
-    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    return importlib.import_module(f"mcis.cli.{arguments[0]}").main(arguments[1:])
 
 
-def _say(text: str) -> int:
+def _print(text: str) -> int:
     print(text, end="")
     return 0
 

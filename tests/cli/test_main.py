@@ -1,26 +1,45 @@
-"""The command line: help without heavy imports, errors that list what there is."""
+"""The command line: help without heavy imports, exit status, lists of options, signals, the compilation cache."""
 
+import dataclasses
 import os
+import pathlib
 import platform
+import re
 import runpy
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from mcis.cli import main
+from mcis.cli import common, main
 from mcis.tasks.table import TASKS
 
 HEAVY = ("jax", "flax", "cv2", "tensorflow_datasets", "orbax", "numpy")
 
 
-def run(*arguments):
+def run_process(*arguments):
     return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True)
 
 
-def test_help_names_every_command_and_imports_nothing_heavy():
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """A function that runs `mcis` with arguments in this process and returns exit status, output and errors."""
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+
+    def call(*arguments):
+        try:
+            status = main.main(arguments)
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_help_names_every_command_and_imports_no_heavy_module():
     program = "import sys; from mcis.cli.main import main; status = main(['--help']); "
-    program += f"sys.exit(status or any(m in sys.modules for m in {HEAVY!r}))"
+    program += f"sys.exit(status or any(module in sys.modules for module in {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     for command in main.COMMANDS:
@@ -28,77 +47,135 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     assert "not a medical device" in done.stdout
 
 
+def test_version(run):
+    status, output, _ = run("--version")
+    assert status == 0 and output.startswith("mcis ")
+
+
 @pytest.mark.parametrize("command", main.COMMANDS)
-def test_every_command_has_help(command):
-    done = run("mcis", command, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
+def test_every_command_has_help(command, run):
+    status, output, errors = run(command, "--help")
+    assert status == 0, errors
+    assert "usage" in output
 
 
-@pytest.mark.parametrize("command", [c for c in main.COMMANDS if c != "train"])
-def test_unknown_options_list_those_there_are(command):
-    done = run("mcis", command, "--no_such_option=1")
-    assert done.returncode == 2
-    assert "options of mcis" in done.stderr
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_an_unknown_option_fails_with_a_list_of_all_options(command, run):
+    task = ["--task=route"] if command == "train" else []
+    _, output, _ = run(command, *task, "--help")
+    status, _, errors = run(command, *task, "--no_such_option=1")
+    assert status == 2
+    options = re.findall(r"(?m)^[^\w-]{1,3}(?:-\w, )?(--[a-z][\w.-]*)", output)  # first column, not prose
+    assert options and set(options) <= set(re.findall(r"--[a-z][\w.-]*", errors))
+    assert errors.index(options[-1]) < errors.index("For full helptext"), "the error is not last, where it is seen"
 
 
-def test_options_that_are_listed_are_those_of_the_first_column_not_of_the_prose():
-    listed = run("mcis", "merge", "--no_such_option=1").stderr.splitlines()[-1]
-    assert listed == "options of mcis merge: --help --overwrite --no-overwrite"
+def test_the_list_of_options_names_those_that_parse_and_similar_ones_are_suggested(run):
+    status, _, errors = run("info", "--wieghts=x")
+    assert status == 2 and "Perhaps you meant" in errors
+    assert "--help-verbose" in errors and run("info", "--help-verbose")[:2] == run("info", "--help")[:2]
 
 
-def test_unknown_names_list_those_there_are():
-    done = run("mcis", "trane")
-    assert done.returncode == 2 and "train" in done.stderr
-    done = run("mcis.launch", "--task=segment_liver")
-    assert done.returncode != 0
-    for task in TASKS:
-        assert task in done.stderr
-    done = run("mcis.launch", "--task=route", "--modle=cnn")
+def test_an_unknown_name_fails_with_a_list_of_the_known_names(run):
+    status, _, errors = run("trane")
+    assert status == 2 and all(command in errors for command in main.COMMANDS)
+    status, _, errors = run("train", "--task=segment_liver")
+    assert status == 2 and all(task in errors for task in TASKS)
+    status, _, errors = run("train", "--task=route", "--model=resnet")
+    assert status == 2 and "cnn, cnn_attention, resnet18" in errors
+
+
+def test_a_process_exits_with_the_status_and_no_traceback():
+    done = run_process("mcis.launch", "--task=route", "--modle=cnn")
     assert done.returncode == 2 and "--model" in done.stderr and "--learning-rate" in done.stderr
-    done = run("mcis.launch", "--task=route", "--model=resnet")
-    assert done.returncode != 0 and "cnn, cnn_attention, resnet18" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_underscores_and_hyphens_both_work(tmp_path):
+def test_options_may_have_underscores_or_hyphens(run, tmp_path):
     for option in ("--data_dir", "--data-dir"):
-        done = run("mcis.launch", "--task=route", f"{option}={tmp_path}", "--batch_size=4")
-        assert done.returncode != 0
-        assert "mcis build lgg" in done.stderr and "--sources=phantom" in done.stderr
-        assert "Traceback" not in done.stderr
+        status, _, errors = run("train", "--task=route", f"{option}={tmp_path}", "--batch_size=4")
+        assert status == 2 and "mcis build lgg" in errors and "--sources=phantom" in errors
 
 
-def test_a_folder_of_nobody_is_an_error_not_a_traceback():
-    for command in (["mcis", "info"], ["mcis", "build", "phantom"], ["mcis.launch", "--task=route"]):
-        done = run(*command, "--data_dir=~nosuchuser/data")
-        assert done.returncode == 2
-        assert "~nosuchuser/data: there is no such user" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("command", ["info", "build phantom", "train --task=route"])
+def test_an_unknown_user_in_a_path_is_an_error(command, run):
+    status, _, errors = run(*command.split(), "--data_dir=~nosuchuser/data")
+    assert status == 2 and "~nosuchuser/data" in errors
 
 
-@pytest.mark.parametrize("command", ["info", "predict --help", "train --task=route --help", "--help", "--version"])
-def test_a_reader_that_goes_away_is_no_traceback(command):
+@pytest.mark.parametrize("command", ["predict --help", "--version"])
+def test_a_closed_pipe_is_no_traceback(command):
     piped = f"set -o pipefail; {sys.executable} -m mcis {command} | true"
     done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True)
     assert done.returncode == 1 and not done.stderr
 
 
-def test_a_run_is_set_aside_only_when_there_is_data_to_train_on(tmp_path):
+def test_fresh_keeps_the_old_run_when_there_is_no_data(run, tmp_path):
     (tmp_path / "runs" / "route").mkdir(parents=True)
     options = ["--task=route", f"--data_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}", "--fresh"]
-    assert run("mcis.launch", *options).returncode == 2
+    assert run("train", *options)[0] == 2
     assert (tmp_path / "runs" / "route").is_dir()
 
 
-def test_version():
-    done = run("mcis", "--version")
-    assert done.stdout.startswith("mcis ") and done.returncode == 0
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Options of no command.
+
+    Attributes:
+      number: any number.
+    """
+
+    number: int = 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("wrong option"), 2, "mcis example: wrong option\n"),
+        (OSError("disk full"), 1, "mcis example: disk full\n"),
+        (FloatingPointError("loss is nan"), 1, "mcis example: loss is nan\n"),
+        (KeyboardInterrupt(), 130, "mcis example: interrupted\n"),
+    ],
+)
+def test_errors_become_a_line_and_an_exit_status(error, status, message, capsys):
+    def command(options):
+        assert options == Example(number=3)
+        raise error
+
+    assert common.run("mcis example", Example, command, ["--number=3"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_the_first_signal_requests_a_stop_and_the_next_one_is_handled_as_before(capfd):
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    try:
+        with common.asked_to_stop() as stop:
+            assert not stop()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop() and not handled
+            assert "interrupt again to quit now" in capfd.readouterr().err
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert handled == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("evaluate x", "matplotlib"), ("evaluate x", "sklearn"), ("shortcuts --task=route", "sklearn")],
+)
+def test_a_missing_extra_is_named(command, module, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    status, _, errors = run(*command.split())
+    assert status == 2 and "pip install -e '.[evaluation]'" in errors
 
 
 def page_faults(keep, **environment):
-    """Pages that a process takes from the system for 64 MiB that it had before, freed, and asks for again."""
+    """Page faults of a process that frees 64 MiB and allocates them again."""
     code = (
-        "import resource, numpy, mcis.cli.common as command\n"
-        f"if {keep}: command.keep_memory()\n"
+        "import resource, numpy, mcis.cli.common as common\n"
+        f"if {keep}: common.keep_memory()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "numpy.ones(1 << 24, numpy.float32)\n"
         "before = faults()\n"
@@ -111,21 +188,97 @@ def page_faults(keep, **environment):
     return int(done.stdout)
 
 
-def test_every_command_keeps_its_memory_and_a_call_from_python_does_not(monkeypatch, capsys):
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_a_command_keeps_freed_memory_unless_the_user_configures_malloc():
+    assert page_faults(keep=False) > 10_000
+    assert page_faults(keep=True) < 1_000
+    assert page_faults(keep=True, GLIBC_TUNABLES="glibc.malloc.perturb=0") > 10_000
+
+
+def test_a_process_keeps_freed_memory_and_a_call_from_python_does_not(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("mcis.cli.common.keep_memory", lambda: calls.append(sys.argv[1]))
-    for words in (["info", "--no_such"], ["--task=no such task"]):
-        monkeypatch.setattr(sys, "argv", ["mcis", *words])
+    for module in (common, main):
+        monkeypatch.setattr(module, "keep_memory", lambda: calls.append(sys.argv[1]))
+    for arguments in (["info", "--no_such"], ["--task=no such task"]):
+        monkeypatch.setattr(sys, "argv", ["mcis", *arguments])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_module("mcis" if words[0] == "info" else "mcis.launch", run_name="__main__")
+            runpy.run_module("mcis" if arguments[0] == "info" else "mcis.launch", run_name="__main__")
         assert stop.value.code == 2
     assert calls == ["info", "--task=no such task"]
     assert main.main(["train", "--task=no such task"]) == 2
     assert len(calls) == 2
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that is told")
-def test_a_command_keeps_the_memory_it_had_unless_the_user_tells_malloc_otherwise():
-    assert page_faults(keep=False) > 10_000
-    assert page_faults(keep=True) < 1_000
-    assert page_faults(keep=True, GLIBC_TUNABLES="glibc.malloc.perturb=0") > 10_000
+CPUINFO = "processor: 0\nmodel name: A\ncpu MHz: 2000\nflags: sse avx\n\nprocessor: 1\nmodel name: A\nflags: sse avx\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "same"),
+    [
+        (CPUINFO.replace("2000", "2001"), True),
+        (CPUINFO.replace("model name: A", "model name: B"), False),
+        (CPUINFO.replace("sse avx", "sse avx amx"), False),
+        ("Features: fp asimd\nCPU part: 0xd0c\n", False),
+    ],
+)
+def test_the_compiler_target_changes_with_the_cpu_alone(cpuinfo, same, tmp_path):
+    paths = tmp_path / "one", tmp_path / "other"
+    for path, text in zip(paths, (CPUINFO, cpuinfo), strict=True):
+        path.write_text(text)
+    assert (common.compiler_target(paths[0]) == common.compiler_target(paths[1])) == same
+
+
+def test_the_compiler_target_changes_with_the_version_and_the_machine(monkeypatch, tmp_path):
+    names = {common.compiler_target(tmp_path / "no file")}
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    names.add(common.compiler_target(tmp_path / "no file"))
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9.9")
+    names.add(common.compiler_target(tmp_path / "no file"))
+    assert len(names) == 3 and "jaxlib-9.9.9" in max(names)
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """What is set in JAX's configuration, which stays unchanged."""
+    import jax
+
+    found = {}
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    return found
+
+
+def test_the_compilation_cache_is_bounded_and_for_this_compiler_and_cpu(settings):
+    common.enable_compilation_cache()
+    assert settings["jax_compilation_cache_dir"] == f"/cache/mcis/{common.compiler_target()}"
+    assert settings["jax_compilation_cache_max_size"] == 2 << 30
+
+
+def test_the_users_settings_of_the_compilation_cache_are_obeyed(settings, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "1000")
+    common.enable_compilation_cache()
+    assert "jax_compilation_cache_max_size" not in settings and settings
+    settings.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
+    common.enable_compilation_cache()
+    assert not settings
+
+
+def test_the_oldest_programs_are_deleted_when_the_compilation_cache_is_full(tmp_path):
+    code = (
+        "import mcis.cli.common as common\n"
+        f"common.CACHE_BYTES = {(bound := 12_000)}\n"
+        "common.enable_compilation_cache()\n"
+        "import jax, numpy\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "for n in range(1, 9): jax.jit(lambda x: x + n)(numpy.ones(n))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    (folder,) = pathlib.Path(tmp_path, "mcis").iterdir()
+    sizes = [path.stat().st_size for path in folder.glob("*-cache")]
+    assert 1 <= len(sizes) < 8 and sum(sizes) <= bound
