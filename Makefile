@@ -1,9 +1,9 @@
-# Each target sets up what it needs, in a virtual environment below this folder. `make help` lists them.
+# Every target first creates the virtual environment that it needs, in this folder. `make help` lists the targets.
 
 SHELL := bash
 VENV ?= .venv
 
-# The newest supported Python there is, on the PATH or of pyenv, whose shims exist for versions that they do not run.
+# The newest supported Python, on the PATH or of pyenv. A shim of pyenv may exist for a version that it cannot run.
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(shell for version in 3.13 3.12 3.11; do \
   for found in python$$version $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | sort -rV); do \
@@ -11,7 +11,7 @@ PYTHON := $(shell for version in 3.13 3.12 3.11; do \
   done; done; echo python3)
 endif
 
-# JAX comes with CUDA where the NVIDIA driver answers. Each lock serves Python 3.11 to 3.13.
+# JAX with CUDA where the NVIDIA driver works, else JAX for CPUs. Each lock holds for Python 3.11 to 3.13.
 EXTRA := $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),cuda12,test)
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TFDS_INSTALLED := .venv-tfds/.installed-tf
@@ -24,10 +24,10 @@ IN_VENV := source $(VENV)/bin/activate &&
 .PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf onnx bench beside drills fuzz large slurm \
   pictures docs lock clean
 
-help:  ## this list
+help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# $(1): a virtual environment to make, $(2): the lock to fill it from. Every file that pip fetches for it has a hash.
+# Create the virtual environment $(1) and install mcis and the lock $(2), whose hashes pip checks.
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "mcis needs Python 3.11 to 3.13, and $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -44,35 +44,35 @@ $(INSTALLED): pyproject.toml requirements/$(EXTRA).lock
 $(TFDS_INSTALLED): pyproject.toml requirements/tf.lock
 	$(call make_venv,.venv-tfds,requirements/tf.lock)
 
-# PyTorch is what we are held against: never needed to use mcis. torchvision comes without its needs, for which pip
-# would replace a CPU build of torch.
+# PyTorch serves comparisons only; mcis does not need it. torchvision is installed without its dependencies, for which
+# pip would replace a CPU build of torch.
 $(TORCH_INSTALLED): pyproject.toml requirements/test.lock
 	$(call make_venv,.venv-torch,requirements/test.lock)
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 pillow matplotlib onnx onnxruntime
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx onnxruntime
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 
-# What drives a browser; the browser itself is Debian's (apt install chromium), or named by $CHROMIUM.
+# playwright drives the browser: Debian's (apt install chromium), or the one that $CHROMIUM names.
 $(BROWSER_INSTALLED): pyproject.toml requirements/test.lock
 	$(call make_venv,.venv-browser,requirements/test.lock)
 	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
 
-install: $(INSTALLED)  ## mcis and the tools of its tests in .venv, nothing else
+install: $(INSTALLED)  ## install mcis, all it can use and its test tools into .venv
 
-demo: $(INSTALLED)  ## the whole path on phantoms, below ./demo: data, five trainings, findings, a page
+demo: $(INSTALLED)  ## run the whole pipeline on synthetic scans, in ./demo: data, training, findings, report page
 	@$(IN_VENV) launch/demo.sh
 
 PYTEST := python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
-test: $(INSTALLED)  ## the tests, on every core
+test: $(INSTALLED)  ## run the tests on all cores
 	@$(IN_VENV) $(PYTEST) -m "not slow"
 
-slow: $(INSTALLED)  ## those tests that take long: processes stopped and killed, twenty steps on several devices
+slow: $(INSTALLED)  ## run the slow tests: stopped and killed processes, training on several devices
 	@$(IN_VENV) $(PYTEST) -m slow
 
-follow: $(INSTALLED)  ## the worked examples of docs/, each command of them, in copies of this checkout; ten minutes
+follow: $(INSTALLED)  ## run every command of the worked examples in docs/, in copies of this checkout; ten minutes
 	@$(IN_VENV) PYTHONPATH=. python -m pytest tests/lanes/docs/follow.py
 
-lint: $(INSTALLED)  ## style, types, and which module may import which
+lint: $(INSTALLED)  ## check style, types and import rules
 	@$(IN_VENV) ruff check --output-format=concise
 	@$(IN_VENV) ruff format --check
 	@$(IN_VENV) mypy
@@ -83,19 +83,20 @@ lint: $(INSTALLED)  ## style, types, and which module may import which
 	.venv-recipes/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-recipes: $(INSTALLED) .venv-recipes/.installed  ## launch/: Dockerfile and scripts linted, the JobSet held against its schemas
+recipes: $(INSTALLED) .venv-recipes/.installed  ## lint the Dockerfile and the scripts of launch/, validate the JobSet
 	@.venv-recipes/bin/python tests/lanes/recipes/check.py $(VENV)/bin/python
 
-tfds: $(TFDS_INSTALLED)  ## TensorFlow's own `tfds build` on the builder, and `mcis build` under Beam, in .venv-tfds
+tfds: $(TFDS_INSTALLED)  ## compare `tfds build` and `mcis build --beam` with `mcis build`, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
-browser: $(BROWSER_INSTALLED)  ## the page of `mcis serve` in a real Chromium, and a load of 200 requests; shots in ./browser
+browser: $(BROWSER_INSTALLED)  ## test the page of `mcis serve` in Chromium and under 200 requests; screenshots in ./browser
 	@source .venv-browser/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/browser/page.py
 
-parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTorch's with equal weights, in .venv-torch
+parity: $(TORCH_INSTALLED)  ## compare each network with PyTorch's at equal weights, in .venv-torch
 	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/parity/parity.py
 
-# The authors' CRF: its source is older than Cython 3 and NumPy 2, and the C++ that lies in it than Python 3.11.
+# The CRF of its authors. Its source predates Cython 3 and NumPy 2; touching the .pyx files regenerates its C++, which
+# predates Python 3.11.
 .venv-densecrf/.installed:
 	$(PYTHON) -m venv .venv-densecrf
 	.venv-densecrf/bin/python -m pip install --quiet --disable-pip-version-check 'cython<3' 'numpy<2' 'setuptools<81' wheel
@@ -105,57 +106,52 @@ parity: $(TORCH_INSTALLED)  ## every published network, and light, against PyTor
 	.venv-densecrf/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation .venv-densecrf/pydensecrf-1.0rc3
 	touch $@
 
-densecrf: $(INSTALLED) .venv-densecrf/.installed  ## our CRF against the authors' on real scans; DATA=folder of prepared data
+densecrf: $(INSTALLED) .venv-densecrf/.installed  ## compare the CRF with its authors' code on real scans; DATA=folder of prepared data
 	@$(IN_VENV) python tests/lanes/parity/densecrf.py --densecrf=.venv-densecrf/bin/python --data_dir=$(or $(DATA),data)
 
-# jax2onnx asks for an older Orbax than ours, which pip puts in the place of that of the lock: it reads weights as well.
+# jax2onnx requires an older Orbax, and pip replaces the locked one; it reads the weights too.
 $(ONNX_INSTALLED): pyproject.toml requirements/test.lock
 	$(call make_venv,.venv-onnx,requirements/test.lock)
 	.venv-onnx/bin/python -m pip install --quiet --disable-pip-version-check jax2onnx==0.17.0 onnx==1.23.2 onnxruntime==1.32.0
 
-onnx: $(ONNX_INSTALLED)  ## every network as ONNX Runtime runs it against itself in JAX, and what ships, in .venv-onnx; ONNX="--only shipped"
+onnx: $(ONNX_INSTALLED)  ## compare networks and bundled weights in ONNX Runtime with JAX, in .venv-onnx; ONNX="--only shipped"
 	@source .venv-onnx/bin/activate && PYTHONPATH=. python tests/lanes/parity/exported.py $(ONNX)
 
-bench: $(TORCH_INSTALLED)  ## our times as ratios to others', into ./bench; BENCH="--only crf --rounds 9" and the like
+bench: $(TORCH_INSTALLED)  ## measure speed and memory against PyTorch and others, in ./bench; BENCH="--only crf --rounds 9"
 	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/lanes/bench/bench.py $(BENCH)
 
-beside: $(TORCH_INSTALLED)  ## our training beside PyTorch's on prepared BUSI, for as many minutes; BESIDE="--epochs 10" and the like
+beside: $(TORCH_INSTALLED)  ## compare training with PyTorch for equal time on prepared BUSI; BESIDE="--epochs 10"
 	@source .venv-torch/bin/activate && PYTHONPATH=. python tests/lanes/bench/training.py $(BESIDE)
 
-drills: $(INSTALLED)  ## a training killed a hundred times at random moments ends where it would have; DRILLS="--kills 20" and the like
+drills: $(INSTALLED)  ## kill a training run a hundred times and compare its result with an undisturbed one; DRILLS="--kills 20"
 	@$(IN_VENV) PYTHONPATH=. python tests/lanes/drills/kills.py $(DRILLS)
 
-fuzz: $(INSTALLED)  ## thousands of bad inputs to every reader, into ./fuzz what fails; FUZZ="--target dicom --only 1234" one again
+fuzz: $(INSTALLED)  ## give thousands of bad inputs to every reader; failures in ./fuzz; FUZZ="--target dicom --only 1234" repeats one
 	@$(IN_VENV) PYTHONPATH=. python -m tests.lanes.fuzz.fuzz $(FUZZ)
 
-large: $(INSTALLED)  ## memory and speed with 10,000 and 100,000 synthetic scans, an hour; LARGE="--scans 1000 --data_dir DIR"
+large: $(INSTALLED)  ## measure memory and speed with 10,000 and 100,000 synthetic scans; an hour; LARGE="--scans 1000 --data_dir DIR"
 	@$(IN_VENV) PYTHONPATH=. python tests/lanes/bench/large.py $(LARGE)
 
-slurm: $(INSTALLED)  ## the recipes of launch/slurm under a real Slurm on this machine (Debian's slurm-wlm and munge; root)
+slurm: $(INSTALLED)  ## run launch/slurm under Slurm on this machine (needs Debian's slurm-wlm and munge, and root)
 	@$(IN_VENV) PYTHONPATH=. python tests/lanes/slurm/lane.py
 
-pictures: $(INSTALLED)  ## the pictures of README and docs/python_api.md anew, by the weights of `make demo`
+pictures: $(INSTALLED)  ## draw the pictures of README.md and docs/python_api.md with the weights of `make demo`
 	@$(IN_VENV) python docs/pictures.py
 
-DOCS_INSTALLED := .venv-docs/.installed-docs
-$(DOCS_INSTALLED): pyproject.toml requirements/test.lock
-	$(call make_venv,.venv-docs,requirements/test.lock)
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check pdoc==16.0.0
+docs: $(INSTALLED)  ## write the API reference from the docstrings into ./site
+	@$(IN_VENV) python -W ignore docs/reference.py
 
-docs: $(DOCS_INSTALLED)  ## the API reference from the docstrings, below ./site, in .venv-docs
-	@.venv-docs/bin/python -W ignore docs/reference.py
+COMPILE := .venv-lock/bin/uv pip compile --python-version 3.11 --universal --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --no-emit-find-links --quiet
 
-lock:  ## resolve requirements/*.lock anew for what pyproject.toml says; UPGRADE=--upgrade takes newer versions
+lock:  ## resolve pyproject.toml and requirements/recipes.in into requirements/*.lock; UPGRADE=--upgrade takes newer versions
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	for extra in test cuda12 beam tf dicom web; do \
-	  .venv-lock/bin/uv pip compile pyproject.toml --extra test --extra dicom --extra web --extra $$extra --python-version 3.11 --universal \
-	    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) \
+	for extra in test cuda12 tf; do \
+	  $(COMPILE) $(UPGRADE) pyproject.toml --extra test --extra evaluation --extra dicom --extra web --extra $$extra \
 	    --output-file requirements/$$extra.lock || exit 1; \
 	done
-	.venv-lock/bin/uv pip compile requirements/recipes.in --python-version 3.11 --universal \
-	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet $(UPGRADE) \
-	  --output-file requirements/recipes.lock
+	$(COMPILE) $(UPGRADE) requirements/recipes.in --output-file requirements/recipes.lock
 
-clean:  ## remove the environments, the demo and what tools keep
-	rm -rf .venv .venv-* bench browser demo fuzz site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean:  ## remove the virtual environments, the demo and the caches of tools
+	rm -rf .venv .venv-* bench browser demo fuzz site build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

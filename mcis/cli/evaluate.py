@@ -92,7 +92,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Any) -> int:
-    from mcis.cli.common import enable_compilation_cache
+    from mcis.cli.common import check_extra, enable_compilation_cache
+
+    check_extra("evaluation", "matplotlib", "sklearn")
     from mcis.data.dataset import LEFT_OUT
     from mcis.evaluation.evaluator import check_all_unseen, load_folds, load_subject, score
     from mcis.evaluation.metrics import compare_reports, read_report, report

@@ -78,6 +78,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Any) -> int:
     from mcis.checkpoints.checkpoint import is_weights_folder, write_text
+    from mcis.cli.common import check_extra
+
+    check_extra("evaluation", "sklearn")
 
     task, target = task_named(options.task), None
     splits = (*dataset.SPLITS[1:], dataset.LEFT_OUT)
