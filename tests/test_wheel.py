@@ -1,4 +1,4 @@
-"""The package as it is installed: a wheel, in an environment of its own, away from the checkout."""
+"""The package as installed: a wheel in its own virtual environment, outside the checkout."""
 
 import json
 import os
@@ -13,11 +13,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = {"mcis": "mcis", "datasets": "mcis_datasets"}
-"""Folders of the checkout that are installed, and under which name."""
+"""Folder of the checkout -> name of the installed package."""
 
 
 def run(*command, **options):
-    # Nothing of the checkout may help: neither the folder nor PYTHONPATH.
+    # without PYTHONPATH, so that nothing is imported from the checkout
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, **options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -26,7 +26,7 @@ def run(*command, **options):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy: a build leaves its files beside the sources, and finds those of earlier ones."""
+    """The wheel, built from a copy, because a build writes files into the source folder and reuses older ones."""
     place = tmp_path_factory.mktemp("wheel")
     copy = place / "copy"
     for folder in SOURCES:
@@ -41,31 +41,31 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Folder of the programs of an environment that has the wheel, and everything else from this one."""
+    """The bin folder of an environment that has the wheel installed and takes its dependencies from this one."""
     place = tmp_path_factory.mktemp("installed")
     run(sys.executable, "-m", "venv", "--without-pip", place)
     programs = place / ("Scripts" if os.name == "nt" else "bin")
     (packages,) = place.glob("[lL]ib/**/site-packages")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", programs / "python")
     run(*pip, "install", "--no-deps", "--no-index", wheel)
-    # A path of a .pth file comes after site-packages, and the .pth files below it are not read: so the wheel's mcis
-    # is found, never the editable one of this environment.
+    # Paths of a .pth file come after site-packages, and .pth files below them are not read: so the wheel's mcis is
+    # imported, not the editable one of this environment.
     here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (packages / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     return programs
 
 
-def test_holds_what_is_in_the_checkout(wheel):
+def test_the_wheel_has_every_file_of_the_checkout(wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = set()
     for folder, package in SOURCES.items():
         root = wheel.parent / "copy" / folder
         expected |= {f"{package}/{path.relative_to(root).as_posix()}" for path in root.rglob("*") if path.is_file()}
     assert inside == expected
-    assert {"mcis/page.html", "mcis/py.typed", "mcis_datasets/mcis_scans/TAGS.txt"} < inside
+    assert {"mcis/report/page.html", "mcis/py.typed", "mcis_datasets/mcis_scans/TAGS.txt"} < inside
 
 
-def test_works_away_from_the_checkout(installed, tmp_path):
+def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
     assert "predict" in run(installed / "mcis", "--help", cwd=tmp_path)
     assert "segment_brain" in run(installed / "mcis", "info", f"--data_dir={tmp_path}", cwd=tmp_path)
     program = (
