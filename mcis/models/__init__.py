@@ -1,8 +1,5 @@
 """The networks: one file each, one row each in MODELS. A row is a Linen module; `clone` changes its fields.
 
-Every network has the fields features, classes, dtype and axis_name and the class attributes `stride`, by which H and W
-must be divisible, and `segments`, whether its mask is fine enough to outline a lesion.
-
 ```python
 model = MODELS["unet"].clone(features=16)
 variables = model.init(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))
@@ -10,19 +7,17 @@ outputs = model.apply(variables, image)                         # Outputs: mask,
 ```
 """
 
-import flax.linen as nn
-
 from mcis.models.cnn import CNN
 from mcis.models.deeplab import DeepLabV3
 from mcis.models.light_unet import Light
-from mcis.models.outputs import Outputs
+from mcis.models.network import Network, Outputs
 from mcis.models.resnet import ResNet
 from mcis.models.sk_unet import SKUNet
 from mcis.models.unet import FoldedUNet, UNet
 
 __all__ = ["MODELS", "Outputs"]
 
-MODELS: dict[str, nn.Module] = {
+MODELS: dict[str, Network] = {
     "cnn": CNN(),
     "cnn_attention": CNN(attention=True),
     "resnet18": ResNet(depth=18),
@@ -37,8 +32,8 @@ MODELS: dict[str, nn.Module] = {
 }
 
 
-def model_named(name: str) -> nn.Module:
-    """The row of MODELS called `name`; ValueError lists the names there are."""
+def model_named(name: str) -> Network:
+    """The network called `name`; ValueError lists the names there are."""
     if name not in MODELS:
         raise ValueError(f"no model {name!r}; there are: {', '.join(MODELS)}")
     return MODELS[name]

@@ -1,10 +1,7 @@
-"""A small residual classifier: the router and the classifiers of the cascade.
+"""A small residual classifier, the network of the router and of the classifiers of the cascade.
 
-Four levels of two residual blocks (He et al. 2016, basic form) behind a space-to-depth stem, which spares a CPU the
-full-resolution layers; global average pooling and a linear head.
-
-With `attention` a coarse lesion mask, a sum of 1x1 convolutions of the coarser levels, is learned beside the label and
-says where the label head looks: each of these levels is also averaged over the lesion alone.
+Four levels of two residual blocks (He et al. 2016, basic form), global average pooling and a linear head. The stem
+folds 4x4 pixels into channels, since layers at full resolution are slow on a CPU.
 """
 
 import functools
@@ -13,23 +10,25 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from mcis.models.layers import BatchNorm, Conv, LabelHead, Pointwise, check_size, lesion_pooling
-from mcis.models.outputs import Outputs
+from mcis.models.layers import BatchNorm, Conv, Pointwise, lesion_pooling
+from mcis.models.network import Network, Outputs
 from mcis.ops import conv
 from mcis.ops.image import resize
 
 STEM = 4
+"""Side in pixels of the windows that are folded into channels."""
 WIDTHS = (1, 2, 4, 6)
 """Channels of the levels, in units of `features`."""
 DEPTH = 2
-STRIDE = STEM * 2 ** (len(WIDTHS) - 1)
+"""Blocks of a level."""
 
 
 class ResidualBlock(nn.Module):
-    """Twice (3x3 convolution, batch normalisation), ReLU between; added to its input, then ReLU."""
+    """ReLU(x + y), y two 3x3 convolutions with batch normalisation and a ReLU between: (B, H, W, C) -> the same."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
     axis_name: str | None
 
     @nn.compact
@@ -39,35 +38,30 @@ class ResidualBlock(nn.Module):
         y = Conv(x.shape[-1], dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y, train))
         y = Conv(x.shape[-1], dtype=self.dtype, name="conv2")(y)
-        # The last scale starts at a half: blocks begin near the identity, yet every parameter has a gradient.
+        # An initial scale of 0.5: the block starts near the identity, yet every parameter has a gradient.
         y = norm(scale_init=nn.initializers.constant(0.5), name="norm2")(y, train)
         return nn.relu(x + y)
 
 
-class CNN(nn.Module):
-    """The network. H and W must be divisible by 32.
+class CNN(Network):
+    """The classifier: Outputs with label logits, and with a mask where `attention` is set.
 
     Attributes:
-      features: channels of the first level.
-      classes: width of the label head, at least 1.
-      dtype: of the computation; parameters and outputs stay float32.
-      axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
-      attention: whether there is a coarse mask and the label head looks where it is.
+      attention: learn a coarse lesion mask, a sum of 1x1 convolutions of the three coarser levels. The label head then
+        also sees the average of each of these levels over the lesion.
     """
 
-    stride: ClassVar[int] = STRIDE
+    stride: ClassVar[int] = STEM * 2 ** (len(WIDTHS) - 1)
     segments: ClassVar[bool] = False
 
     features: int = 20
     classes: int = 2
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
     attention: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs with label logits; a mask only with `attention`."""
-        check_size(image, self.stride, type(self).__name__)
+        """Float (B, H, W, C) -> Outputs."""
+        self.check_size(image)
         x, levels = conv.space_to_depth(image.astype(self.dtype), STEM), []
         for level, width in enumerate(WIDTHS):
             name = f"level{level + 1}"
@@ -79,10 +73,8 @@ class CNN(nn.Module):
             levels.append(x.astype(jnp.float32))
         pooled, mask = levels[-1].mean((1, 2)), None
         if self.attention:
-            votes = [Pointwise(1, name=f"mask{level}")(x) for level, x in enumerate(levels[1:], 2)]
-            coarse = votes[0]
-            for vote in votes[1:]:
-                coarse = coarse + resize(vote, (coarse.shape[1], coarse.shape[2]))
-            mask = resize(coarse, (image.shape[1], image.shape[2]))
+            first, *others = (Pointwise(1, name=f"mask{level}")(x) for level, x in enumerate(levels[1:], 2))
+            coarse = sum((resize(logits, first.shape[1:3]) for logits in others), first)
+            mask = resize(coarse, image.shape[1:3])
             pooled = jnp.concatenate([pooled, lesion_pooling(levels[1:], coarse)], -1)
-        return Outputs(mask, LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train), pooled)
+        return Outputs(mask, self.label_logits(pooled, train), pooled)

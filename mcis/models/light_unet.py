@@ -1,10 +1,9 @@
-"""A light segmentation network made for CPUs: depthwise and 1x1 convolutions only, on a space-to-depth stem.
+"""A light segmentation network for CPUs: depthwise and 1x1 convolutions only, behind a stem that folds pixels.
 
-What costs on a CPU is few channels at full resolution, so that is left out: 4x4 pixels are folded into channels first
-and unfolded last (Shi et al. 2016). Between them a U-shaped encoder and decoder of inverted-bottleneck blocks as in
-ConvNeXt (Liu et al. 2022): depthwise convolution, layer normalisation, 1x1 expansion, GELU, 1x1 projection, residual.
-Skips are fused much as in CMUNeXt (Tang et al. 2024), which is worth more than a second decoder block at the same cost.
-There is no batch normalisation: a scan's answer never depends on its batch, in training either.
+Layers with few channels at full resolution are slow on a CPU. So 4x4 pixels are folded into channels first and unfolded
+last (Shi et al. 2016). Between them is a U-shaped encoder and decoder of inverted-bottleneck blocks as in ConvNeXt (Liu
+et al. 2022). Skips are fused much as in CMUNeXt (Tang et al. 2024), which helps more than a second decoder block at the
+same cost. Without batch normalisation a scan's outputs never depend on its batch, not even in training.
 """
 
 from typing import ClassVar
@@ -12,45 +11,45 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from mcis.models.layers import Depthwise, LabelHead, LayerNorm, Pointwise, check_size
-from mcis.models.outputs import Outputs
+from mcis.models.layers import Depthwise, LayerNorm, Pointwise
+from mcis.models.network import Network, Outputs
 from mcis.ops import conv
 
 STEM = 4
+"""Side in pixels of the windows that are folded into channels."""
 WIDTHS = (1, 2, 4, 5)
 """Channels of the levels, in units of `features`."""
 KERNELS = (5, 5, 3, 3)
-"""Depthwise kernel sizes of the levels: large where pixels are small."""
+"""Sizes of the depthwise kernels of the levels: large on fine levels."""
 DEPTH = 2
 """Blocks of an encoder level; a decoder level has one."""
-STRIDE = STEM * 2 ** (len(WIDTHS) - 1)
 
 
 class Block(nn.Module):
-    """Depthwise convolution, layer normalisation, expansion by 2, GELU, projection; added to its input."""
+    """x + y, y: depthwise convolution, layer normalisation, 1x1 expansion by 2, GELU, 1x1 projection."""
 
     kernel: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
         channels = x.shape[-1]
-        y = Depthwise(self.kernel, name="depthwise")(x)
-        y = LayerNorm(name="norm")(y)
+        y = LayerNorm(name="norm")(Depthwise(self.kernel, name="depthwise")(x))
         y = nn.gelu(Pointwise(2 * channels, self.dtype, name="expand")(y))
         return x + Pointwise(channels, self.dtype, name="project")(y).astype(x.dtype)
 
 
 class SkipFusion(nn.Module):
-    """What comes from below and a skip as one: both normalised, a depthwise convolution added, expansion, projection.
+    """A decoder level joined with its skip: each normalised on its own, as their scales are unrelated, then mixed.
 
-    Each is normalised by itself, for their scales have nothing to do with each other.
+    To each a depthwise convolution of itself is added; 1x1 expansion by 2, GELU and 1x1 projection follow.
     """
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, below: jax.Array, skip: jax.Array) -> jax.Array:
@@ -63,30 +62,26 @@ class SkipFusion(nn.Module):
         return Pointwise(self.features, self.dtype, name="project")(y).astype(skip.dtype)
 
 
-class Light(nn.Module):
-    """The network. H and W must be divisible by 32.
+class Light(Network):
+    """The light U-Net: Outputs with a mask, and with label logits where there are classes.
+
+    Only the 1x1 products are computed in `dtype`, the rest in float32. `axis_name` only serves dropout.
 
     Attributes:
-      features: channels of the finest level.
-      classes: width of a label head on the pooled deepest level; 0 = none.
-      dtype: of the 1x1 products; the rest stays float32.
-      axis_name: taken as every network takes it; not needed here.
-      supervise: whether the coarser decoder levels have masks of their own, at their resolution.
+      supervise: add an auxiliary mask to each coarser decoder level, at its resolution.
     """
 
-    stride: ClassVar[int] = STRIDE
+    stride: ClassVar[int] = STEM * 2 ** (len(WIDTHS) - 1)
     segments: ClassVar[bool] = True
+    has_auxiliary: ClassVar[bool] = True
 
     features: int = 40
-    classes: int = 0
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
     supervise: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs."""
-        check_size(image, self.stride, type(self).__name__)
+        self.check_size(image)
         widths = [self.features * width for width in WIDTHS]
         x = conv.space_to_depth(image.astype(jnp.float32), STEM)
         skips = []
@@ -97,7 +92,7 @@ class Light(nn.Module):
                 x = Block(kernel, self.dtype, name=f"{name}_block{i + 1}")(x)
             skips.append(x)
         pooled = x.mean((1, 2))
-        if self.classes:  # without a label head nothing would train it
+        if self.classes:  # without a label head nothing would train this layer
             pooled = LayerNorm(name="pooled_norm")(pooled)
         auxiliary = []
         for level in reversed(range(len(widths) - 1)):
@@ -110,5 +105,4 @@ class Light(nn.Module):
                 auxiliary.append(Pointwise(1, name=f"mask{level + 1}")(y))
         x = LayerNorm(name="mask_norm")(x)
         mask = conv.depth_to_space(Pointwise(STEM**2, name="mask")(x), STEM)
-        label = LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train) if self.classes else None
-        return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))
+        return Outputs(mask, self.label_logits(pooled, train), pooled, tuple(reversed(auxiliary)))

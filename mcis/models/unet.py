@@ -2,7 +2,7 @@
 
 Four levels of two 3x3 convolutions, each followed by batch normalisation and ReLU; 2x2 max pooling down, 2x2 transposed
 convolution up, skip connections at every level. With 32 features, three channels in and one out it has 7,763,041
-parameters, those of the published brain-segmentation network.
+parameters, as the published brain-segmentation network.
 """
 
 from typing import ClassVar
@@ -10,9 +10,10 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from mcis.models.layers import ConvNorm, ConvTranspose2x2, LabelHead, Pointwise, check_size, lesion_pooling
-from mcis.models.outputs import Outputs
+from mcis.models.layers import ConvNorm, ConvTranspose2x2, Pointwise, lesion_pooling
+from mcis.models.network import Network, Outputs
 from mcis.ops import conv
 
 LEVELS = 4
@@ -22,7 +23,7 @@ class ConvNormReLU(nn.Module):
     """3x3 convolution, batch normalisation, ReLU."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     axis_name: str | None
 
     @nn.compact
@@ -32,41 +33,37 @@ class ConvNormReLU(nn.Module):
         return nn.relu(layer(x, train))
 
 
-class UNet(nn.Module):
-    """The network. H and W must be divisible by 16.
+class UNet(Network):
+    """The U-Net: Outputs with a mask, and with label logits of the pooled bottleneck where there are classes.
+
+    The published network has 32 features; 16 are practical on a CPU.
 
     Attributes:
-      features: width of the first level; the published network has 32, 16 is the practical one on a CPU.
-      classes: width of a label head on the pooled bottleneck; 0 = none.
-      dtype: of the computation; parameters and outputs stay float32.
-      axis_name: of the devices batch normalisation averages over under pmap; not needed under jit.
-      supervise: whether the coarser decoder levels have masks of their own, at their resolution.
-      attention: whether the label head sees the decoder's features too, averaged over the lesion: as the mask has it,
-        which the label's loss cannot bend.
+      layer: type of the two layers of each level: a module with features, dtype and axis_name, called with
+        (B, H, W, C) and `train`.
+      fold: side of the pixel windows that are folded into channels first and unfolded last; 1 = none.
+      supervise: add an auxiliary mask to each coarser decoder level, at its resolution.
+      attention: let the label head also see the decoder's features averaged over the predicted mask. The label loss
+        has no gradient with respect to that mask.
     """
 
     stride: ClassVar[int] = 2**LEVELS
     segments: ClassVar[bool] = True
+    has_auxiliary: ClassVar[bool] = True
     layer: ClassVar[type[nn.Module]] = ConvNormReLU
-    """What each level has two of: a module of features, dtype and axis_name, called with (B, H, W, C) and `train`."""
     fold: ClassVar[int] = 1
-    """Pixels of a side that are folded into channels first and unfolded last; 1 = none."""
 
-    features: int = 32
-    classes: int = 0
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
     supervise: bool = False
     attention: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         """Float (B, H, W, C) -> Outputs."""
-        check_size(image, self.stride, type(self).__name__)
+        self.check_size(image)
 
-        def two_layers(x, level, name):
+        def two_layers(x: jax.Array, level: int, name: str) -> jax.Array:
             for i in (1, 2):
-                x = self.layer(self.features << level, self.dtype, self.axis_name, name=f"{name}_{i}")(x, train)
+                x = self.layer(self.features * 2**level, self.dtype, self.axis_name, name=f"{name}_{i}")(x, train)
             return x
 
         x, skips, levels, auxiliary = image.astype(self.dtype), [], [], []
@@ -79,9 +76,8 @@ class UNet(nn.Module):
         x = two_layers(x, LEVELS, "bottleneck")
         pooled = x.astype(jnp.float32).mean((1, 2))
         for level in reversed(range(LEVELS)):
-            x = ConvTranspose2x2(self.features << level, self.dtype, name=f"upconv{level + 1}")(x)
-            x = jnp.concatenate([x, skips[level]], -1)
-            x = two_layers(x, level, f"decoder{level + 1}")
+            x = ConvTranspose2x2(self.features * 2**level, self.dtype, name=f"upconv{level + 1}")(x)
+            x = two_layers(jnp.concatenate([x, skips[level]], -1), level, f"decoder{level + 1}")
             levels.append(x)
             if self.supervise and level:
                 auxiliary.append(Pointwise(1, self.dtype, name=f"mask{level + 1}")(x).astype(jnp.float32))
@@ -90,15 +86,14 @@ class UNet(nn.Module):
             mask = conv.depth_to_space(mask, self.fold)
         if self.classes and self.attention:
             pooled = jnp.concatenate([pooled, lesion_pooling(levels, jax.lax.stop_gradient(mask))], -1)
-        label = LabelHead(self.classes, axis_name=self.axis_name, name="label")(pooled, train) if self.classes else None
-        return Outputs(mask, label, pooled, tuple(reversed(auxiliary)))
+        return Outputs(mask, self.label_logits(pooled, train), pooled, tuple(reversed(auxiliary)))
 
 
 class FoldedUNet(UNet):
-    """The U-Net on half the side: 2x2 pixels are folded into channels first and unfolded last (Shi et al. 2016).
+    """The U-Net at half resolution: 2x2 pixels are folded into channels first and unfolded last (Shi et al. 2016).
 
-    What costs most on a CPU, few channels at full resolution, is left out: a step takes a third of the U-Net's time at
-    the same width of what is left. H and W must be divisible by 32.
+    Layers with few channels at full resolution, the slowest on a CPU, are left out: a step takes a third of the time of
+    the U-Net with the same width at half resolution.
     """
 
     stride: ClassVar[int] = 2 ** (LEVELS + 1)

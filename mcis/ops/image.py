@@ -43,7 +43,7 @@ def resize_matrix(length: int, target: int) -> np.ndarray:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Bilinear resize as two products with constant matrices: float (B, H, W, C) -> (B, size[0], size[1], C).
 
     Equal to `jax.image.resize` and, unlike it, exported with a symbolic batch size. Nothing happens at equal size.
