@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mcis.ops.lowering import by_platform
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 FEW = 4
 """Channels that a picture has at most: its first convolution is one product of patches of two columns."""
@@ -33,7 +35,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) ->
     # Where taps reach past the image many products are with zeros alone.
     wide = 4 * dilation >= min(x.shape[1:3]) and dilation > 1
     near = functools.partial(_by_taps if wide else _by_strips, dilation=dilation)
-    return lax.platform_dependent(x, kernel, cpu=near, default=plain)
+    return by_platform(x, kernel, cpu=near, plain=plain)
 
 
 def _plain(x, kernel, stride, dilation):
@@ -137,7 +139,7 @@ def _shifted_sum(x, kernel):
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise convolution, odd square kernel, stride 1, zero padding: (B, H, W, C), (k, k, C) -> (B, H, W, C)."""
-    return lax.platform_dependent(x, kernel, cpu=_depthwise_by_taps, default=_plain_depthwise)
+    return by_platform(x, kernel, cpu=_depthwise_by_taps, plain=_plain_depthwise)
 
 
 def _plain_depthwise(x, kernel):

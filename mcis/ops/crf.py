@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcis.ops.lowering import by_platform
+
 LEVELS = 256
 """Grey levels that are told apart."""
 TOLERANCE = 3e-3
@@ -83,7 +85,7 @@ def mean_field(probability: jax.Array, image: jax.Array, crf: CRF) -> jax.Array:
     def one_by_one(probability, image):  # what a scan needs then stays in a CPU's cache
         return jax.lax.map(lambda one: together(one[0][None], one[1][None])[0], (probability, image))
 
-    return jax.lax.platform_dependent(probability, image, cpu=one_by_one, default=together)
+    return by_platform(probability, image, cpu=one_by_one, plain=together)
 
 
 def _mean_field(probability: jax.Array, image: jax.Array, crf: CRF) -> jax.Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mcis.ops.lowering import by_platform
+
 EPSILON = 1e-6
 
 
@@ -39,7 +41,7 @@ def _mean(x):
         column = jnp.full((channels, 1), 1 / channels, x.dtype)
         return lax.dot_general(x, column, (((x.ndim - 1,), (0,)), ((), ())))
 
-    return lax.platform_dependent(x, cpu=product, default=functools.partial(jnp.mean, axis=-1, keepdims=True))
+    return by_platform(x, cpu=product, plain=functools.partial(jnp.mean, axis=-1, keepdims=True))
 
 
 def _forward(x, scale, bias):
