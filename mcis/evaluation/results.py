@@ -14,8 +14,7 @@ from mcis.data import dataset
 from mcis.data.records import batches
 from mcis.evaluation.metrics import Rows
 from mcis.imaging.letterbox import unletterbox
-from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
-from mcis.ops.surface import surface_distances
+from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts, surface_distances
 from mcis.organs import ORGANS, UNKNOWN, organ_index
 from mcis.tasks.config import Task
 

@@ -1,1 +1,1 @@
-"""Pure jitted functions: convolutions in forms that are fast on a CPU, images, augmentation, losses, metrics."""
+"""Pure functions on arrays: convolutions, image filters, augmentation, losses, metrics, calibration, OOD scores."""

@@ -1,6 +1,6 @@
-"""Augmentation inside the jit: one affine map for image and mask alike, then intensity changes of the image.
+"""Data augmentation: an affine map of image and mask, then changes of the image's intensities.
 
-Every example draws from its own key, so that a scan's augmentation does not depend on the batch or device it is in.
+Every example has its own random key: its augmentation does not depend on its batch or device.
 """
 
 import dataclasses
@@ -8,32 +8,32 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mcis.ops.image import resize
+from mcis.ops.image import resize, shifted
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How strongly to augment; zero switches a part off. Draws are uniform unless said otherwise.
+    """Strengths of the augmentation; 0 switches a part off. Draws are uniform unless stated otherwise.
 
     Attributes:
-      flip: probability of mirroring left and right.
-      rotate: largest rotation either way, degrees.
-      scale: largest log2 of the zoom either way.
-      stretch: largest log2 of the ratio of the two axes' zooms, either way.
-      shift: largest translation either way, as a share of the side.
-      brightness: standard deviation of an added constant, of the image's [0, 1] range.
-      contrast: largest log2 of the contrast factor either way.
-      gamma: largest log2 of the exponent either way.
+      flip: probability of a left-right flip.
+      rotate: largest rotation in either direction, degrees.
+      scale: largest absolute log2 of the zoom.
+      stretch: largest absolute log2 of the ratio between the zooms of both axes.
+      shift: largest absolute translation, as a share of the side.
+      brightness: standard deviation of an added constant, for an image range of [0, 1].
+      contrast: largest absolute log2 of the contrast factor.
+      gamma: largest absolute log2 of the exponent.
       bias: log2 amplitude of a smooth multiplicative field (MRI coil bias, ultrasound gain).
       noise: largest standard deviation of added Gaussian noise.
       blur: probability of a 3x3 binomial blur, applied twice.
       grey: probability that a colour image becomes grey: one of its channels, or a mixture of them.
-      missing: probability that one channel of a colour image shows another, as where an MRI sequence is missing.
-      depth_gain: log2 amplitude of a gain that changes with depth, row by row (ultrasound's time-gain compensation).
+      missing: probability that one channel of a colour image is replaced by another, as for a missing MRI sequence.
+      depth_gain: log2 amplitude of a gain that changes with depth, row by row (time-gain compensation of ultrasound).
       speckle: largest standard deviation of multiplicative noise with a grain of two pixels.
-      coarse: probability that half of the resolution is lost.
-      marks: probability that callipers, a dotted line and letters are drawn on, as sonographers leave them: where they
-        stand on lesions alone, a network learns to read them.
+      coarse: probability that the resolution is halved.
+      marks: probability of drawn callipers, a dotted line and letters, as sonographers leave them. Where they occur on
+        lesions alone, a network learns to detect the marks.
     """
 
     flip: float = 0.5
@@ -56,50 +56,44 @@ class Augmentation:
 
 
 def augment(keys: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
-    """Augment a batch.
+    """Augment a batch: random keys (B,), image float32 (B, S, S, C) in [0, 1], mask {0,1} of any type (B, S, S, 1).
 
-    Args:
-      keys: random keys (B,), one a scan.
-      image: float32 (B, S, S, C) in [0, 1].
-      mask: {0,1} of any type, (B, S, S, 1).
-      settings: the strengths.
-
-    Returns:
-      float32 image in [0, 1] and float32 {0,1} mask, of the shapes given.
+    Returns the image in [0, 1] and the {0,1} mask, both float32.
     """
 
-    def one(key, image, mask):
+    def augment_scan(key, image, mask):
         blur, coarse, geometry, intensity, marks = jax.random.split(key, 5)
-        # Blurred before it is sampled: after, XLA's CPU backend would sample again for each of the blur's many reads.
+        # The blur comes before the affine map: XLA's CPU backend would otherwise sample again for each of its reads.
         image = jnp.where(_happens(blur, settings.blur), _binomial(_binomial(image)), image)
         side = image.shape[0]
         half = resize(resize(image[None], (side // 2, side // 2)), (side, side))[0]
         image = jnp.where(_happens(coarse, settings.coarse), half, image)
-        both = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings)
-        changed = _marks(marks, _intensity(intensity, both[..., :-1], settings), settings)
-        return changed, (both[..., -1:] >= 0.5).astype(jnp.float32)
+        moved = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings)
+        image, mask = moved[..., :-1], moved[..., -1:]
+        image = _marks(marks, _intensity(intensity, image, settings), settings)
+        return image, (mask >= 0.5).astype(jnp.float32)
 
-    return jax.vmap(one)(keys, image, mask)
+    return jax.vmap(augment_scan)(keys, image, mask)
 
 
 def _happens(key, probability):
-    """True with a probability that may be an int, which `jax.random.bernoulli` refuses, or traced."""
+    """True with a probability, which may be traced or an int; `jax.random.bernoulli` rejects an int."""
     return jax.random.uniform(key) < probability
 
 
-def _uniform(key, bound):
-    return jax.random.uniform(key, (), minval=-bound, maxval=bound)
+def _uniform(key, bound, shape=()):
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def _affine(key, x, s: Augmentation):
-    """Sample x (S, S, C) where the affine map sends each output pixel; zero outside."""
+    """Transform x (S, S, C) by a random affine map about its centre; zero outside."""
     side = x.shape[0]
     flip, rotate, scale, stretch, shift = jax.random.split(key, 5)
     angle = jnp.deg2rad(_uniform(rotate, s.rotate))
     zoom, ratio = -_uniform(scale, s.scale), _uniform(stretch, s.stretch) / 2
     zoom_y, zoom_x = jnp.exp2(zoom + ratio), jnp.exp2(zoom - ratio)
     mirror = jnp.where(_happens(flip, s.flip), -1.0, 1.0)
-    move = jax.random.uniform(shift, (2,), minval=-s.shift, maxval=s.shift) * side
+    move = _uniform(shift, s.shift, (2,)) * side
     centre = (side - 1) / 2
     grid = jnp.arange(side, dtype=jnp.float32) - centre
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -111,7 +105,7 @@ def _affine(key, x, s: Augmentation):
 def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
     """Values of `image` (H, W, C) at pixel coordinates y, x (any shape), linearly interpolated, 0 outside."""
     height, width, channels = image.shape
-    # a frame of zeros one pixel wide holds whatever lies outside
+    # a border of zeros, one pixel wide, stands for everything outside
     padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
     y = jnp.clip(y + 1.0, 0.0, height + 1.0)
     x = jnp.clip(x + 1.0, 0.0, width + 1.0)
@@ -126,14 +120,14 @@ def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _intensity(key, image, s: Augmentation):
-    """Change grey values of (S, S, C) in [0, 1]; what was black padding stays near black."""
+    """Change the intensities of (S, S, C) in [0, 1]; black padding stays nearly black."""
     channels, gamma, contrast, brightness, bias, depth, speckle, grain, noise, level = jax.random.split(key, 10)
     side = image.shape[0]
     mixture = _channel_mixture(channels, image.shape[-1], s)
     image = (image[..., None] * mixture[None, None]).sum(-2)
     image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(_uniform(gamma, s.gamma)))
-    field = jax.random.uniform(bias, (1, 4, 4, 1), minval=-s.bias, maxval=s.bias)
-    rows = jax.random.uniform(depth, (1, 6, 1, 1), minval=-s.depth_gain, maxval=s.depth_gain)
+    field = _uniform(bias, s.bias, (1, 4, 4, 1))
+    rows = _uniform(depth, s.depth_gain, (1, 6, 1, 1))
     image = image * jnp.exp2(resize(field, (side, side)) + resize(rows, (side, 1)))[0]
     coarse = resize(jax.random.normal(grain, (1, side // 2, side // 2, 1)), (side, side))[0]
     image = image * (1.0 + jax.random.uniform(speckle, (), maxval=s.speckle) * coarse)
@@ -141,19 +135,19 @@ def _intensity(key, image, s: Augmentation):
     image = (image - centre) * jnp.exp2(_uniform(contrast, s.contrast)) + centre
     image = image + s.brightness * jax.random.normal(brightness)
     deviation = jax.random.uniform(level, (), maxval=s.noise)
-    # one noise for all channels: grey scans stay grey
+    # the same noise in all channels, so that grey scans stay grey
     image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
     return jnp.clip(image, 0.0, 1.0)
 
 
 CROSSES = 4
-"""Most callipers drawn on a scan."""
+"""Largest number of callipers on a scan."""
 LETTERS = (5, 40)
-"""Height and width of a line of letters, pixels; every fourth column is a gap."""
+"""Height and width of the line of letters in pixels; every fourth column is a gap."""
 
 
 def _marks(key, image, s: Augmentation):
-    """Callipers, a dotted line between two of them and a line of letters on (S, S, C) in [0, 1], near white."""
+    """Draw nearly white callipers, a dotted line between two of them and letters on (S, S, C) in [0, 1]."""
     drawn, place, count, size, letters, corner, light, lined = jax.random.split(key, 8)
     side = image.shape[0]
     y, x = (jnp.arange(side, dtype=jnp.float32).reshape(shape) for shape in ((-1, 1), (1, -1)))
@@ -167,9 +161,9 @@ def _marks(key, image, s: Augmentation):
     along = points[1] - points[0]
     length = jnp.sqrt(jnp.square(along).sum()) + 1e-3
     unit = along / length
-    reached = (y - points[0, 0]) * unit[0] + (x - points[0, 1]) * unit[1]
-    beside = jnp.abs((y - points[0, 0]) * unit[1] - (x - points[0, 1]) * unit[0])
-    dots = (reached >= 0) & (reached <= length) & (beside < 0.6) & (jnp.mod(reached, 4.0) < 1.5)
+    position = (y - points[0, 0]) * unit[0] + (x - points[0, 1]) * unit[1]
+    offset = jnp.abs((y - points[0, 0]) * unit[1] - (x - points[0, 1]) * unit[0])
+    dots = (position >= 0) & (position <= length) & (offset < 0.6) & (jnp.mod(position, 4.0) < 1.5)
     mark |= dots & (number >= 2) & _happens(lined, 0.5)
     height, width = LETTERS[0], min(LETTERS[1], side)
     strokes = jax.random.bernoulli(letters, 0.5, (height, width)) & (jnp.arange(width) % 4 != 3)[None]
@@ -180,9 +174,9 @@ def _marks(key, image, s: Augmentation):
 
 
 def _channel_mixture(key, channels, s: Augmentation):
-    """(C, C) matrix M, columns of sum 1: channel j of the result is the sum over i of M[i, j] times channel i."""
+    """(C, C) matrix M with columns of sum 1: channel j becomes the sum over i of M[i, j] times channel i."""
     grey, share, missing, pair = jax.random.split(key, 4)
-    weights = jax.nn.softmax(4.0 * jax.random.normal(share, (channels, 1)), axis=0)  # mostly near one channel
+    weights = jax.nn.softmax(4.0 * jax.random.normal(share, (channels, 1)), axis=0)  # mostly one channel dominates
     shown, hidden = jax.random.randint(pair, (2,), 0, channels)
     identity = jnp.eye(channels)
     copied = identity.at[:, hidden].set(identity[:, shown])
@@ -191,10 +185,8 @@ def _channel_mixture(key, channels, s: Augmentation):
 
 
 def _binomial(image):
-    """3x3 binomial blur of (H, W, C), edges held."""
+    """3x3 binomial blur of (H, W, C), edges replicated."""
     for axis in (0, 1):
-        length = image.shape[axis]
-        padded = jnp.pad(image, [(1, 1) if i == axis else (0, 0) for i in range(3)], mode="edge")
-        before, after = (jax.lax.slice_in_dim(padded, start, start + length, axis=axis) for start in (0, 2))
-        image = 0.25 * before + 0.5 * image + 0.25 * after
+        before, here, after = shifted(image, axis, 1)
+        image = 0.25 * before + 0.5 * here + 0.25 * after
     return image

@@ -1,30 +1,29 @@
-"""Metrics from per-scan counts. The counts are made on the device; what they add up to is computed in NumPy.
+"""Metrics of labels and masks, in NumPy; `mask_counts` also runs on the device.
 
-Empty masks have one policy everywhere: both empty = Dice 1, one empty = Dice 0.
+Empty masks are treated the same everywhere: Dice is 1 where both masks are empty, 0 where one is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 LABEL_METRICS = ("accuracy", "balanced_accuracy")
 MASK_METRICS = ("dice_lesion", "iou_lesion", "dice", "dice_balanced", "dice_patient", "dice_patient_median")
-"""Scores of `label_scores` and `mask_scores` of which larger is better: an epoch can be chosen by them."""
-
+"""Scores of `label_scores` and `mask_scores` of which larger is better; the best epoch can be chosen by them."""
 MASK_THRESHOLD = 0.5
-"""Probability above which a pixel is lesion: in training's validation, in evaluation and in findings alike."""
+"""Probability above which a pixel is lesion, everywhere."""
+SENSITIVE = 0.9
+"""Sensitivity of the threshold at which `class_scores` gives a specificity."""
+POSITIVES = 20
+"""Fewest scans of a class for which that threshold is chosen: with few the specificity is too optimistic."""
+PARTIAL = 0.05
+"""Largest share of bootstrap draws that may lack a score."""
 
 
 def mask_counts(predicted, mask):
-    """Pixels of a scan: {0,1} (B, H, W, 1) twice -> dict of (B,): both (intersection), predicted, true.
+    """Pixel counts per scan: two {0,1} (B, H, W, 1), of NumPy or JAX -> dict of (B,).
 
-    Takes NumPy and JAX arrays alike.
-
-    >>> predicted = np.zeros((1, 4, 4, 1), np.uint8)
-    >>> mask = predicted.copy()
-    >>> predicted[0, :2], mask[0, 1:3] = 1, 1  # two rows each, one in common
-    >>> {name: count.tolist() for name, count in mask_counts(predicted, mask).items()}
-    {'both': [4], 'predicted': [8], 'true': [8]}
+    The keys are both (pixels of the intersection), predicted and true.
     """
     predicted, mask = predicted.astype("int32"), mask.astype("int32")
     axes = (1, 2, 3)
@@ -34,7 +33,7 @@ def mask_counts(predicted, mask):
 def dice(both, predicted, true) -> np.ndarray:
     """2|A and B| / (|A| + |B|) from counts, elementwise; 1 where both are empty.
 
-    Three scans: half right, both masks empty, a lesion missed.
+    Three scans: half right, both masks empty, a missed lesion.
 
     >>> dice(both=[30, 0, 0], predicted=[60, 0, 0], true=[60, 0, 25]).tolist()
     [0.5, 1.0, 0.0]
@@ -44,11 +43,7 @@ def dice(both, predicted, true) -> np.ndarray:
 
 
 def iou(both, predicted, true) -> np.ndarray:
-    """|A and B| / |A or B| from counts, elementwise; 1 where both are empty.
-
-    >>> iou(both=[30, 0], predicted=[60, 0], true=[60, 0]).round(3).tolist()
-    [0.333, 1.0]
-    """
+    """|A and B| / |A or B| from counts, elementwise; 1 where both are empty."""
     union = np.asarray(predicted, np.float64) + np.asarray(true) - np.asarray(both)
     return np.where(union == 0, 1.0, np.asarray(both) / np.maximum(union, 1))
 
@@ -59,18 +54,81 @@ def dice_loss(prob: np.ndarray, mask: np.ndarray) -> float:
     return 1.0 - (2.0 * overlap + 1.0) / (float(prob.sum(dtype=np.float64)) + float(mask.sum(dtype=np.int64)) + 1.0)
 
 
+def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group: np.ndarray) -> dict[str, float]:
+    """Dice over scans and patients from int (N,) counts; `group` (N,) is the patient of each scan.
+
+    Returns:
+      dice_lesion, iou_lesion: mean over scans with a lesion; false_masks: share of the empty scans with a predicted
+      mask; dice: mean over all scans; dice_balanced: geometric mean of the mean Dice of the scans with a lesion and of
+      the empty ones, 0 for a model that predicts a mask always or never; dice_patient, dice_patient_median: over
+      patients with a lesion, from the summed counts of their scans. Scores without scans are left out.
+    """
+    scores: dict[str, float] = {}
+    lesion, dices = true > 0, dice(both, predicted, true)
+    if lesion.any():
+        scores["dice_lesion"] = float(dices[lesion].mean())
+        scores["iou_lesion"] = float(iou(both, predicted, true)[lesion].mean())
+    if (~lesion).any():
+        scores["false_masks"] = float((predicted[~lesion] > 0).mean())
+    scores["dice"] = float(dices.mean())
+    means = [dices[kind].mean() for kind in (lesion, ~lesion) if kind.any()]
+    scores["dice_balanced"] = float(np.prod(means) ** (1 / len(means)))
+    _, index = np.unique(group, return_inverse=True)
+    sums = [np.bincount(index, counts) for counts in (both, predicted, true)]
+    patients = dice(*sums)[sums[2] > 0]
+    if len(patients):
+        scores["dice_patient"] = float(patients.mean())
+        scores["dice_patient_median"] = float(np.median(patients))
+    return scores
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a bool (H, W) mask with one of their four neighbours outside the mask or the image: bool (H, W)."""
+    from scipy.ndimage import binary_erosion
+
+    return mask & ~binary_erosion(mask)
+
+
+def surface_distances(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """95th percentile Hausdorff distance and mean surface distance of {0,1} (H, W) masks, in pixels; both symmetric.
+
+    Each outline pixel of a mask has a distance to the nearest outline pixel of the other. The first result is the
+    larger of the 95th percentiles of both directions (after Huttenlocher et al. 1993), the second the mean over the
+    pixels of both outlines (Heimann et al. 2009, eq. 3). Both are nan where a mask is empty.
+
+    A square and the same square three pixels to the right:
+
+    >>> a = np.zeros((16, 16), np.uint8)
+    >>> a[4:9, 4:9] = 1
+    >>> surface_distances(a, np.roll(a, 3, axis=1))[0], surface_distances(a, a), surface_distances(a, 0 * a)
+    (3.0, (0.0, 0.0), (nan, nan))
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if not (np.any(predicted) and np.any(true)):
+        return float("nan"), float("nan")
+    # Crop to the bounding box of both masks; a border of zeros keeps their outlines.
+    either = np.logical_or(predicted, true)
+    rows, columns = (np.flatnonzero(either.any(axis)) for axis in (1, 0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    a, b = (outline(np.pad(np.asarray(mask[box], bool), 1)) for mask in (predicted, true))
+    to_b, to_a = distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]
+    hausdorff = max(np.percentile(to_b, 95), np.percentile(to_a, 95))
+    return float(hausdorff), float(np.concatenate([to_b, to_a]).mean())
+
+
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
     """Share of equal entries of two int (N,)."""
     return float(np.mean(predicted == label))
 
 
 def balanced_accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
-    """Mean over the classes present in `label` of the share found; int (N,) twice.
+    """Mean sensitivity over the classes that occur in `label`; two int (N,).
 
-    Who always says 0 is right three times in four, and knows one class of two:
+    A model that always predicts class 0:
 
-    >>> said, label = np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1])
-    >>> accuracy(said, label), balanced_accuracy(said, label)
+    >>> predicted, label = np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1])
+    >>> accuracy(predicted, label), balanced_accuracy(predicted, label)
     (0.75, 0.5)
     """
     return float(np.mean([np.mean(predicted[label == c] == c) for c in np.unique(label)]))
@@ -88,44 +146,36 @@ def label_scores(probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """How many scans of class i were called j: int (N,) twice, in [0, K) -> int (K, K)."""
+    """Number of scans of class i predicted as class j: two int (N,) in [0, K) -> int (K, K)."""
     return np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive scan scores above another; ties count half.
+    """Area under the ROC curve of float (N,) scores; `positive` is bool (N,), with some true and some false.
 
-    Mann & Whitney's U over its largest value (Hanley & McNeil 1982).
+    The share of pairs of a positive and a negative scan in which the positive one has the higher score, ties counted
+    half: the Mann-Whitney U over its largest value (Hanley & McNeil 1982).
 
-    Args:
-      score: (N,) float.
-      positive: (N,) bool, some true and some false.
-
-    Of four pairs of a positive and another, three are in order and one is tied:
+    Of four pairs three are in order and one is tied:
 
     >>> auc(np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False]))
     0.875
     """
-    others = np.sort(score[~positive])
-    below, not_above = (np.searchsorted(others, score[positive], side) for side in ("left", "right"))
-    return float((below + not_above).mean() / (2 * len(others)))
-
-
-SENSITIVE = 0.9
-"""The sensitivity at which specificities of a chosen threshold are compared."""
-POSITIVES = 20
-"""Fewest scans of a class from which such a threshold is chosen: on few it flatters."""
+    negatives = np.sort(score[~positive])
+    below, not_above = (np.searchsorted(negatives, score[positive], side) for side in ("left", "right"))
+    return float((below + not_above).mean() / (2 * len(negatives)))
 
 
 def class_scores(probs: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-    """What each class's own scores are, from float (N, K) probs and int (N,) labels in [0, K).
+    """Scores of each class from float (N, K) probs and int (N,) labels in [0, K).
 
     Returns:
-      sensitivity_<class>, specificity_<class>: of the class that is most probable; auc_<class>: of its probability,
-      this class against the rest; auc: the mean of these over the classes; brier: mean over scans of the sum over
-      classes of (probability - truth) squared, in [0, 2] (Brier 1950); specificity_at_90_<class>: that of the largest
-      threshold on the class's probability with a sensitivity of SENSITIVE or more, where POSITIVES scans are of it.
-      A class that does not occur has no sensitivity, one that is all there is no specificity, and neither has an AUC.
+      sensitivity_<class>, specificity_<class>: of the most probable class; auc_<class>: of the probability of the
+      class, against the rest; auc: the mean of these over the classes; brier: mean over scans of the squared
+      differences between probabilities and truth, summed over classes, in [0, 2] (Brier 1950);
+      specificity_at_90_<class>: at the largest threshold on the probability of the class with a sensitivity of at least
+      SENSITIVE, if there are POSITIVES scans of the class. A class that does not occur has no sensitivity, a class that
+      is the only one no specificity, and neither has an AUC.
     """
     scores: dict[str, float] = {"brier": float(np.square(probs - np.eye(probs.shape[1])[label]).sum(1).mean())}
     predicted, areas = probs.argmax(1), []
@@ -146,64 +196,27 @@ def class_scores(probs: np.ndarray, label: np.ndarray, classes: Sequence[str]) -
     return scores
 
 
-def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group: np.ndarray) -> dict[str, float]:
-    """Dice over scans and patients from int (N,) counts; `group` (N,) names each scan's patient.
-
-    Returns:
-      dice_lesion, iou_lesion: mean over scans whose mask is not empty; false_masks: share of empty scans that were
-      given a mask; dice: mean over all scans; dice_balanced: geometric mean of the lesion scans' Dice and of the empty
-      scans', so that the rarer kind counts as much, and neither no mask at all nor a mask everywhere scores;
-      dice_patient, dice_patient_median: over patients with a lesion, counts of a patient's scans pooled. What does not
-      occur is left out.
-    """
-    scores: dict[str, float] = {}
-    lesion = true > 0
-    if lesion.any():
-        scores["dice_lesion"] = float(dice(both, predicted, true)[lesion].mean())
-        scores["iou_lesion"] = float(iou(both, predicted, true)[lesion].mean())
-    if (~lesion).any():
-        scores["false_masks"] = float((predicted[~lesion] > 0).mean())
-    scores["dice"] = float(dice(both, predicted, true).mean())
-    kinds = [dice(both, predicted, true)[kind].mean() for kind in (lesion, ~lesion) if kind.any()]
-    scores["dice_balanced"] = float(np.prod(kinds) ** (1 / len(kinds)))
-    _, index = np.unique(group, return_inverse=True)
-    pooled = [np.bincount(index, counts) for counts in (both, predicted, true)]
-    patients = dice(*pooled)[pooled[2] > 0]
-    if len(patients):
-        scores["dice_patient"] = float(patients.mean())
-        scores["dice_patient_median"] = float(np.median(patients))
-    return scores
-
-
-def with_interval(found: Mapping[str, float | None], sign: str = "") -> str:
-    """A figure in words, "0.812 [0.763, 0.851]", from its value, low and high; with `sign` "+" differences have one."""
-    ends = "no interval" if found["low"] is None else f"{found['low']:{sign}.3f}, {found['high']:{sign}.3f}"
-    return f"{found['value']:{sign}.3f} [{ends}]"
-
-
-PARTIAL = 0.05
-"""Largest share of a bootstrap's draws that may lack a score."""
-
-
-def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap_interval(
+    score: Callable[[np.ndarray, np.ndarray], Mapping[str, float]], group: np.ndarray, draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of scores under resampling of whole groups (patients) with replacement.
 
     Args:
-      score: function of int (M,) row indices and int (M,) groups -> dict of floats; a name that is missing from a draw
-        is left out of that draw. A group drawn twice comes as two groups: a mean over patients counts it twice.
+      score: function of int (M,) row indices and int (M,) groups -> scores by name; a draw that lacks a name does not
+        count for it. A group drawn twice is passed as two groups, so that a mean over patients counts it twice.
       group: (N,) group of each row.
       draws: number of resamplings.
       seed: of the resampling.
 
     Returns:
-      name -> (low, high), the 2.5 and 97.5 percentiles; (nan, nan) when there are fewer than two groups, or when more
-      than PARTIAL of the draws lack the name, for what is left of them tells too narrow an interval.
+      name -> (low, high), the 2.5th and 97.5th percentiles. (nan, nan) with fewer than two groups, or where more than
+      PARTIAL of the draws lack the name: the interval of the others would be too narrow.
 
-    Four scans of two patients tell less than four patients would:
+    Four scans of two patients give a wider interval than four patients would:
 
-    >>> right = np.array([1.0, 1.0, 0.0, 0.0])
+    >>> correct = np.array([1.0, 1.0, 0.0, 0.0])
     >>> def score(rows, group):
-    ...     return {"accuracy": right[rows].mean()}
+    ...     return {"accuracy": correct[rows].mean()}
     >>> bootstrap_interval(score, np.array(["p1", "p1", "p2", "p2"]))["accuracy"]
     (0.0, 1.0)
     """
@@ -218,6 +231,12 @@ def bootstrap_interval(score, group: np.ndarray, draws: int = 1000, seed: int = 
         drawn = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
         for name, value in score(np.concatenate(chosen), drawn).items():
             values.setdefault(name, []).append(value)
-    few = (1 - PARTIAL) * draws
-    ends = {name: np.percentile(v, [2.5, 97.5]) if len(v) >= few else (np.nan, np.nan) for name, v in values.items()}
+    fewest = (1 - PARTIAL) * draws
+    ends = {name: np.percentile(v, [2.5, 97.5]) if len(v) >= fewest else (np.nan, np.nan) for name, v in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def with_interval(row: Mapping[str, float | None], sign: str = "") -> str:
+    """Text as "0.812 [0.763, 0.851]" from a row of value, low and high; with `sign` "+" differences have their sign."""
+    ends = "no interval" if row["low"] is None else f"{row['low']:{sign}.3f}, {row['high']:{sign}.3f}"
+    return f"{row['value']:{sign}.3f} [{ends}]"

@@ -1,4 +1,4 @@
-"""Layer normalisation in a form that XLA compiles well on a CPU."""
+"""Layer normalisation in a form that is fast on a CPU."""
 
 import functools
 
@@ -9,31 +9,29 @@ from jax import lax
 from mcis.ops.lowering import by_platform
 
 EPSILON = 1e-6
+"""Added to the variance."""
 
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Layer normalisation over the last axis (Ba et al. 2016): (..., C), (C,), (C,) -> (..., C), at least float32.
-
-    The variance is the mean square of what the mean leaves: E[x^2] - E[x]^2 loses every digit where the mean is large.
-    """
-    wide = tuple(range(x.ndim - 1))
-    return _normalised(x)[0] * jnp.expand_dims(scale, wide) + jnp.expand_dims(bias, wide)
+    """Layer normalisation over the last axis (Ba et al. 2016): (..., C), (C,), (C,) -> (..., C), at least float32."""
+    axes = tuple(range(x.ndim - 1))
+    return _normalised(x)[0] * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)
 
 
 def _normalised(x):
-    """Zero mean, unit variance over the last axis; and the reciprocal of the standard deviation."""
+    """`x` with zero mean and unit variance over the last axis, and the reciprocal of its standard deviation."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = x - _mean(x)
+    centred = x - _mean(x)  # E[x^2] - E[x]^2 would lose every digit where the mean is large
     inverse = lax.rsqrt(_mean(jnp.square(centred)) + EPSILON)
     return centred * inverse, inverse
 
 
 def _mean(x):
-    """Mean over the last axis, which stays as 1.
+    """Mean over the last axis, which stays as 1; on a CPU a product with a column of 1/C.
 
-    On a CPU a product with a column of 1/C: XLA's reduction over an axis that lies together in memory is scalar, and
-    computes what is reduced anew for each of its readers, the depthwise convolution before the layer included.
+    XLA's reduction over the innermost axis is scalar, and recomputes its input, the depthwise convolution before the
+    layer included, for each reader.
     """
     channels = x.shape[-1]
 
@@ -44,18 +42,14 @@ def _mean(x):
     return by_platform(x, cpu=product, plain=functools.partial(jnp.mean, axis=-1, keepdims=True))
 
 
-def _forward(x, scale, bias):
-    return layer_norm(x, scale, bias), (x, scale, bias)
-
-
-def _backward(residual, dy):
-    x, scale, bias = residual
+def _backward(inputs, cotangent):
+    x, scale, bias = inputs
     normalised, inverse = _normalised(x)
-    rows = tuple(range(x.ndim - 1))
-    scaled = dy * jnp.expand_dims(scale, rows)
+    axes = tuple(range(x.ndim - 1))
+    scaled = cotangent * jnp.expand_dims(scale, axes)
     dx = inverse * (scaled - _mean(scaled) - normalised * _mean(scaled * normalised))
-    dscale, dbias = (dy * normalised).sum(rows), dy.sum(rows)
+    dscale, dbias = (cotangent * normalised).sum(axes), cotangent.sum(axes)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-layer_norm.defvjp(_forward, _backward)
+layer_norm.defvjp(lambda x, scale, bias: (layer_norm(x, scale, bias), (x, scale, bias)), _backward)
