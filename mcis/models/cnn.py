@@ -33,7 +33,6 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, C) -> (B, H, W, C)."""
         norm = functools.partial(BatchNorm, self.dtype, self.axis_name)
         y = Conv(x.shape[-1], dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y, train))
@@ -44,11 +43,10 @@ class ResidualBlock(nn.Module):
 
 
 class CNN(Network):
-    """The classifier: Outputs with label logits, and with a mask where `attention` is set.
+    """The classifier: Outputs with label logits, and with a coarse mask where `attention` is set.
 
-    Attributes:
-      attention: learn a coarse lesion mask, a sum of 1x1 convolutions of the three coarser levels. The label head then
-        also sees the average of each of these levels over the lesion.
+    That mask is a sum of 1x1 convolutions of the three coarser levels; the label head then also sees the average of
+    each of these levels over the lesion.
     """
 
     stride: ClassVar[int] = STEM * 2 ** (len(WIDTHS) - 1)
@@ -60,7 +58,6 @@ class CNN(Network):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs."""
         self.check_size(image)
         x, levels = conv.space_to_depth(image.astype(self.dtype), STEM), []
         for level, width in enumerate(WIDTHS):

@@ -21,13 +21,10 @@ RATES = (6, 12, 18)
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: a 1x1 and dilated 3x3 convolutions and the image's mean, joined by a 1x1.
+    """Atrous spatial pyramid pooling: (B, H, W, I) -> (B, H, W, features).
 
-    Attributes:
-      features: channels of each branch and of the result.
-      rates: dilations of the 3x3 convolutions.
-      dtype: of the computation.
-      axis_name: pmap axis of batch normalisation.
+    Branches of `features` channels, a 1x1 convolution, a 3x3 convolution with each dilation of `rates` and the mean of
+    the image, are joined by a 1x1 convolution.
     """
 
     features: int
@@ -37,7 +34,6 @@ class ASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, I) -> (B, H, W, features)."""
         layer = functools.partial(ConvNorm, self.features, dtype=self.dtype, axis_name=self.axis_name)
         branches = [layer(1, name="branch1")(x, train)]
         for i, rate in enumerate(self.rates, 2):
@@ -70,7 +66,6 @@ class DeepLabV3(Network):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs."""
         self.check_size(image)
         if self.output_stride not in (8, 16):
             raise ValueError(f"output_stride={self.output_stride}: deeplabv3 takes 8 or 16")

@@ -50,25 +50,18 @@ class Conv(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolve."""
         kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
         return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
 
 
 class BatchNorm(Layer):
-    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015): (..., C) -> (..., C).
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015): (..., C) -> (..., C) in `dtype`.
 
     Batch statistics are at least float32 for any input. The running variance is the unbiased one, as in the paper and
     in PyTorch; flax keeps the biased one, which differs much on coarse levels with few pixels. With a single value per
     channel (global pooling in a batch of one) the batch has no variance: the running statistics are then used in
-    training too, and are not updated.
-
-    Attributes:
-      dtype: of the output.
-      axis_name: pmap axis whose devices share batch statistics; not needed under jit.
-      momentum: share of the running statistics that a step keeps.
-      epsilon: added to the variance.
-      scale_init: initial value of the scale.
+    training too, and are not updated. `axis_name` is the pmap axis whose devices share batch statistics, not needed
+    under jit; `momentum` the share of the running statistics that a step keeps.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -79,7 +72,6 @@ class BatchNorm(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalise by the statistics of the batch in training, else by the running ones."""
         channels, axes = (x.shape[-1],), tuple(range(x.ndim - 1))
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -111,14 +103,13 @@ class LayerNorm(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise each pixel over its channels."""
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels)
         return layer_norm(x, scale, self.param("bias", nn.initializers.zeros, channels))
 
 
 class ConvNorm(nn.Module):
-    """`Conv`, then `BatchNorm`; the attributes of both."""
+    """`Conv`, then `BatchNorm`: (B, H, W, I) -> (B, ceil(H/stride), ceil(W/stride), features)."""
 
     features: int
     size: int = 3
@@ -129,20 +120,18 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, I) -> (B, ceil(H/stride), ceil(W/stride), features)."""
         x = Conv(self.features, self.size, self.stride, self.dilation, self.dtype, name="conv")(x)
         return BatchNorm(self.dtype, self.axis_name, name="norm")(x, train)
 
 
 class Pointwise(Layer):
-    """1x1 convolution with bias: (..., I) -> (..., features)."""
+    """1x1 convolution with bias: (..., I) -> (..., features). Several inputs count as concatenated, without a copy."""
 
     features: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
-        """The convolution of the concatenated inputs, which are not copied for it."""
         widths = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", he_normal, (sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -152,13 +141,12 @@ class Pointwise(Layer):
 
 
 class Depthwise(Layer):
-    """Depthwise convolution with an odd square kernel, no bias: (B, H, W, C) -> (B, H, W, C)."""
+    """Depthwise convolution with an odd square kernel, no bias, in float32: (B, H, W, C) -> (B, H, W, C)."""
 
     size: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolve each channel with its own kernel, in float32."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=())
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1]))
         return conv.depthwise(x.astype(jnp.float32), kernel)
@@ -172,7 +160,6 @@ class ConvTranspose2x2(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Upsample."""
         kernel = self.param("kernel", he_normal, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = conv.conv_transpose2x2(x.astype(self.dtype), kernel.astype(self.dtype))
@@ -191,7 +178,6 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Set a share `rate` of the values to 0 in training and scale the others by 1 / (1 - rate)."""
         if not train or not self.rate:
             return x
         devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
@@ -210,21 +196,15 @@ class LabelHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-        """Logits."""
         features = Dropout(self.dropout, self.axis_name, name="dropout")(features.astype(jnp.float32), train)
         return nn.Dense(self.classes, name="dense")(features)
 
 
 def lesion_pooling(levels: Sequence[jax.Array], mask: jax.Array) -> jax.Array:
-    """Averages of features over the lesion.
+    """Means of levels (B, H, W, C) of any sizes, weighted by the probability of a mask: float32 (B, sum of the C).
 
-    Args:
-      levels: features (B, H, W, C) of several levels, each of its own size.
-      mask: logits (B, H, W, 1) of any size.
-
-    Returns:
-      float32 (B, sum of the C): the mean of each level, weighted by the probability of the mask. Each mean counts one
-      more pixel of zeros, so that it tends to 0 where there is no lesion.
+    `mask` holds logits (B, H, W, 1) of any size. Each mean counts one more pixel of zeros, and so tends to 0 where
+    there is no lesion.
     """
     pooled = []
     for x in levels:

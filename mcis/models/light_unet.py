@@ -35,7 +35,6 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H, W, C)."""
         channels = x.shape[-1]
         y = LayerNorm(name="norm")(Depthwise(self.kernel, name="depthwise")(x))
         y = nn.gelu(Pointwise(2 * channels, self.dtype, name="expand")(y))
@@ -43,9 +42,10 @@ class Block(nn.Module):
 
 
 class SkipFusion(nn.Module):
-    """A decoder level joined with its skip: each normalised on its own, as their scales are unrelated, then mixed.
+    """A decoder level joined with its skip: twice (B, H, W, C) -> (B, H, W, features).
 
-    To each a depthwise convolution of itself is added; 1x1 expansion by 2, GELU and 1x1 projection follow.
+    Each is normalised on its own, as their scales are unrelated, and a depthwise convolution of it is added. A 1x1
+    expansion by 2, GELU and a 1x1 projection join them.
     """
 
     features: int
@@ -53,7 +53,6 @@ class SkipFusion(nn.Module):
 
     @nn.compact
     def __call__(self, below: jax.Array, skip: jax.Array) -> jax.Array:
-        """(B, H, W, C), (B, H, W, C) -> (B, H, W, features)."""
         parts = []
         for name, x in (("below", below), ("skip", skip)):
             x = LayerNorm(name=f"norm_{name}")(x)
@@ -65,10 +64,8 @@ class SkipFusion(nn.Module):
 class Light(Network):
     """The light U-Net: Outputs with a mask, and with label logits where there are classes.
 
-    Only the 1x1 products are computed in `dtype`, the rest in float32. `axis_name` only serves dropout.
-
-    Attributes:
-      supervise: add an auxiliary mask to each coarser decoder level, at its resolution.
+    `supervise` adds an auxiliary mask to each coarser decoder level, at its resolution. Only the 1x1 products are
+    computed in `dtype`, the rest in float32. `axis_name` serves dropout alone.
     """
 
     stride: ClassVar[int] = STEM * 2 ** (len(WIDTHS) - 1)
@@ -80,7 +77,6 @@ class Light(Network):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs."""
         self.check_size(image)
         widths = [self.features * width for width in WIDTHS]
         x = conv.space_to_depth(image.astype(jnp.float32), STEM)

@@ -54,7 +54,6 @@ class Network(nn.Module):
     axis_name: str | None = None
 
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs."""
         raise NotImplementedError
 
     @nn.nowrap

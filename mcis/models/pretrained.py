@@ -1,25 +1,25 @@
-"""Weights that the world already has: state dicts of torchvision and of Buda's U-Net as variables of our networks.
+"""Import of pretrained weights: PyTorch state dicts of published networks as variables of networks in MODELS.
 
     state = read_state_dict("deeplabv3_resnet50_coco.pth")
     variables, imported = import_state_dict(state, model.init(jax.random.key(0), image))
     print(imported)
 
-Known are torchvision's ResNets and DeepLabv3 and the U-Net of mateuszbuda/brain-segmentation-pytorch, whose names say
-which they are. Layouts change (OIHW -> HWIO), numbers do not. torchvision's networks learned from pictures normalised
-by ImageNet's statistics; ours see each scan standardised by its own, which is near.
+Supported are the ResNets and DeepLabv3 of torchvision and the U-Net of mateuszbuda/brain-segmentation-pytorch,
+recognised by the names of their arrays. Layouts change (OIHW -> HWIO), numbers do not. The networks of torchvision were
+trained on images normalised by the statistics of ImageNet; here each scan is standardised by its own, which is similar.
 """
 
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-NAMES = (  # pattern of a state dict's name without its last part -> path below the collection
+NAMES = (  # pattern of a name in a state dict without its last part -> path below the collection
     # torchvision's ResNet, alone or as DeepLabv3's backbone
     (r"(?:backbone\.)?conv1", "encoder/stem/conv"),
     (r"(?:backbone\.)?bn1", "encoder/stem/norm"),
@@ -48,30 +48,30 @@ NAMES = (  # pattern of a state dict's name without its last part -> path below 
     (r"decoder(\d)\.dec\d(conv|norm)(\d)", "decoder{0}_{2}/layer/{1}"),
     (r"conv", "mask"),
 )
-FEW = 4
-"""Arrays of one part that a report names one by one."""
+MAX_LISTED = 4
+"""Most arrays of one part that a report names one by one."""
 KNOWN_NAMES = (
-    "Known are torchvision's names of ResNet and DeepLabv3 (conv1.weight, backbone.conv1.weight) and Buda's of the "
-    "U-Net (encoder1.enc1conv1.weight), bare or after 'module.'"
+    "Known are the names of torchvision for ResNet and DeepLabv3 (conv1.weight, backbone.conv1.weight) and of Buda's "
+    "U-Net (encoder1.enc1conv1.weight), with or without 'module.' in front"
 )
 HEAD = r"(label|mask\d*(_norm)?|auxiliary(_head)?)/"
-"""What may be missing or have another width: it is initialised anew."""
+"""Paths of the heads, which may be missing in a file or have another width: they are then newly initialised."""
 ENCODER = "encoder"
-"""The part that a network shares with a classifier: where a file has all of it, the parts it knows nothing of are
-initialised anew."""
+"""The part that a segmenter shares with a classifier. Parts of which a file with an encoder has nothing are newly
+initialised."""
 PYTORCH = (".pth", ".pt", ".bin")
 IGNORED = ("num_batches_tracked",)
-"""Parts of a state dict that say nothing about what a network computes."""
+"""Last parts of names in a state dict that do not affect what a network computes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What became of a state dict.
+    """Report of an import.
 
     Attributes:
-      loaded: paths of our variables whose numbers came from it.
+      loaded: paths of our variables that were read from the file.
       fresh: paths that kept their initialisation, each with the reason.
-      left_over: names of the state dict that were not used, each with its shape.
+      left_over: names in the file that were not used, each with its shape.
     """
 
     loaded: tuple[str, ...]
@@ -79,17 +79,25 @@ class Imported:
     left_over: dict[str, tuple[int, ...]]
 
     def __str__(self) -> str:
-        """A line for each kind."""
+        """One line for each attribute."""
         parts: dict[tuple[str, str], list[str]] = {}
-        for path, why in self.fresh.items():
-            parts.setdefault((_part(path), why), []).append(path)
+        for path, reason in self.fresh.items():
+            parts.setdefault((_part(path), reason), []).append(path)
         listed = [
-            f"{', '.join(paths) if len(paths) <= FEW else f'{len(paths)} arrays of {part}'} ({why})"
-            for (part, why), paths in parts.items()
+            f"{', '.join(paths) if len(paths) <= MAX_LISTED else f'{len(paths)} arrays of {part}'} ({reason})"
+            for (part, reason), paths in parts.items()
         ]
-        fresh = "; ".join(listed) or "nothing"
-        left = ", ".join(f"{name} {shape}" for name, shape in self.left_over.items()) or "nothing"
-        return f"loaded: {len(self.loaded)} arrays\ninitialised anew: {fresh}\nleft over: {left}"
+        fresh, unused = "; ".join(listed) or "nothing", _listed(self.left_over) or "nothing"
+        return f"loaded: {len(self.loaded)} arrays\nnewly initialised: {fresh}\nnot used: {unused}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """An array of a file: its name and shape there, and its numbers in our layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    array: np.ndarray
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -98,7 +106,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     PyTorch files need PyTorch and are opened with `weights_only=True`, which runs no code from them.
 
     Raises:
-      ValueError: no such file, another kind of file, or one that holds no plain table of arrays.
+      ValueError: no such file, another kind of file, or a file without a plain table of arrays.
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
@@ -110,22 +118,20 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
         try:
             return load_file(path)
-        except (SafetensorError, AttributeError, TypeError) as error:  # the latter for types that NumPy lacks
+        except (SafetensorError, AttributeError, TypeError) as error:  # the last two for types that NumPy lacks
             raise ValueError(f"{path} is no safetensors file that NumPy can hold ({error})") from None
     if suffix not in PYTORCH:
-        raise ValueError(f"{path}: .safetensors, {', '.join(PYTORCH[:-1])} and {PYTORCH[-1]} files are read")
+        raise ValueError(f"{path}: unknown type of file; use .safetensors, {', '.join(PYTORCH[:-1])} or {PYTORCH[-1]}")
     try:
         import torch
     except ImportError:
-        raise ValueError(
-            f"{path} is PyTorch's own format, which only PyTorch reads: install torch, or save it as .safetensors"
-        ) from None
+        raise ValueError(f"{path} is a PyTorch file: install torch to read it, or save it as .safetensors") from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         for key in ("state_dict", "model"):
-            found = found.get(key, found) if isinstance(found, dict) else found
-        return {str(name): value.detach().to_dense().float().numpy() for name, value in found.items()}
-    except Exception as error:  # torch has no class of its own for what is wrong with a file, and advice that is none
+            state = state.get(key, state) if isinstance(state, dict) else state
+        return {str(name): value.detach().to_dense().float().numpy() for name, value in state.items()}
+    except Exception as error:  # torch has no exception of its own for damaged files, and its advice does not apply
         raise ValueError(
             f"{path} holds no plain state dict, a table of names and tensors ({type(error).__name__}). A file that "
             "also holds code or objects is not opened: save the state dict alone, best as .safetensors"
@@ -133,10 +139,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def path_of(name: str, dimensions: int) -> str | None:
-    """Path in our variables of an entry of a state dict with so many dimensions; None where there is none."""
-    place, _, leaf = name.removeprefix("module.").rpartition(".")
+    """The path in our variables of an array of a state dict with so many dimensions; None for an unknown name."""
+    prefix, _, leaf = name.removeprefix("module.").rpartition(".")
     for pattern, target in NAMES:
-        if match := re.fullmatch(pattern, place):
+        if match := re.fullmatch(pattern, prefix):
             for index, group in enumerate(match.groups()):
                 target = target.replace(f"{{{index}}}", group)
                 if group.isdigit():
@@ -151,10 +157,10 @@ def path_of(name: str, dimensions: int) -> str | None:
     return f"params/{target}/{'scale' if dimensions == 1 else 'kernel'}" if leaf == "weight" else None
 
 
-def laid_out(path: str, value: np.ndarray) -> np.ndarray:
+def to_our_layout(path: str, value: np.ndarray) -> np.ndarray:
     """A PyTorch array in our layout, float32.
 
-    OIHW -> HWIO, of transposed convolutions IOHW -> HWIO, of 1x1 masks and linear layers (O, I) -> (I, O).
+    OIHW -> HWIO, for transposed convolutions IOHW -> HWIO, for 1x1 masks and linear layers (O, I) -> (I, O).
     """
     value = np.asarray(value, np.float32)
     if value.ndim == 4:
@@ -167,109 +173,100 @@ def import_state_dict(state: Mapping[str, np.ndarray], variables: dict[str, Any]
     """Variables with the numbers of a state dict.
 
     Args:
-      state: as `read_state_dict` gives it.
-      variables: the network's, as initialised; heads of another width keep these numbers.
+      state: as `read_state_dict` returns it.
+      variables: of the network, as initialised; heads of another width keep these numbers.
 
     Raises:
       ValueError: as `import_variables`, or two names of the file mean the same array.
     """
-    found: dict[str, tuple[str, np.ndarray]] = {}
-    unknown = []
+    entries: dict[str, _Entry] = {}
+    unknown: dict[str, tuple[int, ...]] = {}
     for name, value in state.items():
         if name.rpartition(".")[2] in IGNORED:
             continue
         path = path_of(name, value.ndim)
         if path is None:
-            unknown.append(name)
-        elif path in found:
-            raise ValueError(f"{found[path][0]} and {name} of the file are both {path}: one of them must go")
+            unknown[name] = value.shape
+        elif path in entries:
+            raise ValueError(f"{entries[path].name} and {name} of the file are both {path}: remove one of them")
         else:
             _check_numbers(name, value, path)
-            found[path] = (name, laid_out(path, value))
-    return _merge(found, unknown, {name: tuple(value.shape) for name, value in state.items()}, variables)
+            entries[path] = _Entry(name, value.shape, to_our_layout(path, value))
+    return _merge(entries, unknown, variables)
 
 
 def import_variables(stored: dict[str, Any], variables: dict[str, Any]) -> tuple[dict[str, Any], Imported]:
-    """Variables with the numbers of others of ours, as `checkpoint.load` gives them, which may be of another task.
+    """Variables with the numbers of stored ones (of `checkpoint.load`), which may be of another task.
 
     Raises:
-      ValueError: they are of another network; the message names the arrays that are missing or of another shape, with
-        the shapes expected and found. Or an array holds what no network can use.
+      ValueError: they are of another network; the message lists the arrays that are missing or have another shape. Or
+        an array holds numbers that no network can use.
     """
-    flat = flatten_dict(stored, sep="/")
-    for path, value in flat.items():
+    entries = {}
+    for path, value in flatten_dict(stored, sep="/").items():
         _check_numbers(path, value, path)
-    given = {path: (path, np.asarray(value)) for path, value in flat.items()}
-    return _merge(given, [], {path: array.shape for path, (_, array) in given.items()}, variables)
+        entries[path] = _Entry(path, value.shape, np.asarray(value))
+    return _merge(entries, {}, variables)
 
 
 def _check_numbers(name: str, value: np.ndarray, path: str) -> None:
-    """ValueError unless an array is of real, finite numbers, a variance of none below 0."""
+    """ValueError unless an array has real, finite numbers, and no variance below 0."""
     if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
         raise ValueError(f"{name} of the file is of type {value.dtype}: real numbers are needed")
     if not np.isfinite(value.astype(np.float32)).all():
-        raise ValueError(f"{name} of the file is not finite: such weights are of a training that failed")
+        raise ValueError(f"{name} of the file is not finite: the training of these weights failed")
     if path.endswith("/var") and (value < 0).any():
         raise ValueError(f"{name} of the file is a variance below 0")
 
 
 def _merge(
-    given: Mapping[str, tuple[str, np.ndarray]],
-    unknown: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    variables: dict[str, Any],
+    entries: Mapping[str, _Entry], unknown: Mapping[str, tuple[int, ...]], variables: dict[str, Any]
 ) -> tuple[dict[str, Any], Imported]:
-    """Put arrays in the place of a network's own.
-
-    Args:
-      given: path -> (its name in the file, the array laid out as ours).
-      unknown: names in the file that mean no path.
-      shapes: name in the file -> its shape there.
-      variables: the network's own.
-    """
-    wanted = flatten_dict(variables, sep="/")
-    found = {path: one for path, one in given.items() if path in wanted}
-    left_over = {name: shapes[name] for name in [*unknown, *(given[path][0] for path in given if path not in wanted)]}
-    parts = {_part(path) for path in found}
-    lacking = {_part(path) for path in wanted} - parts if ENCODER in parts else set()
+    """A network's variables with the entries of a file (by path) in place; `unknown` are names without a path."""
+    expected = flatten_dict(variables, sep="/")
+    left_over = {**unknown, **{entry.name: entry.shape for path, entry in entries.items() if path not in expected}}
+    parts = {_part(path) for path in entries if path in expected}
+    new_parts = {_part(path) for path in expected} - parts if ENCODER in parts else set()
+    loaded: dict[str, np.ndarray] = {}
     fresh, wrong = {}, []
-    for path in sorted(wanted, key=lambda path: path.startswith("batch_stats")):  # kernels say most
-        value = wanted[path]
-        free = re.match(HEAD, path.partition("/")[2]) or _part(path) in lacking
-        if path not in found:
+    for path in sorted(expected, key=lambda path: path.startswith("batch_stats")):  # kernels first in the message
+        entry, shape = entries.get(path), tuple(expected[path].shape)
+        if entry is None:
             fresh[path] = "not in the file"
-            if not free:
-                wrong.append(f"{path} {tuple(value.shape)} is not in the file")
+            problem = f"{path} {shape} is not in the file"
+        elif entry.array.shape == shape:
+            loaded[path] = entry.array
             continue
-        name, array = found[path]
-        if array.shape != value.shape and _but_for_an_edge_map(array, value):
-            fresh[path] = "the edge map's channel, zero"
-            found[path] = (name, np.concatenate([array, np.zeros_like(array[:, :, :1])], 2))
-        elif array.shape != value.shape:
-            del found[path]
-            fresh[path] = f"{name} is {array.shape}, here {tuple(value.shape)}"
-            left_over[name] = shapes[name]
-            if not free:
-                wrong.append(f"{path} is {tuple(value.shape)}, {name} of the file {array.shape}")
-    if wrong or not found:
+        elif _lacks_edge_map(entry.array.shape, shape):
+            loaded[path] = np.concatenate([entry.array, np.zeros_like(entry.array[:, :, :1])], 2)
+            fresh[path] = "the channel of the edge map, zero"
+            continue
+        else:
+            fresh[path] = f"{entry.name} is {entry.array.shape}, here {shape}"
+            left_over[entry.name] = entry.shape
+            problem = f"{path} is {shape}, {entry.name} of the file {entry.array.shape}"
+        if not re.match(HEAD, path.partition("/")[2]) and _part(path) not in new_parts:
+            wrong.append(problem)
+    if wrong or not loaded:
+        unused = _listed(dict(list(left_over.items())[:5]))
+        if not entries:
+            raise ValueError(f"no array has a known name; there are {unused or 'none'}. {KNOWN_NAMES}")
         listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        spare = ", ".join(f"{name} {shape}" for name, shape in list(left_over.items())[:5])
-        if not given:
-            raise ValueError(f"no array has a name that is known here; there are {spare or 'none'}. {KNOWN_NAMES}")
-        width = len(wrong) > len(wanted) / 2 and not any("not in the file" in one for one in wrong)
-        advice = ". The same network of another width: another --features fits" if width else ""
-        raise ValueError(
-            f"these are another network's weights: {listed}. Of the file is not used: {spare or 'nothing'}{advice}"
-        )
-    merged = {path: found[path][1] if path in found else value for path, value in wanted.items()}
-    return unflatten_dict(merged, sep="/"), Imported(tuple(found), fresh, left_over)
+        other_width = len(wrong) > len(expected) / 2 and not any("not in the file" in problem for problem in wrong)
+        advice = ". The same network of another width: try another --features" if other_width else ""
+        raise ValueError(f"the weights are of another network: {listed}. Not used: {unused or 'nothing'}{advice}")
+    return unflatten_dict({**expected, **loaded}, sep="/"), Imported(tuple(loaded), fresh, left_over)
 
 
 def _part(path: str) -> str:
-    """The part of a network that an array is of: the first name below its collection."""
+    """The part of a network that an array belongs to: the first name below its collection."""
     return path.split("/")[1]
 
 
-def _but_for_an_edge_map(array: np.ndarray, value: np.ndarray) -> bool:
-    """Whether a first kernel is for three channels where ours sees an edge map as a fourth."""
-    return array.ndim == 4 and array.shape[2] == 3 and value.shape == (*array.shape[:2], 4, array.shape[3])
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def _lacks_edge_map(stored: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a first kernel is for three channels where ours has an edge map as a fourth."""
+    return len(stored) == 4 and stored[2] == 3 and expected == (*stored[:2], 4, stored[3])

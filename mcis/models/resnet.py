@@ -25,15 +25,10 @@ BOTTLENECK_DEPTH = 50
 
 
 class Block(nn.Module):
-    """A residual block; where the shape changes the shortcut is a 1x1 convolution with batch normalisation.
+    """A residual block: (B, H, W, I) -> (B, H/stride, W/stride, O).
 
-    Attributes:
-      features: channels of the 3x3 convolutions.
-      stride: of the first 3x3 convolution.
-      dilation: of the 3x3 convolutions.
-      bottleneck: 1x1, 3x3 and 1x1 convolutions instead of two 3x3.
-      dtype: of the computation.
-      axis_name: pmap axis of batch normalisation.
+    Two 3x3 convolutions of `features` channels, or in a bottleneck a 1x1, a 3x3 and a 1x1 convolution; the first 3x3
+    has the stride. Where the shape changes, the shortcut is a 1x1 convolution with batch normalisation.
     """
 
     features: int
@@ -45,7 +40,6 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, I) -> (B, H/stride, W/stride, O)."""
         layer = functools.partial(ConvNorm, dtype=self.dtype, axis_name=self.axis_name)
         width = self.features * (EXPANSION if self.bottleneck else 1)
         if self.bottleneck:
@@ -61,15 +55,10 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stem and four levels of residual blocks. H and W must be divisible by `output_stride`.
+    """Stem and four levels of residual blocks: float (B, H, W, C) -> the levels, finest first, the first at H/4.
 
-    Attributes:
-      depth: 18, 34, 50 or 101.
-      features: channels of the stem.
-      output_stride: ratio of the image's side to that of the last level: 32, 16 or 8. Levels that lose their stride
-        dilate instead, from their second block on.
-      dtype: of the computation.
-      axis_name: pmap axis of batch normalisation.
+    `depth` is 18, 34, 50 or 101; `output_stride`, by which H and W must be divisible, is the ratio of the image's side
+    to that of the last level: 32, 16 or 8. Levels that lose their stride dilate instead, from their second block on.
     """
 
     depth: int
@@ -80,7 +69,6 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> list[jax.Array]:
-        """Float (B, H, W, C) -> the outputs of the four levels, finest first, the first at H/4."""
         if self.depth not in BLOCKS or self.output_stride not in (8, 16, 32):
             raise ValueError(
                 f"depth={self.depth}, output_stride={self.output_stride}: "
@@ -105,11 +93,7 @@ class Encoder(nn.Module):
 
 
 class ResNet(Network):
-    """The ResNet classifier: Outputs with label logits. The published networks have 64 features.
-
-    Attributes:
-      depth: 18, 34, 50 or 101.
-    """
+    """The ResNet classifier of depth 18, 34, 50 or 101: Outputs with label logits."""
 
     stride: ClassVar[int] = 32
     segments: ClassVar[bool] = False
@@ -120,7 +104,6 @@ class ResNet(Network):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs."""
         self.check_size(image)
         encoder = Encoder(self.depth, self.features, self.stride, self.dtype, self.axis_name, name="encoder")
         pooled = encoder(image, train)[-1].astype(jnp.float32).mean((1, 2))

@@ -4,6 +4,7 @@ The U-Net of this package with other layers: the outputs of a plain and a dilate
 channel, with attention weights computed from the image (Li et al. 2019).
 """
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from mcis.models.unet import UNet
 
 
 class SelectiveKernel(nn.Module):
-    """a x1 + (1 - a) x2 of two branches ReLU(BN(3x3 convolution)), the second with dilation 2.
+    """a x1 + (1 - a) x2 of two branches ReLU(BN(3x3 convolution)), the second dilated: (B, H, W, I) -> (B, H, W, O).
 
     The attention a (B, features) comes from the mean of x1 + x2 over all pixels: a linear layer of half the width,
     batch normalisation, ReLU, a second linear layer, sigmoid.
@@ -28,14 +29,8 @@ class SelectiveKernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, I) -> (B, H, W, features)."""
-
-        def branch(dilation: int) -> jax.Array:
-            return nn.relu(
-                ConvNorm(self.features, 3, 1, dilation, self.dtype, self.axis_name, name=f"branch{dilation}")(x, train)
-            )
-
-        plain, dilated = branch(1), branch(2)
+        layer = functools.partial(ConvNorm, self.features, dtype=self.dtype, axis_name=self.axis_name)
+        plain, dilated = (nn.relu(layer(dilation=i, name=f"branch{i}")(x, train)) for i in (1, 2))
         pooled = (plain.astype(jnp.float32) + dilated).mean((1, 2))
         squeezed = nn.Dense(max(1, self.features // 2), use_bias=False, name="squeeze")(pooled)
         squeezed = nn.relu(BatchNorm(axis_name=self.axis_name, name="squeeze_norm")(squeezed, train))

@@ -20,7 +20,7 @@ LEVELS = 4
 
 
 class ConvNormReLU(nn.Module):
-    """3x3 convolution, batch normalisation, ReLU."""
+    """3x3 convolution, batch normalisation, ReLU: (B, H, W, I) -> (B, H, W, features)."""
 
     features: int
     dtype: DTypeLike
@@ -28,7 +28,6 @@ class ConvNormReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H, W, I) -> (B, H, W, features)."""
         layer = ConvNorm(self.features, dtype=self.dtype, axis_name=self.axis_name, name="layer")
         return nn.relu(layer(x, train))
 
@@ -58,7 +57,6 @@ class UNet(Network):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
-        """Float (B, H, W, C) -> Outputs."""
         self.check_size(image)
 
         def two_layers(x: jax.Array, level: int, name: str) -> jax.Array:
