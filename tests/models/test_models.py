@@ -1,30 +1,30 @@
-"""Every row of MODELS goes through every test here; a new row needs an entry in COUNTS and STRIDES."""
+"""Every network of MODELS is tested by every test here; a new network needs an entry in COUNTS and STRIDES."""
 
-import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
 
-from mcis.checkpoints.checkpoint import flatten
 from mcis.models import MODELS, model_named
-from mcis.ops.losses import binary_cross_entropy, cross_entropy, soft_dice
 from tests.fixtures.networks import (
-    BATCH,
-    CLASSES,
     COARSE,
+    REDUNDANT,
     SKIPS,
-    answers,
     compiled,
+    flatten,
     fresh,
+    heads,
     images,
-    parts,
+    networks,
+    outputs_of,
     quick_jit,
     shapes_of,
     tiny,
+    training_step,
     variables_of,
 )
 
@@ -41,16 +41,7 @@ COUNTS = {
     "deeplabv3": 39_633_729,
     "deeplabv3_resnet18": 15_898_945,
 }
-"""Parameters of each row as it stands in MODELS, for three channels."""
-
-PUBLISHED = {  # (row, fields): parameters of the networks that others know
-    ("unet", "features=32"): 7_763_041,
-    ("resnet18", "classes=1000"): 11_689_512,
-    ("resnet50", "classes=1000"): 25_557_032,
-    ("resnet50", "depth=101 classes=1000"): 44_549_160,
-    ("deeplabv3", "depth=50"): 39_633_729,
-    ("deeplabv3", "depth=101"): 58_625_857,
-}
+"""Parameters of each network as in MODELS, for three channels; `unet` and `deeplabv3` have the published numbers."""
 
 STRIDES = {
     "cnn": 32,
@@ -66,18 +57,25 @@ STRIDES = {
     "deeplabv3_resnet18": 16,
 }
 
-EVERY = pytest.mark.parametrize("name", MODELS)
-SEGMENTING = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.segments])
+SEGMENTING = [name for name, model in MODELS.items() if model.segments]
+EVERY = networks(slow=())
+COMPILED = networks()
+SLOW_TO_TRAIN = REDUNDANT | {"resnet18", "light", "unet", "sk_unet", "deeplabv3"}
+"""Networks whose training step takes more than five seconds to compile, and has no layer that others lack."""
+
+
+def count(variables):
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 # Tables
 
 
-def test_the_tables_here_have_every_row():
+def test_the_tables_here_have_every_network():
     assert COUNTS.keys() == STRIDES.keys() == MODELS.keys()
 
 
-def test_model_named_knows_its_rows_and_lists_them():
+def test_model_named_returns_a_network_or_lists_the_names():
     for name, model in MODELS.items():
         assert model_named(name) is model
     with pytest.raises(ValueError, match=f"resnet.*{', '.join(MODELS)}"):
@@ -85,42 +83,41 @@ def test_model_named_knows_its_rows_and_lists_them():
 
 
 @EVERY
-def test_parameter_count(name):
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(MODELS[name])["params"])) == COUNTS[name]
-
-
-@pytest.mark.parametrize(("name", "fields"), PUBLISHED)
-def test_published_networks_have_their_parameters(name, fields):
-    changes = {key: int(value) for key, value in (field.split("=") for field in fields.split())}
-    published = shapes_of(MODELS[name].clone(**changes), 1, 256, 256, 3)
-    assert sum(leaf.size for leaf in jax.tree.leaves(published["params"])) == PUBLISHED[name, fields]
+def test_attributes_of_a_network_describe_it(name):
+    model = MODELS[name]
+    assert model.stride == STRIDES[name]
+    assert model.has_auxiliary == ("supervise" in vars(model))
+    assert model.segments or not model.has_auxiliary
 
 
 @EVERY
-def test_every_submodule_has_a_name_of_its_own(name):
+def test_parameter_count(name):
+    assert count(shapes_of(MODELS[name])) == COUNTS[name]
+
+
+@pytest.mark.parametrize(("depth", "published"), [(18, 11_689_512), (101, 44_549_160)])
+def test_resnets_of_1000_classes_have_the_published_number_of_parameters(depth, published):
+    assert count(shapes_of(MODELS["resnet18"].clone(depth=depth, classes=1000))) == published
+
+
+@EVERY
+def test_every_submodule_has_an_explicit_name(name):
     for path in flatten(shapes_of(tiny(name))):
         for part in path.split("/"):
-            assert re.fullmatch(r"[a-z][a-z0-9_]*", part), f"{path}: Linen named {part}, or it is no snake_case"
-
-
-@EVERY
-def test_parameters_are_float32_whatever_computes(name):
-    for dtype in (jnp.float32, jnp.bfloat16):
-        for path, leaf in flatten(shapes_of(tiny(name, dtype=dtype))).items():
-            assert leaf.dtype == jnp.float32, path
+            assert re.fullmatch(r"[a-z][a-z0-9_]*", part), f"{path}: {part} is named by Linen, or is not snake_case"
 
 
 # Shapes
 
 
 @EVERY
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_shapes_of_outputs_for_any_channels_and_oblong_scans(name, channels):
+def test_shapes_and_types_for_a_rectangular_image_of_two_channels_in_bfloat16(name):
     stride = STRIDES[name]
-    image = jax.ShapeDtypeStruct((2, stride, 3 * stride, channels), jnp.float32)
-    classes = channels + 1
-    outputs, _ = jax.eval_shape(tiny(name, classes=classes).init_with_output, jax.random.key(0), image)
-    assert outputs.label.shape == (2, classes)
+    image = jax.ShapeDtypeStruct((2, stride, 3 * stride, 2), jnp.float32)
+    model = tiny(name, classes=5, dtype=jnp.bfloat16)
+    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert outputs.label.shape == (2, 5)
     assert outputs.features.ndim == 2
     assert outputs.features.shape[0] == 2
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
@@ -130,8 +127,8 @@ def test_shapes_of_outputs_for_any_channels_and_oblong_scans(name, channels):
         assert outputs.mask is None
 
 
-@SEGMENTING
-def test_without_classes_there_is_no_label_head_and_nothing_of_it(name):
+@networks(SEGMENTING, slow=())
+def test_without_classes_there_is_no_label_head(name):
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     outputs, variables = jax.eval_shape(tiny(name, classes=0).init_with_output, jax.random.key(0), image)
     assert outputs.label is None
@@ -139,7 +136,7 @@ def test_without_classes_there_is_no_label_head_and_nothing_of_it(name):
 
 
 @EVERY
-def test_a_size_that_does_not_divide_says_stride_and_shape(name):
+def test_a_size_not_divisible_by_the_stride_is_rejected_with_stride_and_shape(name):
     stride = STRIDES[name]
     for shape in ((1, stride + 1, stride, 3), (1, stride, 2 * stride - 4, 3), (stride, stride, 3)):
         with pytest.raises(ValueError, match=rf"{type(MODELS[name]).__name__}.*\b{stride}\b.*{re.escape(str(shape))}"):
@@ -147,7 +144,7 @@ def test_a_size_that_does_not_divide_says_stride_and_shape(name):
 
 
 @EVERY
-def test_parameters_of_another_width_are_refused_by_name(name):
+def test_parameters_of_another_width_are_rejected_by_name(name):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     with pytest.raises(ScopeParamShapeError, match=r'"kernel" in "/\w+.*\b8\).*\b4\)'):
         jax.eval_shape(tiny(name, features=8).apply, shapes_of(tiny(name)), image)
@@ -156,119 +153,106 @@ def test_parameters_of_another_width_are_refused_by_name(name):
 # Numbers
 
 
-@EVERY
-def test_a_scan_in_a_batch_is_the_scan_alone(name):
-    for i in range(BATCH):
-        alone = parts(compiled(name)(variables_of(name), images()[i : i + 1]))
-        for head, found in parts(answers(name)).items():
-            np.testing.assert_allclose(found[i], alone[head][0], atol=2e-5 * np.abs(found).max())
-        if i == 0:  # and scans do differ
-            assert all(np.abs(found[0] - found[1]).max() > 1e-3 for found in parts(answers(name)).values())
+@COMPILED
+def test_outputs_of_a_scan_do_not_depend_on_the_other_scans_of_its_batch(name):
+    whole = heads(outputs_of(name))
+    others = images().copy()
+    others[[0, 2]] = images(seed=1)[:2]
+    for head, found in heads(compiled(name)(variables_of(name), others)).items():
+        np.testing.assert_allclose(found[1], whole[head][1], atol=2e-5 * np.abs(found).max())
+        assert np.abs(found[0] - whole[head][0]).max() > 1e-3
+        assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-@EVERY
-def test_outputs_stay_finite_on_odd_scans(name):
+@COMPILED
+def test_outputs_are_finite_for_constant_and_bright_scans(name):
     for scan in (0 * images(), 0 * images() + 1, 100 * images()):
-        for found in parts(compiled(name)(variables_of(name), scan)).values():
+        for found in heads(compiled(name)(variables_of(name), scan)).values():
             assert np.isfinite(found).all()
 
 
-@EVERY
+@networks(slow=REDUNDANT | {"resnet18", "unet", "sk_unet", "deeplabv3"})
 def test_bfloat16_is_close_to_float32(name):
-    half = parts(quick_jit(tiny(name, dtype=jnp.bfloat16).apply)(variables_of(name), images()))
-    for head, exact in parts(answers(name)).items():
+    half = heads(quick_jit(tiny(name, dtype=jnp.bfloat16).apply)(variables_of(name), images()))
+    for head, exact in heads(outputs_of(name)).items():
         assert half[head].dtype == np.float32
         error = np.abs(half[head] - exact).mean() / exact.std()
         assert 1e-5 < error < 0.05, (head, error)
-
-
-@functools.cache
-def trained(name):
-    """A function of a weight for the label's loss: gradients and new batch statistics of fresh variables."""
-    model, side = tiny(name), 64
-    mask = (np.random.default_rng(1).random((BATCH, side, side, 1)) < 0.3).astype(np.float32)
-    variables = fresh(name)
-
-    def loss(params, image, label_weight):
-        rngs = {"dropout": jax.random.key(7)}
-        outputs, updated = model.apply(
-            variables | {"params": params}, image, train=True, mutable=["batch_stats"], rngs=rngs
-        )
-        total = label_weight * cross_entropy(outputs.label, jnp.arange(BATCH) % CLASSES).sum()
-        if outputs.mask is not None:
-            total += (soft_dice(outputs.mask, mask) + binary_cross_entropy(outputs.mask, mask)).sum()
-        return total, updated
-
-    gradient = quick_jit(jax.grad(loss, has_aux=True))
-    return lambda label_weight: jax.device_get(gradient(variables["params"], images(side), label_weight))
 
 
 def assert_all_learn(gradients):
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
-        # more than rounding: a bias that batch normalisation takes out again would be about 1e-8
+        # more than rounding: that of a bias which batch normalisation removes would be about 1e-8
         assert np.abs(gradient).max() > 1e-6 * largest, path
 
 
-@EVERY
+@networks(slow=SLOW_TO_TRAIN)
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(name):
-    assert_all_learn(flatten(trained(name)(1.0)[0]))
+    assert_all_learn(flatten(training_step(name)(1.0, 1.0)[0]))
 
 
-@SEGMENTING
-def test_every_parameter_of_a_network_without_label_head_learns_from_the_mask(name):
+@networks(SEGMENTING, slow=SLOW_TO_TRAIN)
+def test_every_parameter_of_a_network_without_a_label_head_learns_from_the_mask(name):
     kept = flatten(shapes_of(tiny(name, classes=0))["params"])
-    assert_all_learn({path: gradient for path, gradient in flatten(trained(name)(0.0)[0]).items() if path in kept})
+    gradients = flatten(training_step(name)(0.0, 1.0)[0])
+    assert_all_learn({path: gradient for path, gradient in gradients.items() if path in kept})
 
 
-@EVERY
+@networks(slow=SLOW_TO_TRAIN)
 def test_training_updates_every_running_statistic(name):
-    before, after = (flatten(v.get("batch_stats", {})) for v in (fresh(name), trained(name)(1.0)[1]))
+    before, after = (flatten(v.get("batch_stats", {})) for v in (fresh(name), training_step(name)(1.0, 1.0)[1]))
     assert before.keys() == after.keys()
     for path, value in after.items():
         assert np.isfinite(value).all()
         assert (value != before[path]).all(), path
 
 
-@EVERY
-def test_a_batch_of_one_never_empties_a_running_variance(name):
-    model, variables = tiny(name), fresh(name)
-    image = jnp.asarray(images(64)[:1])
+@COMPILED
+def test_every_layer_with_an_axis_name_gets_that_of_its_network(name):
+    """`test_layers.py` tests what the layers do with it."""
+    seen = []
 
-    @quick_jit
-    def step(stats):
-        keys = {"dropout": jax.random.key(0)}
-        _, updated = model.apply(
-            variables | {"batch_stats": stats}, image, train=True, mutable=["batch_stats"], rngs=keys
+    def record(call, args, kwargs, context):
+        if "axis_name" in vars(context.module):
+            seen.append((context.module.path, context.module.axis_name))
+        return call(*args, **kwargs)
+
+    def run(image):
+        rngs = {"dropout": jax.random.key(0)}
+        return tiny(name, axis_name="data").apply(
+            variables_of(name), image, train=True, mutable=["batch_stats"], rngs=rngs
         )
-        return updated["batch_stats"]
 
-    stats = variables.get("batch_stats")
-    if not stats:
-        return  # it does not normalise over batches
-    for _ in range(100):  # 0.9^100 = 3e-5
-        stats = step(stats)
-    assert min(value.min() for path, value in flatten(stats).items() if path.endswith("var")) > 1e-4
+    with nn.intercept_methods(record):
+        jax.eval_shape(jax.vmap(run, axis_name="data"), jax.ShapeDtypeStruct((2, 2, 32, 32, 3), jnp.float32))
+    assert len(seen) > 1
+    for path, axis_name in seen:
+        assert axis_name == "data", path
 
 
-@EVERY
-def test_axis_name_makes_shards_normalise_as_one_batch(name):
+@pytest.mark.slow
+def test_shards_normalise_as_one_batch():
     """Two shards of two scans under a named axis have the statistics, and so the outputs, of the four together."""
-    image = np.concatenate([images(64), images(64, 1)[:1]])
+    name = "sk_unet"
+    image = np.concatenate([images(), images(seed=1)[:1]])
     variables = variables_of(name)
 
     def run(model, image):
-        drawn = {"dropout": jax.random.key(1)}  # for the whole batch, of which a shard takes its part
-        outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=drawn)
+        rngs = {"dropout": jax.random.key(1)}  # one draw for the whole batch, of which each shard takes its part
+        outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs)
         return (outputs.mask, outputs.label, outputs.features), updated
 
-    whole, whole_stats = quick_jit(functools.partial(run, tiny(name)))(image)
-    split = jax.vmap(functools.partial(run, tiny(name, axis_name="data")), axis_name="data")
-    shards, stats = quick_jit(split)(image.reshape(2, 2, *image.shape[1:]))
-    for found, wanted in zip(jax.tree.leaves(shards), jax.tree.leaves(whole), strict=True):
-        wanted = np.asarray(wanted)
-        np.testing.assert_allclose(np.asarray(found).reshape(wanted.shape), wanted, atol=1e-4 * np.abs(wanted).max())
-    for found, wanted in zip(jax.tree.leaves(stats), jax.tree.leaves(whole_stats), strict=True):
-        np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found[1], wanted, rtol=1e-4, atol=1e-5)
+    @quick_jit
+    def both(image):
+        sharded = jax.vmap(lambda shard: run(tiny(name, axis_name="data"), shard), axis_name="data")
+        return run(tiny(name), image), sharded(image.reshape(2, 2, *image.shape[1:]))
+
+    (whole, whole_stats), (shards, stats) = both(image)
+    for found, expected in zip(jax.tree.leaves(shards), map(np.asarray, jax.tree.leaves(whole)), strict=True):
+        atol = 1e-4 * np.abs(expected).max()
+        np.testing.assert_allclose(np.asarray(found).reshape(expected.shape), expected, atol=atol)
+    for found, expected in zip(jax.tree.leaves(stats), jax.tree.leaves(whole_stats), strict=True):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[1], expected, rtol=1e-4, atol=1e-5)

@@ -1,24 +1,25 @@
-"""State dicts of others as our variables; `make parity` holds them against PyTorch itself."""
+"""Import of state dicts of published networks; `make parity` compares the numbers with those of PyTorch itself."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mcis.checkpoints.checkpoint import flatten
 from mcis.models import MODELS
-from mcis.models.pretrained import import_state_dict, import_variables, laid_out, path_of, read_state_dict
+from mcis.models.pretrained import import_state_dict, import_variables, path_of, read_state_dict, to_our_layout
+from tests.fixtures.networks import flatten, shapes_of, unflatten
 
 MODEL = MODELS["unet"].clone(features=4, classes=2)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3))))
+    """Other numbers in each array."""
+    shapes = flatten(shapes_of(MODEL))
+    return unflatten({path: np.full(leaf.shape, i, np.float32) for i, (path, leaf) in enumerate(shapes.items())})
 
 
-def test_every_array_of_a_published_u_net_finds_its_place(variables, buda, tmp_path):
+def test_every_array_of_the_published_unet_is_imported(variables, buda, tmp_path):
     save_file(buda(), tmp_path / "unet.safetensors")
     state = read_state_dict(tmp_path / "unet.safetensors")
     loaded, report = import_state_dict(state, variables)
@@ -38,7 +39,7 @@ def test_every_array_of_a_published_u_net_finds_its_place(variables, buda, tmp_p
     assert "loaded: " in str(report) and "label/dense/kernel (not in the file)" in str(report)
 
 
-def test_a_head_of_another_width_is_initialised_anew(variables, buda):
+def test_a_head_of_another_width_is_newly_initialised(variables, buda):
     state = buda() | {"conv.weight": np.zeros((5, 4, 1, 1), np.float32), "conv.bias": np.zeros(5, np.float32)}
     loaded, report = import_state_dict(state, variables)
     np.testing.assert_array_equal(loaded["params"]["mask"]["kernel"], variables["params"]["mask"]["kernel"])
@@ -46,12 +47,12 @@ def test_a_head_of_another_width_is_initialised_anew(variables, buda):
     assert "conv.weight is (4, 5), here (4, 1)" in report.fresh["params/mask/kernel"]
 
 
-def test_another_networks_weights_name_what_is_expected_and_found(variables, buda):
+def test_weights_of_another_network_are_rejected_with_the_shapes_expected_and_found(variables, buda):
     with pytest.raises(ValueError, match=r"encoder1_1/layer/conv/kernel is \(3, 3, 3, 4\).*\(3, 3, 1, 4\)"):
         import_state_dict(buda(channels=1), variables)
-    with pytest.raises(ValueError, match=r"no array has a name that is known.*layer9\.x \(3,\).*encoder1\.enc1conv1"):
+    with pytest.raises(ValueError, match=r"no array has a known name.*layer9\.x \(3,\).*encoder1\.enc1conv1"):
         import_state_dict({"layer9.x": np.zeros(3, np.float32)}, variables)
-    with pytest.raises(ValueError, match="another --features fits"):
+    with pytest.raises(ValueError, match="try another --features"):
         import_state_dict(buda(features=8), variables)
     short = {name: value for name, value in buda().items() if name != "decoder1.dec1norm2.running_var"}
     with pytest.raises(ValueError, match=r"batch_stats/decoder1_2/layer/norm/var \(4,\) is not in the file"):
@@ -59,7 +60,7 @@ def test_another_networks_weights_name_what_is_expected_and_found(variables, bud
 
 
 def resnet18(prefix="", **changed):
-    """A state dict as torchvision names it, of a ResNet-18 of four features."""
+    """A state dict of a ResNet-18 with four features, with the names of torchvision."""
     widths, state = [4, 8, 16, 32], {}
 
     def norm(name, channels):
@@ -76,8 +77,8 @@ def resnet18(prefix="", **changed):
         before = widths[max(level - 2, 0)]
         for block in (0, 1):
             inputs = width if block else before
-            for layer, come in ((1, inputs), (2, width)):
-                conv(f"layer{level}.{block}.conv{layer}", width, come, 3)
+            for layer, channels in ((1, inputs), (2, width)):
+                conv(f"layer{level}.{block}.conv{layer}", width, channels, 3)
                 norm(f"layer{level}.{block}.bn{layer}", width)
             if not block and level > 1:
                 conv(f"layer{level}.0.downsample.0", width, before, 1)
@@ -89,12 +90,10 @@ def resnet18(prefix="", **changed):
 @pytest.fixture(scope="module")
 def deeplab():
     model = MODELS["deeplabv3_resnet18"].clone(features=4, classes=2, supervise=True)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.25, np.float32), shapes)
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.25, np.float32), shapes_of(model, 1, 32, 32, 4))
 
 
-def test_a_classifier_gives_its_encoder_and_an_edge_map_begins_at_zero(deeplab):
+def test_the_encoder_of_a_classifier_is_imported_and_the_kernel_of_an_edge_map_starts_at_zero(deeplab):
     state = resnet18()
     loaded, report = import_state_dict(state, deeplab)
     assert set(report.left_over) == {"fc.weight", "fc.bias"}
@@ -111,7 +110,7 @@ def test_a_classifier_gives_its_encoder_and_an_edge_map_begins_at_zero(deeplab):
     )
 
 
-def test_half_an_encoder_or_half_a_head_is_refused(deeplab):
+def test_half_an_encoder_or_half_of_a_part_is_rejected(deeplab):
     half = {name: value for name, value in resnet18().items() if not name.startswith("layer4.1")}
     with pytest.raises(ValueError, match=r"level4_block2/layer1/conv/kernel .* is not in the file"):
         import_state_dict(half, deeplab)
@@ -121,31 +120,30 @@ def test_half_an_encoder_or_half_a_head_is_refused(deeplab):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"bn1.weight": np.full(4, np.nan)}, "bn1.weight .* not finite"),
         ({"bn1.running_var": np.full(4, -1.0)}, "bn1.running_var .* variance below 0"),
         ({"module.bn1.weight": np.ones(4)}, "bn1.weight and module.bn1.weight .* both params/encoder/stem/norm/scale"),
     ],
 )
-def test_numbers_that_no_network_can_use_are_named(deeplab, changed, said):
-    with pytest.raises(ValueError, match=said):
+def test_numbers_that_no_network_can_use_are_rejected_by_name(deeplab, changed, message):
+    with pytest.raises(ValueError, match=message):
         import_state_dict(resnet18(**changed), deeplab)
 
 
-def test_complex_numbers_are_none(deeplab):
+def test_complex_numbers_are_rejected(deeplab):
     with pytest.raises(ValueError, match=r"bn1\.bias of the file is of type complex64"):
         import_state_dict(resnet18() | {"bn1.bias": np.ones(4, np.complex64)}, deeplab)
 
 
-def test_auxiliary_masks_are_heads(variables, buda):
-    supervised = MODEL.clone(supervise=True)
-    shapes = jax.eval_shape(supervised.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+def test_auxiliary_masks_are_newly_initialised_like_heads(buda):
+    shapes = shapes_of(MODEL.clone(supervise=True))
     _, report = import_state_dict(buda(), jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
     assert {path.split("/")[1] for path in report.fresh} == {"label", "mask2", "mask3", "mask4"}
 
 
-def test_our_own_variables_are_a_start_too(variables):
+def test_stored_variables_of_another_task_are_imported_but_for_the_head(variables):
     wide = jax.tree.map(lambda leaf: leaf + 1, variables)
     wide["params"]["label"]["dense"]["kernel"] = np.zeros((64, 3), np.float32)
     loaded, report = import_variables(wide, variables)
@@ -154,15 +152,15 @@ def test_our_own_variables_are_a_start_too(variables):
     np.testing.assert_array_equal(loaded["params"]["upconv1"]["bias"], variables["params"]["upconv1"]["bias"] + 1)
 
 
-def test_files_that_are_none_say_so(tmp_path):
-    for name, content, said in (
+def test_files_of_another_kind_are_rejected(tmp_path):
+    for name, content, message in (
         ("none.pth", None, "no such file"),
-        ("a.npz", b"x", r"\.safetensors, \.pth, \.pt and \.bin files"),
-        ("a.safetensors", b"nothing of the kind", "no safetensors file"),
+        ("a.npz", b"x", r"unknown type of file; use \.safetensors, \.pth, \.pt or \.bin"),
+        ("a.safetensors", b"text", "no safetensors file"),
     ):
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read_state_dict(tmp_path / name)
 
 
@@ -179,13 +177,13 @@ def test_files_that_are_none_say_so(tmp_path):
         ("features.denseblock1.weight", 4, None),
     ],
 )
-def test_names_of_others_and_paths_here(name, dimensions, path):
+def test_names_of_published_networks_become_our_paths(name, dimensions, path):
     assert path_of(name, dimensions) == path
 
 
-def test_layouts():
+def test_layouts_of_pytorch_become_ours():
     value = np.arange(24).reshape(4, 6, 1, 1)
-    assert laid_out("params/mask/kernel", value).shape == (6, 4)
-    assert laid_out("params/x/conv/kernel", value).shape == (1, 1, 6, 4)
-    assert laid_out("params/label/dense/kernel", np.zeros((3, 8))).shape == (8, 3)
-    assert laid_out("params/x/norm/scale", np.zeros(3)).dtype == np.float32
+    assert to_our_layout("params/mask/kernel", value).shape == (6, 4)
+    assert to_our_layout("params/x/conv/kernel", value).shape == (1, 1, 6, 4)
+    assert to_our_layout("params/label/dense/kernel", np.zeros((3, 8))).shape == (8, 3)
+    assert to_our_layout("params/x/norm/scale", np.zeros(3)).dtype == np.float32

@@ -1,6 +1,13 @@
+"""Metrics by hand, against their definitions, and properties that hold for any masks and scores."""
+
+import hypothesis
+import hypothesis.extra.numpy as arrays
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies
+from scipy.spatial.distance import cdist
 
 from mcis.ops import losses
 from mcis.ops.metrics import (
@@ -9,13 +16,36 @@ from mcis.ops.metrics import (
     balanced_accuracy,
     bootstrap_interval,
     class_scores,
+    confusion,
     dice,
     dice_loss,
     iou,
     label_scores,
     mask_counts,
     mask_scores,
+    outline,
+    surface_distances,
 )
+
+properties = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+
+
+@strategies.composite
+def two_masks(draw):
+    """Two bool masks of one shape (B, H, W, 1); empty and full ones are frequent."""
+    shape = (draw(strategies.integers(1, 3)), draw(strategies.integers(1, 6)), draw(strategies.integers(1, 6)), 1)
+    pixels = arrays.arrays(bool, shape)
+    mask = strategies.one_of(pixels, strategies.sampled_from([np.zeros(shape, bool), np.ones(shape, bool)]))
+    return draw(mask), draw(mask)
+
+
+@strategies.composite
+def scores_of_two_classes(draw):
+    """Scores with ties, and which of them are of the positive class: at least one is, and one is not."""
+    score = np.array(draw(strategies.lists(strategies.integers(-5, 5), min_size=2, max_size=30)), float)
+    positive = draw(arrays.arrays(bool, len(score)))
+    positive[:2] = True, False
+    return score, positive
 
 
 def test_mask_counts_by_hand_for_numpy_and_jax_and_every_type():
@@ -24,17 +54,17 @@ def test_mask_counts_by_hand_for_numpy_and_jax_and_every_type():
     predicted[0, 0] = True  # the upper row of three
     mask[0, :, 0] = 1  # the left column of two
     mask[1] = 1
-    wanted = {"both": [1, 0], "predicted": [3, 0], "true": [2, 6]}
+    expected = {"both": [1, 0], "predicted": [3, 0], "true": [2, 6]}
     for array in (np.asarray, jnp.asarray):
         for dtype in (bool, np.uint8, np.float32):
             found = mask_counts(array(predicted.astype(dtype)), array(mask))
-            assert {name: counts.tolist() for name, counts in found.items()} == wanted
+            assert {name: counts.tolist() for name, counts in found.items()} == expected
     # a mask so large that its pixels do not fit a byte
     assert mask_counts(np.ones((1, 300, 300, 1), np.uint8), np.ones((1, 300, 300, 1), np.uint8))["both"] == 90000
 
 
 @pytest.mark.parametrize(
-    ("both", "predicted", "true", "wanted_dice", "wanted_iou"),
+    ("both", "predicted", "true", "expected_dice", "expected_iou"),
     [
         (1, 3, 2, 2 / 5, 1 / 4),
         (2, 2, 2, 1, 1),
@@ -44,9 +74,9 @@ def test_mask_counts_by_hand_for_numpy_and_jax_and_every_type():
         (0, 5, 0, 0, 0),
     ],
 )
-def test_dice_and_iou_by_hand(both, predicted, true, wanted_dice, wanted_iou):
-    assert dice(both, predicted, true) == pytest.approx(wanted_dice)
-    assert iou(both, predicted, true) == pytest.approx(wanted_iou)
+def test_dice_and_iou_by_hand(both, predicted, true, expected_dice, expected_iou):
+    assert dice(both, predicted, true) == pytest.approx(expected_dice)
+    assert iou(both, predicted, true) == pytest.approx(expected_iou)
 
 
 def test_dice_and_iou_obey_their_identity_and_do_not_overflow():
@@ -58,14 +88,75 @@ def test_dice_and_iou_obey_their_identity_and_do_not_overflow():
     assert ((d >= 0) & (d <= 1)).all()
 
 
-def test_dice_loss_is_the_one_that_is_trained():
+@properties
+@hypothesis.given(two_masks())
+def test_counts_add_up(masks):
+    predicted, mask = masks
+    counts, complement = mask_counts(predicted, mask), mask_counts(~predicted, mask)
+    union = (predicted | mask).sum((1, 2, 3))
+    np.testing.assert_array_equal(counts["predicted"] + counts["true"] - counts["both"], union)
+    np.testing.assert_array_equal(counts["both"] + complement["both"], counts["true"])
+    np.testing.assert_array_equal(counts["predicted"] + complement["predicted"], mask[0].size)
+
+
+@properties
+@hypothesis.given(two_masks())
+def test_dice_and_iou_are_symmetric_shares_and_1_for_equal_masks_alone(masks):
+    predicted, mask = masks
+    counts = mask_counts(predicted, mask).values()
+    swapped = mask_counts(mask, predicted).values()
+    equal, disjoint = (predicted == mask).all((1, 2, 3)), ~(predicted & mask).any((1, 2, 3))
+    for metric in (dice, iou):
+        found = metric(*counts)
+        np.testing.assert_array_equal(found, metric(*swapped))
+        assert ((found >= 0) & (found <= 1)).all()
+        np.testing.assert_array_equal(found == 1, equal)  # both empty included
+        np.testing.assert_array_equal(found == 0, disjoint & ~equal)  # one empty included
+    assert (iou(*counts) <= dice(*counts)).all()
+
+
+@properties
+@hypothesis.given(two_masks())
+def test_mask_scores_are_shares_whatever_the_order_of_scans(masks):
+    counts = np.stack(list(mask_counts(*masks).values()))
+    group = np.arange(counts.shape[1]) // 2
+    found = mask_scores(*counts, group)
+    assert all(0 <= value <= 1 for value in found.values())
+    assert mask_scores(*counts[:, ::-1], group[::-1]) == pytest.approx(found)
+
+
+@properties
+@hypothesis.given(two_masks())
+def test_surface_distances_are_symmetric_and_exist_where_no_mask_is_empty(masks):
+    a, b = (mask[0, ..., 0] for mask in masks)
+    found = surface_distances(a, b)
+    np.testing.assert_allclose(found, surface_distances(b, a))
+    np.testing.assert_allclose(found, surface_distances(a.T, b.T))
+    assert np.isnan(found).all() == (not (a.any() and b.any()))
+    if a.any():
+        assert surface_distances(a, a) == (0, 0)
+    if a.any() and b.any():
+        assert 0 <= found[0] <= np.hypot(*a.shape)
+        assert found == pytest.approx(by_pairs(a, b))
+
+
+@properties
+@hypothesis.given(two_masks())
+def test_the_dice_loss_is_symmetric_in_masks_and_0_for_equal_ones(masks):
+    a, b = (mask[0, ..., 0].astype(np.float32) for mask in masks)
+    assert dice_loss(a, b) == pytest.approx(dice_loss(b, a))
+    assert 0 <= dice_loss(a, b) < 1
+    assert (dice_loss(a, b) == 0) == np.array_equal(a, b)
+
+
+def test_the_dice_loss_is_the_loss_of_training():
     rng = np.random.default_rng(0)
     logits, mask = rng.normal(size=(3, 8, 6, 1)), (rng.random((3, 8, 6, 1)) > 0.7).astype(np.uint8)
     mask[2] = 0
-    wanted = losses.soft_dice(jnp.asarray(logits, jnp.float32), mask)
+    expected = jax.jit(losses.soft_dice)(logits.astype(np.float32), mask)
     probs = 1 / (1 + np.exp(-logits[..., 0]))
     found = [dice_loss(prob.astype(np.float32), m[..., 0]) for prob, m in zip(probs, mask, strict=True)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert dice_loss(np.zeros((300, 300), np.float32), np.zeros((300, 300), np.uint8)) == 0
     assert dice_loss(np.ones((300, 300), np.float32), np.ones((300, 300), np.uint8)) == 0
 
@@ -87,7 +178,7 @@ def test_label_scores_by_hand():
 
 
 def test_mask_scores_by_hand_with_patients_pooled():
-    # patient a: two lesion scans; patient b: one lesion scan and an empty one with a false mask; c: empty, found empty
+    # patient a: two lesion scans; b: one lesion scan and an empty one with a false mask; c: an empty scan without mask
     both = np.array([10, 0, 4, 0, 0])
     predicted = np.array([20, 0, 4, 2, 0])
     true = np.array([10, 10, 8, 0, 0])
@@ -108,7 +199,7 @@ def test_mask_scores_by_hand_with_patients_pooled():
     )
 
 
-def test_mask_scores_leave_out_what_does_not_occur():
+def test_mask_scores_of_kinds_of_scans_that_do_not_occur_are_left_out():
     zero, one = np.array([0, 0]), np.array([3, 3])
     group = np.array([1, 2])
     empty = mask_scores(zero, zero, zero, group)
@@ -118,7 +209,7 @@ def test_mask_scores_leave_out_what_does_not_occur():
     assert lesions["dice_balanced"] == lesions["dice_lesion"] == pytest.approx(0.5)
 
 
-def test_balanced_dice_gives_nothing_for_one_answer_to_every_scan():
+def test_balanced_dice_is_0_for_the_same_prediction_on_every_scan():
     true, group = np.array([4, 6, 0, 0]), np.arange(4)
     nowhere = mask_scores(np.zeros(4, int), np.zeros(4, int), true, group)
     everywhere = mask_scores(true, np.full(4, 10), true, group)
@@ -126,7 +217,7 @@ def test_balanced_dice_gives_nothing_for_one_answer_to_every_scan():
     assert everywhere["dice_lesion"] > 0.5
 
 
-def test_bootstrap_is_deterministic_and_holds_its_estimate():
+def test_bootstrap_is_deterministic_and_its_interval_contains_the_estimate():
     rng = np.random.default_rng(0)
     values, group = rng.normal(5, 1, 60), np.repeat(np.arange(20), 3)
 
@@ -141,7 +232,7 @@ def test_bootstrap_is_deterministic_and_holds_its_estimate():
     assert (low, high) == pytest.approx(first)
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_intervals_contain_the_true_value_about_95_times_in_100():
     rng = np.random.default_rng(1)
     hits = 0
     for trial in range(120):
@@ -154,7 +245,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.85 < hits / 120 <= 1.0
 
 
-def test_a_score_that_many_draws_lack_has_no_interval():
+def test_a_score_that_many_bootstrap_draws_lack_has_no_interval():
     def score(rows, _):  # a draw has some of the first n rows with a probability of 1 - (1 - n / 40)^40
         return {f"first {n}": 0.7 for n in (1, 8, 40) if (rows < n).any()}
 
@@ -193,13 +284,13 @@ def test_bootstrap_counts_a_patient_drawn_twice_twice():
     assert seen == {0.0, 0.333, 0.667, 1.0}  # were two of a draw one patient, a half would be among them
 
 
-def test_bootstrap_of_few_groups():
+def test_bootstrap_of_one_group_has_no_interval():
     low, high = bootstrap_interval(lambda rows, _: {"m": 1.0}, np.array(["a", "a"]))["m"]
     assert np.isnan(low)
     assert np.isnan(high)
 
 
-def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+def test_auc_is_the_share_of_pairs_in_order():
     rng = np.random.default_rng(0)
     for levels in (5, 1000):  # many ties, and hardly one
         score, positive = rng.integers(0, levels, 80) / levels, rng.random(80) < 0.3
@@ -207,6 +298,32 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
         assert auc(score, positive) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
     assert auc(np.array([0.1, 0.2, 0.9]), np.array([False, False, True])) == 1
     assert auc(np.array([0.5, 0.5]), np.array([False, True])) == 0.5
+
+
+@properties
+@hypothesis.given(scores_of_two_classes())
+def test_auc_depends_on_the_order_of_scores_alone(case):
+    score, positive = case
+    found = auc(score, positive)
+    assert 0 <= found <= 1
+    for increasing in (np.exp, lambda x: x**3 + x, lambda x: np.unique(x, return_inverse=True)[1]):
+        assert auc(increasing(score), positive) == pytest.approx(found)
+    assert auc(-score, positive) == pytest.approx(1 - found)
+    assert auc(score, ~positive) == pytest.approx(1 - found)
+
+
+@properties
+@hypothesis.given(arrays.arrays(int, (2, 12), elements=strategies.integers(0, 3)))
+def test_a_confusion_matrix_counts_every_scan_once(case):
+    predicted, label = case
+    found = confusion(predicted, label, 4)
+    np.testing.assert_array_equal(found.sum(1), np.bincount(label, minlength=4))
+    np.testing.assert_array_equal(found.sum(0), np.bincount(predicted, minlength=4))
+    assert np.trace(found) / 12 == accuracy(predicted, label)
+    present = found.sum(1) > 0
+    assert balanced_accuracy(predicted, label) == pytest.approx(
+        (np.diag(found)[present] / found.sum(1)[present]).mean()
+    )
 
 
 def test_class_scores_by_hand():
@@ -219,7 +336,7 @@ def test_class_scores_by_hand():
     assert found["brier"] == pytest.approx(np.mean([0.14, 0.62, 0.86, 0.24]))
 
 
-def test_a_specificity_is_stated_where_nine_in_ten_are_found():
+def test_specificity_at_90_is_at_the_threshold_that_finds_nine_in_ten():
     positive = np.arange(40) < 20  # twenty: two of them may be missed
     score = np.where(positive, np.linspace(0.3, 0.9, 40), 0.0)
     score[20:] = np.linspace(0, 0.5, 20)
@@ -230,6 +347,52 @@ def test_a_specificity_is_stated_where_nine_in_ten_are_found():
     assert 0 < found["specificity_at_90_b"] < 1
 
 
-def test_one_class_alone_has_no_specificity_and_no_area():
+def test_scores_of_one_class_alone_have_no_auc():
     found = class_scores(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([0, 0]), ("a", "b"))
     assert set(found) == {"brier", "sensitivity_a", "specificity_b"}
+
+
+# Surface distances
+
+
+def disc(centre, radius, shape=(40, 50)):
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
+
+
+def by_pairs(predicted, true):
+    """The definition: all pairs of outline pixels."""
+    pairs = cdist(np.argwhere(outline(predicted)), np.argwhere(outline(true)))
+    there, back = pairs.min(1), pairs.min(0)
+    return max(np.percentile(there, 95), np.percentile(back, 95)), np.concatenate([there, back]).mean()
+
+
+def test_an_outline_by_hand():
+    mask = np.zeros((5, 6), bool)
+    mask[1:4, 0:4] = True  # touches the left border of the image
+    expected = mask.copy()
+    expected[2, 1:3] = False
+    assert (outline(mask) == expected).all()
+
+
+def test_the_distance_of_a_shifted_square_is_the_length_of_the_shift():
+    square = np.zeros((30, 40), np.uint8)
+    square[5:15, 5:15] = 1
+    farthest, mean = surface_distances(square, np.roll(square, 20, axis=1))
+    assert farthest == pytest.approx(20, abs=0.5)
+    assert 10 < mean < 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_surface_distances_are_those_of_all_pairs_of_outline_pixels(seed):
+    rng = np.random.default_rng(seed)
+    a, b = (disc(rng.integers(0, 40, 2), rng.integers(1, 14)) | disc(rng.integers(0, 40, 2), 3) for _ in range(2))
+    assert surface_distances(a, b) == pytest.approx(by_pairs(a, b))
+
+
+def test_a_single_pixel_far_away_hardly_changes_the_95th_percentile():
+    big = disc((20, 20), 12)
+    speck = big.copy()
+    speck[0, 49] = True
+    assert surface_distances(speck, big)[0] == 0
+    assert surface_distances(speck, big)[1] > 0

@@ -1,9 +1,9 @@
-"""Our CRF against the authors' program, on real scans: the Dice between what both give, and their times.
+"""Compares our CRF with the program of the authors on real scans: the Dice between both masks, and the times.
 
     python tests/lanes/parity/densecrf.py --densecrf=OTHER/bin/python --data_dir=data [--sources=lgg,busi] [--scans=20]
 
-pydensecrf builds from source only, with Cython below 3 and NumPy below 2, so that it has an environment of its own
-(`make densecrf`); OTHER/bin/python is that one's. Probabilities come from the weights that ship, scans from the
+pydensecrf builds from source only, with Cython below 3 and NumPy below 2, and so needs an environment of its own
+(`make densecrf`); OTHER/bin/python is its Python. Probabilities come from the bundled weights, scans from the
 validation split.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class DenseCRF:
-    """pydensecrf in a process of its own: `run(square, probability, crf)` -> (its probabilities, seconds)."""
+    """pydensecrf in a process of its own: `run(square, probability, crf)` -> (probabilities, seconds)."""
 
     def __init__(self, python):
         self.folder = tempfile.TemporaryDirectory()
@@ -27,7 +27,7 @@ class DenseCRF:
         )
 
     def run(self, square, probability, crf):
-        """Uint8 (H, W), float32 (H, W), strengths -> float32 (H, W), seconds."""
+        """Uint8 (H, W), float32 (H, W), parameters -> float32 (H, W), seconds."""
         file = pathlib.Path(self.folder.name, "scan.npz")
         strengths = [crf.steps, crf.smooth_weight, crf.smooth_sigma, crf.weight, crf.sigma, crf.grey_sigma]
         np.savez(file, square=square, probability=probability, strengths=np.array(strengths, float))
@@ -37,7 +37,7 @@ class DenseCRF:
 
 
 def worker():
-    """Answer files named on standard input."""
+    """Process the files named on standard input."""
     import pydensecrf.densecrf
     from pydensecrf.utils import create_pairwise_bilateral, unary_from_softmax
 
@@ -61,7 +61,7 @@ def worker():
 
 
 def make_exact():
-    """A function of (probability, grey, crf): the mean field with every pixel tied to every other, O(N^2)."""
+    """A function of (probability, grey, crf): the exact mean field of all pairs of pixels, O(N^2)."""
     import jax
     import jax.numpy as jnp
 
@@ -70,8 +70,8 @@ def make_exact():
         norms = (features**2).sum(1)
 
         def rows(start):
-            mine, norm = (jax.lax.dynamic_slice_in_dim(x, start, 256) for x in (features, norms))
-            distance = norm[:, None] + norms[None] - 2 * jnp.dot(mine, features.T, precision="highest")
+            some, norm = (jax.lax.dynamic_slice_in_dim(x, start, 256) for x in (features, norms))
+            distance = norm[:, None] + norms[None] - 2 * jnp.dot(some, features.T, precision="highest")
             return jnp.exp(-0.5 * jnp.maximum(distance, 0)) @ q
 
         return jax.lax.map(rows, 256 * jnp.arange(len(q) // 256)).reshape(-1)
@@ -104,7 +104,7 @@ def main():
     parser.add_argument("--data_dir")
     parser.add_argument("--sources", default="lgg,busi")
     parser.add_argument("--scans", type=int, default=20)
-    parser.add_argument("--exact", type=int, default=2, help="scans of each source to compute exactly as well")
+    parser.add_argument("--exact", type=int, default=2, help="scans of each source that are also computed exactly")
     options = parser.parse_args()
     if options.worker:
         return worker()
@@ -119,12 +119,12 @@ def main():
     from mcis.tasks.apply import make_network
     from mcis.tasks.table import TASKS
 
-    theirs, weights, crf = DenseCRF(options.densecrf), load_bundle(), CRF()
+    reference, weights, crf = DenseCRF(options.densecrf), load_bundle(), CRF()
     ours, exact = jax.jit(mean_field, static_argnums=2), make_exact()
     for source in options.sources.split(","):
         task = next(task for task in TASKS.values() if task.segments and source in task.sources)
         one = weights[task.name]
-        # at the canvas's own size, so that both filter 256x256 pixels
+        # at the size of the model input, so that both filter 256x256 pixels
         network = jax.jit(make_network(dataclasses.replace(one.task, size=INPUT_SIZE)))
         dices, changed, times, errors = [], [], [], []
         records = dataset.records(source, "validation", options.data_dir)
@@ -135,23 +135,23 @@ def main():
             if not (before > 0.5).mean() > 0.005 or len(dices) == options.scans:
                 continue
             grey = np.round(np.asarray(prepared)[0].mean(-1) * 255).clip(0, 255).astype(np.uint8)
-            wanted, their_time = theirs.run(grey, before, crf)
+            expected, reference_time = reference.run(grey, before, crf)
             ours(outputs.mask, prepared, crf).block_until_ready()
             began = time.perf_counter()
             found = np.asarray(ours(outputs.mask, prepared, crf))[0, ..., 0]
-            times.append((time.perf_counter() - began, their_time))
-            a, b, c = found > 0.5, wanted > 0.5, before > 0.5
+            times.append((time.perf_counter() - began, reference_time))
+            a, b, c = found > 0.5, expected > 0.5, before > 0.5
             dices.append(2 * (a & b).sum() / max(a.sum() + b.sum(), 1) if a.any() or b.any() else 1.0)
             changed.append(2 * (c & b).sum() / max(c.sum() + b.sum(), 1))
             if len(errors) < options.exact:
                 true = exact(before, grey, crf)
-                errors.append((np.abs(found - true).max(), np.abs(wanted - true).max()))
+                errors.append((np.abs(found - true).max(), np.abs(expected - true).max()))
         ms = 1e3 * np.median(times, 0)
         print(
-            f"{source}: {len(dices)} scans, Dice of ours with theirs: mean {np.mean(dices):.4f}, least "
-            f"{np.min(dices):.4f}; of the network's own mask with theirs: mean {np.mean(changed):.3f}; "
-            f"ms a scan: ours {ms[0]:.1f}, theirs {ms[1]:.1f}, ratio {ms[0] / ms[1]:.2f}; largest error against the "
-            f"exact field, {len(errors)} scans: ours {max(e[0] for e in errors):.4f}, theirs "
+            f"{source}: {len(dices)} scans, Dice of ours and pydensecrf: mean {np.mean(dices):.4f}, minimum "
+            f"{np.min(dices):.4f}; of the network's mask and pydensecrf: mean {np.mean(changed):.3f}; "
+            f"ms per scan: ours {ms[0]:.1f}, pydensecrf {ms[1]:.1f}, ratio {ms[0] / ms[1]:.2f}; largest error compared "
+            f"with the exact field, {len(errors)} scans: ours {max(e[0] for e in errors):.4f}, pydensecrf "
             f"{max(e[1] for e in errors):.4f}",
             flush=True,
         )

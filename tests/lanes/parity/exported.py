@@ -1,8 +1,8 @@
-"""`make onnx`: ONNX Runtime runs what `mcis export --format=onnx` writes, and says what the weights say in JAX.
+"""`make onnx`: ONNX Runtime computes the same from an export of `mcis export --format=onnx` as JAX from the weights.
 
-For every task that ships, every network of MODELS with small random weights, and the CRF, the filters and edge maps
-that go into a network: the largest difference of each output over phantoms in batches of 1 and 3, and for what ships
-the time a scan (medians of turns; quiet machine). run.py is run as well, in a process of its own without mcis.
+For every task with bundled weights, every network of MODELS with small random weights, and the CRF, the filters and the
+edge maps: the largest difference of each output over phantoms in batches of 1 and 3. For bundled weights also the time
+per scan (medians of alternating runs; needs a quiet machine), and the results of run.py in a process without mcis.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mcis.checkpoints import bundle, checkpoint
 from mcis.cli import export as export_command
@@ -40,11 +41,11 @@ ROUNDS = 7
 ALONE = "import sys, runpy; sys.modules.update(dict.fromkeys(('mcis', 'jax', 'flax'))); sys.argv = sys.argv[1:]; " + (
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
-"""Neither mcis nor JAX can be imported."""
+"""Program in which neither mcis nor JAX can be imported."""
 
 
 def small_tasks() -> dict[str, Task]:
-    """Name -> a task: every network, and what else can go into one."""
+    """Name -> a task: every network, and a network with each filter, edge map and the CRF."""
     found = {}
     for name, model in MODELS.items():
         what = "segment_breast" if model.segments else "classify_breast"
@@ -59,7 +60,7 @@ def small_tasks() -> dict[str, Task]:
 
 
 def write_weights(folder: pathlib.Path, task: Task) -> None:
-    """A set of weights of one small network: random, every array of it."""
+    """Write random weights of one small network."""
     image = np.zeros((1, task.size, task.size, task.channels), np.float32)
     shapes = jax.eval_shape(task.make_model().init, jax.random.key(0), image)
     rng = np.random.default_rng(0)
@@ -69,12 +70,12 @@ def write_weights(folder: pathlib.Path, task: Task) -> None:
             return rng.uniform(0.5, 2, leaf.shape).astype(np.float32)
         wide = np.prod(leaf.shape[:-1]) if path.endswith("kernel") else 25
         value = rng.normal(0, np.sqrt(2 / wide), leaf.shape).astype(np.float32)
-        return value + 0.5 if path.endswith("scale") else value  # by 1 a deep network's outputs are all 0 or 1
+        return value + 0.5 if path.endswith("scale") else value  # with 1 the outputs of a deep network are all 0 or 1
 
-    variables = {path: draw(path, leaf) for path, leaf in checkpoint.flatten(shapes).items()}
+    variables = {path: draw(path, leaf) for path, leaf in flatten_dict(shapes, sep="/").items()}
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 0, "validation": {}}
     manifest["fingerprints"] = {"train": [], "validation": []}
-    checkpoint.save(folder / task.name, checkpoint.unflatten(variables), manifest)
+    checkpoint.save(folder / task.name, unflatten_dict(variables, sep="/"), manifest)
 
 
 def differences(out: pathlib.Path, one: bundle.Weights, canvases: np.ndarray) -> dict[str, float]:
@@ -90,28 +91,28 @@ def differences(out: pathlib.Path, one: bundle.Weights, canvases: np.ndarray) ->
         for name, value in {label: outputs.label, "mask": outputs.mask}.items():
             assert (value is None) == (name not in answer), name
             if value is not None:
-                assert np.std(value) > 1e-4, f"{name} is constant, which says nothing"
+                assert np.std(value) > 1e-4, f"{name} is constant: the comparison means nothing"
                 found[name] = max(found[name], float(np.abs(answer[name] - np.asarray(value)).max()))
     return found
 
 
 def times(out: pathlib.Path, one: bundle.Weights, canvases: np.ndarray, batch: int) -> tuple[float, float]:
-    """Milliseconds a scan of ONNX Runtime and of JAX, on all cores, in turns."""
+    """Milliseconds per scan of ONNX Runtime and of JAX, on all cores, in alternating runs."""
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     expert, variables, image = jax.jit(make_expert(one.task)), place(one.variables), canvases[:batch]
     runs = (lambda: session.run(None, {"image": image}), lambda: jax.block_until_ready(expert(variables, image)))
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range(ROUNDS + 1):
-        for run, mine in zip(runs, taken, strict=True):
+        for run, milliseconds in zip(runs, taken, strict=True):
             start = time.perf_counter()
             run()
             if turn:  # the first compiles
-                mine.append(1e3 * (time.perf_counter() - start) / batch)
+                milliseconds.append(1e3 * (time.perf_counter() - start) / batch)
     return statistics.median(taken[0]), statistics.median(taken[1])
 
 
 def check_file(out: pathlib.Path) -> None:
-    """The file is whole, of standard operators, and says of itself what metadata.json says."""
+    """The file is valid, has standard operators alone, and holds the metadata of metadata.json."""
     model = onnx.load(out / "model.onnx")
     onnx.checker.check_model(model)
     assert [(one.domain, one.version) for one in model.opset_import] == [("", export.OPSET)], model.opset_import
@@ -123,7 +124,7 @@ def check_file(out: pathlib.Path) -> None:
 
 
 def check_alone(out: pathlib.Path, one: bundle.Weights, folder: pathlib.Path) -> None:
-    """run.py says of phantoms what the weights say, where neither mcis nor JAX is."""
+    """run.py gives the results of the weights for phantoms, without mcis and JAX."""
     paths = phantom.write_examples(folder / "scans")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-I", "-c", ALONE, out / "run.py", *paths, "--masks", folder / "masks"]
@@ -144,7 +145,9 @@ def check_alone(out: pathlib.Path, one: bundle.Weights, folder: pathlib.Path) ->
 def main() -> int:
     """Exit status 1 where something differs by more than TOLERANCE."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("shipped", "networks"), help="one half of it")
+    parser.add_argument(
+        "--only", choices=("shipped", "networks"), help="the bundled weights or the small networks alone"
+    )
     only = parser.parse_args().only
     canvases = np.stack([letterbox(one.image)[0] for one in phantom.make_phantoms(1, seed=100)])
     failed = False
@@ -181,7 +184,7 @@ def main() -> int:
                 cells += ["", ""]
             size = (out / "model.onnx").stat().st_size / 1e6
             print(f"| {name} | {size:.1f} | {' | '.join(cells)} |", flush=True)
-    print("something differs by more than it may" if failed else f"all within {TOLERANCE:g}")
+    print(f"a difference is larger than {TOLERANCE:g}, or an export failed" if failed else f"all within {TOLERANCE:g}")
     return int(failed)
 
 

@@ -1,8 +1,8 @@
-"""`make parity`: our networks against their references in PyTorch, with equal weights. Needs torch and torchvision.
+"""`make parity`: compares networks with references in PyTorch of equal weights. Needs torch and torchvision.
 
-Compared are the outputs in evaluation, the gradient of a weighted sum of them with respect to the image, and a batch in
-training mode with the running statistics that it leaves. With `GOLDEN=1` the small arrays that the ordinary tests
-check, in tests/fixtures/golden/, are written anew.
+Compared are the outputs in evaluation and in training mode, the gradient of a weighted sum of them with respect to the
+image, and the updated running statistics. `GOLDEN=1` rewrites the small arrays that the ordinary tests check, in
+tests/fixtures/golden/.
 """
 
 import os
@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from mcis.checkpoints.checkpoint import flatten, unflatten
 from mcis.models import MODELS
 from mcis.models.layers import Dropout
-from mcis.models.pretrained import import_state_dict, laid_out, path_of, read_state_dict
+from mcis.models.pretrained import import_state_dict, path_of, read_state_dict, to_our_layout
 from mcis.ops.image import resize
+from tests.fixtures.networks import flatten, unflatten
 from tests.lanes.parity import references
 from tests.models import test_published as published
 
@@ -28,7 +28,7 @@ vision = references.torchvision.models
 
 
 def deeplab(depth, **fields):
-    """torchvision's, whose dropout is taken out: two libraries do not draw alike."""
+    """DeepLabv3 of torchvision without dropout: two libraries draw different numbers."""
     net = getattr(vision.segmentation, f"deeplabv3_resnet{depth}")(
         weights=None, weights_backbone=None, num_classes=1, **fields
     )
@@ -54,28 +54,28 @@ class Pair:
     """A network and its reference with equal random weights and running statistics."""
 
     def __init__(self, name):
-        row, fields, reference, self.side = CASES[name]
+        row, fields, make_reference, self.side = CASES[name]
         self.channels = 1 if "one channel" in name else 3
         torch.manual_seed(0)
-        self.theirs = reference()
+        self.reference = make_reference()
         with torch.no_grad():
-            for module in self.theirs.modules():
+            for module in self.reference.modules():
                 if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                     module.weight.uniform_(0.5, 1.0)
                     module.bias.uniform_(-0.2, 0.2)
                     module.running_mean.uniform_(-0.2, 0.2)
                     module.running_var.uniform_(0.5, 2.0)
-        self.state = {key: value.clone() for key, value in self.theirs.state_dict().items()}
-        self.ours = MODELS[row].clone(**fields)
+        self.state = {key: value.clone() for key, value in self.reference.state_dict().items()}
+        self.model = MODELS[row].clone(**fields)
         self.image = np.random.default_rng(0).normal(size=(4, self.side, self.side, self.channels))
         self.rename = references.sk_names if row == "sk_unet" else None
         self.variables = self.imported()
 
     def imported(self):
-        """Their weights and statistics, as they are now, as our variables."""
+        """The present weights and statistics of the reference as our variables."""
         shape = jax.ShapeDtypeStruct(self.image.shape, jnp.float32)
-        expected = jax.eval_shape(self.ours.init, jax.random.key(0), shape)
-        state = {name: value.detach().clone().numpy() for name, value in self.theirs.state_dict().items()}
+        expected = jax.eval_shape(self.model.init, jax.random.key(0), shape)
+        state = {name: value.detach().clone().numpy() for name, value in self.reference.state_dict().items()}
         if self.rename:
             variables = unflatten(_by_path(self.rename(state)))
             assert flatten(variables).keys() == flatten(expected).keys()
@@ -86,16 +86,16 @@ class Pair:
 
     @staticmethod
     def outputs(model, variables, image, train):
-        """All heads in one list, and the updated statistics."""
-        with flax.linen.intercept_methods(_no_dropout):  # as theirs has none
+        """A list of all heads, and the updated statistics."""
+        with flax.linen.intercept_methods(_no_dropout):  # as in the reference
             outputs, updated = model.apply(variables, image, train=train, mutable=["batch_stats"])
         masks = [] if outputs.mask is None else [outputs.mask]
         masks += [resize(mask, image.shape[1:3]) for mask in outputs.auxiliary]
         return masks or [outputs.label], updated["batch_stats"]
 
-    def their_outputs(self, image):
-        """The same of the reference: NHWC."""
-        found = self.theirs(image)
+    def reference_outputs(self, image):
+        """A list of all heads of the reference, NHWC."""
+        found = self.reference(image)
         if isinstance(found, dict):
             return [found[key].permute(0, 2, 3, 1) for key in ("out", "aux") if key in found]
         return [found.permute(0, 2, 3, 1) if found.ndim == 4 else found]
@@ -111,7 +111,7 @@ def _by_path(state):
         if name.endswith("num_batches_tracked"):
             continue
         path = _path(name, value)
-        found[path] = laid_out(path, value)
+        found[path] = to_our_layout(path, value)
     return found
 
 
@@ -130,29 +130,29 @@ def pair(request):
     return Pair(request.param), request.param
 
 
-def distance(found, wanted):
-    """Norm of the difference over the norm."""
-    assert found.shape == wanted.shape
-    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+def distance(found, expected):
+    """Norm of the difference, relative to the norm of the expected array."""
+    assert found.shape == expected.shape
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def theirs(one, train, weights, dtype):
-    """Outputs, the image's gradient of their weighted sum, and statistics, all float64, computed in `dtype`."""
-    one.theirs.to(dtype).train(train)
-    one.theirs.load_state_dict(one.state)  # training mode moves its statistics
+def reference_results(one, train, weights, dtype):
+    """Outputs, the gradient of their weighted sum with respect to the image, and statistics: float64, from `dtype`."""
+    one.reference.to(dtype).train(train)
+    one.reference.load_state_dict(one.state)  # training mode moves its statistics
     image = torch.from_numpy(one.image).to(dtype).permute(0, 3, 1, 2).requires_grad_()
-    outputs = one.their_outputs(image)
+    outputs = one.reference_outputs(image)
     sum((w * torch.from_numpy(weight).to(dtype)).sum() for w, weight in zip(outputs, weights, strict=True)).backward()
-    one.theirs.to(torch.float64)
+    one.reference.to(torch.float64)
     stats = flatten({"batch_stats": one.imported()["batch_stats"]})
     found = {f"output {i}": output.detach().double().numpy() for i, output in enumerate(outputs)}
     found["gradient"] = image.grad.permute(0, 2, 3, 1).double().numpy()
     return found | ({name: np.float64(value) for name, value in stats.items()} if train else {})
 
 
-def ours(one, train, weights, dtype, rectifiers=None):
-    """The same of our network, and which units its rectifiers let through; or through those of `rectifiers`."""
-    model = one.ours.clone(dtype=dtype)
+def our_results(one, train, weights, dtype, rectifiers=None):
+    """The same of our network, and the units that its ReLUs let through; `rectifiers` overrides these units."""
+    model = one.model.clone(dtype=dtype)
 
     @jax.jit
     def run(variables, image, weights, rectifiers):
@@ -179,22 +179,22 @@ def ours(one, train, weights, dtype, rectifiers=None):
 
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 def test_parity(pair, train):
-    """In float64 to 1e-6, in float32 to 1e-4 of what PyTorch computes in float64.
+    """Float64 agrees with PyTorch's float64 to 1e-6, float32 to 1e-4.
 
-    A rectifier whose argument rounds to the other side of zero turns rounding into whole pixels of a gradient, in
-    either library. So in float32 the gradient is taken through the units that float64 lets through, and those that
-    differ are counted. Batch normalisation over few pixels multiplies rounding: where the outputs of PyTorch's own
-    float32 are further than 1e-4 from its float64, ours may be twice as far as they are, and the gradient too.
+    Where the argument of a ReLU rounds to the other side of zero, whole pixels of a gradient change, in both libraries.
+    So the float32 gradient is taken through the units that float64 lets through, and the differing units are counted.
+    Batch normalisation over few pixels multiplies rounding: where PyTorch's own float32 outputs are further than 1e-4
+    from its float64, ours, and the gradient, may be twice as far.
     """
     one, name = pair
     rng = np.random.default_rng(1)
-    one.theirs.double()
-    outputs = one.their_outputs(torch.from_numpy(one.image).permute(0, 3, 1, 2))
+    one.reference.double()
+    outputs = one.reference_outputs(torch.from_numpy(one.image).permute(0, 3, 1, 2))
     weights = [rng.normal(size=tuple(output.shape)) for output in outputs]
-    exact, single = (theirs(one, train, weights, dtype) for dtype in (torch.float64, torch.float32))
-    double, passed = ours(one, train, weights, jnp.float64)
-    plain, passed_in_single = ours(one, train, weights, jnp.float32)
-    guided, _ = ours(one, train, weights, jnp.float32, passed)
+    exact, single = (reference_results(one, train, weights, dtype) for dtype in (torch.float64, torch.float32))
+    double, passed = our_results(one, train, weights, jnp.float64)
+    plain, passed_in_single = our_results(one, train, weights, jnp.float32)
+    guided, _ = our_results(one, train, weights, jnp.float32, passed)
     assert passed
     flipped = sum(int((a != b).sum()) for a, b in zip(passed, passed_in_single, strict=True))
     units = sum(unit.size for unit in passed)
@@ -205,8 +205,8 @@ def test_parity(pair, train):
     for what, found in {"float64": double, "float32": plain | {"gradient": guided["gradient"]}}.items():
         assert found.keys() == exact.keys()
         worst: dict[str, tuple[float, float]] = {}
-        for part, wanted in exact.items():
-            error, rounding = distance(found[part], wanted), distance(single[part], wanted)
+        for part, expected in exact.items():
+            error, rounding = distance(found[part], expected), distance(single[part], expected)
             kind = part if part.startswith(("output", "gradient")) else "statistics"
             worst[kind] = max(worst.get(kind, (0.0, 0.0)), (error, rounding))
             allowed = 1e-6 if what == "float64" else max(1e-4, 2 * (outside if part == "gradient" else rounding))
@@ -218,13 +218,13 @@ def test_parity(pair, train):
     print(f"\n  PyTorch's own float32: {shown}", end=" ")
 
 
-def test_the_light_network_equals_its_twin_in_pytorch():
-    """Outputs and the image's gradient; what `make bench` times it against is the same network."""
+def test_the_light_network_equals_its_pytorch_version():
+    """Outputs and the gradient with respect to the image. `make bench` compares the times of the same two networks."""
     torch.manual_seed(0)
     net = references.Light().double()
     with torch.no_grad():
         for value in net.parameters():
-            if value.ndim == 1:  # biases and scales at their first values would hide an exchange
+            if value.ndim == 1:  # biases and scales at their initial values would hide an exchange
                 value.add_(0.2 * torch.randn_like(value))
     arrays = references.light_arrays(net.state_dict())
     image = np.random.default_rng(0).normal(size=(2, 96, 64, 3))
@@ -254,13 +254,13 @@ def test_the_light_network_equals_its_twin_in_pytorch():
     assert max(errors.values()) <= 1e-4
 
 
-def test_a_file_of_torch_is_read_and_one_with_code_is_not(tmp_path):
+def test_a_state_dict_of_torch_is_read_and_a_pickled_network_is_not(tmp_path):
     """Real `.pth` files, opened with weights_only."""
     net = references.UNet(8)
     torch.save(net.state_dict(), tmp_path / "unet.pth")
     state = read_state_dict(tmp_path / "unet.pth")
     model = MODELS["unet"].clone(features=8, classes=2)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     loaded, report = import_state_dict(state, variables)
     assert set(report.fresh) == {"params/label/dense/kernel", "params/label/dense/bias"}
     kernel = state["encoder1.enc1conv1.weight"].transpose(2, 3, 1, 0)
@@ -272,7 +272,7 @@ def test_a_file_of_torch_is_read_and_one_with_code_is_not(tmp_path):
 
 @pytest.mark.parametrize("name", published.NETWORKS)
 def test_golden_arrays_are_those_of_the_references(name):
-    """What `tests/models/test_published.py` checks without PyTorch; GOLDEN=1 writes it anew."""
+    """`tests/models/test_published.py` checks these arrays without PyTorch; GOLDEN=1 rewrites them."""
     reference, fields = {
         "unet": (references.UNet, {}),
         "sk_unet": (references.sk_unet, {}),
@@ -289,8 +289,8 @@ def test_golden_arrays_are_those_of_the_references(name):
         if alias.endswith("num_batches_tracked"):
             continue
         path = _path(alias, value)
-        # where each of PyTorch's numbers goes in our layout
-        place = laid_out(path, np.arange(value.numel(), dtype=np.float64).reshape(value.shape)).astype(int)
+        # the position of each number of PyTorch in our layout
+        place = to_our_layout(path, np.arange(value.numel(), dtype=np.float64).reshape(value.shape)).astype(int)
         flat = np.empty(value.numel(), np.float32)
         flat[place.ravel()] = variables[path].ravel()
         value.copy_(torch.from_numpy(flat).reshape(value.shape))

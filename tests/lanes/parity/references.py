@@ -1,4 +1,4 @@
-"""Networks in PyTorch, for `make parity`: torchvision's, two written from their papers, and a twin of `light`."""
+"""Networks in PyTorch, for `make parity`: those of torchvision, two written from papers, and a version of `light`."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def import_torchvision():
-    """torchvision beside the CPU build of PyTorch: its wheel's compiled operators are declared, empty."""
+    """torchvision with the CPU build of PyTorch: the compiled operators of its wheel are declared without code."""
     library = torch.library.Library("torchvision", "DEF")
     while True:
         for name in [k for k in sys.modules if k == "torchvision" or k.startswith("torchvision.")]:
@@ -30,10 +30,10 @@ torchvision, _library = import_torchvision()
 
 
 class UNet(nn.Module):
-    """Buda et al. 2019, under the names that the published weights have."""
+    """The U-Net of Buda et al. 2019, with the names of the published weights."""
 
     def __init__(self, features=32, channels=3, layer=None):
-        """Widths as there."""
+        """`layer` makes the named modules of a layer, by default `conv_norm_relu`."""
         super().__init__()
         self.layer = layer or self.conv_norm_relu
         widths = [features * 2**level for level in range(5)]
@@ -47,7 +47,7 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2, 2)
 
     def pair(self, before, after, name):
-        """Two layers under their names."""
+        """Two named layers."""
         pair = nn.Sequential()
         for i, width in ((1, before), (2, after)):
             for part, module in self.layer(width, after, name, i):
@@ -76,10 +76,10 @@ class UNet(nn.Module):
 
 
 class SelectiveKernel(nn.Module):
-    """Byra et al. 2020: two branches mixed by an attention of the scan."""
+    """Byra et al. 2020: two branches mixed by attention weights computed from the scan."""
 
     def __init__(self, before, after):
-        """Squeezed by 0.5."""
+        """The attention has half the width in between."""
         super().__init__()
         self.branch1, self.branch2 = (
             nn.Sequential(
@@ -105,7 +105,7 @@ def sk_unet(features=16):
 
 
 def sk_names(state):
-    """The state dict of `sk_unet` by our paths; its names are ours alone, so that the importer does not know them."""
+    """The state dict of `sk_unet` by our paths; its names are not published, and so unknown to the importer."""
     renamed = {}
     for name, value in state.items():
         path = re.sub(r"(encoder\d|decoder\d|bottleneck)\.\w+sk(\d)", r"\1_\2", name)
@@ -131,7 +131,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """The light network's block."""
+    """The block of the light network."""
 
     def __init__(self, channels, kernel):
         """Depthwise, normalised, expanded by 2."""
@@ -146,10 +146,10 @@ class Block(nn.Module):
 
 
 class SkipFusion(nn.Module):
-    """The light network's way to join a skip with what comes from below."""
+    """The skip fusion of the light network."""
 
     def __init__(self, features):
-        """Normalised apart, mixed, expanded by 2."""
+        """Normalised separately, mixed, expanded by 2."""
         super().__init__()
         self.norm_below, self.norm_skip = LayerNorm(features), LayerNorm(features)
         self.depthwise_below, self.depthwise_skip = (
@@ -168,7 +168,7 @@ class Light(nn.Module):
     """Our light network in PyTorch."""
 
     def __init__(self, features=40, widths=(1, 2, 4, 5), kernels=(5, 5, 3, 3)):
-        """As there."""
+        """The same widths and kernels."""
         super().__init__()
         widths = [features * width for width in widths]
         before = [3 * 16] + [4 * width for width in widths]
@@ -196,7 +196,7 @@ class Light(nn.Module):
 def light_arrays(state):
     """The state dict of `Light` as our arrays by path.
 
-    Where pixels are folded into channels, PyTorch counts channels first and pixels within them, we the other way round.
+    Where pixels are folded into channels, PyTorch orders them by channel first, we by pixel first.
     """
 
     side = {"down": "encoder", "up": "decoder", "fuse": "decoder"}
