@@ -1,5 +1,9 @@
-"""JSON that somebody else may have written: of plain files, bounded, of the types it should be. Standard library."""
+"""Files that may be damaged or written by others: JSON within limits and of the right types; atomic writes.
 
+Standard library only.
+"""
+
+import contextlib
 import json
 import os
 import pathlib
@@ -11,57 +15,57 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_BYTES = 1 << 25
-"""Of a file. What it holds takes up to 24 times as much in memory: "[]," is a list."""
+"""Bytes of a JSON file; its content takes up to 24 times as much memory: "[]," is a list."""
 MAX_LINE = 1 << 24
-"""Bytes of a line: half a million lesions of a finding."""
+"""Bytes of a line: a finding with half a million lesions."""
 
 
 def parse_json(text: bytes | str) -> Any:
-    """What a JSON text says. ValueError where it is none, or is nested too deeply to be read."""
+    """The content of a JSON text. ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def read_json(path: str | os.PathLike, most: int = MAX_BYTES) -> Any:
-    """What a JSON file of at most so many bytes says.
+def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
+    """The content of a JSON file.
 
     Raises:
-      ValueError: it is none, or is no plain file: a pipe would block, and a device may have no end.
-      OSError: it is not there, or may not be read.
+      ValueError: invalid JSON, more than `max_bytes`, or not a regular file: a pipe would block, a device may not end.
+      OSError: the file does not exist or cannot be read.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError("no plain file")
+        raise ValueError("not a regular file")
     with open(path, "rb") as file:
         try:
-            text = file.read(most + 1)
+            text = file.read(max_bytes + 1)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # Python does not say of which file
-    if len(text) > most:
-        raise ValueError(f"more than {most >> 20} MiB")
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # Python does not name the file
+    if len(text) > max_bytes:
+        raise ValueError(f"more than {max_bytes >> 20} MiB")
     return parse_json(text)
 
 
 def from_json(kind: type[T], text: bytes | str) -> T:
-    """A dataclass of a JSON object. Keys that are not its fields are ignored.
+    """A dataclass from a JSON object. Keys that are no fields are ignored.
 
     Raises:
-      ValueError: it is no JSON, or the dataclass refuses it.
-      TypeError: it is no object, lacks a field, or has one of another type.
+      ValueError: invalid JSON, or the dataclass raises it.
+      TypeError: not an object, or a field is missing or has the wrong type.
     """
     values = parse_json(text)
     if not isinstance(values, dict):
-        raise TypeError("no object")
-    fields = typing.get_type_hints(kind)
-    made = kind(**{name: values[name] for name in fields if name in values})
-    if strange := [name for name, of in fields.items() if not _is_a(getattr(made, name), of)]:
-        raise TypeError(f"{', '.join(strange)} of another type")
+        raise TypeError("not an object")
+    field_types = typing.get_type_hints(kind)
+    made = kind(**{name: values[name] for name in field_types if name in values})
+    if wrong := [name for name, field_type in field_types.items() if not _is_a(getattr(made, name), field_type)]:
+        raise TypeError(f"wrong type of {', '.join(wrong)}")
     return made
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a field's type; a float may be an integer, or null where it was not finite."""
+    """Whether a JSON value has a field's type; a float may be an integer, or null if it was not finite."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return any(_is_a(value, part) for part in parts)
@@ -73,14 +77,14 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def read_lines(path: str | os.PathLike, kind: type[T], error: type[ValueError] = ValueError) -> Iterator[T]:
-    """Stream a file of a dataclass a line. A last line cut short (a full disk, a crash) is left out.
+    """Stream a file with one dataclass per line. A truncated last line (full disk, crash) is skipped.
 
     Raises:
-      error: another line is none, and the message gives its number; or it is no plain file.
-      OSError: it is not there, or may not be read.
+      error: another line is invalid, and the message gives its number; or not a regular file.
+      OSError: the file does not exist or cannot be read.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
-        raise error(f"{path}: no plain file; is this a report?")
+        raise error(f"{path}: not a regular file; is this a report?")
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
             if not line.endswith(b"\n") and len(line) < MAX_LINE:
@@ -88,13 +92,37 @@ def read_lines(path: str | os.PathLike, kind: type[T], error: type[ValueError] =
             try:
                 made = from_json(kind, line)
             except (ValueError, TypeError):
-                raise error(f"{path}: line {number} is no {kind.__name__.lower()}; is this a report?") from None
+                raise error(f"{path}: line {number} is not a {kind.__name__.lower()}; is this a report?") from None
             yield made
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 file atomically, as `write_bytes` does, with line ends as they are in `text`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file atomically: after a crash or error, and for readers at any time, it is the old file or the new one.
+
+    The data goes to a hidden file in the same folder, which then replaces `path`.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def expand_user(path: str | os.PathLike) -> pathlib.Path:
-    """`path` with a leading ~ or ~user replaced; ValueError where there is no such user."""
+    """`path` with a leading ~ or ~user replaced; ValueError if there is no such user."""
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
-        raise ValueError(f"{path}: there is no such user; write the folder out") from None
+        raise ValueError(f"{path}: there is no such user; write the full path") from None

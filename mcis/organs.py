@@ -1,25 +1,25 @@
-"""The one table of organs: their classes, which of them are lesions, and the task names. Standard library only."""
+"""The table of organs: classes, lesion classes, names in DICOM. Standard library only."""
 
 import dataclasses
 
 UNSUPPORTED = "unsupported"
-"""What the cascade answers for a scan that is none of the organs below."""
+"""What the cascade reports for a scan of none of the organs below."""
 
 UNKNOWN = -1
-"""The label of a scan whose class is not known (or contradicts that of its near-duplicates)."""
+"""Label of a scan whose class is unknown, or contradicts that of its near-duplicates."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Organ:
-    """One organ that the cascade knows.
+    """One organ of the cascade.
 
     Attributes:
-      name: as it stands in findings and task names, e.g. "brain".
-      scan: what a scan of it is called in print, e.g. "brain MRI".
-      classes: label names; a scan's integer label is the index into them.
-      lesions: those classes whose scans show a lesion to outline.
-      region: what DICOM calls the organ: its code of SNOMED CT (PS3.16 CID 4031) and the code's meaning.
-      outlined: likewise of what is outlined in it (CID 7159): a lesion may be no neoplasm, but a cyst.
+      name: in findings and task names, e.g. "brain".
+      scan: a scan of it, in print, e.g. "brain MRI".
+      classes: class names; the integer label of a scan is an index into them.
+      lesions: classes whose scans show a lesion to outline.
+      region: the organ in DICOM: its SNOMED CT code (PS3.16 CID 4031) and the code's meaning.
+      outlined: what is outlined, likewise (CID 7159): "Lesion" if it may be a cyst, not a neoplasm.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Organ:
     outlined: tuple[str, str] = ("52988006", "Lesion")
 
     def is_lesion(self, label: int) -> bool:
-        """Whether integer label `label` (UNKNOWN included) names a class with a lesion."""
+        """Whether an integer label (or UNKNOWN) is a class with a lesion."""
         return label != UNKNOWN and self.classes[label] in self.lesions
 
 
@@ -56,19 +56,12 @@ ORGAN_NAMES: tuple[str, ...] = tuple(organ.name for organ in ORGANS)
 
 
 def organ_index(name: str) -> int:
-    """The position in ORGANS of the organ called `name`; len(ORGANS) for UNSUPPORTED."""
+    """Index of an organ in ORGANS by its name; len(ORGANS) for UNSUPPORTED."""
     return len(ORGANS) if name == UNSUPPORTED else ORGANS.index(organ_named(name))
 
 
 def organ_named(name: str) -> Organ:
-    """The row of ORGANS called `name`; ValueError lists the names there are.
-
-    >>> breast = organ_named("breast")
-    >>> breast.classes, breast.lesions
-    (('normal', 'benign', 'malignant'), ('benign', 'malignant'))
-    >>> [breast.is_lesion(label) for label in (0, 1, 2, UNKNOWN)]
-    [False, True, True, False]
-    """
+    """The Organ of that name. ValueError lists the names."""
     for organ in ORGANS:
         if organ.name == name:
             return organ

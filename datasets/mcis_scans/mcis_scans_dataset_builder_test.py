@@ -18,7 +18,7 @@ from mcis_datasets.mcis_scans.record import Record, Rejection
 from mcis_datasets.mcis_scans.sources import SOURCES
 
 from mcis import organs
-from mcis.imaging import scan
+from mcis.imaging import image_files, scan
 
 DUMMY = pathlib.Path(__file__).parent / "dummy_data"
 
@@ -144,7 +144,7 @@ def test_phantoms_have_every_class():
     [
         ("busi", "benign/benign (1)_mask.png", "resize", "benign/benign (1)", "mask benign (1)_mask.png is 9 x 7"),
         ("busi", "benign/benign (1).png", "remove", "benign/benign (1)_mask", "a mask without its image"),
-        ("busi", "benign/benign (2).png", "spoil", "benign/benign (2)", "not a readable picture"),
+        ("busi", "benign/benign (2).png", "spoil", "benign/benign (2)", "not a readable image"),
         (
             "busi",
             "benign/benign (2)_mask.png",
@@ -175,7 +175,7 @@ def test_phantoms_have_every_class():
             "a mask without its image",
         ),
         ("br35h", "Br35H-Mask-RCNN/TEST/y2.jpg", "remove", "TEST/y2.jpg", "an outline without its picture"),
-        ("br35h", "no/no0.jpg", "spoil", "no/no0", "not a readable picture"),
+        ("br35h", "no/no0.jpg", "spoil", "no/no0", "not a readable image"),
         ("folder", "images/a.png", "remove", "a.png", "line 2: is not under images/"),
         ("folder", "images/x.png", "add", "x", "no row in labels.csv"),
         ("folder", "masks/x.png", "add", "masks/x", "a mask without its image"),
@@ -335,7 +335,7 @@ def test_what_waits_on_disk_is_what_was_read_in_its_order(tmp_path):
     assert found[-2:] == [Rejection("x", "unreadable"), Rejection("y", "unreadable too")]
     for job, packed in zip(jobs[:-2], found[:-2], strict=True):
         was = record.done(job)
-        image, mask = (scan.decode(picture).image for picture in packing.pictures(packed, tmp_path))
+        image, mask = (image_files.decode(picture).image for picture in packing.pictures(packed, tmp_path))
         np.testing.assert_array_equal(image, was.image)
         np.testing.assert_array_equal(mask[..., :1], was.mask)
         assert packed.fingerprint == scan.fingerprint(was.image)

@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import hashing
 
 from mcis.data.storage import THREADS
-from mcis.imaging import scan
+from mcis.imaging import image_files, scan
 
 from .record import Item, Job, Rejection, done
 
@@ -91,7 +91,7 @@ def pack(job: Item | Job) -> Rejection | tuple[dict[str, Any], Pictures]:
     if isinstance(item, Rejection):
         return item
     facts = {key: getattr(item, key) for key in ("scan_id", "has_mask", "organ", "label", "patient")}
-    pictures = scan.encode_png(item.image), scan.encode_png(item.mask)
+    pictures = image_files.encode_png(item.image), image_files.encode_png(item.mask)
     return facts | {"fingerprint": scan.fingerprint(item.image)}, pictures
 
 
@@ -151,7 +151,7 @@ class Images(Sequence[np.ndarray]):
 
     def __getitem__(self, index: Any) -> Any:
         """One image; no slices."""
-        return scan.decode(pictures(self._scans[index], self._folder)[0]).image
+        return image_files.decode(pictures(self._scans[index], self._folder)[0]).image
 
 
 Placed = tuple[Packed, dict[str, Any]]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from mcis.imaging import scan
+from mcis.imaging import image_files, scan
 from mcis.organs import UNKNOWN, organ_named
 
 LOSSY = (".jpg", ".jpeg")
@@ -86,7 +86,7 @@ def load(
       contradict each other.
     """
     try:
-        picture = scan.read(image).image
+        picture = image_files.read(image).image
         size = picture.shape[:2]
         mask = empty(size) if make_mask is None else make_mask(size)
     except (scan.ScanError, OSError) as error:  # an OSError: no permission, a disk that fails
@@ -127,7 +127,7 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask picture of any kind that `scan.read` reads.
+    """Read a mask picture of any kind that `image_files.read` reads.
 
     Values of 128 and more are lesion. A lossless mask that never exceeds 31 is taken for a map of class numbers:
     everything but 0 is lesion. Colour counts by its brightest channel; alpha is laid over black.
@@ -141,7 +141,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        values = scan.read(path).image.max(axis=2, keepdims=True)
+        values = image_files.read(path).image.max(axis=2, keepdims=True)
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
     top = int(values.max())

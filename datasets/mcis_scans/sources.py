@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from mcis.imaging import phantom, scan
+from mcis.imaging import image_files, phantom
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 
 from . import via
@@ -23,7 +23,7 @@ def busi(folder: pathlib.Path) -> Iterator[Item | Job]:
     for label, name in enumerate(BREAST.classes):
         masks: dict[str, list[pathlib.Path]] = {}
         images = []
-        for path in scan.pictures(folder / name):
+        for path in image_files.files_in(folder / name):
             found = re.fullmatch(r"(.*)_mask(_\d+)?", path.stem)
             if found:
                 masks.setdefault(found[1], []).append(path)
@@ -37,8 +37,8 @@ def busi(folder: pathlib.Path) -> Iterator[Item | Job]:
 
 def busbra(folder: pathlib.Path) -> Iterator[Item | Job]:
     """BUS-BRA: `bus_data.csv` names images (`Images/bus_x.png`, mask `Masks/mask_x.png`), Case (patient), Pathology."""
-    images = {path.stem: path for path in scan.pictures(folder / "Images")}
-    masks = {path.stem: [path] for path in scan.pictures(folder / "Masks")}
+    images = {path.stem: path for path in image_files.files_in(folder / "Images")}
+    masks = {path.stem: [path] for path in image_files.files_in(folder / "Masks")}
     for row in read_table(folder / "bus_data.csv", ("ID", "Case", "Pathology")):
         scan_id, label = row["ID"], row["Pathology"].lower()
         image = images.pop(scan_id, folder / "Images" / f"{scan_id}.png")
@@ -62,7 +62,7 @@ def lgg(folder: pathlib.Path) -> Iterator[Item | Job]:
     """
     for place in sorted(folder.glob("TCGA_*")):
         patient = "_".join(place.name.split("_")[:3])  # the rest of the folder's name is a date
-        files = {path.stem: path for path in scan.pictures(place)}
+        files = {path.stem: path for path in image_files.files_in(place)}
         masks = {stem.removesuffix("_mask"): [files.pop(stem)] for stem in list(files) if stem.endswith("_mask")}
         for stem, path in files.items():
             make_mask = union_of(masks.pop(stem, ()))
@@ -84,7 +84,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
     `yes/` without outline has no mask; one of `no/` has an empty one. No patients.
     """
     tumors: dict[str, tuple[pathlib.Path, MakeMask | None]] = {
-        path.stem.lower(): (path, None) for path in scan.pictures(folder / "yes")
+        path.stem.lower(): (path, None) for path in image_files.files_in(folder / "yes")
     }
     for place in ("TRAIN", "VAL", "TEST"):
         here = folder / "Br35H-Mask-RCNN" / place
@@ -92,7 +92,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
         for table in sorted(here.glob("*.json")):
             outlines.update(via.read_outlines(table))
         drawn = {name.lower(): shapes for name, shapes in outlines.items()}
-        for path in scan.pictures(here):
+        for path in image_files.files_in(here):
             shapes, key = drawn.pop(path.name.lower(), ()), path.stem.lower()
             if not shapes:
                 tumors.setdefault(key, (path, None))
@@ -105,7 +105,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
     for key, (path, make_mask) in sorted(tumors.items()):
         yield partial(load, f"yes/{key}", path, make_mask, organ="brain", label=label, patient=None)
     label = BRAIN.classes.index("no_tumor")
-    for path in scan.pictures(folder / "no"):
+    for path in image_files.files_in(folder / "no"):
         yield partial(load, f"no/{path.stem}", path, empty, organ="brain", label=label, patient=None)
 
 
@@ -115,8 +115,8 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     A label may be empty (unknown; then a column `organ` must say which); a patient may be empty (then near-duplicates
     are kept together). A mask has its image's path. A scan whose class has no lesion needs no mask: it is empty.
     """
-    images = {_key(path, root / "images"): path for path in scan.pictures(root / "images")}
-    masks = {_key(path, root / "masks"): [path] for path in scan.pictures(root / "masks")}
+    images = {_key(path, root / "images"): path for path in image_files.files_in(root / "images")}
+    masks = {_key(path, root / "masks"): [path] for path in image_files.files_in(root / "masks")}
     organ_of = {name: organ.name for organ in ORGANS for name in organ.classes}
     names, seen = set(images), set()
     for number, row in enumerate(read_table(root / "labels.csv", ("scan", "label", "patient")), start=2):
@@ -152,7 +152,7 @@ def foreign(root: pathlib.Path) -> Iterator[Item | Job]:
     A kind stands in a patient's place, so that no kind lies in two splits: refusal is told on kinds never seen.
     """
     for kind in sorted(path for path in root.iterdir() if path.is_dir()):
-        for path in scan.pictures(kind):
+        for path in image_files.files_in(kind):
             scan_id = f"{kind.name}/{_key(path, kind)}"
             yield partial(load, scan_id, path, None, organ=UNSUPPORTED, label=UNKNOWN, patient=kind.name)
 

@@ -176,7 +176,7 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
     from mcis.data.dataset import LEFT_OUT, SPLITS, prepared
     from mcis.data.records import read_records
     from mcis.evaluation.evaluator import read_left_out
-    from mcis.imaging.scan import pictures
+    from mcis.imaging.image_files import files_in
 
     if options.split == LEFT_OUT:
         sources = options.sources or subject.sources(options.data_dir)
@@ -190,7 +190,7 @@ def _prepared(options: Any, subject: Any) -> Iterator[tuple[Any, dict[str, Any]]
     from mcis.cli.build import build
 
     with tempfile.TemporaryDirectory(prefix="mcis_") as place:
-        if len(pictures(options.folder)) > MANY:
+        if len(files_in(options.folder)) > MANY:
             print(f"reading {options.folder}; the search for near-duplicates takes minutes", flush=True)
         with contextlib.redirect_stdout(io.StringIO()):  # what it says of splits and its place is not to the point here
             build("folder", from_=options.folder, data_dir=place, progress=False)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 
-from mcis.imaging import scan
+from mcis.imaging import image_files
 from mcis.imaging.letterbox import INPUT_SIZE, Letterbox, letterbox, letterbox_mask
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -123,7 +123,7 @@ def record_of(records: Sequence[dict[str, Any]], row: int) -> dict[str, Any]:
 
 def decode(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) RGB and mask uint8 {0,1} (H, W, 1) of a record, at the scan's own size."""
-    image, mask = (scan.decode(record[name], name).image for name in ("image", "mask"))
+    image, mask = (image_files.decode(record[name], name).image for name in ("image", "mask"))
     return image, (mask[..., :1] > 0).astype(np.uint8)
 
 

@@ -2,7 +2,7 @@
 
 `mcis export` copies this file, as run.py, beside what it writes. It needs numpy and opencv-python-headless, and to run
 model.stablehlo jax and flatbuffers, to run model.onnx onnxruntime. Pictures are prepared, and masks brought back, as
-mcis does it (mcis/imaging/scan.py, held equal by a test); all else that is known of the model stands in metadata.json.
+mcis does it (mcis/imaging, held equal by a test); all else that is known of the model stands in metadata.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Scans from files: pictures, DICOM and NIfTI to arrays, the letterbox that networks take, masks to files. No JAX."""
+"""Scans: reading image, DICOM and NIfTI files, the model input of the networks, writing masks. No JAX."""
 
 from mcis.imaging.formats import read
 from mcis.imaging.scan import Scan, ScanError

@@ -1,8 +1,8 @@
-"""Masks as DICOM SEG, beside the pictures they were found on. No JAX; highdicom comes with the extra `dicom`.
+"""Write masks as DICOM SEG that refers to the images they outline. No JAX; highdicom comes with the extra `dicom`.
 
-highdicom is handed a picture of one frame for every mask, made here of no more than what a SEG has to say of it: so it
-has nothing of a source's header to copy, and a file of frames, a series of files and pictures without a place in space
-are all one to it. What refers to these pictures is then made to refer to the sources.
+highdicom receives one single-frame image per mask, made here of only what a SEG has to state. So it cannot copy other
+elements of a source's header, and one multi-frame file, a series of files, and images without a position are all
+handled alike. Afterwards, references to these images are replaced by references to the sources.
 """
 
 import datetime
@@ -11,17 +11,17 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import mcis
-from mcis.imaging import dicom
+from mcis.imaging.dicom_header import position_of, read_header, spacing_of, value_of
 from mcis.imaging.scan import ScanError
 from mcis.organs import organ_named
 
 MAX_PIXELS = 1 << 29
-"""Of all masks of a file together; that many bytes are held."""
+"""Pixels of all masks of a file together, one byte each in memory."""
 SOURCE = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 GEOMETRY = (
     *("Modality", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
@@ -33,9 +33,18 @@ PERSON = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
-"""What every DICOM file has to have of patient and study, if empty; filled in only where it is asked for."""
+"""Elements on patient and study that every DICOM file must have; empty unless the caller asks for them."""
 SERIES = "mcis lesions: research only, not a medical device"
-"""The series' description, of at most 64 characters."""
+"""Description of the series, at most 64 characters."""
+
+
+class _Slice(NamedTuple):
+    """A mask, its source's path and header, and its frame in that source."""
+
+    path: str | os.PathLike
+    header: Any
+    frame: int
+    mask: np.ndarray
 
 
 def encode(
@@ -47,167 +56,140 @@ def encode(
     named: bool = False,
     made: datetime.datetime | None = None,
 ) -> bytes:
-    """A DICOM SEG file of masks: binary, lossless, one segment, a frame a mask, in order of their positions.
+    """A DICOM SEG file: binary, lossless, one segment, one frame per mask, ordered by position.
 
-    A frame says itself where it lies. Readers that take the frames for an even grid, as ITK does, misplace them where
-    the sources are unevenly spaced.
+    Each frame states its own position. Readers that assume an even grid, such as ITK, misplace frames of unevenly
+    spaced sources.
 
-    It belongs to the study of its sources and refers to them by their UIDs, without which nobody could tell what it
-    outlines: who has the sources, or an archive of them, finds the patient by it, whether `named` or not. Its own UIDs
-    follow from its content, so that the same masks make the same file but for the moment of its making.
+    The file belongs to the study of its sources and refers to them by UID, so whoever has the sources can identify the
+    patient, `named` or not. Its own UIDs are derived from its content: equal masks give equal files but for the time.
 
     Args:
-      sources: files of one series, one a mask, in any order; or one file, of which the masks are of `frames`.
-      masks: uint8 {0,1} (H, W), pixel by pixel those of their sources; all zero where nothing was found.
-      frames: numbers of the masks' frames in one multi-frame file, from 0; None where each source is of one frame, or
-        where there is a mask for every frame.
-      organ: what they are of, a name of `organs.ORGANS`.
-      named: whether the patient's name, number, birth date and sex, and the study's numbers, date and referring
-        physician are those of the first source. Otherwise they are empty, and are not read.
-      made: the moment of its making; None = now.
-
-    Returns:
-      the bytes of a file.
+      sources: one file per mask, all of one series, in any order; or one file that all masks belong to.
+      masks: uint8 {0,1} (H, W), of the size of their sources; all 0 where nothing was found.
+      frames: frame of each mask in its source, from 0; None if every source has one frame, or the one source has one
+        mask for each frame.
+      organ: a name in `organs.ORGANS`.
+      named: copy the patient's name, ID, birth date and sex, and the study's numbers, date and referring physician from
+        the first source. Otherwise they are not read and stay empty.
+      made: time of creation; None = now.
 
     Raises:
-      ScanError: a source is no DICOM file that can be read, they are not of one series, size and direction, two lie in
-        one place, or the extra is not installed.
-      ValueError: masks, sources and frames are not as many, a mask is not as said, or there is no such organ.
+      ScanError: a source is no readable DICOM file; the sources differ in series, size or orientation; two have the
+        same position; or the extra is not installed.
+      ValueError: the numbers of masks, sources and frames differ, or a mask or the organ is invalid.
     """
     organ_named(organ)
     masks = [np.asarray(mask) for mask in masks]
     if not masks or any(mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1 for mask in masks):
-        raise ValueError("masks of uint8 {0,1}, (H, W), are needed, one at least")
+        raise ValueError("at least one mask is needed, each uint8 {0,1} of shape (H, W)")
     if sum(mask.size for mask in masks) > MAX_PIXELS:
-        raise ScanError(f"{sources[0]}: {len(masks)} masks of more than {MAX_PIXELS} pixels in all")
+        raise ScanError(f"{sources[0]}: {len(masks)} masks with more than {MAX_PIXELS} pixels in all")
     tags = (*SOURCE, *GEOMETRY, *LOSSY, *(PERSON if named else ()))
-    read = {os.fspath(path): dicom.header(path, tags) for path in dict.fromkeys(sources)}
-    headers = [read[os.fspath(path)] for path in sources]
+    headers = {os.fspath(path): read_header(path, tags) for path in dict.fromkeys(sources)}
     if frames is None:
-        several = len(sources) == 1 and int(headers[0].get("NumberOfFrames") or 1) > 1
-        frames = range(len(masks)) if several else [0] * len(masks)
-    if len(sources) == 1 and len(masks) > 1:
-        sources, headers = [sources[0]] * len(masks), headers * len(masks)
+        multi_frame = len(sources) == 1 and int(headers[os.fspath(sources[0])].get("NumberOfFrames") or 1) > 1
+        frames = range(len(masks)) if multi_frame else [0] * len(masks)
+    if len(sources) == 1:
+        sources = [sources[0]] * len(masks)
     if not len(sources) == len(masks) == len(frames):
-        raise ValueError(
-            f"{len(masks)} masks of {len(sources)} sources and {len(frames)} frames; one of each is needed"
-        )
+        raise ValueError(f"{len(masks)} masks, {len(sources)} sources, {len(frames)} frames: the numbers must be equal")
+    slices = [
+        _Slice(path, headers[os.fspath(path)], frame, mask)
+        for path, frame, mask in zip(sources, frames, masks, strict=True)
+    ]
     made = datetime.datetime.now(datetime.UTC) if made is None else made.astimezone(datetime.UTC)
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # it quotes odd values
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # its log quotes values
     try:
-        _check(sources, headers, masks, frames)
-        return _written(sources, headers, masks, frames, organ, named, made)
+        _check(slices)
+        return _encode(slices, organ, named, made)
     except ScanError:
         raise
     except ImportError:
-        raise ScanError(
-            f"{sources[0]}: DICOM SEG is written where its extra is installed: pip install -e '.[dicom]'"
-        ) from None
+        raise ScanError(f"{sources[0]}: DICOM SEG needs the extra `dicom`: pip install -e '.[dicom]'") from None
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
-        wrong = f"no DICOM SEG can be made for it ({type(error).__name__})"
-        raise ScanError(f"{sources[0]}: {wrong}") from None  # whose words may quote the header
+        reason = f"no DICOM SEG can be made for it ({type(error).__name__})"
+        raise ScanError(f"{sources[0]}: {reason}") from None  # the original message may quote the header
 
 
-def _check(
-    sources: Sequence[str | os.PathLike], headers: Sequence[Any], masks: Sequence[np.ndarray], frames: Sequence[int]
-) -> None:
-    """ScanError where sources are not of one series and size, or have no such frames."""
-    for path, header, mask, frame in zip(sources, headers, masks, frames, strict=True):
+def _check(slices: Sequence[_Slice]) -> None:
+    """Raise ScanError unless all sources are of one series and size and have their frames."""
+    first = slices[0]
+    for path, header, frame, mask in slices:
         if not all(header.get(name) for name in SOURCE[:4]):
             raise ScanError(f"{path}: lacks a UID that a DICOM SEG has to refer to")
-        if any(header.get(name) != headers[0].get(name) for name in SOURCE[2:]):
-            raise ScanError(f"{path}: of another series than {sources[0]}; a DICOM SEG is of one")
-        if not mask.shape == (header.get("Rows"), header.get("Columns")) == masks[0].shape:
-            sizes = " x ".join(map(str, mask.shape)), " x ".join(map(str, masks[0].shape))
-            raise ScanError(
-                f"{path}: its mask is {sizes[0]}; all must be of its size and that of the first, {sizes[1]}"
-            )
+        if any(header.get(name) != first.header.get(name) for name in SOURCE[2:]):
+            raise ScanError(f"{path}: of another series than {first.path}; a DICOM SEG covers one series")
+        if not mask.shape == (header.get("Rows"), header.get("Columns")) == first.mask.shape:
+            size, first_size = (" x ".join(map(str, shape)) for shape in (mask.shape, first.mask.shape))
+            raise ScanError(f"{path}: its mask is {size}; it must be as large as its image and the first, {first_size}")
         if not 0 <= frame < int(header.get("NumberOfFrames") or 1):
             raise ScanError(f"{path}: has no frame {frame}")
 
 
-def _planes(sources: Sequence[str | os.PathLike], headers: Sequence[Any], frames: Sequence[int]) -> tuple[list, bool]:
-    """A picture of one frame for every mask, numbered by its SOPInstanceUID, and whether they have a place in space."""
+def _images(slices: Sequence[_Slice]) -> tuple[list, bool]:
+    """A single-frame image for each mask, numbered by its SOPInstanceUID; and whether the images have positions."""
     from pydicom.dataset import Dataset
     from pydicom.uid import MRImageStorage
-
-    first = headers[0]
-    each = list(zip(headers, frames, strict=True))
-    lies = [where for header, frame in each if (where := dicom.position_of(header, frame)) is not None]
-    spacings = [dicom.spacing_of(header, frame)[0] for header, frame in each]
-    placed = bool(first.get("FrameOfReferenceUID")) and len(lies) == len(each) and None not in spacings
-    if not placed:  # any place will do for highdicom; `_index` takes it away
-        lies = [([0.0, 0.0, -index], [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]) for index in range(len(each))]
-    spacing, orientation = spacings[0] or (1.0, 1.0), lies[0][1]
-    taken: dict[tuple, str | os.PathLike] = {}
-    planes = []
-    for index, (path, header, apart, (position, directions)) in enumerate(
-        zip(sources, headers, spacings, lies, strict=True)
-    ):
-        other = taken.setdefault(tuple(position), path)
-        if len(taken) <= index:
-            raise ScanError(f"{path}: lies where {other} does; a DICOM SEG has one mask a place")
-        if not np.allclose(directions, orientation, atol=1e-3):
-            raise ScanError(f"{path}: not parallel to {sources[0]}; a DICOM SEG is of one direction")
-        if not np.allclose(apart or (1.0, 1.0), spacing, rtol=1e-3):
-            raise ScanError(f"{path}: its pixels are spaced otherwise than those of {sources[0]}")
-        plane = Dataset()
-        plane.SOPClassUID, plane.SOPInstanceUID = MRImageStorage, f"1.{index}"
-        for name in SOURCE[2:]:
-            setattr(plane, name, header.get(name) or "1.0")
-        for name in PERSON:
-            setattr(plane, name, "")
-        for name in LOSSY:
-            if name in first:
-                setattr(plane, name, first[name].value)
-        plane.Rows, plane.Columns, plane.Modality = header.Rows, header.Columns, "MR"
-        plane.ImagePositionPatient, plane.ImageOrientationPatient = _decimals(position), _decimals(orientation)
-        plane.PixelSpacing, plane.SliceThickness = _decimals(spacing), _thickness(first) or 1.0
-        planes.append(plane)
-    return planes, placed
-
-
-def _decimals(values: Sequence[float]) -> list[str]:
     from pydicom.valuerep import format_number_as_ds
 
-    return [format_number_as_ds(float(value)) for value in values]
+    first = slices[0]
+    positions = [pair for one in slices if (pair := position_of(one.header, one.frame)) is not None]
+    spacings = [spacing_of(one.header, one.frame)[0] for one in slices]
+    placed = bool(first.header.get("FrameOfReferenceUID")) and len(positions) == len(slices) and None not in spacings
+    if not placed:  # highdicom needs a position; `_set_positions` removes it
+        positions = [([0.0, 0.0, -index], [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]) for index in range(len(slices))]
+    spacing, orientation = spacings[0] or (1.0, 1.0), positions[0][1]
+    path_at: dict[tuple, str | os.PathLike] = {}
+    images = []
+    for index, (one, (position, directions)) in enumerate(zip(slices, positions, strict=True)):
+        other = path_at.setdefault(tuple(position), one.path)
+        if len(path_at) <= index:
+            raise ScanError(f"{one.path}: has the position of {other}; a DICOM SEG has one mask for each position")
+        if not np.allclose(directions, orientation, atol=1e-3):
+            raise ScanError(f"{one.path}: not parallel to {first.path}; a DICOM SEG has one orientation")
+        if not np.allclose(spacings[index] or (1.0, 1.0), spacing, rtol=1e-3):
+            raise ScanError(f"{one.path}: has another pixel spacing than {first.path}")
+        image = Dataset()
+        image.SOPClassUID, image.SOPInstanceUID, image.Modality = MRImageStorage, f"1.{index}", "MR"
+        for name in SOURCE[2:]:
+            setattr(image, name, one.header.get(name) or "1.0")
+        for name in PERSON:
+            setattr(image, name, "")
+        for name in LOSSY:
+            if name in first.header:
+                setattr(image, name, first.header[name].value)
+        image.Rows, image.Columns = one.header.Rows, one.header.Columns
+        image.ImagePositionPatient = [format_number_as_ds(float(value)) for value in position]
+        image.ImageOrientationPatient = [format_number_as_ds(float(value)) for value in orientation]
+        image.PixelSpacing = [format_number_as_ds(float(value)) for value in spacing]
+        image.SliceThickness = _thickness(first.header) or 1.0
+        images.append(image)
+    return images, placed
 
 
 def _thickness(header: Any) -> float | None:
-    value = dicom.of_frame(header, 0, "PixelMeasuresSequence", "SliceThickness")
+    value = value_of(header, 0, "PixelMeasuresSequence", "SliceThickness")
     return float(value) if value else None
 
 
-def _written(
-    sources: Sequence[str | os.PathLike],
-    headers: Sequence[Any],
-    masks: Sequence[np.ndarray],
-    frames: Sequence[int],
-    organ: str,
-    named: bool,
-    made: datetime.datetime,
-) -> bytes:
+def _encode(slices: Sequence[_Slice], organ: str, named: bool, made: datetime.datetime) -> bytes:
     import highdicom
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    planes, placed = _planes(sources, headers, frames)
-    stack = np.stack(masks)
-    seed = [header.SOPInstanceUID + f"/{frame}" for header, frame in zip(headers, frames, strict=True)]
-    seed += [
-        organ,
-        str(named),
-        mcis.__version__,
-        str(stack.shape),
-        hashlib.sha256(np.packbits(stack).tobytes()).hexdigest(),
-    ]
-    found = highdicom.seg.Segmentation(
-        planes,
+    images, placed = _images(slices)
+    stack, first = np.stack([one.mask for one in slices]), slices[0].header
+    content = hashlib.sha256(np.packbits(stack).tobytes()).hexdigest()
+    seed = [f"{one.header.SOPInstanceUID}/{one.frame}" for one in slices]
+    seed += [organ, str(named), mcis.__version__, str(stack.shape), content]
+    seg = highdicom.seg.Segmentation(
+        images,
         stack,
         "BINARY",
         [_segment(organ)],
-        series_instance_uid=_uid(*seed, "series"),
+        series_instance_uid=generate_uid(entropy_srcs=[*seed, "series"]),
         series_number=900,
-        sop_instance_uid=_uid(*seed),
+        sop_instance_uid=generate_uid(entropy_srcs=seed),
         instance_number=1,
         manufacturer="mcis",
         manufacturer_model_name="mcis",
@@ -216,29 +198,24 @@ def _written(
         content_label="LESIONS",
         content_description=SERIES,
         series_description=SERIES,
-        specific_character_set=(headers[0].get("SpecificCharacterSet") or None) if named else None,
+        specific_character_set=(first.get("SpecificCharacterSet") or None) if named else None,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
         content_date=made.date(),
         content_time=made.time(),
     )
-    found.InstanceCreationDate, found.InstanceCreationTime = found.ContentDate, found.ContentTime
-    found.ContributingEquipmentSequence[0]["ContributionDateTime"].value = made.strftime("%Y%m%d%H%M%S.%f")
-    found.TimezoneOffsetFromUTC = "+0000"
-    if named:
-        for name in PERSON:
-            setattr(found, name, headers[0].get(name) or "")
-    _refer(found, headers, frames)
-    _index(found, placed, _uid(*seed, "dimensions"), _thickness(headers[0]))
+    seg.InstanceCreationDate, seg.InstanceCreationTime = seg.ContentDate, seg.ContentTime
+    seg.ContributingEquipmentSequence[0]["ContributionDateTime"].value = made.strftime("%Y%m%d%H%M%S.%f")
+    seg.TimezoneOffsetFromUTC = "+0000"
+    for name in PERSON if named else ():
+        setattr(seg, name, first.get(name) or "")
+    _refer_to_sources(seg, slices)
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = generate_uid(entropy_srcs=[*seed, "dimensions"])
+    _set_positions(seg, placed, _thickness(first))
     data = io.BytesIO()
-    found.save_as(data, enforce_file_format=True)
+    seg.save_as(data, enforce_file_format=True)
     return data.getvalue()
-
-
-def _uid(*seed: str) -> str:
-    from pydicom.uid import generate_uid
-
-    return generate_uid(entropy_srcs=list(seed))
 
 
 def _segment(organ: str) -> Any:
@@ -247,64 +224,60 @@ def _segment(organ: str) -> Any:
 
     (kind, meaning), region = organ_named(organ).outlined, organ_named(organ).region
     family = Code("123110", "DCM", "Artificial Intelligence")
-    algorithm = highdicom.AlgorithmIdentificationSequence("mcis", family, mcis.__version__, source="mcis")
     segment = highdicom.seg.SegmentDescription(
         1,
         f"{organ} lesions",
         Code("49755003", "SCT", "Morphologically Abnormal Structure"),
         Code(kind, "SCT", meaning),
         "AUTOMATIC",
-        algorithm,
+        highdicom.AlgorithmIdentificationSequence("mcis", family, mcis.__version__, source="mcis"),
         anatomic_regions=[Code(region[0], "SCT", region[1])],
     )
     segment.SegmentDescription = mcis.NOTICE
     return segment
 
 
-def _refer(found: Any, headers: Sequence[Any], frames: Sequence[int]) -> None:
-    """Make what refers to the pictures of one frame refer to the sources."""
+def _refer_to_sources(seg: Any, slices: Sequence[_Slice]) -> None:
+    """Replace references to the single-frame images by references to the sources."""
     from pydicom.dataset import Dataset
 
     instances = {}
-    for header in headers:
+    for one in slices:
         item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = one.header.SOPClassUID, one.header.SOPInstanceUID
+        instances[one.header.SOPInstanceUID] = item
+    seg.SourceImageSequence = list(instances.values())
+    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(instances.values())
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        (item,) = group.DerivationImageSequence[0].SourceImageSequence
+        _, header, frame, _ = slices[int(item.ReferencedSOPInstanceUID.split(".")[1])]
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-        instances[header.SOPInstanceUID] = item
-    found.SourceImageSequence = list(instances.values())
-    found.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(instances.values())
-    for group in found.PerFrameFunctionalGroupsSequence:
-        (source,) = group.DerivationImageSequence[0].SourceImageSequence
-        index = int(source.ReferencedSOPInstanceUID.split(".")[1])
-        header = headers[index]
-        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
         if int(header.get("NumberOfFrames") or 1) > 1:
-            source.ReferencedFrameNumber = frames[index] + 1
+            item.ReferencedFrameNumber = frame + 1
 
 
-def _index(found: Any, placed: bool, uid: str, thickness: float | None) -> None:
-    """Order the frames, under a UID of their content; without a place in space as they came."""
-    for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
-        item.DimensionOrganizationUID = uid
-    shared = found.SharedFunctionalGroupsSequence[0]
+def _set_positions(seg: Any, placed: bool, thickness: float | None) -> None:
+    """Correct the slice thickness; without positions, number the frames in the order of the masks."""
+    shared = seg.SharedFunctionalGroupsSequence[0]
     (measures,) = shared.PixelMeasuresSequence
-    if len(found.PerFrameFunctionalGroupsSequence) == 1:
-        measures.pop("SpacingBetweenSlices", None)  # highdicom's own
+    if len(seg.PerFrameFunctionalGroupsSequence) == 1:
+        measures.pop("SpacingBetweenSlices", None)  # invented by highdicom
     if placed:
         if thickness is None and "SpacingBetweenSlices" in measures:
-            measures.SliceThickness = measures.SpacingBetweenSlices  # readers, highdicom among them, want one
+            measures.SliceThickness = measures.SpacingBetweenSlices  # many readers need a thickness
         elif thickness is None:
             del measures.SliceThickness
         return
     for name in ("FrameOfReferenceUID", "PositionReferenceIndicator", "DimensionOrganizationType"):
-        if name in found:
-            delattr(found, name)
-    found.PatientOrientation = ""  # type 2C
+        if name in seg:
+            delattr(seg, name)
+    seg.PatientOrientation = ""  # type 2C
     del shared.PlaneOrientationSequence
-    del shared.PixelMeasuresSequence  # not without a thickness, and of what has no place that is nobody's to tell
-    *_, position = found.DimensionIndexSequence
-    position.DimensionIndexPointer, position.FunctionalGroupPointer = 0x00209057, 0x00209111  # number in its stack
-    position.DimensionDescriptionLabel = "In-Stack Position Number"
-    for number, group in enumerate(found.PerFrameFunctionalGroupsSequence, 1):
+    del shared.PixelMeasuresSequence  # it requires a thickness, which is unknown without positions
+    *_, dimension = seg.DimensionIndexSequence
+    dimension.DimensionIndexPointer, dimension.FunctionalGroupPointer = 0x00209057, 0x00209111
+    dimension.DimensionDescriptionLabel = "In-Stack Position Number"
+    for number, group in enumerate(seg.PerFrameFunctionalGroupsSequence, 1):
         del group.PlanePositionSequence
         group.FrameContentSequence[0].StackID = "1"
         group.FrameContentSequence[0].InStackPositionNumber = number

@@ -1,4 +1,4 @@
-"""Where a slice lies in its volume. No JAX."""
+"""Position of a slice in its volume. No JAX."""
 
 import dataclasses
 import hashlib
@@ -8,14 +8,13 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a slice lies in its volume.
+class SliceGeometry:
+    """Position of a slice in its volume.
 
     Attributes:
-      series: of what belongs together, 16 hex digits: no identifier can be had from it but by guessing; None = it is of
-        no volume.
-      position: millimetres along `normal`, of the patient's coordinates; None where the file does not say.
-      normal: unit vector across the slice, towards left, back and head (DICOM's coordinates).
+      series: the volume, as a `digest` that does not reveal its identifier; None if the slice belongs to none.
+      position: millimetres along `normal`; None, like `normal`, if the file does not say.
+      normal: unit vector across the slice, in DICOM's patient coordinates (towards left, back and head).
     """
 
     series: str | None = None
@@ -24,23 +23,21 @@ class Place:
 
 
 def digest(*parts: str) -> str:
-    """16 hex digits of SHA-256 over some text."""
+    """First 16 hex digits of the SHA-256 of some texts."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def along_normal(
-    position: Sequence[float], right: Sequence[float], down: Sequence[float]
-) -> tuple[float, tuple] | None:
-    """Position along the normal, and the normal, of a slice; None where its directions are none.
+def slice_geometry(
+    series: str, first_pixel: Sequence[float], right: Sequence[float], down: Sequence[float]
+) -> SliceGeometry:
+    """The geometry of a slice by the centre of its first pixel (mm) and the directions of its rows and columns.
 
-    Args:
-      position: of its first pixel's middle, millimetres.
-      right: the direction of its rows.
-      down: the direction of its columns.
+    Without position and normal if these are not finite or parallel. Only the digest of `series` is kept.
     """
     normal = np.cross(np.asarray(right, np.float64), np.asarray(down, np.float64))
     length = float(np.linalg.norm(normal))
-    if not (np.isfinite(normal).all() and np.isfinite(position).all() and length > 1e-6):
-        return None
+    if not (np.isfinite(normal).all() and np.isfinite(first_pixel).all() and length > 1e-6):
+        return SliceGeometry(digest(series))
     normal /= length
-    return float(normal @ np.asarray(position, np.float64)), tuple(map(float, normal))
+    x, y, z = map(float, normal)
+    return SliceGeometry(digest(series), float(normal @ np.asarray(first_pixel, np.float64)), (x, y, z))

@@ -1,7 +1,7 @@
-"""The square that networks take: a scan is cropped to its content and letterboxed into it, and masks come back. No JAX.
+"""The square input of the networks: crop a scan to its content, letterbox it, bring masks back. No JAX.
 
-The same functions prepare a scan for training and for serving, so the two cannot drift apart. Coordinates follow the
-half-pixel convention of OpenCV and of `jax.image`: pixel i covers [i, i + 1), its centre lies at i + 0.5.
+Training and inference use these same functions. Coordinates follow the half-pixel convention of OpenCV and `jax.image`:
+pixel i covers [i, i + 1), its centre is at i + 0.5.
 """
 
 import dataclasses
@@ -10,26 +10,29 @@ import cv2
 import numpy as np
 
 INPUT_SIZE = 256
-"""Side in pixels of the square that training and cascade take; each network resizes from it inside the jit."""
+"""Side in pixels of the square that training and the cascade take; each network resizes it inside the jit."""
 MIN_CONTENT = 80
-"""Pixels that the longer side of a scan's content must have: with fewer it is a thumbnail, magnified more than three
-times to fill the canvas. Of the public sets' scans, as they lie here, each has 128 and more."""
+"""Fewest pixels along the longer side of a scan's content: with fewer, it is a thumbnail that is magnified more than
+three times. In the public data sets every scan has at least 128."""
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Letterbox:
-    """How a scan was laid into a square; `letterbox_mask` and `unletterbox` obey it.
+    """How a scan was mapped to a square, for `letterbox_mask` and `unletterbox`.
 
     Attributes:
-      shape: (H, W) of the scan, pixels.
-      box: (x, y, width, height) of the content kept, in pixels of the scan.
-      inner: (x, y, width, height) where that content lies in the square, in pixels of the square.
-      size: side S of the square.
+      shape: (H, W) of the scan.
+      box: content that was kept, in pixels of the scan.
+      inner: where that content is in the square, in pixels of the square.
+      size: side S of the square, pixels.
     """
 
     shape: tuple[int, int]
-    box: tuple[int, int, int, int]
-    inner: tuple[int, int, int, int]
+    box: Box
+    inner: Box
     size: int
 
     @property
@@ -38,43 +41,39 @@ class Letterbox:
         return max(self.box[2:]) < MIN_CONTENT
 
 
-def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Bounding box (x, y, width, height) of what stands out from the background, for uint8 (H, W, 3).
+def content_box(image: np.ndarray) -> Box:
+    """Bounding box of what differs from the background of uint8 (H, W, 3); the whole image if nothing does.
 
-    The brain crop in common use (blur, threshold, erode, dilate, contours, bounding box), with two differences: the
-    background is the median of the frame's outermost pixels instead of black, so that white pages and grey UI borders
-    count as background too; and every contour of at least 1 % of the picture is kept instead of the largest alone,
-    because an ultrasound falls into several. The box is never less than half the scan along either axis, so that a
-    small slice is magnified at most twice. A picture without content keeps its whole frame.
+    This is the usual brain crop (blur, threshold, erode, dilate, contours, bounding box) with two differences. The
+    background is the median of the outermost pixels, not black, so that white pages and grey user interfaces count as
+    background. Every contour of at least 1 % of the image is kept, not only the largest, because an ultrasound has
+    several. The box is at least half as long as the scan along each axis: a small slice is magnified at most twice.
     """
     height, width = image.shape[:2]
-    whole = (0, 0, width, height)
     if min(height, width) < 16:
-        return whole
+        return 0, 0, width, height
     grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (5, 5), 0)
-    ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    difference = cv2.absdiff(grey, np.full_like(grey, int(np.median(ring))))
+    outermost = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    difference = cv2.absdiff(grey, np.full_like(grey, int(np.median(outermost))))
     mask = cv2.threshold(difference, 20, 255, cv2.THRESH_BINARY)[1]
-    square = np.ones((3, 3), np.uint8)
-    mask = cv2.dilate(cv2.erode(mask, square, iterations=2), square, iterations=2)
+    kernel = np.ones((3, 3), np.uint8)
+    mask = cv2.dilate(cv2.erode(mask, kernel, iterations=2), kernel, iterations=2)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    boxes = [cv2.boundingRect(c) for c in contours]
-    boxes = [b for b in boxes if b[2] * b[3] >= 0.01 * height * width]
+    boxes = [box for box in map(cv2.boundingRect, contours) if box[2] * box[3] >= 0.01 * height * width]
     if not boxes:
-        return whole
-    left, top = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    right, bottom = max(b[0] + b[2] for b in boxes), max(b[1] + b[3] for b in boxes)
-    left, right = _at_least_half(left, right, width)
-    top, bottom = _at_least_half(top, bottom, height)
+        return 0, 0, width, height
+    left, right = _at_least_half(min(b[0] for b in boxes), max(b[0] + b[2] for b in boxes), width)
+    top, bottom = _at_least_half(min(b[1] for b in boxes), max(b[1] + b[3] for b in boxes), height)
     return left, top, right - left, bottom - top
 
 
 def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
-    short = (length + 1) // 2 - (high - low)
-    if short <= 0:
+    half = (length + 1) // 2
+    missing = half - (high - low)
+    if missing <= 0:
         return low, high
-    low = min(max(0, low - short // 2), length - (length + 1) // 2)
-    return low, low + (length + 1) // 2
+    low = min(max(0, low - missing // 2), length - half)
+    return low, low + half
 
 
 def letterbox(image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True) -> tuple[np.ndarray, Letterbox]:
@@ -83,12 +82,10 @@ def letterbox(image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True) -> t
     Args:
       image: uint8 (H, W, 3).
       size: side S of the square, pixels.
-      crop: False keeps the whole frame.
+      crop: False keeps the whole image.
 
     Returns:
-      uint8 (S, S, 3) and the Letterbox that maps masks there and back.
-
-    A picture of 100 x 200 pixels, kept whole: bars of 32 rows above and below it, and back again.
+      uint8 (S, S, 3), and the Letterbox that maps masks there and back.
 
     >>> square, geometry = letterbox(np.full((100, 200, 3), 255, np.uint8), size=128)
     >>> square.shape, geometry.box, geometry.inner
@@ -102,41 +99,41 @@ def letterbox(image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True) -> t
     inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
     inner = ((size - inner_w) // 2, (size - inner_h) // 2, inner_w, inner_h)
     geometry = Letterbox((height, width), (x, y, w, h), inner, size)
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return _lay(image, geometry, interpolation), geometry
+    return _to_square(image, geometry, shrink=scale < 1), geometry
 
 
 def letterbox_mask(mask: np.ndarray, geometry: Letterbox) -> np.ndarray:
-    """Lay a mask into the square as its scan was laid: uint8 {0,1} (H, W, 1) -> uint8 {0,1} (S, S, 1)."""
+    """Letterbox the mask of a scan as the scan was: uint8 {0,1} (H, W, 1) -> uint8 {0,1} (S, S, 1)."""
     if mask.shape[:2] != geometry.shape:
         raise ValueError(f"mask is {mask.shape[:2]}, its scan {geometry.shape} (height, width); they must be equal")
-    # Area or linear average of the mask, cut at one half: no bias in position, none in area.
-    interpolation = cv2.INTER_AREA if geometry.inner[2] < geometry.box[2] else cv2.INTER_LINEAR
-    share = _lay(mask.reshape(*geometry.shape, 1).astype(np.float32), geometry, interpolation)
-    return (share >= 0.5).astype(np.uint8)
-
-
-def _lay(array: np.ndarray, geometry: Letterbox, interpolation: int) -> np.ndarray:
-    x, y, w, h = geometry.box
-    ix, iy, iw, ih = geometry.inner
-    content = array[y : y + h, x : x + w]
-    if (w, h) != (iw, ih):
-        content = cv2.resize(content, (iw, ih), interpolation=interpolation)
-    square = np.zeros((geometry.size, geometry.size, array.shape[2]), array.dtype)
-    square[iy : iy + ih, ix : ix + iw] = content.reshape(ih, iw, array.shape[2])
-    return square
+    shrink = geometry.inner[2] < geometry.box[2]
+    average = _to_square(mask.reshape(*geometry.shape, 1).astype(np.float32), geometry, shrink)
+    return (average >= 0.5).astype(np.uint8)  # this threshold biases neither position nor area
 
 
 def unletterbox(square: np.ndarray, geometry: Letterbox) -> np.ndarray:
-    """Bring a map on the square back to the scan's own grid: float (S, S) -> float32 (H, W), 0 outside the crop.
+    """Bring a map on the square back to the grid of the scan: float (S, S) -> float32 (H, W), 0 outside the box.
 
-    A probability map is interpolated linearly: threshold after, not before.
+    Interpolation is linear: threshold probabilities afterwards.
     """
     x, y, w, h = geometry.box
-    ix, iy, iw, ih = geometry.inner
-    content: np.ndarray = square[iy : iy + ih, ix : ix + iw].astype(np.float32)
-    if (w, h) != (iw, ih):
-        content = cv2.resize(content, (w, h), interpolation=cv2.INTER_AREA if w < iw else cv2.INTER_LINEAR)
+    inner_x, inner_y, inner_w, inner_h = geometry.inner
+    content = square[inner_y : inner_y + inner_h, inner_x : inner_x + inner_w].astype(np.float32)
     full = np.zeros(geometry.shape, np.float32)
-    full[y : y + h, x : x + w] = content
+    full[y : y + h, x : x + w] = _resize(content, w, h, shrink=w < inner_w)
     return full
+
+
+def _to_square(array: np.ndarray, geometry: Letterbox, shrink: bool) -> np.ndarray:
+    x, y, w, h = geometry.box
+    inner_x, inner_y, inner_w, inner_h = geometry.inner
+    content = _resize(array[y : y + h, x : x + w], inner_w, inner_h, shrink)
+    square = np.zeros((geometry.size, geometry.size, array.shape[2]), array.dtype)
+    square[inner_y : inner_y + inner_h, inner_x : inner_x + inner_w] = content.reshape(inner_h, inner_w, -1)
+    return square
+
+
+def _resize(array: np.ndarray, width: int, height: int, shrink: bool) -> np.ndarray:
+    if array.shape[:2] == (height, width):
+        return array
+    return cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)

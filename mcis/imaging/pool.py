@@ -1,4 +1,4 @@
-"""Files of strangers are read in processes of their own: what breaks a decoder, or keeps it, takes nobody with it."""
+"""Decode untrusted files in worker processes, so that a crash or hang cannot affect the caller. No JAX."""
 
 import asyncio
 import atexit
@@ -14,39 +14,39 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 import mcis
 from mcis import MAX_PIXELS
-from mcis.files import from_json
-from mcis.imaging.formats import Loaded, lay
-from mcis.imaging.geometry import Place
+from mcis.files import from_json, parse_json
+from mcis.imaging.formats import LoadedScan, failed, prepare
+from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.scan import Scan, ScanError
 from mcis.imaging.worker import READY
 
 COUNT = 2
-"""Processes that read."""
-BROKE = "damaged: what reads such files broke on it, or was killed"
-MAX_ANSWER = 1 << 30
-"""Bytes of an answer: a picture has a fifth of them, a segmentation may have many frames."""
+"""Worker processes."""
+CRASHED = "damaged: the process that read it crashed or was killed"
+MAX_RESPONSE = 1 << 30
+"""Bytes of a response: a fifth of it for an image; a segmentation may have many frames."""
+MAX_HEADER = 1 << 24
+"""Bytes of a response's header, which may list the content of an archive."""
 GRACE = 2.0
-"""Seconds for an answer that is there already, where it is the asking process that was stopped for long."""
-STARTING = 120.0
-"""Seconds until a process is ready."""
-START = (
+"""Further seconds for a response that is already there, in case the caller's process was suspended meanwhile."""
+STARTUP = 120.0
+"""Seconds until a worker must be ready."""
+PROGRAM = (
     "import runpy, sys; root, module = sys.argv[1:3]; sys.path[:0] = {root} - {*sys.path}; "
     "runpy.run_module(module, run_name='__main__')"
 )
-"""The program of a process: the mcis that asks, wherever it lies, and nothing of the folder that is the current one."""
-HEADER = 1 << 24
-"""Bytes of the longest header, which lists what was in an archive."""
+"""Program of a worker: it imports the caller's mcis, and nothing from the current folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a reader says of a picture: the fields of a Scan and of its Place, and the pixels' shape."""
+    """Header of a worker's response to "read": shape of the image, and the fields of Scan and SliceGeometry."""
 
     shape: list[int]
     notes: list[str]
@@ -56,18 +56,18 @@ class Header:
     normal: list[float] | None = None
 
 
-class BrokenReader(ScanError):
-    """What was asked of a reader broke it, or took too long; the message does not say which file it was."""
+class WorkerError(ScanError):
+    """A worker crashed on a request or took too long. The message does not name the file."""
 
 
-class Readers:
-    """Processes of `mcis.imaging.worker`, each asked one thing at a time; they start when they are needed.
+class WorkerPool:
+    """Processes of `mcis.imaging.worker`, started when needed, with one request each at a time.
 
     Args:
-      count: how many.
-      seconds: after so many, and GRACE, a process that has not answered is killed, and what it was asked is an error.
-      memory: bytes that each may take beyond what it has when it starts.
-      module: what they run.
+      count: number of processes.
+      seconds: limit for a request; after these and GRACE its worker is killed, and the request fails.
+      memory: bytes that a worker may allocate beyond those it has at its start.
+      module: what the processes run.
     """
 
     def __init__(
@@ -78,194 +78,187 @@ class Readers:
         for _ in range(count):
             self._idle.put_nowait(None)
 
-    async def ask(self, operation: str, seconds: float | None = None, **arguments: Any) -> tuple[dict[str, Any], bytes]:
-        """What one of `reader.OPERATIONS` gives for some arguments, within `seconds`: a header, and bytes.
+    async def request(
+        self, operation: str, seconds: float | None = None, **arguments: Any
+    ) -> tuple[dict[str, Any], bytes]:
+        """Header and bytes that one of `worker.OPERATIONS` returns for some arguments, within `seconds`.
 
         Raises:
-          ScanError: it cannot be done, took too long or too much, or the process broke.
-          OSError: the processes do not start.
+          ScanError: the operation failed or exceeded a limit, or the worker crashed.
+          OSError: workers do not start.
         """
         process = await self._idle.get()
         try:
             if process is None or process.returncode is not None:
                 process = await self._start()
-            answer = asyncio.ensure_future(_exchange(process, {"operation": operation, **arguments}))
+            response = asyncio.ensure_future(_exchange(process, {"operation": operation, **arguments}))
             try:
-                for patience in (seconds or self.seconds, GRACE):
-                    await asyncio.wait({answer}, timeout=patience)
-                    if answer.done():
-                        return answer.result()
+                for timeout in (seconds or self.seconds, GRACE):
+                    await asyncio.wait({response}, timeout=timeout)
+                    if response.done():
+                        return response.result()
                 raise TimeoutError
             finally:
-                answer.cancel()
-        except TimeoutError:
-            await _end(process)
+                response.cancel()
+        except BaseException as error:
+            if isinstance(error, ScanError):  # a regular response
+                raise
+            await _kill(process)  # also if the caller was cancelled: its response would remain in the pipe
             process = None
-            raise BrokenReader(f"took longer to read than the {seconds or self.seconds:g} s that are allowed") from None
-        except (EOFError, ConnectionError, json.JSONDecodeError, KeyError):
-            await _end(process)
-            process = None
-            raise BrokenReader(BROKE) from None
-        except ScanError:
-            raise  # an answer like any other
-        except BaseException:  # whoever asked has left, and would leave the answer in the pipe
-            await _end(process)
-            process = None
+            if isinstance(error, TimeoutError):
+                raise WorkerError(f"took longer than the {seconds or self.seconds:g} s allowed for reading") from None
+            if isinstance(error, EOFError | ConnectionError | ValueError | KeyError | TypeError):  # no valid response
+                raise WorkerError(CRASHED) from None
             raise
         finally:
             self._idle.put_nowait(process)
 
-    async def read(self, path: str, frame: int | None) -> Loaded:
-        """`reading.load`, but for the time and memory that it may take. What is wrong is an error of the result."""
+    async def read(self, path: str, frame: int | None) -> LoadedScan:
+        """`formats.load` in a worker; exceeding a limit is an error of the result like any other."""
         try:
-            header, data = await self.ask("read", path=path, frame=frame or 0)
-            found = _scan(from_json(Header, json.dumps(header)), data)
-        except BrokenReader as error:
-            failed = ScanError(f"{path}: {error}")
+            header, data = await self.request("read", path=path, frame=frame or 0)
+            scan = _scan(from_json(Header, json.dumps(header)), data)
+        except WorkerError as error:
+            return failed(path, frame, ScanError(f"{path}: {error}"))
         except ScanError as error:
-            failed = error
+            return failed(path, frame, error)
         except (TypeError, ValueError, IndexError):
-            failed = ScanError(f"{path}: {BROKE}")
-        else:
-            return await asyncio.to_thread(lay, path, frame, lambda: found)
-        return lay(path, frame, lambda: _raise(failed))
+            return failed(path, frame, ScanError(f"{path}: {CRASHED}"))
+        return await asyncio.to_thread(prepare, path, frame, lambda: scan)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        for _ in range(2):  # SIGTERM to all processes may come before this one is able to ignore it
-            process = await self._started()
+        for _ in range(2):  # a SIGTERM to all processes may arrive before the worker can ignore it
+            process = await self._start_once()
             if process.returncode is None:
                 return process
             if process.returncode != -signal.SIGTERM:
                 break
-        by_hand = shlex.join((sys.executable, "-m", self.module, str(self.memory)))
-        raise OSError(f"what reads scans does not start: `{by_hand}` says why")
+        command = shlex.join((sys.executable, "-m", self.module, str(self.memory)))
+        raise OSError(f"the process that reads scans does not start; run `{command}` to see why")
 
-    async def _started(self) -> asyncio.subprocess.Process:
-        """A process that is ready, or has ended."""
-        pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL  # decoders quote files in what they print
+    async def _start_once(self) -> asyncio.subprocess.Process:
+        """A process that is ready or has ended."""
         root = str(pathlib.Path(mcis.__file__).parents[1])
-        command = (sys.executable, "-P", "-c", START, root, self.module, str(self.memory))
-        # A session of its own, for Ctrl-C is of the asking process, which finishes what it has in hand.
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=none, limit=HEADER, start_new_session=True
+            *(sys.executable, "-P", "-c", PROGRAM, root, self.module, str(self.memory)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,  # decoders print content of files
+            limit=MAX_HEADER,
+            start_new_session=True,  # Ctrl-C reaches only the caller, which finishes its requests
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(STARTING):
+            async with asyncio.timeout(STARTUP):
                 if await process.stdout.readline() == READY:
                     return process
         except TimeoutError:
             pass
         except BaseException:
-            await _end(process)
+            await _kill(process)
             raise
         with contextlib.suppress(TimeoutError):  # it has ended by itself, or is about to
             await asyncio.wait_for(process.wait(), 1)
-        await _end(process)
+        await _kill(process)
         return process
 
     async def close(self) -> None:
-        """End the processes."""
+        """Kill the idle processes."""
         while not self._idle.empty():
-            await _end(self._idle.get_nowait())
+            await _kill(self._idle.get_nowait())
 
 
-def read_all(scans: Iterable[tuple[str, int | None]], ahead: int, **options: Any) -> Iterator[Loaded]:
-    """Read scans in order, a few ahead, in processes of their own; for who is not asynchronous.
+def read_all(scans: Iterable[tuple[str, int | None]], ahead: int, **options: Any) -> Iterator[LoadedScan]:
+    """Read scans in worker processes, in order, some ahead of the caller; for callers that are not asynchronous.
 
     Args:
-      scans: (path, frame) of each, as `reading.frames` gives them.
-      ahead: how many are read, or wait to be taken, at once.
-      options: of Readers.
+      scans: (path, frame) of each, as from `formats.frames`.
+      ahead: most scans that are being read or wait for the caller.
+      options: of WorkerPool.
     """
-    with contextlib.closing(_Background(options)) as background:
-        waiting: collections.deque[concurrent.futures.Future[Loaded]] = collections.deque()
+    with contextlib.closing(_BackgroundPool(options)) as pool:
+        waiting: collections.deque[concurrent.futures.Future[LoadedScan]] = collections.deque()
         for path, frame in scans:
-            waiting.append(background.read(path, frame))
+            waiting.append(pool.read(path, frame))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-class _Background:
-    """Readers that are asked from a thread of their own."""
+class _BackgroundPool:
+    """A WorkerPool whose event loop runs in a thread of its own."""
 
     def __init__(self, options: dict[str, Any]):
-        self.readers, self.tasks = Readers(**options), set[asyncio.Task[Any]]()
+        self.pool, self.tasks = WorkerPool(**options), set[asyncio.Task[Any]]()
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="readers", daemon=True)
+        self.thread = threading.Thread(target=self.loop.run_forever, name="workers", daemon=True)
         self.thread.start()
-        # of a generator that nobody has ended: at its own end, which is later, no thread runs any more
-        atexit.register(self.close)
+        atexit.register(self.close)  # for a generator that is not closed before threads end
 
-    def read(self, path: str, frame: int | None) -> concurrent.futures.Future[Loaded]:
+    def read(self, path: str, frame: int | None) -> concurrent.futures.Future[LoadedScan]:
         return asyncio.run_coroutine_threadsafe(self._read(path, frame), self.loop)
 
-    async def _read(self, path: str, frame: int | None) -> Loaded:
+    async def _read(self, path: str, frame: int | None) -> LoadedScan:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return await self.readers.read(path, frame)
+        return await self.pool.read(path, frame)
 
     def close(self) -> None:
-        """End what is still read, for nobody waits for it any more, then the processes, then the thread."""
+        """Cancel pending reads, kill the processes and end the thread."""
         atexit.unregister(self.close)
         if self.loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._leave(), self.loop).result()
+        asyncio.run_coroutine_threadsafe(self._cancel(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
 
-    async def _leave(self) -> None:
-        tasks = list(self.tasks)  # not all of the loop's: asyncio has its own, without which it waits for ever
+    async def _cancel(self) -> None:
+        tasks = list(self.tasks)  # not `asyncio.all_tasks`: cancelling asyncio's own tasks would block forever
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.readers.close()
+        await self.pool.close()
 
 
-async def _exchange(process: asyncio.subprocess.Process, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+async def _exchange(process: asyncio.subprocess.Process, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps(question).encode() + b"\n")
+    process.stdin.write(json.dumps(request).encode() + b"\n")
     await process.stdin.drain()
     try:
         line = await process.stdout.readline()
-    except ValueError:  # longer than HEADER
+    except ValueError:  # longer than MAX_HEADER
         raise EOFError from None
     if not line.endswith(b"\n"):
         raise EOFError
-    header = json.loads(line)
+    header = parse_json(line)
     if "error" in header:
         error = ScanError(header["error"])
         error.series = header.get("series")
         raise error
     size = header.pop("bytes")
-    if not isinstance(size, int) or not 0 <= size <= MAX_ANSWER:
+    if not isinstance(size, int) or not 0 <= size <= MAX_RESPONSE:
         raise EOFError
     return header, await process.stdout.readexactly(size)
 
 
 def _scan(header: Header, data: bytes) -> Scan:
-    """The Scan of a reader's answer; ValueError where it is none."""
+    """The Scan of a worker's response. ValueError if the response is invalid: workers are not trusted."""
     if any(side < 1 for side in header.shape) or math.prod(header.shape[:2]) > MAX_PIXELS or header.shape[2:] != [3]:
-        raise ValueError("no picture")
-    image = np.frombuffer(data, np.uint8).reshape(header.shape).copy()  # to be written to, as others are
+        raise ValueError("not an image")
+    image = np.frombuffer(data, np.uint8).reshape(header.shape).copy()  # writable
     normal = None if header.normal is None else (header.normal[0], header.normal[1], header.normal[2])
-    place = None if header.series is None else Place(header.series, header.position, normal)
+    geometry = None if header.series is None else SliceGeometry(header.series, header.position, normal)
     spacing = None if header.spacing is None else (header.spacing[0], header.spacing[1])
-    return Scan(image, tuple(header.notes), spacing, place)
+    return Scan(image, tuple(header.notes), spacing, geometry)
 
 
-def _raise(error: ScanError) -> NoReturn:
-    raise error
-
-
-async def _end(process: asyncio.subprocess.Process | None) -> None:
-    """Kill a process, and wait until it is gone."""
+async def _kill(process: asyncio.subprocess.Process | None) -> None:
+    """Kill a process and wait for its end."""
     if process is not None and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -1,7 +1,6 @@
-"""One process that reads scans: a question a line on standard input, a header line and bytes for an answer. No JAX.
+"""A process that reads untrusted files: one request per line on standard input, a JSON header and bytes in return.
 
-Nothing is pickled on the way: a decoder that was broken into could say to who asks what it likes, and no more than
-JSON and pixels are taken from it.
+No JAX. Nothing is pickled: a compromised decoder could send anything, so the caller accepts only JSON and pixels.
 """
 
 import contextlib
@@ -20,38 +19,40 @@ from typing import Any
 
 import numpy as np
 
-from mcis.imaging import dicom, dicom_seg, formats, nifti, scan
+from mcis.imaging import dicom, dicom_seg, formats, image_files, nifti
 from mcis.imaging.scan import ScanError
 
-Answer = tuple[dict[str, Any], bytes]
+Response = tuple[dict[str, Any], bytes]
 
 READY = b"ready\n"
-"""What a process says first."""
+"""First line of a process that can take requests."""
+PR_SET_PDEATHSIG = 1
 
 
-def read(path: str, frame: int) -> Answer:
-    """A frame of a file: `readers.Header`, and its pixels."""
-    found = formats.format_of(path).read(path, frame)
-    place = {} if found.place is None else dataclasses.asdict(found.place)
-    return {"shape": found.image.shape, "notes": found.notes, "spacing": found.spacing, **place}, found.image.tobytes()
+def read(path: str, frame: int) -> Response:
+    """One frame of a file: a `pool.Header`, and the pixels."""
+    scan = formats.read(path, frame)
+    geometry = {} if scan.slice_geometry is None else dataclasses.asdict(scan.slice_geometry)
+    return {"shape": scan.image.shape, "notes": scan.notes, "spacing": scan.spacing, **geometry}, scan.image.tobytes()
 
 
-def frames(path: str) -> Answer:
-    """{"frames"}: how many the file has."""
+def frames(path: str) -> Response:
+    """{"frames": number of frames of a file}."""
     return {"frames": formats.format_of(path).count(path)}, b""
 
 
-def unpack(path: str, folder: str, files: int, size: int) -> Answer:
-    """Write the scans of a zip archive into a folder, under numbers: the names in it are never used as such.
+def unpack(path: str, folder: str, files: int, size: int) -> Response:
+    """Unpack the scans of a zip archive into a folder as numbered files: names in the archive are never used as paths.
 
     Args:
       path: the archive.
-      folder: where to.
-      files: most entries that are looked at.
-      size: most bytes that all of them may have.
+      folder: the target.
+      files: most entries that the archive may have.
+      size: most bytes that all unpacked files together may have.
 
     Returns:
-      {"entries": [[name, path, or null where it was not unpacked, why not], ...]} of what may be a scan.
+      {"entries": [[name in the archive, path, null], ...]}; of an entry that was not unpacked [name, null, reason].
+      Entries that are no scans by name or content are left out.
     """
     entries: list[list[str | None]] = []
     try:
@@ -64,18 +65,17 @@ def unpack(path: str, folder: str, files: int, size: int) -> Answer:
                     continue
                 suffix = suffix_of(info.filename)
                 target = os.path.join(folder, f"{len(entries):06}{suffix}")
-                if (why := _refused(info, size)) is None:
-                    why = _write(archive, info, target, size)
-                if why is None and not suffix and not dicom.nameless(pathlib.Path(target)):
-                    os.unlink(target)  # a table, a text: no scan
+                error = _check_entry(info, size) or _unpack_entry(archive, info, target, size)
+                if error is None and not suffix and not dicom.is_dicom_without_suffix(pathlib.Path(target)):
+                    os.unlink(target)
                     continue
-                if why is None:
+                if error is None:
                     size -= os.path.getsize(target)
-                entries.append([info.filename, None if why else target, why])
+                entries.append([info.filename, None if error else target, error])
+    except ScanError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        if isinstance(error, ScanError):
-            raise
-        raise ScanError(f"a damaged archive, or none ({type(error).__name__})") from None
+        raise ScanError(f"not an archive, or damaged ({type(error).__name__})") from None
     return {"entries": entries}, b""
 
 
@@ -83,52 +83,60 @@ def _hidden(name: str) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
 
 
-def _refused(info: zipfile.ZipInfo, size: int) -> str | None:
+def _check_entry(info: zipfile.ZipInfo, size: int) -> str | None:
+    """Why an entry cannot be unpacked; None if it can."""
     if info.flag_bits & 1:
         return "encrypted; unpack it first"
     if info.filename.lower().endswith(".zip"):
         return "an archive in an archive; unpack it first"
     if info.file_size > size:
-        return "too large, or unpacked with what came before it: make the archive smaller"
+        return "too large, alone or with the files before it; make the archive smaller"
     return None
 
 
-def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: str, size: int) -> str | None:
+def _unpack_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: str, size: int) -> str | None:
+    """Unpack an entry of at most `size` bytes; returns the error, if any, and leaves no file then."""
     try:
         with archive.open(info) as packed, open(target, "wb") as file:
             while piece := packed.read(1 << 16):
-                size -= len(piece)  # what was said of its size need not be so
+                size -= len(piece)  # the size stated in the archive may be wrong
                 if size < 0:
                     break
                 file.write(piece)
-    except Exception as error:  # zlib's, lzma's, bz2's own among them
-        os.unlink(target)
-        return f"cannot be unpacked ({type(error).__name__})"
-    if size < 0:
-        os.unlink(target)
-        return "larger than the archive says"
-    return None
+        error = "larger than the archive says" if size < 0 else None
+    except Exception as problem:  # zlib, lzma and bz2 have their own types
+        error = f"cannot be unpacked ({type(problem).__name__})"
+    if error is not None:
+        pathlib.Path(target).unlink(missing_ok=True)
+    return error
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a name that formats are told by, lower case; "" where it is none of them."""
+    """The suffix in `formats.SUFFIXES` that a file name has, lower case; "" if it has none."""
     return max((suffix for suffix in formats.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
 
 
 def segmentation(
     sources: Sequence[str], frames: Sequence[int], masks: Sequence[str | None], organ: str, named: bool
-) -> Answer:
-    """A volume's masks, which lie in pictures, null for an empty one, as a file of its format; {"suffix"}."""
-    found = [None if mask is None else (scan.read(mask).image[..., 0] > 0).astype(np.uint8) for mask in masks]
-    empty = np.zeros_like(next(mask for mask in found if mask is not None))
-    arrays = [empty if mask is None else mask for mask in found]
+) -> Response:
+    """The masks of a volume as one file of its format; {"suffix"}.
+
+    Args:
+      sources: files of the volume.
+      frames: frame of each mask.
+      masks: image files; None for an empty mask.
+      organ: as for `dicom_seg.encode`.
+      named: likewise.
+    """
+    images = [None if mask is None else (image_files.read(mask).image[..., 0] > 0).astype(np.uint8) for mask in masks]
+    empty = np.zeros_like(next(image for image in images if image is not None))
+    arrays = [empty if image is None else image for image in images]
     if formats.format_of(sources[0]).name == "NIfTI":
         return {"suffix": ".nii.gz"}, nifti.encode(sources[0], dict(zip(frames, arrays, strict=True)))
-    data = dicom_seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
-    return {"suffix": ".dcm"}, data
+    return {"suffix": ".dcm"}, dicom_seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
 
 
-OPERATIONS: dict[str, Callable[..., Answer]] = {
+OPERATIONS: dict[str, Callable[..., Response]] = {
     "read": read,
     "frames": frames,
     "unpack": unpack,
@@ -136,51 +144,45 @@ OPERATIONS: dict[str, Callable[..., Answer]] = {
 }
 
 
-def answer(question: dict[str, Any]) -> Answer:
-    """The answer to a question; an error is one as well."""
-    name = question.pop("operation")
+def respond(request: dict[str, Any]) -> Response:
+    """The response to a request; its error, if the operation fails."""
+    name = request.pop("operation")
     try:
-        return OPERATIONS[name](**question)
+        return OPERATIONS[name](**request)
     except MemoryError:
-        of = f"{question['path']}: " if name == "read" else ""
-        return {"error": f"{of}needs more memory to be read than is allowed"}, b""
+        subject = f"{request['path']}: " if name == "read" else ""
+        return {"error": f"{subject}needs more memory than is allowed for reading"}, b""
     except (ScanError, OSError) as error:
         return {"error": str(error), "series": error.series if isinstance(error, ScanError) else None}, b""
 
 
 def end_with_parent() -> None:
-    """Have the system end this process when who asks is gone, in the middle of a decoder too; where it can (Linux)."""
+    """Ask the system (Linux only) to kill this process when its parent ends, even while a decoder runs."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-PR_SET_PDEATHSIG = 1
-
-
 def limit_memory(size: int) -> None:
-    """Let this process take `size` bytes more than it has now, where the system can limit that."""
-    try:
-        with open("/proc/self/status") as file:
-            has = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))
-        resource.setrlimit(resource.RLIMIT_DATA, (has + size, has + size))
-    except (OSError, StopIteration, ValueError):
-        return
+    """Let this process allocate at most `size` more bytes, where the system can enforce that."""
+    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as file:
+        used = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (used + size, used + size))
 
 
 def main() -> None:
-    """Answer until standard input ends."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # told to all processes of a job; who asks ends this one
+    """Respond to requests until standard input ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a job; the parent ends this one
     end_with_parent()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a decoder prints is no answer
+    responses = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # decoders may print
     limit_memory(int(sys.argv[-1]))
-    answers.write(READY)
-    answers.flush()
+    responses.write(READY)
+    responses.flush()
     for line in sys.stdin.buffer:
-        header, data = answer(json.loads(line))
-        answers.write(json.dumps({**header, "bytes": len(data)}).encode() + b"\n")
-        answers.write(data)
-        answers.flush()
+        header, data = respond(json.loads(line))
+        responses.write(json.dumps({**header, "bytes": len(data)}).encode() + b"\n")
+        responses.write(data)
+        responses.flush()
 
 
 if __name__ == "__main__":

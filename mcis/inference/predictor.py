@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mcis
-from mcis.imaging import formats, scan
-from mcis.imaging.formats import Loaded
-from mcis.imaging.geometry import Place
+from mcis.imaging import formats, image_files
+from mcis.imaging.formats import LoadedScan
+from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, unletterbox
 from mcis.imaging.overlay import overlay
 from mcis.imaging.pool import read_all
@@ -74,7 +74,7 @@ class Result:
         )
         picture = ""
         if self.image is not None:
-            data = base64.b64encode(scan.encode_png(self.overlay())).decode()
+            data = base64.b64encode(image_files.encode_png(self.overlay())).decode()
             picture = f"<img style='max-width:320px;max-height:320px' alt='scan' src='data:image/png;base64,{data}'>"
         sides = f"<div style='display:flex;gap:1em;align-items:start'>{picture}<table>{rows}</table></div>"
         return f"{sides}<p><small>{html.escape(mcis.NOTICE)}</small></p>"
@@ -144,7 +144,7 @@ class Predictor:
         A scan that cannot be read gives a result with an error, as `mcis predict` has it.
         """
         if isinstance(given, np.ndarray):
-            loaded = formats.lay("array", None, lambda: scan.from_array(given))
+            loaded = formats.prepare("array", None, lambda: image_files.from_array(given))
         else:
             path = os.fspath(given)
             several = formats.format_of(path).count(path) > 1
@@ -163,7 +163,7 @@ class Predictor:
           scans: files, each frame of them, or (path, frame) as `reading.frames` gives them.
           batch_size: scans at once; the last batch is filled up with black squares.
         """
-        group: list[Loaded] = []
+        group: list[LoadedScan] = []
         each = itertools.chain.from_iterable([one] if isinstance(one, tuple) else formats.frames(one) for one in scans)
         for loaded in read_all(each, 2 * batch_size, seconds=SECONDS):
             group.append(loaded)
@@ -172,7 +172,7 @@ class Predictor:
                 group = []
         yield from self.results(group, batch_size)
 
-    def results(self, group: Sequence[Loaded], batch_size: int) -> Iterator[Result]:
+    def results(self, group: Sequence[LoadedScan], batch_size: int) -> Iterator[Result]:
         """The results of scans that were read, in order, in one batch.
 
         Args:
@@ -187,7 +187,7 @@ class Predictor:
         rows = iter(range(len(good)))
         for loaded in group:
             if loaded.error is not None:
-                series = (loaded.place or Place()).series
+                series = (loaded.slice_geometry or SliceGeometry()).series
                 yield Result(Finding(loaded.path, loaded.frame, error=loaded.error, series=series))
             else:
                 at = next(rows)
@@ -200,7 +200,7 @@ class Predictor:
 
         return class_maps(self.tasks, self._on_device, HEAT_CELLS, HEAT_REACH)
 
-    def heat(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
+    def heat(self, loaded: LoadedScan, finding: Finding) -> np.ndarray | None:
         """Where the network looks that called a scan what its finding says: see `ops.occlusion`.
 
         Some eighty answers are asked for one map: seconds on a CPU.
@@ -271,7 +271,7 @@ def load(
     return Predictor(question, variables, jax.jit(function), described, tuple(lacking), tasks)
 
 
-def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = False) -> Result:
+def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], thumbnails: bool = False) -> Result:
     """A scan's finding, and its mask on the scan's own grid.
 
     Args:
@@ -283,7 +283,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], thumbnails: bool = 
     probability = float(row["organ_prob"]) if asked else None
     index, notes = int(row["organ"]), list(loaded.notes) or None
     spacing = None if loaded.spacing is None else list(loaded.spacing)
-    place = loaded.place or Place()
+    place = loaded.slice_geometry or SliceGeometry()
     seen = functools.partial(
         Finding,
         loaded.path,

@@ -43,7 +43,7 @@ class Finding:
       spacing_mm: [between rows, between columns], millimetres from one pixel to the next, where the file says so.
       lesion_area_mm2: `lesion_area_px` by that spacing.
       diameter_mm: the longest diameter of the largest lesion by that spacing.
-      series: the volume that the scan is a slice of, 16 hex digits (see `place.Place`); `volumes.summarise` sums it up.
+      series: the volume that the scan is a slice of, 16 hex digits (`SliceGeometry`); `volumes.summarise` sums it up.
       position_mm: where the slice lies along `slice_normal`, of the patient's coordinates.
       slice_normal: [x, y, z], unit vector across the slice, towards left, back and head.
     """

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 import mcis
-from mcis.imaging import scan
+from mcis.imaging import image_files
 from mcis.imaging.overlay import overlay_jpeg
 from mcis.report.finding import Finding, ReportError, measured, read_findings
 from mcis.report.page import Page
@@ -154,7 +154,7 @@ class ReportWriter:
             path = f"masks/{name}.png"
             finding = finding if finding.boxes is not None else measured(finding, mask)
             finding = dataclasses.replace(finding, mask=path)
-            self._write(path, scan.encode_png(mask * np.uint8(255)))
+            self._write(path, image_files.encode_png(mask * np.uint8(255)))
         if image is not None:
             picture = f"overlays/{name}.jpg"
             self._write(picture, overlay_jpeg(image, mask))

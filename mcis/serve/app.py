@@ -29,8 +29,8 @@ from starlette.exceptions import HTTPException
 import mcis
 from mcis import organs
 from mcis.files import from_json
-from mcis.imaging import scan
-from mcis.imaging.pool import Readers
+from mcis.imaging.image_files import encode_png
+from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
 from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import KEYS, Finding, plain
@@ -73,7 +73,7 @@ def make_app(
     @contextlib.asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         nonlocal asking
-        readers, batches = Readers(seconds=bounds.reading), Batches(predictor)
+        readers, batches = WorkerPool(seconds=bounds.reading), Batches(predictor)
         asking = Asking(readers, batches, bounds, root)
         answering = asyncio.create_task(batches.run())
         try:
@@ -196,7 +196,7 @@ def make_app(
             raise HTTPException(422, "this scan has no label to look for")
         largest = max(float(found.max()), 0.0)
         grey = np.clip(np.rint(255 * found / max(largest, FAINT)), 0, 255).astype(np.uint8)
-        return Response(scan.encode_png(grey), media_type="image/png", headers={"largest-drop": f"{largest:.4f}"})
+        return Response(encode_png(grey), media_type="image/png", headers={"largest-drop": f"{largest:.4f}"})
 
     @app.post(
         "/v1/segmentations",
@@ -271,8 +271,8 @@ def _row(result: Result, pictures: bool) -> dict[str, Any]:
     """A finding as it is sent: its keys, and its pictures where they are wanted."""
     row = plain({key: getattr(result.finding, key) for key in KEYS})
     if pictures:
-        row["scan_png"] = None if result.image is None else _base64(scan.encode_png(_smaller(_grey(result.image))))
-        row["mask_png"] = None if result.mask is None else _base64(scan.encode_png(result.mask * np.uint8(255)))
+        row["scan_png"] = None if result.image is None else _base64(encode_png(_smaller(_grey(result.image))))
+        row["mask_png"] = None if result.mask is None else _base64(encode_png(result.mask * np.uint8(255)))
         row["size"] = None if result.image is None else [result.image.shape[1], result.image.shape[0]]
     return row
 

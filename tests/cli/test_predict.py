@@ -11,7 +11,7 @@ import pytest
 
 from mcis.checkpoints import checkpoint
 from mcis.cli import predict
-from mcis.imaging import formats, phantom, pool, scan
+from mcis.imaging import formats, image_files, phantom, pool
 from mcis.inference import predictor
 from mcis.organs import ORGANS
 from mcis.tasks.table import TASKS
@@ -48,7 +48,7 @@ def test_a_scan_that_ends_the_process_that_reads_it_has_its_line_and_the_others_
     lines = findings(tmp_path / "out")
     (broken,) = (line for line in lines if line["error"])
     assert len(lines) == len(paths) + 1
-    assert broken["scan"].endswith("crash.png") and broken["error"] == f"{broken['scan']}: {pool.BROKE}"
+    assert broken["scan"].endswith("crash.png") and broken["error"] == f"{broken['scan']}: {pool.CRASHED}"
 
 
 def test_pages_of_a_tiff_are_frames(report):
@@ -73,7 +73,7 @@ def test_findings_agree_with_their_masks(report):
             continue
         assert line["mask"].startswith(f"masks/{index:06d}_")
         mask = cv2.imread(str(out / line["mask"]), cv2.IMREAD_UNCHANGED)
-        image = scan.read(line["scan"], line["frame"] or 0).image
+        image = image_files.read(line["scan"], line["frame"] or 0).image
         assert mask.shape == image.shape[:2]
         assert set(np.unique(mask)) <= {0, 255}
         assert line["lesion_area_px"] == int((mask > 0).sum())

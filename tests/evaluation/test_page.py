@@ -17,7 +17,7 @@ from mcis.evaluation import figures, gallery, pointing_game
 from mcis.evaluation import page as evaluation_page
 from mcis.evaluation.descriptions import MEANINGS, meaning
 from mcis.evaluation.metrics import measure, report
-from mcis.imaging import phantom, scan
+from mcis.imaging import image_files, phantom, scan
 from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
 from mcis.tasks.table import TASKS, task_to_json
@@ -241,7 +241,7 @@ def folder(tmp_path):
         made = phantom.make_phantom("breast", label, 500 + number)
         for kind, picture in (("images", made.image), ("masks", made.mask[..., 0] * 255)):
             (root / kind).mkdir(parents=True, exist_ok=True)
-            (root / kind / f"{number}.png").write_bytes(scan.encode_png(picture))
+            (root / kind / f"{number}.png").write_bytes(image_files.encode_png(picture))
         rows.append([f"{number}.png", ORGANS[1].classes[label], f"p{number}"])
     with (root / "labels.csv").open("w") as file:
         csv.writer(file).writerows([["scan", "label", "patient"], *rows])
@@ -256,7 +256,7 @@ def test_a_folder_of_one_s_own_is_scored_whole_and_left_as_it_was(weights, folde
     assert found["folder"]["name"] == "mine" and found["sources"]["folder"]["scans"] == 4
     assert sorted(folder.rglob("*")) == before
     assert "folder mine" in (out / "report.html").read_text()
-    image = scan.read(folder / "images" / "2.png").image
+    image = image_files.read(folder / "images" / "2.png").image
     variables, manifest = checkpoint.load(weights / "segment_breast")
     manifest["fingerprints"]["train"].append(scan.fingerprint(image))
     checkpoint.save(tmp_path / "seen", variables, manifest)

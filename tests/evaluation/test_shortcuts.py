@@ -12,7 +12,7 @@ from mcis.cli import shortcuts as shortcuts_command
 from mcis.data import dataset
 from mcis.evaluation import shortcuts
 from mcis.evaluation.shortcuts import Frames, audit, frames_of, network_answers
-from mcis.imaging import scan
+from mcis.imaging.image_files import encode_png
 from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
 from mcis.tasks.table import TASKS
 
@@ -27,7 +27,7 @@ def make_record(image, label, number, source="lgg", organ="brain"):
         "scan_id": f"s{number}",
         "fingerprint": f"f{number}",
     }
-    return {"image": scan.encode_png(image), "mask": scan.encode_png(0 * image[..., :1]), "has_mask": True} | {
+    return {"image": encode_png(image), "mask": encode_png(0 * image[..., :1]), "has_mask": True} | {
         "label": label,
         **{name: value.encode() for name, value in facts.items()},
     }

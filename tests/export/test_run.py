@@ -1,4 +1,4 @@
-"""run.py's own copy of how scans are prepared is `mcis.imaging.scan`'s, bit by bit."""
+"""run.py's own copy of how scans are prepared is `mcis.imaging`'s, bit by bit."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ import pytest
 
 from mcis import MAX_PIXELS
 from mcis.export import run
-from mcis.imaging import phantom, scan
+from mcis.imaging import image_files, phantom, scan
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, letterbox, unletterbox
 
 
@@ -56,7 +56,7 @@ def files(folder):
 
 def test_files_are_read_as_mcis_reads_them(tmp_path):
     for path in files(tmp_path):
-        np.testing.assert_array_equal(run.read(path), scan.read(path).image, err_msg=path.name, strict=True)
+        np.testing.assert_array_equal(run.read(path), image_files.read(path).image, err_msg=path.name, strict=True)
 
 
 def test_what_mcis_does_not_read_is_an_error(tmp_path):
@@ -65,12 +65,12 @@ def test_what_mcis_does_not_read_is_an_error(tmp_path):
     cv2.imwrite(str(tmp_path / "nan.tif"), np.full((20, 20), np.nan, np.float32))
     for name in ("broken.png", "empty.png", "nan.tif"):
         with pytest.raises(scan.ScanError):
-            scan.read(tmp_path / name)
+            image_files.read(tmp_path / name)
         with pytest.raises(ValueError, match=r"picture|NaN"):
             run.read(tmp_path / name)
 
 
 def test_limits_are_those_of_mcis():
     assert (run.INPUT_SIZE, run.MIN_CONTENT) == (INPUT_SIZE, MIN_CONTENT)
-    assert run.MAX_BYTES == scan.MAX_BYTES
+    assert run.MAX_BYTES == image_files.MAX_BYTES
     assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(run.__file__).read_text()

@@ -1,4 +1,4 @@
-"""DICOM SEG: every voxel where it was in the patient, read back by others, and nobody named unasked."""
+"""DICOM SEG: positions of voxels as other software reads them, references, and no patient data unless requested."""
 
 import datetime
 import io
@@ -15,7 +15,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 import mcis
-from mcis.imaging import dicom_seg, scan
+from mcis.imaging import dicom_seg, image_files, scan
 from tests.fixtures.dicom_files import CANARY, OBLIQUE, ORIGIN, dataset, enhanced, ultrasound, write_series
 
 SHAPE = (20, 31)
@@ -27,7 +27,7 @@ def grey(count=6, shape=SHAPE):
 
 
 def lesions(count=6, shape=SHAPE):
-    """Masks without any symmetry, no two alike, the second empty."""
+    """Different masks without symmetry; the second is empty."""
     masks = [np.zeros(shape, np.uint8) for _ in range(count)]
     for i, mask in enumerate(masks):
         mask[3 + i : 5 + 2 * i, 2 : 9 + i] = mask[4 + i, 1] = i != 1
@@ -35,7 +35,7 @@ def lesions(count=6, shape=SHAPE):
 
 
 def patient_points(masks, spacing=(0.5, 0.75), step=2.5):
-    """Where the middles of the lesions' voxels lie, of masks in order along the normal: (N, 3), millimetres."""
+    """Centres of the lesions' voxels, of masks in order along the normal: (N, 3), millimetres."""
     slices, rows, columns = np.nonzero(np.stack(masks))
     steps = np.stack([columns * spacing[1], rows * spacing[0], slices * step], 1)
     return ORIGIN + steps @ OBLIQUE.T
@@ -50,7 +50,7 @@ def read(data):
 
 
 def points_of_pydicom(data):
-    """The same of a file, by its own functional groups alone."""
+    """The same from the functional groups of a file."""
     found = dcmread(io.BytesIO(data))
     shared = found.SharedFunctionalGroupsSequence[0]
     right, down = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(float)
@@ -75,7 +75,7 @@ def points_of_itk(path):
 
 @pytest.fixture(params=["series", "enhanced"])
 def written(request, tmp_path):
-    """The bytes of a SEG of six oblique slices, its sources in no order."""
+    """The bytes of a SEG of six oblique slices whose sources are shuffled."""
     if request.param == "series":
         paths = write_series(tmp_path / "scans", grey(), order=ORDER)
         shuffled = [2, 4, 0, 5, 3, 1]
@@ -84,7 +84,7 @@ def written(request, tmp_path):
     return dicom_seg.encode([tmp_path / "a.dcm"], lesions(), organ="brain")
 
 
-def test_every_voxel_lies_where_it_did(written, tmp_path):
+def test_every_voxel_keeps_its_position_in_the_patient(written, tmp_path):
     (tmp_path / "seg.dcm").write_bytes(written)
     expected = by_name(patient_points(lesions()))
     for found in (points_of_pydicom(written), points_of_itk(tmp_path / "seg.dcm")):
@@ -94,7 +94,7 @@ def test_every_voxel_lies_where_it_did(written, tmp_path):
     np.testing.assert_allclose(by_name(where), expected, atol=2e-3)
 
 
-def test_the_frames_of_a_series_are_derived_from_their_sources(tmp_path):
+def test_the_frames_refer_to_the_files_of_their_series(tmp_path):
     paths = write_series(tmp_path, grey(), order=ORDER)
     found = read(dicom_seg.encode(paths, lesions(), organ="brain"))
     sources = [dcmread(path) for path in paths]
@@ -110,7 +110,7 @@ def test_the_frames_of_a_series_are_derived_from_their_sources(tmp_path):
     np.testing.assert_array_equal(frames, np.stack(lesions()))
 
 
-def test_frames_of_a_file_are_told_apart_with_a_place_and_without(tmp_path):
+def test_frames_refer_to_the_frames_of_a_multi_frame_file_with_positions_and_without(tmp_path):
     masks = lesions(3)
     for name, found in (("mr", enhanced(grey(6))), ("us", ultrasound(grey(6)))):
         found.save_as(tmp_path / name, enforce_file_format=True)
@@ -123,16 +123,16 @@ def test_frames_of_a_file_are_told_apart_with_a_place_and_without(tmp_path):
                 found.SOPInstanceUID,
             )
             by_frame[source.ReferencedFrameNumber] = plane
-        assert list(by_frame) == ([5, 3, 1] if name == "mr" else [5, 1, 3])  # by place, or as they came
+        assert list(by_frame) == ([5, 3, 1] if name == "mr" else [5, 1, 3])  # by position, or in the order given
         for frame, mask in zip((5, 1, 3), masks, strict=True):
             np.testing.assert_array_equal(by_frame[frame], mask)
         assert ("FrameOfReferenceUID" in seg) == (name == "mr")
         assert len(seg.SourceImageSequence) == 1
 
 
-def test_an_ultrasound_picture_alone_has_no_place(tmp_path):
-    picture = dataset(grey(1)[0], Modality="US", FrameOfReferenceUID=None)
-    picture.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+def test_a_single_ultrasound_image_has_no_position(tmp_path):
+    image = dataset(grey(1)[0], Modality="US", FrameOfReferenceUID=None)
+    image.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     found = read(dicom_seg.encode([tmp_path / "a.dcm"], lesions(1), organ="breast"))
     np.testing.assert_array_equal(found.pixel_array.reshape(SHAPE), lesions(1)[0])
     assert not {"PlaneOrientationSequence", "PixelMeasuresSequence"} & set(
@@ -143,7 +143,7 @@ def test_an_ultrasound_picture_alone_has_no_place(tmp_path):
     assert segment.AnatomicRegionSequence[0].CodeValue == "76752008"  # breast
 
 
-def test_what_was_made_by_whom_is_said(written):
+def test_the_segment_names_its_algorithm_and_anatomy(written):
     found = read(written)
     (segment,) = found.SegmentSequence
     (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
@@ -158,7 +158,7 @@ def test_what_was_made_by_whom_is_said(written):
     )
 
 
-def test_nobody_is_named_unless_it_is_asked_for(written, tmp_path):
+def test_patient_data_are_copied_only_if_requested(written, tmp_path):
     assert not any(part.encode() in written.upper() for part in CANARY.split("^"))
     found = dcmread(io.BytesIO(written))
     for name in dicom_seg.PERSON:
@@ -174,7 +174,7 @@ def test_nobody_is_named_unless_it_is_asked_for(written, tmp_path):
     assert "InstitutionName" not in named and "PatientComments" not in named and (0x0011, 0x0010) not in named
 
 
-def test_the_same_masks_make_the_same_file(tmp_path):
+def test_equal_masks_give_equal_files(tmp_path):
     paths = write_series(tmp_path, grey())
     made = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
     first, again = (dicom_seg.encode(paths, lesions(), organ="brain", made=made) for _ in range(2))
@@ -186,14 +186,14 @@ def test_the_same_masks_make_the_same_file(tmp_path):
 
 
 def check(path):
-    """Errors that dciodvfy, of David Clunie's dicom3tools, finds in a file."""
+    """Errors that dciodvfy (dicom3tools by David Clunie) reports for a file."""
     tool = pathlib.Path(sys.executable).with_name("dciodvfy")
     program = str(tool) if tool.exists() else shutil.which("dciodvfy")
     if program is None:
-        pytest.skip("dciodvfy is not here")
-    said = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
-    assert "Segmentation" in said.stdout + said.stderr
-    return [line for line in (said.stdout + said.stderr).splitlines() if line.startswith("Error")]
+        pytest.skip("dciodvfy is not installed")
+    run = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
+    assert "Segmentation" in run.stdout + run.stderr
+    return [line for line in (run.stdout + run.stderr).splitlines() if line.startswith("Error")]
 
 
 def test_a_validator_finds_no_errors(written, tmp_path):
@@ -207,7 +207,7 @@ def test_a_validator_finds_no_errors(written, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 6])
-def test_slices_of_unknown_thickness_are_as_thick_as_they_lie_apart(count, tmp_path):
+def test_slices_of_unknown_thickness_get_the_distance_between_slices(count, tmp_path):
     paths = write_series(tmp_path / "scans", grey(count), SliceThickness=None)
     data = dicom_seg.encode(paths, lesions(count), organ="brain")
     np.testing.assert_allclose(by_name(points_of_pydicom(data)), by_name(patient_points(lesions(count))), atol=2e-3)
@@ -216,17 +216,17 @@ def test_slices_of_unknown_thickness_are_as_thick_as_they_lie_apart(count, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"SeriesInstanceUID": "1.2.3"}, "of another series"),
         ({"Rows": 31, "Columns": 20}, "its mask is 20 x 31"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, "not parallel"),
-        ({"ImagePositionPatient": [f"{value:.6f}" for value in ORIGIN]}, "lies where .* does"),
-        ({"PixelSpacing": [1, 1]}, "spaced otherwise"),
+        ({"ImagePositionPatient": [f"{value:.6f}" for value in ORIGIN]}, "has the position of"),
+        ({"PixelSpacing": [1, 1]}, "another pixel spacing"),
         ({"SOPInstanceUID": None}, "lacks a UID"),
     ],
 )
-def test_files_that_are_no_series_are_refused(change, says, tmp_path):
+def test_files_that_form_no_series_are_rejected(change, message, tmp_path):
     paths = write_series(tmp_path, grey())
     found = dcmread(paths[4])
     for name, value in change.items():
@@ -235,40 +235,40 @@ def test_files_that_are_no_series_are_refused(change, says, tmp_path):
         else:
             setattr(found, name, value)
     found.save_as(paths[4])
-    with pytest.raises(scan.ScanError, match=says) as raised:
+    with pytest.raises(scan.ScanError, match=message) as raised:
         dicom_seg.encode(paths, lesions(), organ="brain")
     assert "CANARY" not in str(raised.value)
 
 
-def test_what_is_no_dicom_or_no_mask_is_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(scan.encode_png(np.zeros(SHAPE, np.uint8)))
+def test_sources_and_masks_of_a_wrong_kind_are_rejected(tmp_path):
+    (tmp_path / "a.png").write_bytes(image_files.encode_png(np.zeros(SHAPE, np.uint8)))
     with pytest.raises(scan.ScanError, match=r"a\.png"):
         dicom_seg.encode([tmp_path / "a.png"], lesions(1), organ="brain")
     path = get_testdata_file("MR_small.dcm")
     good = np.zeros((64, 64), np.uint8)
-    for masks, options, says in (
+    for masks, options, message in (
         ([good * 1.0], {}, "uint8"),
         ([good + 2], {}, "uint8"),
         ([good[..., None]], {}, "uint8"),
-        ([], {}, "one at least"),
-        ([good, good], {"frames": [0]}, "one of each"),
+        ([], {}, "at least one mask"),
+        ([good, good], {"frames": [0]}, "numbers must be equal"),
         ([good], {"frames": [1]}, "no frame 1"),
         ([good], {"frames": [-1]}, "no frame -1"),
         ([good], {"organ": "liver"}, "no organ"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             dicom_seg.encode([path], masks, **{"organ": "brain", **options})
     with pytest.raises(scan.ScanError, match="no such file"):
         dicom_seg.encode([tmp_path / "b.dcm"], [good], organ="brain")
 
 
-def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
+def test_too_many_pixels_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_seg, "MAX_PIXELS", 6 * 20 * 31 - 1)
-    with pytest.raises(scan.ScanError, match="6 masks of more than"):
+    with pytest.raises(scan.ScanError, match="6 masks with more than"):
         dicom_seg.encode(write_series(tmp_path, grey()), lesions(), organ="brain")
 
 
-def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_extra_an_error_says_how_to_install_it(tmp_path, monkeypatch):
     paths = write_series(tmp_path, grey())
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(scan.ScanError, match=r"pip install -e '\.\[dicom\]'"):

@@ -1,4 +1,4 @@
-"""NIfTI volumes as scans: cut the same way however they are stored, seen as radiologists see them."""
+"""NIfTI volumes: slices have the same order and the radiological orientation however the volume is stored."""
 
 import gzip
 import sys
@@ -13,7 +13,7 @@ from tests.lanes.fuzz.crafted_scans import nifti_of
 
 CORNER = np.zeros((20, 30, 10), np.int16)
 CORNER[-3:, -4:, -2:] = 100
-"""Right, front and head are bright in an array whose axes go right, forward and up."""
+"""The right, front and top corner is bright; axes point to the right, to the front and up."""
 
 
 def save(path, array=CORNER, spacing=(1.0, 1.0, 3.0), codes="RAS", slope=None):
@@ -39,7 +39,7 @@ def test_the_patients_right_is_at_the_left_and_the_front_at_the_top(codes, suffi
     found = [nifti.read(path, frame) for frame in range(10)]
     assert {one.image.shape for one in found} == {(30, 20, 3)}
     assert {one.spacing for one in found} == {(1.0, 1.0)}
-    assert [bright(one.image) for one in found] == [None] * 8 + [(0, 3, 0, 2)] * 2  # the head comes last
+    assert [bright(one.image) for one in found] == [None] * 8 + [(0, 3, 0, 2)] * 2  # the top slices come last
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_the_patients_right_is_at_the_left_and_the_front_at_the_top(codes, suffi
         ((1.0, 1.0, 1.0), (30, 20, 3), (0, 3, 0, 2), "axial"),
     ],
 )
-def test_slices_go_along_the_axis_of_the_acquisition(spacing, shape, bright_at, of, tmp_path):
+def test_slices_follow_the_axis_of_the_acquisition(spacing, shape, bright_at, of, tmp_path):
     path = save(tmp_path / "a.nii", spacing=spacing, codes="PIR")
     last = nifti.read(path, nifti.count_frames(path) - 1)
     assert last.image.shape == shape and bright(last.image) == bright_at, of
 
 
-def test_values_are_shown_alike_in_every_slice_whatever_their_scale(tmp_path):
+def test_all_slices_have_the_same_grey_scale_whatever_the_stored_scale(tmp_path):
     rng = np.random.default_rng(0)
     array = rng.integers(0, 1000, (16, 16, 5)).astype(np.int16)
     plain = save(tmp_path / "a.nii", array)
@@ -79,13 +79,13 @@ def header(**changes):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "empty file"),
-        (b"not a volume" * 100, "damaged, or no NIfTI"),
-        (header()[:352], "cut short or damaged"),
+        (b"not a volume" * 100, "damaged or unsupported NIfTI"),
+        (header()[:352], "truncated or damaged"),
         (header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "are read"),
-        (header(dim=[4, 4, 4, 4, 7, 1, 1, 1]), "one value a voxel"),
+        (header(dim=[4, 4, 4, 4, 7, 1, 1, 1]), "one value per voxel"),
         (header(dim=[3, -4, 4, 4, 1, 1, 1, 1]), "damaged|one value"),
         (header(datatype=128, bitpix=24), "voxels of type"),
         (nifti_of((10, 10, 10), 4, 16, 1e9), "its voxels begin at byte 1e"),
@@ -97,16 +97,16 @@ def header(**changes):
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_what_is_no_volume_is_an_error(content, says, packed, tmp_path):
+def test_an_invalid_volume_is_an_error(content, message, packed, tmp_path):
     path = tmp_path / ("a.nii.gz" if packed and content else "a.nii")
     path.write_bytes(gzip.compress(content) if packed and content else content)
-    with pytest.raises(scan.ScanError, match=says):
+    with pytest.raises(scan.ScanError, match=message):
         nifti.read(path)
     assert nifti.count_frames(path) in (1, 4)
 
 
-def test_nan_is_an_error_of_its_slice(tmp_path):
-    array = np.ones((1000, 1001, 3), np.float32)  # more voxels than are looked at to find the range
+def test_a_nan_is_an_error_of_its_slice_only(tmp_path):
+    array = np.ones((1000, 1001, 3), np.float32)  # more voxels than are sampled for the range
     array[::7] = 2
     array[5, 6, 1] = np.nan
     path = save(tmp_path / "a.nii", array)
@@ -115,21 +115,21 @@ def test_nan_is_an_error_of_its_slice(tmp_path):
         nifti.read(path, 1)
 
 
-def test_without_the_extra_an_error_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_extra_an_error_says_how_to_install_it(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii")
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(scan.ScanError, match=r"pip install -e '\.\[dicom\]'"):
         nifti.read(path)
 
 
-def test_a_picture_of_two_axes_is_one_slice(tmp_path):
+def test_a_two_dimensional_image_is_one_slice(tmp_path):
     nib = nibabel.Nifti1Image(np.arange(12 * 20, dtype=np.int16).reshape(12, 20), np.eye(4))
     nib.to_filename(tmp_path / "two.nii")
     assert nifti.count_frames(tmp_path / "two.nii") == 1
     assert nifti.read(tmp_path / "two.nii").image.shape == (20, 12, 3)
 
 
-def test_slices_of_volumes_in_turn_read_each_once(tmp_path, monkeypatch):
+def test_slices_of_several_volumes_in_turn_read_each_volume_once(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(nifti, "_read_volume", lambda path, real=nifti._read_volume: read.append(path) or real(path))
     paths = [tmp_path / f"{k}.nii" for k in range(3)]
@@ -139,7 +139,7 @@ def test_slices_of_volumes_in_turn_read_each_once(tmp_path, monkeypatch):
         for path in paths:
             nifti.read(path, frame)
     assert len(read) == 3
-    monkeypatch.setattr(nifti, "MAX_BYTES", 10_000)  # of one and no other
+    monkeypatch.setattr(nifti, "MAX_BYTES", 10_000)  # room for one volume
     (tmp_path / "3.nii").write_bytes(paths[0].read_bytes())
     nifti.read(tmp_path / "3.nii")
-    assert len(nifti._kept) == 1
+    assert len(nifti._cache) == 1

@@ -1,8 +1,12 @@
+"""Phantoms: types, lesions, and what must not reveal the class."""
+
+import functools
+
 import cv2
 import numpy as np
 import pytest
 
-from mcis.imaging import phantom, scan
+from mcis.imaging import image_files, phantom
 from mcis.organs import ORGANS, organ_named
 
 CLASSES = [(organ.name, label) for organ in ORGANS for label in range(len(organ.classes))]
@@ -11,17 +15,21 @@ SMALL = (96, 112)
 
 
 @pytest.mark.parametrize(("organ", "label"), CLASSES)
-def test_same_arguments_same_bytes_and_other_seed_other_scan(organ, label):
+def test_equal_arguments_give_equal_bytes_and_another_seed_another_scan(organ, label):
     first, again, other = (phantom.make_phantom(organ, label, seed, SMALL) for seed in (7, 7, 8))
     assert first.image.tobytes() == again.image.tobytes()
     assert first.mask.tobytes() == again.mask.tobytes()
     assert first.image.tobytes() != other.image.tobytes()
 
 
+@functools.cache
+def small_phantoms(organ, label):
+    return [phantom.make_phantom(organ, label, seed, SMALL) for seed in range(30)]
+
+
 @pytest.mark.parametrize(("organ", "label"), CLASSES)
-def test_types_ranges_and_mask_over_many_seeds(organ, label):
-    for seed in range(40):
-        made = phantom.make_phantom(organ, label, seed, SMALL)
+def test_types_and_ranges_of_image_and_mask(organ, label):
+    for made in small_phantoms(organ, label):
         assert (made.organ, made.label) == (organ, label)
         assert made.image.dtype == np.uint8
         assert made.image.shape == (*SMALL, 3)
@@ -33,9 +41,9 @@ def test_types_ranges_and_mask_over_many_seeds(organ, label):
 
 
 @pytest.mark.parametrize(("organ", "label"), LESIONS)
-def test_lesion_is_one_region_inside_the_picture_and_of_sensible_size(organ, label):
-    for seed in range(40):
-        mask = phantom.make_phantom(organ, label, seed, SMALL).mask[..., 0]
+def test_a_lesion_is_one_region_inside_the_image_of_plausible_size(organ, label):
+    for seed, made in enumerate(small_phantoms(organ, label)):
+        mask = made.mask[..., 0]
         edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
         assert not any(edge.any() for edge in edges), seed
         assert cv2.connectedComponents(mask, connectivity=4)[0] == 2, seed
@@ -43,10 +51,9 @@ def test_lesion_is_one_region_inside_the_picture_and_of_sensible_size(organ, lab
 
 
 @pytest.mark.parametrize(("organ", "label"), LESIONS)
-def test_lesion_can_be_told_from_what_lies_around_it(organ, label):
+def test_a_lesion_differs_in_brightness_from_its_surroundings(organ, label):
     contrasts = []
-    for seed in range(20):
-        made = phantom.make_phantom(organ, label, seed, SMALL)
+    for made in small_phantoms(organ, label):
         mask = made.mask[..., 0]
         around = cv2.dilate(mask, np.ones((13, 13), np.uint8)) - mask
         grey = made.image[..., 0].astype(float)
@@ -54,19 +61,22 @@ def test_lesion_can_be_told_from_what_lies_around_it(organ, label):
     assert np.median(contrasts) > 15
 
 
-def test_benign_masses_lie_wide_and_malignant_ones_stand_tall():
-    def median_ratio(label):
-        masks = (phantom.make_phantom("breast", label, seed, (96, 96)).mask[..., 0] for seed in range(30))
-        boxes = [cv2.boundingRect(mask) for mask in masks]
+def test_benign_masses_are_wide_and_malignant_ones_tall():
+    def median_ratio(name):
+        label = organ_named("breast").classes.index(name)
+        boxes = [cv2.boundingRect(made.mask[..., 0]) for made in small_phantoms("breast", label)]
         return np.median([width / height for _, _, width, height in boxes])
 
-    classes = organ_named("breast").classes
-    assert median_ratio(classes.index("benign")) > 1.3
-    assert median_ratio(classes.index("malignant")) < 1.0
+    assert median_ratio("benign") > 1.3
+    assert median_ratio("malignant") < 1.0
 
 
 @pytest.mark.parametrize("organ", ORGANS, ids=lambda organ: organ.name)
-def test_size_is_drawn_without_the_label(organ):
+def test_the_size_does_not_depend_on_the_label(organ, monkeypatch):
+    def painter(frame, rng, kind, shape):
+        return np.eye(*shape), np.zeros(shape, bool)
+
+    monkeypatch.setitem(phantom.PAINTERS, organ.name, painter)
     shapes = [
         [phantom.make_phantom(organ.name, label, seed).image.shape[:2] for seed in range(6)]
         for label in range(len(organ.classes))
@@ -77,7 +87,7 @@ def test_size_is_drawn_without_the_label(organ):
 
 
 @pytest.mark.parametrize("organ", ORGANS, ids=lambda organ: organ.name)
-def test_frame_stream_does_not_see_the_label(organ, monkeypatch):
+def test_the_frame_stream_does_not_depend_on_the_label(organ, monkeypatch):
     drawn = []
 
     def painter(frame, rng, kind, shape):
@@ -94,13 +104,14 @@ def test_frame_stream_does_not_see_the_label(organ, monkeypatch):
 
 @pytest.mark.parametrize(("organ", "label"), CLASSES)
 @pytest.mark.parametrize("size", [(32, 32), (32, 150), (150, 32), np.array([33, 47])])
-def test_any_size_from_the_smallest(organ, label, size):
+def test_any_size_from_the_minimum_can_be_drawn(organ, label, size):
     made = phantom.make_phantom(organ, label, 0, size)
     assert made.image.shape == (*size, 3)
     assert made.mask.any() == ((organ, label) in LESIONS)
 
 
-def test_every_class_of_every_organ_in_each_round():
+def test_each_round_has_every_class_of_every_organ(monkeypatch):
+    monkeypatch.setattr(phantom, "SIZES", (SMALL,))
     assert set(phantom.PAINTERS) == {organ.name for organ in ORGANS}
     made = list(phantom.make_phantoms(2, seed=5))
     assert [(p.organ, p.label) for p in made] == CLASSES * 2
@@ -118,21 +129,22 @@ def test_every_class_of_every_organ_in_each_round():
         (("brain", 0, 0, (31, 64)), r"\(31, 64\).*at least 32"),
     ],
 )
-def test_wrong_arguments_are_named_with_what_is_allowed(arguments, message):
+def test_an_invalid_argument_is_an_error_that_says_what_is_allowed(arguments, message):
     with pytest.raises(ValueError, match=message):
         phantom.make_phantom(*arguments)
 
 
-def test_examples_read_back_as_the_same_pictures(tmp_path):
+def test_written_examples_are_read_back_as_the_same_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "SIZES", (SMALL,))
     rounds = 3
     paths = phantom.write_examples(tmp_path / "new" / "folder", per_class=rounds, seed=1)
     assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())
     raw = []
     for path, made in zip(paths, phantom.make_phantoms(rounds, seed=1), strict=True):
         assert path.name.startswith(f"{made.organ}_{organ_named(made.organ).classes[made.label]}_0")
-        image = scan.read(path).image
-        off = np.abs(image.astype(int) - made.image)
-        assert off.mean() < 4 if path.suffix == ".jpg" else off.max() == 0, path
+        image = image_files.read(path).image
+        difference = np.abs(image.astype(int) - made.image)
+        assert difference.mean() < 4 if path.suffix == ".jpg" else difference.max() == 0, path
         stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         raw.append((path.suffix, stored.dtype.itemsize * 8, 1 if stored.ndim == 2 else stored.shape[2]))
     wanted = {(".png", 8, 1), (".png", 8, 3), (".png", 8, 4), (".png", 16, 1)}

@@ -276,7 +276,7 @@ def test_overwriting_removes_what_a_report_wrote_and_nothing_else(tmp_path):
 
 def test_overwriting_refuses_a_file_that_is_no_report(tmp_path):
     (tmp_path / "findings.jsonl").write_text('{"scan": "a.png"}\n{"name": 1}\n')
-    with pytest.raises(ReportError, match="line 2 is no finding"):
+    with pytest.raises(ReportError, match="line 2 is not a finding"):
         ReportWriter(tmp_path, {}, overwrite=True)
     assert (tmp_path / "findings.jsonl").exists()
 
@@ -380,7 +380,7 @@ def test_a_report_without_volumes_has_no_lines_of_them(tmp_path):
 def test_a_line_that_is_no_finding_is_an_error_that_names_it(line, tmp_path):
     path = tmp_path / "findings.jsonl"
     path.write_bytes(Finding("a", organ_prob=1.0, spacing_mm=[1.0, 2.0]).to_json().encode() + b"\n" + line + b"\n")
-    with pytest.raises(ReportError, match="line 2 is no finding"):
+    with pytest.raises(ReportError, match="line 2 is not a finding"):
         list(finding.read_findings(path))
 
 
@@ -394,9 +394,9 @@ def test_what_has_no_end_is_no_report(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zeros").symlink_to("/dev/zero")
     for name in ("pipe", "zeros"):
-        with pytest.raises(ReportError, match="no plain file"):
+        with pytest.raises(ReportError, match="not a regular file"):
             next(finding.read_findings(tmp_path / name))
     monkeypatch.setattr(files, "MAX_LINE", 100)
     (tmp_path / "long").write_bytes(b'{"scan": "' + b"a" * 200)
-    with pytest.raises(ReportError, match="line 1 is no finding"):
+    with pytest.raises(ReportError, match="line 1 is not a finding"):
         next(finding.read_findings(tmp_path / "long"))

@@ -7,8 +7,8 @@ import io
 import pydicom
 import pytest
 
-from mcis.imaging.formats import Loaded
-from mcis.imaging.pool import Readers
+from mcis.imaging.formats import LoadedScan
+from mcis.imaging.pool import WorkerPool
 from mcis.serve.middleware import Limits, Refused
 from mcis.serve.service import Asking, Batches, Upload, label_of
 from tests.fixtures.dicom_files import write_series
@@ -29,7 +29,7 @@ def test_a_mask_of_another_organ_is_no_part_of_a_volumes_segmentation(predictor,
         return False
 
     async def asked():
-        batches, readers = Batches(Mixed()), Readers(1)
+        batches, readers = Batches(Mixed()), WorkerPool(1)
         running = asyncio.create_task(batches.run())
         try:
             return await Asking(readers, batches, LIMITS, "").segmentations(uploads, str(tmp_path), False, here)
@@ -52,10 +52,10 @@ def test_who_leaves_is_not_answered_to_the_end(predictor):  # noqa: F811
     """Of a request whose answer comes as a whole."""
     read = []
 
-    class Reading(Readers):
+    class Reading(WorkerPool):
         async def read(self, path, frame):
             read.append(path)
-            return Loaded(path, frame, error="nothing")
+            return LoadedScan(path, frame, error="nothing")
 
     async def gone():
         return len(read) >= 3

@@ -30,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mcis.imaging import phantom, scan
+from mcis.imaging import image_files, phantom
 from mcis.imaging.letterbox import letterbox, letterbox_mask
 from mcis.ops.augment import augment
 from mcis.ops.crf import CRF, mean_field
@@ -208,8 +208,8 @@ def scans(options, missing):
         files = []
         for i, one in enumerate(ones):
             files.append(pathlib.Path(folder) / f"{i}.png")
-            files[-1].write_bytes(scan.encode_png(one.image))
-        times = interleaved({"ours": clocked(lambda: [scan.read(file) for file in files])}, options.rounds)
+            files[-1].write_bytes(image_files.encode_png(one.image))
+        times = interleaved({"ours": clocked(lambda: [image_files.read(file) for file in files])}, options.rounds)
         yield row("data, ms a scan", "read from disk", times, len(files))
     times = interleaved({"ours": clocked(lambda: [letterbox(one.image) for one in ones])}, options.rounds)
     yield row("data, ms a scan", "content crop and letterbox", times, len(ones))
@@ -250,7 +250,7 @@ def start(options, missing):
 
 def memory(options, missing):
     with tempfile.TemporaryDirectory() as folder:
-        ones = [scan.encode_png(one.image) for one in phantom.make_phantoms(2, seed=1)]
+        ones = [image_files.encode_png(one.image) for one in phantom.make_phantoms(2, seed=1)]
         for count in (10, options.scans):
             scans = pathlib.Path(folder, str(count))
             scans.mkdir()

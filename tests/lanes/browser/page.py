@@ -272,7 +272,7 @@ def test_a_text_named_as_a_picture_is_an_error_and_the_others_go_on(page):
     expect(rows.nth(1)).not_to_contain_text("not read")
     rows.nth(0).click()
     expect(page.locator("#facts")).to_contain_text(
-        "not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read"
+        "not a readable image; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are supported"
     )
     expect(page.locator("#state")).to_contain_text("1 not read")
     page.screenshot(path=SHOTS / "error.png")
@@ -333,7 +333,7 @@ def test_names_are_text(page):
     until(page, "drawn?.shown")
     expect(page.locator("#facts")).to_contain_text(name)
     page.keyboard.press("ArrowDown")
-    expect(page.locator("#facts")).to_contain_text("not a readable picture")
+    expect(page.locator("#facts")).to_contain_text("not a readable image")
     assert page.title() == "mcis"
 
 

@@ -1,4 +1,4 @@
-"""Zips, sources, reports and weights that were thought out. Each is a function, so that only the one tried is made."""
+"""Handwritten bad archives, sources, reports and weights. Each is a function, so that only the one in use is made."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ from tests.lanes.fuzz.mutations import Odd, Tree
 def zip_of(
     *entries: tuple[str, bytes], mode: int = 0, claim: int | None = None, method: int = zipfile.ZIP_DEFLATED
 ) -> Tree:
-    """A zip, each entry of one mode, the sizes of all as claimed."""
+    """A zip archive; all entries have the same mode and claimed size."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as made:
         for name, content in entries:
@@ -85,7 +85,7 @@ ZIPS: Crafted = (
 
 
 def with_file(source: int, name: str, content: bytes | Odd) -> Tree:
-    """A source's folder with one file in another's place."""
+    """The folder of a source with one file replaced."""
     return {**seeds.prepared()[source], name: content}
 
 
@@ -176,7 +176,7 @@ def with_manifest(change: Callable[[dict], object], which: int = 0) -> Tree:
 
 
 def weights_file(content: bytes | Odd, name: str = "manifest.json", which: int = 0) -> Tree:
-    """Weights with another file in place of the one whose path ends so, or beside the manifest."""
+    """Weights in which the file with that name is replaced, or a file of that name is added next to the manifest."""
     tree = seeds.weights()[which]
     top = next(name for name in tree if name.endswith("manifest.json")).rsplit("/", 1)[0]
     return {**tree, next((path for path in tree if path.endswith(name)), f"{top}/{name}"): content}

@@ -1,4 +1,4 @@
-"""Pictures that were thought out: bombs, claims, passes without end."""
+"""Handwritten bad images: decompression bombs, false sizes, endless progressive scans."""
 
 import functools
 import struct
@@ -12,11 +12,11 @@ from tests.lanes.fuzz.mutations import Odd, Tree, png
 
 Crafted = tuple[Callable[[], Tree], ...]
 SIDE = 8192
-"""Of the largest square picture that is read."""
+"""Side of the largest square image that is read."""
 
 
 def zeros(size: int) -> bytes:
-    """So many zeros, in zlib's form."""
+    """`size` zeros, compressed by zlib."""
     packer = zlib.compressobj(9)
     block = bytes(1 << 20)
     parts = [packer.compress(block) for _ in range(size >> 20)]
@@ -56,7 +56,7 @@ def tiff_of(width: int, height: int, bits: int, channels: int, kind: int = 1, ti
 
 
 def tiff_chain(loop: bool) -> Tree:
-    """A TIFF of a hundred thousand pages, or of pages that lead back to the first."""
+    """A TIFF of a hundred thousand pages, or of pages that link back to the first."""
     page = struct.pack("<H", 0)
     many = 4 if loop else 100_000
     parts = [page + struct.pack("<I", 8 + 6 * ((k + 1) % many if loop else k + 1)) for k in range(many)]
@@ -64,7 +64,7 @@ def tiff_chain(loop: bool) -> Tree:
 
 
 def jpeg_of(width: int, height: int, scans: int = 1) -> Tree:
-    """A JPEG that says it is so large; of so many progressive scans, each of them empty."""
+    """A JPEG whose header says this size, with this number of empty progressive scans."""
     name = "progressive.jpeg" if scans > 1 else "colour.jpg"
     data = bytearray(next(tree[name] for tree in seeds.pictures() if name in tree))
     for marker in (b"\xff\xc0", b"\xff\xc2"):
@@ -76,7 +76,7 @@ def jpeg_of(width: int, height: int, scans: int = 1) -> Tree:
 
 
 def jpeg_scans(width: int, height: int, scans: int) -> Tree:
-    """A grey progressive JPEG of a DC scan and so many empty ones of AC coefficients: each is a whole pass."""
+    """A grey progressive JPEG with a DC scan and empty scans of AC coefficients: each is a pass over all pixels."""
     table = bytes([1, *[0] * 15, 0])  # one code, "0": end of block
     head = b"\xff\xd8" + b"\xff\xdb\x00\x43\x00" + bytes([1] * 64)
     head += b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, height, width, 1) + b"\x01\x11\x00"
@@ -87,7 +87,7 @@ def jpeg_scans(width: int, height: int, scans: int) -> Tree:
 
 
 def other_pictures() -> list[Tree]:
-    """Kinds of pictures that OpenCV would read and mcis does not promise to, under a name that it reads."""
+    """Images in formats that OpenCV can read but mcis does not support, under a supported suffix."""
     import cv2
 
     colour = seeds.picture()

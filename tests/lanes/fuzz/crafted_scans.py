@@ -1,4 +1,4 @@
-"""DICOM and NIfTI files that were thought out: claims, nesting, codestreams that contradict their header, bombs."""
+"""Handwritten bad DICOM and NIfTI files: false sizes, deep nesting, contradicting headers, decompression bombs."""
 
 import gzip
 import struct
@@ -9,7 +9,7 @@ from tests.lanes.fuzz.mutations import Odd, Tree
 
 
 def element(tag: tuple[int, int], vr: bytes, value: bytes, length: int | None = None) -> bytes:
-    """A DICOM element, explicit and little endian, its length as it is or as claimed."""
+    """A DICOM element, explicit VR little endian; `length` overrides the true length."""
     size = len(value) if length is None else length
     long = vr in (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF")
     return struct.pack("<HH", *tag) + vr + (struct.pack("<HI", 0, size) if long else struct.pack("<H", size)) + value
@@ -32,7 +32,7 @@ def dicom_of(
     more: bytes = b"",
     claim: int | None = None,
 ) -> bytes:
-    """A DICOM file by hand; `more` are elements between those of the picture and its pixels."""
+    """A DICOM file; `more` are elements between those of the image and its pixels."""
     uid = syntax + b"\0" * (len(syntax) % 2)
     meta = element((2, 0x10), b"UI", uid)
     kind = kind or (b"RGB " if samples == 3 else b"MONOCHROME2 ")
@@ -62,7 +62,7 @@ def rle(side: int, samples: int, bits: int) -> bytes:
 
 
 def j2k(width: int, height: int, tile: int, components: int = 1, left: int = 0) -> bytes:
-    """A JPEG 2000 codestream that is a header and no more."""
+    """A JPEG 2000 codestream with only a header."""
     size = struct.pack(">HIIIIIIIIH", 0, width + left, height, left, 0, tile, tile, left, 0, components)
     size += b"\x07\x01\x01" * components
     cod = b"\xff\x52\x00\x0c\x00\x00\x00\x01\x00\x05\x04\x04\x00\x01"
@@ -81,7 +81,7 @@ def jls(width: int, height: int, components: int = 1, bits: int = 8) -> bytes:
 
 
 def nested(depth: int, tag: tuple[int, int] = (0x5200, 0x9229)) -> bytes:
-    """Sequences within sequences, of no stated length."""
+    """Nested sequences of undefined length."""
     return (element(tag, b"SQ", b"", ENDLESS) + struct.pack("<HHI", 0xFFFE, 0xE000, ENDLESS)) * depth
 
 
@@ -90,7 +90,7 @@ JPEG, LOSSLESS, DEFLATED = b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.70",
 
 
 def packed(syntax: bytes, data: bytes, rows: int = 64, columns: int = 64, **claims: object) -> Tree:
-    """A compressed frame under a header."""
+    """A DICOM file with a compressed frame."""
     whole = fragments(data + b"\0" * (len(data) % 2))
     return {"a.dcm": dicom_of(rows, columns, syntax=syntax, pixels=whole, claim=ENDLESS, **claims)}  # type: ignore[arg-type]
 
@@ -102,7 +102,7 @@ def jpeg_in_dicom(name: str, syntax: bytes, **claims: object) -> Tree:
 
 
 def long_element(tag: tuple[int, int], vr: bytes) -> Tree:
-    """An element of the header that is a hole of a gigabyte and a half."""
+    """A sparse file with a header element of 1.5 GiB."""
     size = 3 << 29
     head = dicom_of(64, 64, more=element(tag, vr, b"", size))
     return {"a.dcm": Odd("long", str(size + 4096), head[: head.rindex(element(PIXELS, b"OB", b""))])}
@@ -200,7 +200,7 @@ DICOM: Crafted = (
 def nifti_of(
     shape: tuple[int, ...], code: int, bits: int, offset: float, extension: int = 0, version: int = 1
 ) -> bytes:
-    """A NIfTI header by hand."""
+    """A NIfTI header."""
     if version == 2:
         head = bytearray(544)
         struct.pack_into(
@@ -223,7 +223,7 @@ def nifti_of(
 
 
 def bomb(head: bytes, size: int) -> bytes:
-    """A gzip file that begins so and goes on in zeros."""
+    """A gzip file that begins with `head` and continues with zeros."""
     return gzip.compress(head, mtime=0) + gzip.compress(bytes(1 << 26), 9, mtime=0) * (size >> 26)
 
 

@@ -1,12 +1,12 @@
-"""`make fuzz`: thousands of bad inputs, each of which must end in a reading or in an error that says what is wrong.
+"""`make fuzz`: thousands of bad inputs. Each must be read, or rejected with an error that says what is wrong.
 
-Children (`worker.py`) try them, several each; this process kills one that takes SECONDS of the processor over an input,
-or that waits so long for nothing, and reads from its exit whether a decoder has ended it. Failures are kept in ./fuzz,
-each with its input and how to repeat it.
+Child processes (`worker.py`) try the inputs. This process kills a child that uses more than SECONDS of CPU time on an
+input or is idle for that long, and tells crashes from the exit status. Failures are stored in ./fuzz, each with its
+input and the command that repeats it.
 
     python -m tests.lanes.fuzz.fuzz                                   all
-    python -m tests.lanes.fuzz.fuzz --target dicom --only 1234        one again
-    python -m tests.lanes.fuzz.fuzz --seed 1 --inputs 20000           others, of each target so many
+    python -m tests.lanes.fuzz.fuzz --target dicom --only 1234        one input again
+    python -m tests.lanes.fuzz.fuzz --seed 1 --inputs 20000           other inputs, 20000 per target
 """
 
 import argparse
@@ -34,41 +34,41 @@ ROOT = pathlib.Path(__file__).parents[3]
 SECONDS, MEBIBYTES = 5.0, 1024
 TARGETS = "tests.lanes.fuzz.targets"
 REQUESTS = "requests"
-"""The target that is no row there: `tests/lanes/fuzz/requests.py` asks one real server."""
+"""A target that is not in that table: `tests/lanes/fuzz/requests.py` sends requests to a real server."""
 POLL = 0.25
 STARTING = 300.0
-"""Seconds that a child may take to import and to read the good inputs once, or to make a bad one."""
+"""Seconds for a child to import and read the valid inputs once, or to make a bad input."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one input may take."""
+    """Limits for one input."""
 
     seconds: float = SECONDS
     mebibytes: int = MEBIBYTES
 
 
 class Child:
-    """A worker on one target."""
+    """A child process for one target."""
 
     def __init__(self, module: str, name: str, seed: int, limits: Limits):
         self.limits, self.heard = limits, b""
         self.scratch = tempfile.mkdtemp(prefix="mcis-fuzz-")
         command = [sys.executable, "-m", "tests.lanes.fuzz.worker", module, name, str(seed), self.scratch]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONFAULTHANDLER": "1", "OPENCV_LOG_LEVEL": "SILENT"}
-        self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*command, str(limits.mebibytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said,
+            stderr=self.errors,
             bufsize=0,
             cwd=ROOT,
             env=environment,
         )
 
     def line(self, seconds: float) -> str:
-        """The next line, "" where none comes in so many seconds, or the child has ended."""
+        """The next line; "" if none comes within that time or the child has ended."""
         until = time.perf_counter() + seconds
         while b"\n" not in self.heard:
             left = until - time.perf_counter()
@@ -81,13 +81,13 @@ class Child:
         return line.decode()
 
     def tries(self, number: int) -> dict[str, Any]:
-        """What came of one input; after a hang or a crash the child is gone."""
+        """Outcome of one input; after a hang or a crash the child is gone."""
         try:
             self.process.stdin.write(b"%d\n" % number)  # type: ignore[union-attr]
         except BrokenPipeError:
-            return self.ended(number, "before it", 0.0)
+            return self.ended(number, "before the input", 0.0)
         if self.line(STARTING) != "start":
-            return self.ended(number, "while it was made", 0.0)
+            return self.ended(number, "while the input was made", 0.0)
         begun = self.used()
         waits, last = 0, begun
         while not (reply := self.line(POLL)) and self.alive:
@@ -99,7 +99,7 @@ class Child:
         return json.loads(reply) if reply else self.ended(number, "", max(self.used() - begun, waits * POLL))
 
     def used(self) -> float:
-        """Seconds of the processor that the child has had; 0 where it has ended."""
+        """CPU seconds of the child; 0 if it has ended."""
         try:
             times = psutil.Process(self.process.pid).cpu_times()
             return times.user + times.system
@@ -107,7 +107,7 @@ class Child:
             return 0.0
 
     def state(self) -> str:
-        """The child's state as Linux names it in a letter; R waits for nothing but the processor."""
+        """State letter of the child in Linux; R is running or waiting for the CPU."""
         try:
             return pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (OSError, IndexError):
@@ -115,20 +115,20 @@ class Child:
 
     def ended(self, number: int, when: str, seconds: float) -> dict[str, Any]:
         hangs = self.process.poll() is None and seconds >= self.limits.seconds
-        if hangs:  # where it hangs
+        if hangs:  # to print where
             self.process.send_signal(signal.SIGABRT)
         self.close()
         code = self.process.returncode
         word = "hang" if hangs else f"{signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        self.said.seek(0)
-        told = (
-            f"{when} " + self.said.read().rpartition("Fatal Python error")[2].partition("Extension modules")[0][:6000]
+        self.errors.seek(0)
+        details = (
+            f"{when} " + self.errors.read().rpartition("Fatal Python error")[2].partition("Extension modules")[0][:6000]
         )
         return {
             "number": number,
             "word": word,
             "failure": "hang" if hangs else "crash",
-            "told": told,
+            "told": details,
             "seconds": seconds,
             "MiB": 0,
         }
@@ -150,7 +150,7 @@ class Child:
 def try_all(
     module: str, name: str, numbers: Sequence[int], seed: int, limits: Limits, jobs: int
 ) -> list[dict[str, Any]]:
-    """What came of each of the inputs of a target."""
+    """Outcomes of inputs of a target."""
     left, lock, found = iter(numbers), threading.Lock(), []
 
     def work() -> None:
@@ -160,8 +160,8 @@ def try_all(
             found.append(outcome := child.tries(number))
             if "failure" in outcome:
                 last = outcome["told"].strip().splitlines()[-1:] or [""]
-                told = f"{outcome['failure']}: {outcome['word']} {outcome['seconds']:.1f} s: {last[0][:200]}"
-                print(f"  {name} {number}: {told}", file=sys.stderr, flush=True)
+                summary = f"{outcome['failure']}: {outcome['word']} {outcome['seconds']:.1f} s: {last[0][:200]}"
+                print(f"  {name} {number}: {summary}", file=sys.stderr, flush=True)
         if child is not None:
             child.close()
 
@@ -183,15 +183,15 @@ def _shared(left: Iterator[int], lock: threading.Lock) -> Iterator[int]:
 
 
 def keep(out: pathlib.Path, module: str, name: str, seed: int, outcome: dict[str, Any]) -> None:
-    """A failure's input, what it did, and how to repeat it."""
-    from tests.lanes.fuzz.mutations import lay
+    """Store the input of a failure, its outcome, and how to repeat it."""
+    from tests.lanes.fuzz.mutations import write_tree
     from tests.lanes.fuzz.target import make
 
     target = importlib.import_module(module).TARGETS[name]
     folder = out / name / str(outcome["number"])
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "input").mkdir(parents=True)
-    lay(make(target, _seeds_of(module, name), seed, outcome["number"]), (folder / "input").absolute())
+    write_tree(make(target, _seeds_of(module, name), seed, outcome["number"]), (folder / "input").absolute())
     again = f'make fuzz FUZZ="--target {name} --seed {seed} --only {outcome["number"]}"'
     (folder / "failure.json").write_text(json.dumps(outcome | {"seed": seed, "again": again}, indent=1) + "\n")
 
@@ -202,25 +202,27 @@ def _seeds_of(module: str, name: str) -> Sequence[Any]:
 
 
 def row(name: str, outcomes: Sequence[dict[str, Any]]) -> str:
-    """A line of the table."""
+    """A row of the printed table."""
     words = collections.Counter(outcome["word"] for outcome in outcomes if "failure" not in outcome)
     read = words.pop("read", 0)
-    refused = ", ".join(f"{word} {count}" for word, count in words.most_common())
+    rejected = ", ".join(f"{word} {count}" for word, count in words.most_common())
     seconds, most = max(o["seconds"] for o in outcomes), max(o["MiB"] for o in outcomes)
     failures = sum("failure" in o for o in outcomes)
-    return f"| {name} | {len(outcomes)} | {read} | {refused} | {seconds:.2f} | {most} | {failures} |"
+    return f"| {name} | {len(outcomes)} | {read} | {rejected} | {seconds:.2f} | {most} | {failures} |"
 
 
-def try_requests(asked: argparse.Namespace) -> int:
-    """Bad requests to a real server; how many failed."""
+def try_requests(options: argparse.Namespace) -> int:
+    """Send bad requests to a real server; returns the number of failures."""
     from tests.lanes.fuzz.requests import INPUTS, fuzz
 
-    counts, wrong, slowest, gained = fuzz(asked.only or range(asked.inputs or INPUTS), asked.seed)
+    counts, wrong, slowest, gained = fuzz(options.only or range(options.inputs or INPUTS), options.seed)
     for failure in wrong:
         print(f"  {REQUESTS} {failure}", file=sys.stderr)
-    refused = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()) if word != "200")
+    rejected = ", ".join(f"{word} {count}" for word, count in sorted(counts.items()) if word != "200")
     read = counts.get("200", 0)
-    print(f"| {REQUESTS} | {sum(counts.values())} | {read} | {refused} | {slowest:.2f} | {gained:.0f} | {len(wrong)} |")
+    print(
+        f"| {REQUESTS} | {sum(counts.values())} | {read} | {rejected} | {slowest:.2f} | {gained:.0f} | {len(wrong)} |"
+    )
     return len(wrong)
 
 
@@ -228,39 +230,43 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="make fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--module", default=TARGETS, help="where TARGETS is")
-    parser.add_argument("--target", nargs="*", help="only these")
-    parser.add_argument("--only", type=int, nargs="*", help="only the inputs of these numbers")
-    parser.add_argument("--inputs", type=int, help="of each target so many")
+    parser.add_argument("--module", default=TARGETS, help="module with TARGETS")
+    parser.add_argument("--target", nargs="*", help="names of the targets to try")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the inputs to try")
+    parser.add_argument("--inputs", type=int, help="number of inputs per target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="that one input may take")
-    parser.add_argument("--mebibytes", type=int, default=MEBIBYTES, help="that one input may take")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("fuzz"), help="where failures are kept")
-    asked = parser.parse_args(argv)
-    asked.out.mkdir(exist_ok=True)
-    targets, limits, failed = importlib.import_module(asked.module).TARGETS, Limits(asked.seconds, asked.mebibytes), 0
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="CPU time limit per input")
+    parser.add_argument("--mebibytes", type=int, default=MEBIBYTES, help="memory limit per input")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("fuzz"), help="folder for failures")
+    options = parser.parse_args(argv)
+    options.out.mkdir(exist_ok=True)
+    targets, limits, failed = (
+        importlib.import_module(options.module).TARGETS,
+        Limits(options.seconds, options.mebibytes),
+        0,
+    )
     print(
-        "| target | inputs | read | refused | slowest, s | largest, MiB | failures |\n|---|---|---|---|---|---|---|",
+        "| target | inputs | read | rejected | slowest, s | largest, MiB | failures |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
-    every = [*targets, REQUESTS] if asked.module == TARGETS else [*targets]
-    for name in asked.target or every:
+    every = [*targets, REQUESTS] if options.module == TARGETS else [*targets]
+    for name in options.target or every:
         if name == REQUESTS:
-            failed += try_requests(asked)
+            failed += try_requests(options)
             continue
-        if not asked.only:
-            shutil.rmtree(asked.out / name, ignore_errors=True)
-        numbers = asked.only or range(asked.inputs or targets[name].inputs)
-        _seeds_of(asked.module, name)  # made once, where they are kept
-        outcomes = try_all(asked.module, name, numbers, asked.seed, limits, asked.jobs)
+        if not options.only:
+            shutil.rmtree(options.out / name, ignore_errors=True)
+        numbers = options.only or range(options.inputs or targets[name].inputs)
+        _seeds_of(options.module, name)  # so that they are made only once
+        outcomes = try_all(options.module, name, numbers, options.seed, limits, options.jobs)
         print(row(name, outcomes), flush=True)
         for outcome in outcomes:
             if "failure" in outcome:
-                keep(asked.out, asked.module, name, asked.seed, outcome)
+                keep(options.out, options.module, name, options.seed, outcome)
                 failed += 1
     if failed:
-        print(f"{failed} failures, kept in {asked.out}", file=sys.stderr)
+        print(f"{failed} failures, stored in {options.out}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,8 +1,7 @@
-"""Changes to inputs, each a function of a random generator. An input is a Tree: files by name, or what is in their
-place.
+"""Random changes to inputs. An input is a Tree: files by name, or what is in place of a file.
 
-Bytes are changed whatever they mean (CHANGES), or by what they mean: fields of a NIfTI header, tags of a TIFF, values
-of JSON. A mutator takes (rng, tree, others): the generator, the input, and inputs that pieces can be taken of.
+Some changes ignore the format (CHANGES); others change fields of a NIfTI header, tags of a TIFF or values of JSON. A
+mutator takes (rng, tree, others): the random generator, the input, and other inputs to take pieces from.
 """
 
 import dataclasses
@@ -18,9 +17,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Odd:
-    """What lies in the place of a file: "folder", "pipe", "link" and where it leads, or "long" and how many bytes.
+    """What is in place of a regular file: "folder", "pipe", "link" (to a path), or "long" (a sparse file).
 
-    head: what a long file begins with; the rest is a hole.
+    to: target of a link, or number of bytes of a long file.
+    head: first bytes of a long file.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Odd:
 
 Tree = dict[str, bytes | Odd]
 Change = Callable[[random.Random, bytes, bytes], bytes]
-"""From bytes, and those of another file, to changed ones."""
+"""From the bytes of a file, and of another one, to changed bytes."""
 Mutator = Callable[[random.Random, Tree, Sequence[Tree]], Tree]
 
 EXTREMES = (0, 1, 2, 3, 7, 8, 16, 63, 64, 127, 128, 255, 256, 4096, 32767, 32768, 65535, 65536, 1 << 24, (1 << 31) - 1)
@@ -94,7 +94,7 @@ CHANGES: tuple[Change, ...] = (
 
 
 def in_a_file(change: Change, like: str = "") -> Mutator:
-    """A change to the bytes of one of the files whose names end so."""
+    """A mutator that changes one of the files whose names end with `like`."""
 
     def mutate(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree:
         files = [
@@ -137,13 +137,13 @@ NAMES = (
         "a\\b",
     ),
 )
-"""What a file may be called on a disk, without its suffix."""
+"""File names without suffix."""
 PLACES = ("/dev/zero", "/dev/null", "/proc/self/mem", ".", "..", "nowhere", "itself")
-"""Where a link may lead; not to a large folder: links are followed, and what is there is read, as somebody wished."""
+"""Targets of links; no large folder, because links are followed and all files there would be read."""
 
 
 def in_place(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree:
-    """Something else in the place of a file."""
+    """Replace a file by something else."""
     name = rng.choice(list(tree))
     kind = rng.choice(("folder", "pipe", "link", "empty", "gone"))
     if kind == "gone":
@@ -153,7 +153,7 @@ def in_place(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree:
 
 
 def hostile_name(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree:
-    """A file called otherwise."""
+    """Rename a file."""
     name = rng.choice(list(tree))
     place, _, own = name.rpartition("/")
     dot, suffix = own.partition(".")[1:] if rng.random() < 0.8 else ("", "")
@@ -164,7 +164,7 @@ def hostile_name(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree
 
 
 def swap_files(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree:
-    """Two files under each other's names, or one of another input."""
+    """Swap two files, or replace one by a file of another input."""
     if len(tree) < 2 or rng.random() < 0.3:
         return {**tree, rng.choice(list(tree)): rng.choice(list(rng.choice(others).values()))}
     one, two = rng.sample(list(tree), 2)
@@ -179,11 +179,11 @@ VALUES: tuple[Any, ...] = (
     *([], {}, [[]], [None], [1, 2, 3, 4], {"a": 1}, [0] * 10_000, {"": {}}),
 )
 TEXTS = ("[" * 100_000, '{"a":' * 50_000, "1e999", "9" * 5000, "-", "NaN", '"\\ud800"', "[1,", "nul", '"\\x00"', "\x00")
-"""JSON that is none, or more than it seems."""
+"""Invalid JSON, or values that are problematic to read."""
 
 
 def json_value(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """A value of a JSON file, or of a line of one, replaced, removed, doubled, or under another key."""
+    """Replace, remove or rename a value of a JSON file or of one line of it."""
     lines = data.splitlines(keepends=True) if b'"\n{' not in data and data.count(b"\n{") else [data]
     at = rng.randrange(len(lines)) if lines else 0
     try:
@@ -235,7 +235,7 @@ CELLS = (
 
 
 def csv_cell(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """A cell of a table replaced, a line removed or doubled."""
+    """Replace a cell of a table; remove or repeat a line."""
     lines = data.decode("utf-8", "replace").split("\n")
     at = rng.randrange(len(lines))
     if rng.random() < 0.2:
@@ -248,7 +248,7 @@ def csv_cell(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def png_chunk(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """The content of a chunk of a PNG changed, its checksum right again."""
+    """Change the content of a PNG chunk and correct its checksum."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         length = struct.unpack_from(">I", data, at)[0]
@@ -270,13 +270,13 @@ def png(kind: bytes, content: bytes) -> bytes:
 
 
 def tiff_tag(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """A tag of a TIFF, in one of its directories: its number, type, count or value."""
+    """Change the number, type, count or value of a TIFF tag in one of the directories."""
     if data[:4] not in (b"II*\0", b"II+\0"):
         return extreme_number(rng, data, other)
     out, big = bytearray(data), data[2] == 43
     link, count, entry = ("<Q", "<Q", 20) if big else ("<I", "<H", 12)
     at = struct.unpack_from(link, data, 8 if big else 4)[0]
-    for _ in range(rng.randrange(3)):  # of the first page, or a later one
+    for _ in range(rng.randrange(3)):  # of the first page or a later one
         if at + 8 > len(data):
             break
         after = at + struct.calcsize(count) + entry * struct.unpack_from(count, data, at)[0]
@@ -293,7 +293,7 @@ def tiff_tag(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def number_at(offsets: Sequence[tuple[int, str]]) -> Change:
-    """A change of one of some fields (offset, format of struct)."""
+    """A change of one of some fields, given as (offset, struct format)."""
 
     def change(rng: random.Random, data: bytes, other: bytes) -> bytes:
         out = bytearray(data)
@@ -314,8 +314,8 @@ def number_at(offsets: Sequence[tuple[int, str]]) -> Change:
     return change
 
 
-def lay(tree: Tree, folder: pathlib.Path) -> None:
-    """Write an input down; what a disk does not take is left out."""
+def write_tree(tree: Tree, folder: pathlib.Path) -> None:
+    """Write an input to a folder; skip what the file system does not accept."""
     for name, content in tree.items():
         path = os.path.join(folder, name)
         if "\0" in name or not os.path.normpath(path).startswith(f"{folder}/"):

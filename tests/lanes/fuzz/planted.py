@@ -1,4 +1,4 @@
-"""Readers with a fault each, by which `tests/test_fuzz.py` sees that the fuzzer finds what it looks for."""
+"""Readers with one fault each; `tests/test_fuzz.py` checks that the fuzzer finds these faults."""
 
 import ctypes
 import json
@@ -15,9 +15,9 @@ def seeds() -> list[Tree]:
 
 
 def sound(folder: pathlib.Path) -> str:
-    from mcis.imaging import scan
+    from mcis.imaging import image_files
 
-    return scan.read(folder / "a.txt").image.dtype.name
+    return image_files.read(folder / "a.txt").image.dtype.name
 
 
 def unhandled(folder: pathlib.Path) -> str:
@@ -62,7 +62,7 @@ FAULTS |= {crashes: "crash", strays: "stray"}
 
 
 def guarded(attempt: Callable[[pathlib.Path], str]) -> Target:
-    """The fault only on bad input, so that a child begins well."""
+    """A target whose fault appears only on bad input, so that a child process starts without it."""
 
     def guard(folder: pathlib.Path) -> str:
         return "read" if (folder / "a.txt").read_bytes() == b"good" else attempt(folder)

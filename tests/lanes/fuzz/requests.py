@@ -1,4 +1,4 @@
-"""Bad requests to a real `mcis serve`: each is answered, refused or cut off within seconds, and the server lives on."""
+"""Bad requests to a real `mcis serve`: each is answered or rejected within seconds, and the server keeps running."""
 
 import contextlib
 import dataclasses
@@ -25,13 +25,13 @@ import numpy as np
 from mcis.imaging import phantom
 
 PATIENCE = 3.0
-"""Seconds after which a client who has said all hangs up."""
+"""Seconds after which a client that has sent everything disconnects."""
 INTERIM = re.compile(rb"^HTTP/1.1 100[^\r\n]*\r\n\r\n")
-"""What is sent before an answer, so that a client sends its body."""
+"""Interim response that asks the client for the request body."""
 SECONDS = 5.0
-"""That an answer may take."""
+"""Time limit for a response."""
 ALLOWED = {200, 400, 403, 404, 405, 408, 411, 413, 414, 421, 422, 431, 501, 503}
-"""Statuses that are no fault of ours."""
+"""Statuses that are no failure."""
 OPTIONS = ("--port=0", "--max_mib=8", "--max_scans=40", "--max_seconds=20", "--members=1", "--task=segment_breast")
 NAMES = (
     *("a.png", "../../../etc/passwd", "/etc/passwd", "C:\\x.png", "..", ".", "", " ", "a\0b.png", "a\r\nX: y.png"),
@@ -74,21 +74,21 @@ ODD_HEADERS = (
 
 
 def files() -> list[bytes]:
-    """What is sent: scans, and what is none."""
+    """Contents of uploads: valid scans and others."""
     image = phantom.make_phantom("breast", 2, 1, size=(120, 160)).image
-    picture = cv2.imencode(".png", image)[1].tobytes()
+    image_file = cv2.imencode(".png", image)[1].tobytes()
     packed, bomb, deep = io.BytesIO(), io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name in ("a.png", "../b.png", "c/d.txt"):
-            archive.writestr(name, picture)
+            archive.writestr(name, image_file)
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(1 << 26))
     with zipfile.ZipFile(deep, "w") as archive:
         archive.writestr("a.zip", packed.getvalue())
         for k in range(60):
             archive.writestr(f"{k}.png", b"none")
-    wide = bytearray(picture)
-    wide[16:24] = struct.pack(">II", 60000, 60000)  # of a header that claims more than there is
+    wide = bytearray(image_file)
+    wide[16:24] = struct.pack(">II", 60000, 60000)  # the header claims more pixels than the file has
     volume = np.zeros(4096, np.uint8)
     header = bytearray(352)
     header[:4] = struct.pack("<i", 348)
@@ -96,7 +96,7 @@ def files() -> list[bytes]:
     header[344:348] = b"n+1\0"
     return [
         *(
-            picture,
+            image_file,
             packed.getvalue(),
             bomb.getvalue(),
             deep.getvalue(),
@@ -116,7 +116,7 @@ def files() -> list[bytes]:
 
 
 def make(rng: random.Random, known: list[bytes]) -> bytes:
-    """One request, as it goes over the wire."""
+    """The bytes of one request."""
     boundary = rng.choice(("x", "----b", "a" * 70) * 10 + ("b" * 300, ""))
     parts = []
     for _ in range(rng.choice((0, 1, 1, 1, 2, 5, 30))):
@@ -160,32 +160,32 @@ def make(rng: random.Random, known: list[bytes]) -> bytes:
 
 @dataclasses.dataclass
 class Server:
-    """A server that is asked."""
+    """A running server."""
 
     process: subprocess.Popen
     port: int
 
     def send(self, wire: bytes) -> tuple[str, float]:
-        """What came of a request, in a word, and after how many seconds."""
+        """The outcome of a request as a word, and its duration in seconds."""
         begun = time.monotonic()
         answer = b""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2 * SECONDS) as line:
-                with contextlib.suppress(OSError):  # it may be refused before it is all sent
+                with contextlib.suppress(OSError):  # the server may reject it before all is sent
                     line.sendall(wire)
-                line.settimeout(PATIENCE)  # of a client who has said all: the server may wait for more
+                line.settimeout(PATIENCE)  # the server may wait for more
                 while not complete(answer) and (piece := line.recv(1 << 16)):
                     answer = INTERIM.sub(b"", answer + piece)
                     line.settimeout(2 * SECONDS if answer else PATIENCE)
         except TimeoutError:
             return ("no end" if answer else "waits for more"), time.monotonic() - begun
         except OSError:
-            pass  # cut off, which is an answer to what is no request
+            pass  # the server may close the connection on an invalid request
         return judged(answer), time.monotonic() - begun
 
 
 def complete(answer: bytes) -> bool:
-    """Whether an answer is all there, though the line may be kept open."""
+    """Whether a response is complete, although the connection may stay open."""
     head, end, body = answer.partition(b"\r\n\r\n")
     if length := re.search(rb"content-length: (\d+)", head.lower()):
         return bool(end) and len(body) >= int(length[1])
@@ -193,7 +193,7 @@ def complete(answer: bytes) -> bool:
 
 
 def judged(answer: bytes) -> str:
-    """An answer's status, or what is wrong with it."""
+    """The status of a response, or its fault."""
     if not answer:
         return "cut off"
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -204,10 +204,10 @@ def judged(answer: bytes) -> str:
         return "a traceback"
     if b"application/json" in head.lower() and b"chunked" not in head.lower():
         try:
-            said = json.loads(body)
+            content = json.loads(body)
         except ValueError:
             return "no JSON"
-        if status != 200 and not said.get("error"):
+        if status != 200 and not content.get("error"):
             return "an error without words"
     return str(status)
 
@@ -216,18 +216,18 @@ INPUTS = 1000
 
 
 def fuzz(numbers: Iterable[int], seed: int = 0) -> tuple[dict[str, int], list[str], float, float]:
-    """Send the requests of some numbers.
+    """Send the requests of the given numbers.
 
     Returns:
-      how many ended how; what failed; the slowest, seconds; how much memory the server gained, MiB.
+      number of requests by outcome; failures; longest duration in seconds; memory growth of the server in MiB.
     """
     known, counts, wrong, slowest = files(), {}, [], 0.0
     with tempfile.TemporaryDirectory() as place:
-        # its output goes into a file: a pipe that nobody reads would stop it
-        with open(pathlib.Path(place) / "said", "w+") as said:
+        # Its output goes to a file: a full pipe would block it.
+        with open(pathlib.Path(place) / "output", "w+") as output:
             command = [sys.executable, "-m", "mcis", "serve", *OPTIONS]
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ | {"TMPDIR": place}
+                command, stdout=subprocess.PIPE, stderr=output, text=True, env=os.environ | {"TMPDIR": place}
             )
             assert process.stdout is not None
             address = process.stdout.readline()
@@ -246,22 +246,22 @@ def fuzz(numbers: Iterable[int], seed: int = 0) -> tuple[dict[str, int], list[st
                     break
             good = make_good(known[0])
             if server.send(good)[0] != "200":
-                wrong.append("a good request is no longer answered")
+                wrong.append("a valid request is no longer answered")
             gained = _memory(process) - before
             _settle(server)
             left = [path for path in pathlib.Path(place).glob("mcis-serve-*/*") if path.name != "lock"]
             wrong += [f"left behind: {path}" for path in left]
             process.send_signal(signal.SIGTERM)
             process.wait(30)
-            said.seek(0)
-            if words := said.read():
-                wrong.append(f"the server said: {words[-2000:]}")
-        wrong += [f"stray: {path}" for path in pathlib.Path(place).iterdir() if path.name != "said"]
+            output.seek(0)
+            if words := output.read():
+                wrong.append(f"the server printed: {words[-2000:]}")
+        wrong += [f"stray: {path}" for path in pathlib.Path(place).iterdir() if path.name != "output"]
     return counts, wrong, slowest, gained
 
 
 def _settle(server: Server) -> None:
-    """Wait until the requests of clients who have hung up are through, of which one that comes now is the last."""
+    """Wait until the requests of disconnected clients are done: a new request is answered after them."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if server.send(make_good(files()[0]))[0] == "200":
@@ -269,9 +269,11 @@ def _settle(server: Server) -> None:
             return
 
 
-def make_good(picture: bytes) -> bytes:
-    """A request that is answered."""
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+def make_good(image_file: bytes) -> bytes:
+    """A valid request."""
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + image_file + b"\r\n--x--\r\n"
+    )
     head = "POST /v1/findings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 

@@ -1,4 +1,4 @@
-"""Whole inputs, of which the mutators make bad ones: phantoms, pydicom's own test files; the same bytes each time."""
+"""Valid inputs, from which the mutators make bad ones: phantoms and test files of pydicom; always the same bytes."""
 
 import functools
 import gzip
@@ -147,7 +147,7 @@ def nifti() -> list[Tree]:
 
 @functools.cache
 def prepared() -> list[Tree]:
-    """Each source's folder, as `mcis build` reads it, below its name."""
+    """The folder of each source, as `mcis build` reads it."""
     found = []
     for source in sorted(path for path in DUMMY.iterdir() if path.is_dir()):
         files = sorted(path for path in source.rglob("*") if path.is_file())
@@ -157,7 +157,7 @@ def prepared() -> list[Tree]:
 
 @functools.cache
 def zips() -> list[Tree]:
-    """The same, each in a zip: stored, deflated, in bzip2 and LZMA."""
+    """The same folders as zip archives: stored, deflated, bzip2 and LZMA."""
     found: list[Tree] = []
     for number, tree in enumerate(prepared()):
         file = io.BytesIO()
@@ -172,7 +172,7 @@ def zips() -> list[Tree]:
 
 @functools.cache
 def reports() -> list[Tree]:
-    """A report of three scans, and two shards that can be merged."""
+    """A report of three scans, and two shards to merge."""
     from mcis.report.finding import Finding
     from mcis.report.writer import ReportWriter
 
@@ -198,9 +198,9 @@ def reports() -> list[Tree]:
 
 @functools.cache
 def weights() -> list[Tree]:
-    """Weights folders with random arrays: a calibrated segmenter, an ensemble, a router with its notion of novelty.
+    """Weights folders with random arrays: a calibrated segmenter, an ensemble, a router with OOD statistics.
 
-    Orbax names files as it likes, so they are made once and kept, as long as ./fuzz is.
+    Orbax uses random file names, so the folders are made once and kept in ./fuzz.
     """
     import dataclasses
 
@@ -234,7 +234,7 @@ def weights() -> list[Tree]:
 
 
 def _tree(folder: pathlib.Path, *patterns: str) -> Tree:
-    """Files of a folder, those of a pattern by their size: some have a random name."""
+    """Files of a folder; those of one pattern are ordered by size, because some have random names."""
     found: Tree = {}
     for pattern in patterns:
         files = [path for path in folder.glob(pattern) if path.is_file()]

@@ -1,4 +1,4 @@
-"""What is tried: a reader, its good inputs, what makes them bad; and the input of a number."""
+"""A fuzzing target: a reader, its valid inputs, and how bad inputs are made from them."""
 
 import dataclasses
 import pathlib
@@ -10,16 +10,16 @@ from tests.lanes.fuzz.mutations import Mutator, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A reader, and how it is tried.
+    """A reader and its inputs.
 
     Attributes:
       name: of the row.
-      inputs: how many are tried, those of `crafted` first.
-      seeds: makes the good inputs.
-      mutators: make bad ones of them, one to four at a time.
-      attempt: reads the input in a folder; returns a word, or raises.
-      crafted: make bad inputs that were thought out.
-      writes: whether files may appear beside the input, in the folder `out`.
+      inputs: number of inputs, those of `crafted` first.
+      seeds: makes the valid inputs.
+      mutators: make bad inputs from valid ones, one to four mutators each.
+      attempt: reads the input in a folder; returns a word or raises.
+      crafted: make handwritten bad inputs.
+      writes: whether the reader may write files next to the input, in the folder `out`.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Target:
 
 
 def make(target: Target, whole: Sequence[Tree], seed: int, number: int) -> Tree:
-    """The input of a number; the same for the same seed."""
+    """The input of a number; equal for equal seeds."""
     if number < len(target.crafted):
         return target.crafted[number]()
     rng = random.Random(f"{seed}/{target.name}/{number}")

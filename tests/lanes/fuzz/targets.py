@@ -1,7 +1,7 @@
-"""What reads bad input, a row of TARGETS each: good inputs, what makes them bad, some thought out, how one is tried.
+"""Readers of untrusted input, one row of TARGETS each: valid inputs, mutators, handwritten inputs, how to read one.
 
-To add one: a row. `attempt` gets a folder with the input in it and reads it as a user's command would. It returns what
-came of it in a word, or raises; `worker` judges what was raised.
+To add a reader, add a row. `attempt` gets a folder with the input and reads it as a user's command would. It returns
+the outcome as a word or raises; `worker` decides whether an error is a failure.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from tests.lanes.fuzz.target import Target
 
 
 def read_scans(folder: pathlib.Path) -> str:
-    """As `mcis predict FOLDER` reads it, and each file by its own name."""
+    """Read as `mcis predict FOLDER` does, and each file by its name."""
     from mcis.imaging import formats, scan
     from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 
@@ -45,7 +45,7 @@ def read_scans(folder: pathlib.Path) -> str:
     files = sorted({*formats.files_in(folder), *(path for path in folder.iterdir())})
     for path, frame in itertools.islice(formats.frames(map(str, files)), 6):
         try:
-            found = formats.format_of(path).read(path, frame or 0)
+            found = formats.read(path, frame or 0)
             height, width = found.image.shape[:2]
             assert found.image.dtype == np.uint8 and found.image.shape == (height, width, 3) and height * width > 0
             assert found.spacing is None or all(np.isfinite(mm) and mm > 0 for mm in found.spacing)
@@ -54,25 +54,25 @@ def read_scans(folder: pathlib.Path) -> str:
         except Exception as error:
             errors.append(error)
     if errors:
-        raise max(errors, key=lambda error: not isinstance(error, scan.ScanError))  # the oddest
+        raise max(errors, key=lambda error: not isinstance(error, scan.ScanError))  # an unexpected one, if there is any
     return "read"
 
 
 def read_report(folder: pathlib.Path) -> str:
-    """A report is read, gone on with and replaced, or its shards merged."""
+    """Read, resume and overwrite a report, or merge its shards."""
     from mcis.cli import merge, predict
     from mcis.report.finding import Finding, ReportError, read_findings
     from mcis.report.writer import ReportWriter
 
     if any(folder.glob("shard_*")):
-        with _said() as said:
+        with _captured() as output:
             status = merge.main([str(folder)])
-        return "read" if status in (0, 1) else _refused(said.getvalue())
+        return "read" if status in (0, 1) else _rejected(output.getvalue())
     list(read_findings(folder / "findings.jsonl"))
     scans = [("a.png", None), ("b/c.png", None), ("d.dcm", None)]
     for name, goes_on in (("resume", True), ("overwrite", False)):
         if goes_on:
-            with contextlib.suppress(ReportError):  # it is of other scans; it is read nevertheless
+            with contextlib.suppress(ReportError):  # it has other scans, but is read first
                 predict.already(folder, scans, {"paths": ["a"]}, {"folder": "w"})
         with ReportWriter(folder, {"paths": ["a"]}, weights={"folder": "w"}, **{name: True}) as report:
             report.add(Finding("z.png", organ="brain"), seeds.picture(), seeds.picture()[..., 0] & 1)
@@ -80,7 +80,7 @@ def read_report(folder: pathlib.Path) -> str:
 
 
 def read_weights(folder: pathlib.Path) -> str:
-    """As `mcis predict --weights FOLDER` and `mcis info` read them."""
+    """Read weights as `mcis predict --weights FOLDER` and `mcis info` do."""
     from mcis.checkpoints import bundle
 
     bundle.load_bundle(folder)
@@ -88,7 +88,7 @@ def read_weights(folder: pathlib.Path) -> str:
 
 
 def prepare(folder: pathlib.Path) -> str:
-    """As `mcis build SOURCE --from FOLDER` reads a source; where patients are known, all of the build."""
+    """Read a source as `mcis build SOURCE --from FOLDER` does; if patients are known, run the whole build."""
     from mcis_datasets.mcis_scans.record import Rejection, done, find_base
     from mcis_datasets.mcis_scans.sources import SOURCES
 
@@ -98,18 +98,18 @@ def prepare(folder: pathlib.Path) -> str:
     if not names:
         return "nothing"
     base = find_base(folder / names[0], SOURCES[names[0]].requires)
-    if base is not None and names[0] in ("br35h", "busi", "folder"):  # a build would compare all, for two seconds
+    if base is not None and names[0] in ("br35h", "busi", "folder"):  # a build would compare all images: two seconds
         items = [done(job) for job in SOURCES[names[0]].read(base)]
         for item in items:
             assert isinstance(item, Rejection) or item.mask.shape == (*item.image.shape[:2], 1)
         return "read" if not any(isinstance(item, Rejection) for item in items) else "rejected in part"
-    with _said():
+    with _captured():
         build(names[0], folder / names[0], folder / "out", progress=False)
     return "read"
 
 
 def unpack(folder: pathlib.Path) -> str:
-    """As `mcis build SOURCE --from ZIP` unpacks it."""
+    """Unpack an archive as `mcis build SOURCE --from ZIP` does."""
     from mcis_datasets.mcis_scans import archive
     from mcis_datasets.mcis_scans.record import find_base
     from mcis_datasets.mcis_scans.sources import SOURCES
@@ -126,15 +126,15 @@ def unpack(folder: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def _said() -> Any:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        yield said
+def _captured() -> Any:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        yield output
 
 
-def _refused(said: str) -> str:
-    assert "Traceback" not in said and said.startswith("mcis "), said[:999]
-    return "refused: exit status 2"
+def _rejected(output: str) -> str:
+    assert "Traceback" not in output and output.startswith("mcis "), output[:999]
+    return "rejected: exit status 2"
 
 
 TAGS = (
@@ -172,7 +172,7 @@ LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF")
 
 
 def dicom_element(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """An element's value, length or type; or it is removed, or doubled."""
+    """Change the value, length or type of an element; or remove or repeat it."""
     there = [at for tag in TAGS if (at := data.find(struct.pack("<HH", *tag), 128)) > 0]
     if not there:
         return rng.choice(CHANGES)(rng, data, other)
@@ -199,7 +199,7 @@ def dicom_element(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def dicom_pixels(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """What begins the pixels: tables of offsets, headers of codestreams."""
+    """Change the beginning of the pixel data: offset tables, headers of codestreams."""
     at = data.rfind(b"\xe0\x7f\x10\0")
     if at < 0:
         return rng.choice(CHANGES)(rng, data, other)
@@ -208,7 +208,7 @@ def dicom_pixels(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def rehashed(mutate: Mutator) -> Mutator:
-    """A changed weights folder whose manifest knows of the change: nothing vouches for a stranger's weights."""
+    """A mutator of weights that also corrects the hashes in the manifest, as an attacker could."""
 
     def and_hash(rng: random.Random, tree: Tree, others: Sequence[Tree]) -> Tree:
         tree = dict(mutate(rng, tree, others))
@@ -239,7 +239,7 @@ NIFTI2_FIELDS = (
 
 
 def in_gzip(change: Any) -> Any:
-    """A change of what a gzip file holds."""
+    """A change to the content of a gzip file."""
     import gzip
     import zlib
 

@@ -1,9 +1,9 @@
-"""The child of `fuzz.py`: makes inputs of one target by their numbers, tries each, and says what came of it.
+"""Child process of `fuzz.py`: makes inputs of one target by number, tries each and reports the outcome.
 
     python -m tests.lanes.fuzz.worker MODULE TARGET SEED SCRATCH MEBIBYTES
 
-A number comes in on a line; out go "start", just before the input is tried, and a line of JSON. Whoever reads them
-kills this process where the second does not come, and learns from its exit what a decoder did to it.
+It reads one number per line and writes "start", just before the input is tried, and then a line of JSON. The parent
+kills this process if that line does not come, and its exit status tells whether a decoder crashed.
 """
 
 import dis
@@ -24,13 +24,13 @@ from typing import Any
 OWN = ("mcis", "mcis_datasets")
 STRAYS = ("/tmp/mcis-fuzz-stray", "/tmp/stray")
 HEADROOM = 4
-"""How much more address space a process has than it may take memory: claims that nobody touches cost nothing."""
+"""Address space as a multiple of the allowed memory: allocated pages that are not used cost nothing."""
 
 
 def typed(error: BaseException) -> bool:
-    """Whether an error is one of ours for bad input, or the file system's with its number and file.
+    """Whether an error is an intended one: a ValueError raised by mcis or its data sets, or an OSError with a file.
 
-    Ours is a ValueError that a `raise` in mcis or its data sets has raised, and no library.
+    A ValueError counts if a `raise` statement in mcis or mcis_datasets raised it, not a library.
     """
     if isinstance(error, OSError):
         return error.errno is not None and error.filename is not None
@@ -52,12 +52,12 @@ def memory(field: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let VmHWM begin anew."""
+    """Reset VmHWM."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def tried(target: Any, folder: pathlib.Path, most: int) -> dict[str, Any]:
-    """What came of one input: a "word", "seconds" of the processor, "MiB"; and where it failed "failure" and "told"."""
+    """Outcome of one input: "word", CPU "seconds", "MiB"; after a failure also "failure" and the details, "told"."""
     forget_peak()
     before, start = memory("VmRSS"), time.process_time()
     outcome: dict[str, Any] = {}
@@ -66,13 +66,13 @@ def tried(target: Any, folder: pathlib.Path, most: int) -> dict[str, Any]:
     except MemoryError:
         outcome |= {"word": "MemoryError", "failure": "memory", "told": traceback.format_exc(limit=-6)}
     except BaseException as error:
-        outcome["word"], said = type(error).__name__, str(error)
+        outcome["word"], message = type(error).__name__, str(error)
         if not typed(error):
             outcome |= {"failure": "exception", "told": traceback.format_exc(limit=-8)}
-        elif "allocate" in said or "nsufficient memory" in said:
-            outcome |= {"failure": "memory", "told": said}
-        elif len(said) > 20_000 or "Traceback" in said:
-            outcome |= {"failure": "message", "told": said[:2000]}
+        elif "allocate" in message or "nsufficient memory" in message:
+            outcome |= {"failure": "memory", "told": message}
+        elif len(message) > 20_000 or "Traceback" in message:
+            outcome |= {"failure": "message", "told": message[:2000]}
     outcome |= {"seconds": time.process_time() - start, "MiB": max(0, memory("VmHWM") - before) >> 20}
     if outcome["MiB"] > most and "failure" not in outcome:
         outcome |= {"failure": "memory", "told": f"{outcome['MiB']} MiB, after which: {outcome['word']}"}
@@ -80,16 +80,16 @@ def tried(target: Any, folder: pathlib.Path, most: int) -> dict[str, Any]:
 
 
 def listed(folder: pathlib.Path) -> set[str]:
-    """Every path below a folder, links not followed."""
+    """Every path below a folder, without following links."""
     return {os.path.join(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 
 def serve(module: ModuleType, name: str, seed: int, scratch: pathlib.Path, most: int) -> None:
-    from tests.lanes.fuzz.mutations import lay
+    from tests.lanes.fuzz.mutations import write_tree
     from tests.lanes.fuzz.target import make
 
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # libraries may print
     target = module.TARGETS[name]
     whole = target.seeds()
     case = scratch / "a" / "b" / "case"
@@ -98,9 +98,9 @@ def serve(module: ModuleType, name: str, seed: int, scratch: pathlib.Path, most:
     os.chdir(scratch / "cwd")
     tempfile.tempdir = os.environ["TMPDIR"] = str(scratch / "tmp")
     os.environ["HOME"] = str(scratch / "home")
-    for tree in whole:  # what is imported and cached only once counts for no input
+    for tree in whole:  # so that imports and caches count for no input
         case.mkdir()
-        lay(tree, case)
+        write_tree(tree, case)
         try:
             target.attempt(case)
         except Exception as error:
@@ -114,7 +114,7 @@ def serve(module: ModuleType, name: str, seed: int, scratch: pathlib.Path, most:
         number = int(line)
         case.mkdir()
         tree = make(target, whole, seed, number)
-        lay(tree, case)
+        write_tree(tree, case)
         laid = listed(case)
         del tree
         replies.write("start\n")

@@ -27,7 +27,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mcis.checkpoints import bundle, checkpoint
 from mcis.cli import export as export_command
 from mcis.export import export
-from mcis.imaging import phantom, scan
+from mcis.imaging import image_files, phantom
 from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.models import MODELS
 from mcis.ops.crf import CRF
@@ -133,7 +133,7 @@ def check_alone(out: pathlib.Path, one: bundle.Weights, folder: pathlib.Path) ->
     assert len(lines) == len(paths)
     expert = jax.jit(make_expert(one.task))
     for path, line in zip(paths, lines, strict=True):
-        square, geometry = letterbox(scan.read(path).image)
+        square, geometry = letterbox(image_files.read(path).image)
         outputs = expert(one.variables, square[None])
         said = line["organ_probs" if one.task.organ is None else "label_probs"]
         np.testing.assert_allclose(list(said.values()), outputs.label[0], atol=TOLERANCE)

@@ -1,0 +1,411 @@
+"""PNG, JPEG, TIFF and BMP files, and the search of folders."""
+
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+
+from mcis import MAX_PIXELS
+from mcis.imaging import headers, image_files, scan
+from mcis.imaging.scan import ScanError
+from tests.lanes.fuzz.crafted_pictures import jpeg_scans, tiff_of
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, depth, colour, rows, *before):
+    """A PNG of `rows` with their filter bytes; `before` = chunks before the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + b"".join([header, *before, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
+
+
+def encoded(suffix, array):
+    done, data = cv2.imencode(suffix, array)
+    assert done
+    return data.tobytes()
+
+
+def smooth_image(channels=3, seed=0):
+    """uint8 (33, 47, C) of low frequencies, with minimum 0 and maximum 255."""
+    values = cv2.GaussianBlur(np.random.default_rng(seed).random((33, 47, channels)), (0, 0), 6).reshape(33, 47, -1)
+    values = (values - values.min()) / (values.max() - values.min())
+    return np.rint(values * 255).astype(np.uint8)
+
+
+RGB = smooth_image()
+GREY = smooth_image(1)[..., 0]
+GREY3 = np.repeat(GREY[..., None], 3, 2)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff", ".PNG", ".Tif"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_lossless_formats_are_read_exactly(tmp_path, suffix, colour):
+    path = tmp_path / f"scan{suffix}"
+    path.write_bytes(encoded(suffix.lower(), RGB[..., ::-1] if colour else GREY))
+    found = image_files.read(path)
+    assert found.image.dtype == np.uint8
+    assert found.image.flags.c_contiguous
+    assert found.notes == ()
+    np.testing.assert_array_equal(found.image, RGB if colour else GREY3)
+    assert image_files.count_frames(path) == 1
+
+
+def test_a_jpeg_is_read_in_rgb_order_with_little_loss():
+    found = image_files.decode(encoded(".jpg", RGB[..., ::-1]))
+    assert np.abs(found.image.astype(int) - RGB).mean() < 4
+    grey = image_files.decode(encoded(".jpg", GREY)).image
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_exif_orientation_is_ignored():
+    plain = encoded(".jpg", RGB)
+    tag = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)  # orientation 6: turned by 90 degrees
+    body = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + tag + struct.pack(">I", 0)
+    turned = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+    np.testing.assert_array_equal(image_files.decode(turned).image, image_files.decode(plain).image)
+
+
+def test_a_grey_image_saved_as_rgb_gives_the_same_scan():
+    grey, rgb, rgba = (
+        image_files.decode(encoded(".png", a)) for a in (GREY, GREY3, np.dstack([GREY3, np.full_like(GREY, 255)]))
+    )
+    np.testing.assert_array_equal(grey.image, rgb.image)
+    np.testing.assert_array_equal(grey.image, rgba.image)
+    assert scan.fingerprint(grey.image) == scan.fingerprint(rgb.image) == scan.fingerprint(rgba.image)
+    assert grey.notes == rgb.notes == rgba.notes == ()
+
+
+def test_palette_and_its_transparency_equal_values_computed_by_hand():
+    palette = chunk(b"PLTE", bytes([255, 0, 0, 0, 255, 0, 10, 20, 30]))
+    rows = bytes([0, 0, 1, 2])
+    np.testing.assert_array_equal(
+        image_files.decode(png(3, 1, 8, 3, rows, palette)).image, [[[255, 0, 0], [0, 255, 0], [10, 20, 30]]]
+    )
+    transparent = image_files.decode(png(3, 1, 8, 3, rows, palette, chunk(b"tRNS", bytes([255, 128, 0]))))
+    np.testing.assert_array_equal(transparent.image, [[[255, 0, 0], [0, 128, 0], [0, 0, 0]]])
+    assert any("alpha" in note for note in transparent.notes)
+
+
+def test_alpha_blended_with_black_equals_values_computed_by_hand():
+    rgba = png(2, 1, 8, 6, bytes([0, 200, 100, 50, 255, 200, 100, 50, 51]))
+    np.testing.assert_array_equal(image_files.decode(rgba).image, [[[200, 100, 50], [40, 20, 10]]])
+    grey_alpha = png(2, 1, 8, 4, bytes([0, 200, 255, 200, 0]))
+    np.testing.assert_array_equal(image_files.decode(grey_alpha).image, [[[200] * 3, [0] * 3]])
+
+
+def test_a_png_of_one_bit_is_black_and_white():
+    image = image_files.decode(png(4, 1, 1, 0, bytes([0, 0b10100000]))).image
+    np.testing.assert_array_equal(image[0, :, 0], [255, 0, 255, 0])
+
+
+def test_16_bits_are_scaled_from_minimum_to_maximum_with_a_note():
+    values = struct.pack(">HHHH", 1000, 1510, 2020, 3550)
+    found = image_files.decode(png(4, 1, 16, 0, b"\0" + values))
+    np.testing.assert_array_equal(found.image[0, :, 1], [0, 51, 102, 255])
+    assert found.notes == ("uint16 scaled from [1000, 3550] to 8 bits",)
+
+
+def test_16_bit_alpha_is_scaled_by_its_own_range():
+    values = struct.pack(">8H", 0, 0, 0, 65535, 100, 100, 100, 32768)
+    found = image_files.decode(png(2, 1, 16, 6, b"\0" + values))
+    np.testing.assert_array_equal(found.image[0], [[0, 0, 0], [128, 128, 128]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_tiffs_of_more_than_8_bits_are_scaled_linearly(dtype):
+    deep = (GREY.astype(dtype) * 7 - (0 if dtype == np.uint16 else 500)).astype(dtype)
+    found = image_files.decode(encoded(".tif", deep))
+    np.testing.assert_array_equal(found.image, GREY3)
+    assert found.notes[0].startswith(np.dtype(dtype).name)
+
+
+def test_a_constant_16_bit_image_is_black():
+    assert image_files.decode(encoded(".png", np.full((9, 9), 777, np.uint16))).image.max() == 0
+
+
+def test_each_page_of_a_tiff_is_read(tmp_path):
+    pages = [GREY, RGB[..., ::-1], GREY[:20]]
+    done, data = cv2.imencodemulti(".tif", pages)
+    assert done
+    path = tmp_path / "série.TIFF"
+    path.write_bytes(data.tobytes())
+    assert image_files.count_frames(path) == 3
+    for frame, image in enumerate((GREY3, RGB, GREY3[:20])):
+        np.testing.assert_array_equal(image_files.read(path, frame).image, image)
+    for frame in (3, 99, -1):
+        with pytest.raises(ScanError, match="série"):
+            image_files.read(path, frame)
+
+
+@pytest.mark.parametrize(
+    "name", ["脳 スキャン.png", "a b'\"c.png", "ümlaut\u0308.png", "no_suffix", "wrong.txt", "-x.png"]
+)
+def test_any_file_name_is_accepted(tmp_path, name):
+    (tmp_path / name).write_bytes(encoded(".png", GREY))
+    np.testing.assert_array_equal(image_files.read(tmp_path / name).image, GREY3)
+    assert image_files.count_frames(tmp_path / name) == 1
+
+
+def test_the_fingerprint_depends_on_pixels_and_shape_not_on_the_file_format():
+    prints = {scan.fingerprint(image_files.decode(encoded(suffix, RGB)).image) for suffix in (".png", ".bmp", ".tif")}
+    assert len(prints) == 1
+    found = prints.pop()
+    assert len(found) == 16
+    assert set(found) <= set("0123456789abcdef")
+    changed = RGB[..., ::-1].copy()
+    changed[5, 6, 1] ^= 1
+    others = [changed, RGB, RGB.reshape(47, 33, 3), RGB[:, :-1]]
+    assert len({found} | {scan.fingerprint(other) for other in others}) == 5
+    view = np.asfortranarray(RGB[..., ::-1])  # memory layout does not matter
+    assert scan.fingerprint(view) == found
+
+
+def test_an_encoded_png_is_read_back_and_a_wrong_shape_is_an_error():
+    np.testing.assert_array_equal(image_files.decode(image_files.encode_png(RGB)).image, RGB)
+    for grey in (GREY, GREY[..., None]):
+        np.testing.assert_array_equal(image_files.decode(image_files.encode_png(grey)).image, GREY3)
+    with pytest.raises((ValueError, cv2.error)):
+        image_files.encode_png(np.zeros((4, 4, 7), np.uint8))
+
+
+# Errors
+
+
+def nan_tiff(value):
+    values = GREY.astype(np.float32)
+    values[3, 4] = value
+    return encoded(".tif", values)
+
+
+BROKEN = {
+    "empty.png": (b"", "empty file"),
+    "text.png": (b"I am not an image\n" * 40, "not a readable image"),
+    "text.tif": (b"I am not an image\n" * 40, "not a readable image"),
+    "header.png": (encoded(".png", RGB)[:20], "not a readable image"),
+    "half.png": (encoded(".png", RGB)[: len(encoded(".png", RGB)) // 2], "not a readable image"),
+    "half.bmp": (encoded(".bmp", RGB)[:900], "not a readable image"),
+    "half.tif": (encoded(".tif", RGB)[:900], "not a readable image"),
+    "nan.tif": (nan_tiff(np.nan), "NaN or infinite"),
+    "infinite.tif": (nan_tiff(-np.inf), "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_file_is_a_scan_error_that_names_it(tmp_path, name):
+    data, reason = BROKEN[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match=reason) as caught:
+        image_files.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert image_files.count_frames(path) == 1
+
+
+def test_a_missing_file_and_a_folder_are_errors(tmp_path):
+    with pytest.raises(ScanError, match=r"nowhere\.png: no such file"):
+        image_files.read(tmp_path / "nowhere.png")
+    with pytest.raises(ScanError, match="a folder"):
+        image_files.read(tmp_path)
+    assert image_files.count_frames(tmp_path / "nowhere.tif") == 1
+
+
+def test_a_file_with_too_many_bytes_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_BYTES", 100)
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda _: pytest.fail("the file was read"))
+    (tmp_path / "long.png").write_bytes(b"x" * 101)
+    with pytest.raises(ScanError, match=r"long\.png"):
+        image_files.read(tmp_path / "long.png")
+
+
+def bombs():
+    """Files of a few hundred bytes whose headers say 30000 x 30000 pixels."""
+    bmp = bytearray(encoded(".bmp", GREY))
+    bmp[18:26] = struct.pack("<ii", 30000, 30000)
+    entries = [(256, 30000), (257, 30000), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 30000), (279, 100)]
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", k, 4, 1, v) for k, v in entries) + b"\0" * 4
+    return {
+        "bomb.png": png(30000, 30000, 8, 2, b"\0" * 1000),
+        "bomb.bmp": bytes(bmp),
+        "bomb.tif": b"II*\0" + struct.pack("<I", 8) + ifd + b"\0" * 200,
+    }
+
+
+def test_headers_that_claim_many_pixels_are_rejected_in_bounded_memory(tmp_path):
+    assert MAX_PIXELS < 30000**2
+    for name, data in bombs().items():
+        (tmp_path / name).write_bytes(data)
+    script = """
+        import resource, sys
+        from mcis.imaging import image_files
+        from mcis.imaging.scan import ScanError
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for path in sys.argv[1:]:
+            try:
+                image_files.read(path)
+            except ScanError as error:
+                print(error)
+        image_files.count_frames(sys.argv[-1])
+        print("grown", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    paths = [str(tmp_path / name) for name in bombs()]
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *paths], capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    *lines, grown = run.stdout.splitlines()
+    assert len(lines) == len(paths), run.stdout
+    for path, line in zip(paths, lines, strict=True):
+        assert line.startswith(path), line
+    assert "too many pixels" in lines[0]
+    assert int(grown.split()[1]) < 100  # MiB; the image would need 2,500
+
+
+def test_images_below_a_folder_are_found_without_hidden_files_and_reports(tmp_path):
+    for name in ("b/two.PNG", "a/one.tif", "a/.hidden.png", ".cache/three.png", "notes.txt", "out/masks/four.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("findings.jsonl", "run.json"):
+        (tmp_path / "out" / name).touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "z").symlink_to(tmp_path / "a")
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files.files_in(tmp_path)]
+    assert found == ["a/one.tif", "b/two.PNG", "gone.png"]
+    assert image_files.files_in(tmp_path / "none") == []
+    (tmp_path / "out" / "scan.png").touch()  # scans in the folder of their report
+    (tmp_path / "out" / "more").mkdir()
+    (tmp_path / "out" / "more" / "scan.png").touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files.files_in(tmp_path / "out")]
+    assert found == ["out/more/scan.png", "out/scan.png"]
+
+
+def test_an_unreadable_folder_is_listed_and_reading_it_is_an_error(tmp_path, monkeypatch):
+    original = os.scandir
+
+    def scandir(path):  # as for any user but root
+        if os.path.basename(path) == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert image_files.files_in(tmp_path) == [tmp_path / "a.png", tmp_path / "secret"]
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) != "secret")
+    with pytest.raises(ScanError, match="secret: a folder, which may not be read"):
+        image_files.read(tmp_path / "secret")
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.tif"])
+def test_reading_a_pipe_is_an_error_and_does_not_block(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert image_files.files_in(tmp_path) == [tmp_path / name]
+    assert image_files.count_frames(tmp_path / name) == 1
+    with pytest.raises(ScanError, match="not a regular file"):
+        image_files.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_every_page_of_a_tiff_is_counted_even_a_truncated_one(tmp_path, order, monkeypatch):
+    pages = [np.random.default_rng(seed).integers(0, 255, (60, 80), dtype=np.uint8) for seed in range(4)]
+    assert cv2.imwritemulti(str(tmp_path / "whole.tif"), pages)
+    whole = (tmp_path / "whole.tif").read_bytes()
+    assert whole[:2] == b"II"
+    assert image_files.count_frames(tmp_path / "whole.tif") == 4
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) * 5 // 8])
+    frames = image_files.count_frames(tmp_path / "cut.tif")
+    assert 2 < frames <= 4
+    np.testing.assert_array_equal(image_files.read(tmp_path / "cut.tif", 1).image[..., 0], pages[1])
+    with pytest.raises(ScanError, match=f"has no readable page {frames - 1}"):
+        image_files.read(tmp_path / "cut.tif", frames - 1)
+    sign, head = ("<", b"II") if order == "little" else (">", b"MM")
+    links = range(14, 14 + 6 * 5, 6)  # five empty directories
+    chain = head + struct.pack(f"{sign}HI", 42, 8) + b"".join(struct.pack(f"{sign}HI", 0, link) for link in links)
+    (tmp_path / "chain.tiff").write_bytes(chain)
+    assert image_files.count_frames(tmp_path / "chain.tiff") == 5 + 1  # the last link points beyond the file
+    chain = chain[:-4] + struct.pack(f"{sign}I", 0)
+    (tmp_path / "chain.tiff").write_bytes(chain)
+    assert image_files.count_frames(tmp_path / "chain.tiff") == 5
+    for module in (scan, image_files):
+        monkeypatch.setattr(module, "MAX_FRAMES", 3)
+    assert image_files.count_frames(tmp_path / "chain.tiff") == 4
+    with pytest.raises(ScanError, match="only the first 3 frames"):
+        image_files.read(tmp_path / "chain.tiff", 3)
+    monkeypatch.undo()
+    # directories that link to each other in a circle
+    chain = head + struct.pack(f"{sign}HIHI", 42, 8, 0, 14) + struct.pack(f"{sign}HI", 0, 8)
+    (tmp_path / "ring.tiff").write_bytes(chain)
+    assert image_files.count_frames(tmp_path / "ring.tiff") == 2
+    big = head + struct.pack(f"{sign}HHHQQQ", 43, 8, 0, 16, 0, 0)
+    (tmp_path / "big.tiff").write_bytes(big)
+    assert image_files.count_frames(tmp_path / "big.tiff") == 1
+    for damage in (b"", b"II", b"MM\0*", b"XX\0*\0\0\0\x08", whole[:6]):
+        (tmp_path / "damaged.tif").write_bytes(damage)
+        assert image_files.count_frames(tmp_path / "damaged.tif") == 1
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(16, 2), (16, 6)])
+def test_an_image_of_too_many_bytes_per_pixel_is_rejected(depth, colour):
+    with pytest.raises(ScanError, match=r"too many pixels \(\d+ MiB, at most 256"):
+        image_files.decode(png(8192, 8192, depth, colour, b"\0" * 1000))
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_the_size_of_a_tiff_is_known_from_its_tags(big, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_DECODED", 1 << 20)
+    for bits, channels, reads in ((32, 1, True), (64, 3, False), (8, 60_000, False)):
+        data = tiff_of(4 if channels > 3 else 256, 256, bits, channels, 3 if bits > 8 else 1, 16, big)["a.tif"]
+        size = 256 * (4 if channels > 3 else 256) * channels * bits // 8
+        assert headers.tiff_bytes(data, 0) == size and (size <= image_files.MAX_DECODED) == reads
+        if not reads:
+            with pytest.raises(ScanError, match="too many pixels"):
+                image_files.decode(data)
+
+
+def test_a_jpeg_of_ten_thousand_progressive_scans_is_rejected_and_one_of_ten_is_read():
+    assert image_files.decode(jpeg_scans(64, 64, 9)["a.jpg"]).image.shape == (64, 64, 3)
+    with pytest.raises(ScanError, match="4000000 pixels in 10001 progressive scans"):
+        image_files.decode(jpeg_scans(2000, 2000, 10_000)["a.jpg"])
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".hdr", ".ppm", ".jp2"])
+def test_unsupported_formats_never_reach_a_decoder(suffix, monkeypatch):
+    data = cv2.imencode(suffix, np.zeros((64, 64, 3), np.float32 if suffix == ".hdr" else np.uint8))[1].tobytes()
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(ScanError, match="PNG, JPEG, TIFF, BMP, DICOM and NIfTI are supported"):
+        image_files.decode(data)
+
+
+def test_a_large_image_is_scaled_in_blocks_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(0)
+    for array in (rng.integers(0, 65536, (50, 40, 4), np.uint16), rng.random((50, 40), np.float32)):
+        whole = image_files.from_array(array)
+        with monkeypatch.context() as small:
+            small.setattr(scan, "BLOCK", 7 * array[0].size)
+            np.testing.assert_array_equal(image_files.from_array(array).image, whole.image)
+
+
+def test_every_pair_of_colour_and_alpha_is_blended_and_rounded():
+    colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    blended = image_files.from_array(np.stack([colour, colour[:, ::-1], colour, alpha], 2)).image
+    expected = np.rint(colour * (alpha.astype(np.float32) / 255.0))
+    np.testing.assert_array_equal(blended[..., 0], expected)
+    np.testing.assert_array_equal(blended[..., 1], np.rint(colour[:, ::-1] * (alpha.astype(np.float32) / 255.0)))
+
+
+def test_a_jpeg_is_measured_by_its_own_header_even_if_it_contains_that_of_a_jpeg_2000():
+    data = jpeg_scans(2000, 2000, 10_000)["a.jpg"]
+    comment = b"\xff\x4f\xff\x51" + struct.pack(">HH8IHB", 41, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 7)
+    hidden = data[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + data[2:]
+    with pytest.raises(ScanError, match="4000000 pixels"):
+        image_files.decode(hidden)
