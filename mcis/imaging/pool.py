@@ -73,7 +73,7 @@ class WorkerPool:
     def __init__(
         self, count: int = COUNT, seconds: float = 20.0, memory: int = 2 << 30, module: str = "mcis.imaging.worker"
     ):
-        self.seconds, self.memory, self.module = seconds, memory, module
+        self.count, self.seconds, self.memory, self.module = count, seconds, memory, module
         self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
         for _ in range(count):
             self._idle.put_nowait(None)
@@ -127,45 +127,40 @@ class WorkerPool:
         return await asyncio.to_thread(prepare, path, frame, lambda: scan)
 
     async def _start(self) -> asyncio.subprocess.Process:
+        root = str(pathlib.Path(mcis.__file__).parents[1])
         for _ in range(2):  # a SIGTERM to all processes may arrive before the worker can ignore it
-            process = await self._start_once()
-            if process.returncode is None:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-c", PROGRAM, root, self.module, str(self.memory)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,  # decoders print content of files
+                limit=MAX_HEADER,
+                start_new_session=True,  # Ctrl-C reaches only the caller, which finishes its requests
+            )
+            assert process.stdout is not None
+            ready = False
+            try:
+                async with asyncio.timeout(STARTUP):
+                    ready = await process.stdout.readline() == READY
+                if not ready:
+                    async with asyncio.timeout(1):
+                        await process.wait()  # it has ended by itself, or is about to
+            except TimeoutError:
+                pass
+            finally:
+                if not ready:
+                    await _kill(process)
+            if ready:
                 return process
             if process.returncode != -signal.SIGTERM:
                 break
         command = shlex.join((sys.executable, "-m", self.module, str(self.memory)))
         raise OSError(f"the process that reads scans does not start; run `{command}` to see why")
 
-    async def _start_once(self) -> asyncio.subprocess.Process:
-        """A process that is ready or has ended."""
-        root = str(pathlib.Path(mcis.__file__).parents[1])
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-c", PROGRAM, root, self.module, str(self.memory)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # decoders print content of files
-            limit=MAX_HEADER,
-            start_new_session=True,  # Ctrl-C reaches only the caller, which finishes its requests
-        )
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(STARTUP):
-                if await process.stdout.readline() == READY:
-                    return process
-        except TimeoutError:
-            pass
-        except BaseException:
-            await _kill(process)
-            raise
-        with contextlib.suppress(TimeoutError):  # it has ended by itself, or is about to
-            await asyncio.wait_for(process.wait(), 1)
-        await _kill(process)
-        return process
-
     async def close(self) -> None:
-        """Kill the idle processes."""
-        while not self._idle.empty():
-            await _kill(self._idle.get_nowait())
+        """Wait for requests in progress and kill the processes."""
+        for _ in range(self.count):
+            await _kill(await self._idle.get())
 
 
 def read_all(scans: Iterable[tuple[str, int | None]], ahead: int, **options: Any) -> Iterator[LoadedScan]:
@@ -176,52 +171,34 @@ def read_all(scans: Iterable[tuple[str, int | None]], ahead: int, **options: Any
       ahead: most scans that are being read or wait for the caller.
       options: of WorkerPool.
     """
-    with contextlib.closing(_BackgroundPool(options)) as pool:
-        waiting: collections.deque[concurrent.futures.Future[LoadedScan]] = collections.deque()
-        for path, frame in scans:
-            waiting.append(pool.read(path, frame))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    pool, loop = WorkerPool(**options), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="workers", daemon=True)
+    thread.start()
+    waiting: collections.deque[concurrent.futures.Future[LoadedScan]] = collections.deque()
 
-
-class _BackgroundPool:
-    """A WorkerPool whose event loop runs in a thread of its own."""
-
-    def __init__(self, options: dict[str, Any]):
-        self.pool, self.tasks = WorkerPool(**options), set[asyncio.Task[Any]]()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="workers", daemon=True)
-        self.thread.start()
-        atexit.register(self.close)  # for a generator that is not closed before threads end
-
-    def read(self, path: str, frame: int | None) -> concurrent.futures.Future[LoadedScan]:
-        return asyncio.run_coroutine_threadsafe(self._read(path, frame), self.loop)
-
-    async def _read(self, path: str, frame: int | None) -> LoadedScan:
-        task = asyncio.current_task()
-        assert task is not None
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return await self.pool.read(path, frame)
-
-    def close(self) -> None:
-        """Cancel pending reads, kill the processes and end the thread."""
-        atexit.unregister(self.close)
-        if self.loop.is_closed():
+    def close() -> None:
+        atexit.unregister(close)
+        if loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._cancel(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
+        for future in waiting:
+            future.cancel()
+        asyncio.run_coroutine_threadsafe(pool.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
-    async def _cancel(self) -> None:
-        tasks = list(self.tasks)  # not `asyncio.all_tasks`: cancelling asyncio's own tasks would block forever
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.pool.close()
+    atexit.register(close)  # a generator may be closed only after threads have ended
+    try:
+        for path, frame in scans:
+            waiting.append(asyncio.run_coroutine_threadsafe(pool.read(path, frame), loop))
+            if len(waiting) > ahead:
+                yield waiting[0].result()
+                waiting.popleft()
+        while waiting:
+            yield waiting[0].result()
+            waiting.popleft()
+    finally:
+        close()
 
 
 async def _exchange(process: asyncio.subprocess.Process, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
