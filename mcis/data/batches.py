@@ -1,28 +1,33 @@
-"""Scans in memory or in files -> batches for training and evaluation, through grain."""
+"""Batches of scans for training and evaluation, made by grain. No JAX.
+
+grain may import JAX, so it is imported where it is used: reading and building data sets stay free of JAX.
+"""
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
 
 from mcis.data.dataset import Scans
 from mcis.data.storage import THREADS
 from mcis.organs import UNKNOWN, organ_named
 
+if TYPE_CHECKING:
+    import grain
+
 Array = Any
-"""A NumPy array on the host, a JAX array inside the jit."""
+"""A NumPy array on the host, a JAX array inside a jitted function."""
 
 WHOLE = slice(None)
-"""All rows of a batch: this process feeds every device."""
+"""All rows of a batch: one process feeds every device."""
 
 
 class Batch(NamedTuple):
     """What a step takes: uint8 image (B, S, S, 3), uint8 {0,1} mask (B, S, S, 1), int32 label (B,), bool the rest.
 
-    `label` is the task's own target, -1 where unknown; `has_mask` says that the mask is known; rows that are not
-    `valid` only fill the batch up and count for nothing.
+    `label` is the task's target, -1 where unknown. `has_mask` is whether the mask is known. Rows that are not `valid`
+    only pad the batch and count for nothing.
     """
 
     image: Array
@@ -41,20 +46,22 @@ def training_batches(
     seed: int,
     parts: int = 1,
     share: slice = WHOLE,
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """An endless random-access data set of batches: `batches[step]` depends on the seed and the step alone.
 
     Args:
-      scans: to draw from.
+      scans: the scans to draw from.
       label: int32 (N,) the task's targets.
-      cell: int (N,) what is balanced: each cell is shuffled and gone through by itself.
-      weights: share of the batches for each cell; scans of other cells are never drawn.
+      cell: int (N,) the cell of each scan (`balance`); each cell is shuffled and iterated separately.
+      weights: share of each cell in the batches; scans of other cells are never drawn.
       batch_size: B.
-      seed: of the order.
-      parts: that the training step takes a batch in, each every `parts`-th scan of it. Cells take turns within a batch;
-        each part gets a run of such turns, so that all have their share of every cell.
-      share: the rows of each batch that are gathered, where other processes feed the others.
+      seed: seed of the order.
+      parts: number of parts in which a training step takes a batch; part i has the rows i, i + parts, ... Each gets
+        consecutive draws, in which the cells alternate: all parts have the same share of every cell.
+      share: rows of each batch that this process gathers; other processes gather the others.
     """
+    import grain
+
     cells = [c for c in weights if (cell == c).any() and weights[c] > 0]
     if not cells:
         raise ValueError("no scan to learn from: every label or mask that the task needs is unknown")
@@ -70,7 +77,7 @@ def training_batches(
 
 
 def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: int, share: slice = WHOLE) -> Batch:
-    """The Batch of some rows, filled up to `batch_size` with its last row, marked not valid; of it, a share."""
+    """A share of the Batch of these rows, padded to `batch_size` with the last row, which is then not valid."""
     valid = (np.arange(batch_size) < len(rows))[share]
     rows = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])]).astype(np.int64)[share]
     image, mask = scans.pixels.read(rows)
@@ -81,6 +88,7 @@ def evaluation_batches(
     scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every scan once, in order: (rows (M,), a share of the Batch of `batch_size` whose first M rows are valid)."""
+    import grain
 
     def gather(number: int) -> tuple[np.ndarray, Batch]:
         rows = np.arange(number * batch_size, min((number + 1) * batch_size, len(scans)))
@@ -89,9 +97,11 @@ def evaluation_batches(
     yield from ahead(grain.MapDataset.range(math.ceil(len(scans) / batch_size)).map(gather), scans)
 
 
-def ahead(batches: grain.MapDataset, scans: Scans, start: int = 0) -> Iterator[Any]:
-    """`batches` one after the other from `start` on, the next ones gathered by threads while one is worked on."""
-    threads = THREADS if scans.pixels.stored else 1
+def ahead(batches: "grain.MapDataset", scans: Scans, start: int = 0) -> Iterator[Any]:
+    """`batches` in order from number `start` on; threads prefetch the next ones."""
+    import grain
+
+    threads = THREADS if scans.pixels.streamed else 1
     return iter(
         batches[start:].to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
@@ -104,30 +114,30 @@ def targets(scans: Scans, task: Any) -> np.ndarray:
 
 
 def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
-    """What a task's batches balance: (cell (N,), weight of each cell) for `training_batches`.
+    """The balanced sampling of a task: (cell int (N,), weight of each cell) for `training_batches`.
 
-    A cell is a class, or lesion and no lesion for a segmentation task; with `task.even_sources` it is one of these in
-    one source. A segmentation task draws lesion scans with `task.lesion_share`, other tasks draw their classes evenly.
-    A lesion scan without outline is drawn where the task has a label head. Scans that the task can learn nothing from
-    are in cell UNKNOWN.
+    A cell is a class; for a segmentation task, it is "no lesion" (0) or "lesion" (1). With `task.even_sources`
+    (source-balanced sampling) each source has its own cells, and all sources have the same weight. A segmentation
+    task draws lesion scans with the share `task.lesion_share`; other tasks draw their classes evenly. A lesion scan
+    without mask is drawn where the task has a label head. Scans that teach the task nothing are in cell UNKNOWN.
     """
+    target = targets(scans, task)
     if task.segments:
-        kind = np.where(scans.has_mask, scans.area > 0, UNKNOWN).astype(int)
-        if task.label_loss:  # a scan whose lesion nobody has outlined still has a label to learn from
-            pairs = zip(scans.organ.tolist(), scans.label.tolist(), strict=True)
-            lesion = np.array([label != UNKNOWN and organ_named(organ).is_lesion(label) for organ, label in pairs])
-            kind = np.where(~scans.has_mask & (targets(scans, task) >= 0), lesion, kind)
+        organ = organ_named(task.organ)
+        lesion = np.isin(target, [organ.classes.index(name) for name in organ.lesions])
+        unmasked = np.where(target == UNKNOWN, UNKNOWN, lesion) if task.label_loss else UNKNOWN
+        kind = np.where(scans.has_mask, scans.area > 0, unmasked).astype(int)
         shares = {0: 1.0 - task.lesion_share, 1: task.lesion_share}
     else:
-        kind = targets(scans, task).astype(int)
-        shares = dict.fromkeys((int(k) for k in np.unique(kind) if k != UNKNOWN), 1.0)
+        kind = target.astype(int)
+        shares = dict.fromkeys(np.unique(kind[kind != UNKNOWN]).tolist(), 1.0)
     if not task.even_sources:
         return kind, shares
-    _, source = np.unique(scans.source, return_inverse=True)
+    names, source = np.unique(scans.source, return_inverse=True)
     cell = np.where(kind == UNKNOWN, UNKNOWN, source * len(task.classes) + kind)
     weights: dict[int, float] = {}
-    for s in range(int(source.max()) + 1):
-        here = [k for k in shares if ((source == s) & (kind == k)).any()]
-        total = sum(shares[k] for k in here)
-        weights |= {s * len(task.classes) + k: shares[k] / total for k in here}
+    for number in range(len(names)):
+        present = [k for k in shares if k in kind[source == number]]
+        total = sum(shares[k] for k in present)
+        weights |= {number * len(task.classes) + k: shares[k] / total for k in present}
     return cell, weights

@@ -1,10 +1,9 @@
-"""Prepared data sets: TFDS's files -> scans, whose pixels are in memory or stay there -> batches, through grain.
+"""Prepared data sets: TFDS's files -> scans, whose pixels are decoded in memory or stay in the files. No JAX.
 
-No JAX here.
-
-The contract with the builder is the feature schema alone; the builder is never imported, nor is TensorFlow.
+The builder and this module share the feature schema alone. The builder is never imported, nor is TensorFlow.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -12,32 +11,35 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mcis.data.storage import BYTES, THREADS, Decoded, Pixels, Stored, free_memory, lay, record_of, room
+from mcis.data import storage
+from mcis.data.storage import BYTES, THREADS, Part, Pixels, Record, free_memory
 from mcis.files import expand_user
 
 DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = "left_out"
-"""What stands for the split where each scan is answered by a model that has learned from the other folds."""
+"""The split option's value for out-of-fold evaluation: each scan is scored by the run that held out its fold."""
+CHUNK = 1024
+"""Scans submitted to the loading threads at a time."""
 PUBLISHED = ("busi", "busbra", "lgg", "br35h")
-"""Sources whose scans are called what their publishers call them: one name is one picture, whatever copy it is in."""
+"""Sources whose scans keep their publisher's names: one name is one image, in every copy of the data set."""
 
 
 class MissingData(ValueError):
-    """A source that is not prepared; the message says which command prepares it."""
+    """A source that is not prepared. The message names the command that prepares it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scans:
-    """Scans of one split, N of them, laid into the canvas (`mcis.imaging.letterbox.fit`).
+    """N letterboxed scans of one or several splits.
 
-    pixels: their images and masks; the rest (N,): area int32 (pixels of the mask), outline str (16 hex digits of the
-    mask's sha256), has_mask bool, organ str, label int32 (index into the organ's classes, -1 unknown), group str
-    ("<source>/<patient>"), source str, scan_id str, fingerprint str, thumbnail bool (`canvas.Fit`).
+    pixels: images and masks. The other columns (N,): area int32 (pixels of the letterboxed mask), outline str (16 hex
+    digits of that mask's SHA-256), has_mask bool, organ str, label int32 (index into the organ's classes, -1 unknown),
+    group str ("<source>/<patient or cluster>"), source str, scan_id str, fingerprint str, thumbnail bool
+    (`Letterbox.thumbnail`).
     """
 
     pixels: Pixels
@@ -56,62 +58,62 @@ class Scans:
         """Number of scans."""
         return len(self.label)
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """All but the pixels, by name."""
+        return {name: values for name, values in vars(self).items() if name != "pixels"}
+
     def take(self, rows: np.ndarray) -> "Scans":
         """The scans of the given rows: an int index or a bool mask (N,)."""
-        columns = {name: getattr(self, name)[rows] for name in COLUMNS}
-        return Scans(self.pixels.take(rows), **columns)
+        return Scans(self.pixels.take(rows), **{name: values[rows] for name, values in self.columns.items()})
 
     @staticmethod
     def join(parts: Sequence["Scans"]) -> "Scans":
-        """One after the other."""
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-        return Scans(Pixels.join([part.pixels for part in parts]), **columns)
-
-
-COLUMNS = tuple(field.name for field in dataclasses.fields(Scans) if field.name != "pixels")
+        """Concatenation."""
+        columns = [part.columns for part in parts]
+        joined = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
+        return Scans(Pixels.join([part.pixels for part in parts]), **joined)
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """Where prepared data is: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
+    """The folder of prepared data: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
     return expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def versions_of(source: str, data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
     """The folders of a source's prepared versions, oldest first."""
-    root = data_folder(data_dir) / DATASET / source
-    found = [info.parent for info in root.glob("*/dataset_info.json")]
-    return sorted(found, key=lambda folder: tuple(int(n) for n in folder.name.split(".") if n.isdigit()))
+    folders = [info.parent for info in (data_folder(data_dir) / DATASET / source).glob("*/dataset_info.json")]
+    return sorted(folders, key=lambda folder: tuple(int(n) for n in folder.name.split(".") if n.isdigit()))
+
+
+def sources_in(data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
+    """The folders of the prepared sources in a data folder."""
+    root = data_folder(data_dir) / DATASET
+    return sorted({info.parent.parent for info in root.glob("*/*/dataset_info.json")})
 
 
 def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """The folder of the newest prepared version of a source.
 
     Raises:
-      MissingData: there is none; the message gives the command that builds it.
+      MissingData: there is none. The message gives the command that builds it.
     """
     versions = versions_of(source, data_dir)
-    if not versions:
-        root = data_folder(data_dir)
-        there = ", ".join(folder.name for folder in sources_in(root)) or "none"
-        where = "" if data_dir is None else f" --data_dir={data_dir}"
-        origin = "" if source == "phantom" else " --from <its folder or zip>"
-        raise MissingData(
-            f"source {source!r} is not prepared in {root} (prepared there: {there}). Build it with\n"
-            f"    mcis build {source}{origin}{where}\n"
-            "or say with --data_dir where it is. `mcis build --help` lists the sources"
-            + ("" if source == "phantom" else "; --sources=phantom needs no data")
-        )
-    return versions[-1]
-
-
-def sources_in(data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
-    """Folders of the prepared sources below a data folder."""
-    root = data_folder(data_dir) / DATASET
-    return sorted({info.parent.parent for info in root.glob("*/*/dataset_info.json")})
+    if versions:
+        return versions[-1]
+    root, phantom = data_folder(data_dir), source == "phantom"
+    raise MissingData(
+        f"source {source!r} is not prepared in {root} "
+        f"(prepared there: {', '.join(folder.name for folder in sources_in(root)) or 'none'}). Build it with\n"
+        f"    mcis build {source}{'' if phantom else ' --from <its folder or zip>'}"
+        f"{'' if data_dir is None else f' --data_dir={data_dir}'}\n"
+        "or name its folder with --data_dir. `mcis build --help` lists the sources"
+        f"{'' if phantom else '; --sources=phantom needs no data'}"
+    )
 
 
 def records(source: str, split: str, data_dir: str | os.PathLike | None = None) -> Sequence[dict[str, Any]]:
-    """Random access to the records of a split, image and mask as the PNG bytes they are stored as.
+    """Random access to the records of a split. Image and mask are the stored PNG bytes.
 
     Raises:
       MissingData: the source is not prepared.
@@ -127,15 +129,15 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
 
 
 def public_name(source: str, scan_id: str) -> str | None:
-    """Twelve hex digits of a published scan's name; None for scans whose name says nothing beyond its folder.
+    """Twelve hex digits for a published scan's name; None for a source whose names are not unique beyond its folder.
 
-    A copy of another size or format has other fingerprints, and the same name.
+    A copy of the scan in another size or format has another fingerprint and the same public name.
     """
     return hashlib.sha256(f"{source}/{scan_id}".encode()).hexdigest()[:12] if source in PUBLISHED else None
 
 
 def public_names(scans: Scans) -> list[str]:
-    """`public_name` of those scans that have one, each once, in order."""
+    """The `public_name`s of the scans that have one, sorted, each once."""
     pairs = zip(scans.source.tolist(), scans.scan_id.tolist(), strict=True)
     return sorted({name for pair in pairs if (name := public_name(*pair)) is not None})
 
@@ -153,41 +155,46 @@ def load(
     stream: bool | None = None,
     neighbours: int = 1,
 ) -> Scans:
-    """Read a split of some sources, in stored order; of one organ if `organ` names it.
+    """Load a split of prepared sources, in stored order; of one organ if `organ` names it.
 
-    Args:
-      sources: names of prepared sources.
-      split: one of SPLITS.
-      data_dir: where they are prepared.
-      organ: which scans to keep.
-      stream: whether pixels stay in the files, to be decoded each time they are needed; if not, they are decoded once,
-        into memory. None decides: they stay where all would take more than a third of what memory is free, which is
-        said. (A training's two splits then leave four ninths of it.)
-      neighbours: how many processes on this machine do the same at this moment, and share what is free.
+    With `stream`, pixels stay in the files and are decoded at each access; without, they are decoded once, into memory.
+    With None, they stay in the files where all would take more than a third of the free memory, which is printed. (The
+    two splits of a training then leave four ninths of it.) `neighbours` processes on this machine share that memory.
 
     Raises:
       MissingData: a source is not prepared.
       ValueError: no source has such a scan in this split.
     """
-    found = {source: records(source, split, data_dir) for source in sources}
+    stored = {source: records(source, split, data_dir) for source in sources}
     if stream is None:
-        stream = _too_many(split, sum(map(len, found.values())), neighbours)
-    parts = [scans for scans in (_load(source, split, found[source], organ, stream) for source in found) if len(scans)]
-    if not parts:
-        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {organ or ''} scans".replace("  ", " "))
-    return Scans.join(parts)
+        count, free = sum(map(len, stored.values())), free_memory() // neighbours
+        stream = count * BYTES > free // 3
+        if stream:
+            share = " for each process" if neighbours > 1 else ""
+            _print_streamed(split, count, f"{free / 1e9:.1f} GB are free{share}")
+    loaded = [_load(source, split, stored[source], organ, stream) for source in stored]
+    if not any(loaded):
+        kind = "scans" if organ is None else f"{organ} scans"
+        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {kind}")
+    return Scans.join([scans for scans in loaded if scans])
 
 
-def _load(source: str, split: str, found: Sequence[dict[str, Any]], organ: str | None, stream: bool) -> Scans:
-    store = None if stream else _room(source, split, len(found))
+def _load(source: str, split: str, stored: Sequence[Record], organ: str | None, stream: bool) -> Scans | None:
+    """The scans of one source; None where it has none."""
+    decoded = None
+    if not stream:
+        try:  # the system gives memory to written pages alone: scans of other organs take none
+            decoded = storage.allocate(len(stored))
+        except MemoryError:
+            _print_streamed(f"{split} of {source}", len(stored), "this process may not take so much")
 
-    def look(pair: tuple[int, dict[str, Any]]) -> dict[str, Any] | None:
-        number, record = pair
+    def read(number: int) -> dict[str, Any] | None:
+        record = storage.read_record(stored, number)
         if organ not in (None, text(record["organ"])):
             return None
-        image, mask, geometry = lay(record)
-        if store is not None:
-            store.image[number], store.mask[number] = image, mask
+        image, mask, geometry = storage.decode_letterboxed(record)
+        if decoded is not None:
+            decoded[0][number], decoded[1][number] = image, mask
         return {
             "number": number,
             "area": np.int32(mask.sum()),
@@ -202,56 +209,34 @@ def _load(source: str, split: str, found: Sequence[dict[str, Any]], organ: str |
             "thumbnail": np.bool_(geometry.thumbnail),
         }
 
-    numbered = grain.MapDataset.range(len(found)).map(lambda number: (number, record_of(found, number)))
-    looked = numbered.map(look).to_iter_dataset(
-        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=4 * THREADS)
-    )
-    rows = [row for row in looked if row is not None]
-    columns = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
-    numbers = np.array([row["number"] for row in rows], np.int64)
-    return Scans(Pixels.of(Stored(found) if store is None else store, numbers), **columns)
-
-
-def _too_many(split: str, count: int, neighbours: int) -> bool:
-    """Whether so many scans would take more than a third of the memory that is free; says so."""
-    needed, free = count * BYTES, free_memory() // neighbours
-    if needed <= free // 3:
-        return False
-    _say_streamed(split, count, f"{free / 1e9:.1f} GB are free" + (" for each process" if neighbours > 1 else ""))
-    return True
-
-
-def _room(source: str, split: str, count: int) -> Decoded | None:
-    """Room for the pixels of `count` scans; None where the process may not take so much."""
-    try:  # of what is not written to, as scans of other organs, nothing is taken
-        return Decoded(*room(count))
-    except MemoryError:
-        _say_streamed(f"{split} of {source}", count, "this process may not take so much")
+    numbers = range(len(stored))
+    chunks = (numbers[start : start + CHUNK] for start in range(0, len(stored), CHUNK))
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        rows = [row for chunk in chunks for row in pool.map(read, chunk) if row is not None]
+    if not rows:
         return None
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    number = columns.pop("number")
+    return Scans(Pixels((Part(stored, decoded),), np.zeros_like(number), number), **columns)
 
 
-def _say_streamed(what: str, count: int, why: str) -> None:
+def _print_streamed(what: str, count: int, why: str) -> None:
     needed = count * BYTES / 1e9
-    told = f"{what}: {count:,} scans, {needed:.1f} GB when decoded; {why}: they are decoded each time they are needed"
-    print(told, flush=True)
+    print(f"{what}: {count:,} scans, {needed:.1f} GB when decoded; {why}: they are decoded at each access", flush=True)
 
 
 def folds_of(scans: Any, folds: int) -> np.ndarray:
-    """A fold for each scan, int (N,) in [0, folds): whole groups, evenly over each source's classes.
+    """The cross-validation fold of each scan, int (N,) in [0, folds): groups stay whole, folds have similar sizes.
 
-    Args:
-      scans: `Scans`, or whatever else has the columns group, source and label (N,).
-      folds: how many.
-
-    Groups of one source whose first scan has the same label are dealt out in the order of a hash of their names: the
-    same scans always fall into the same folds.
+    `scans` has the columns group, source and label (N,). Groups of one source whose first scan has the same label are
+    spread evenly over the folds, in the order of a hash of their names: the same scans always get the same folds.
     """
     first = {group: row for row, group in reversed(list(enumerate(scans.group.tolist())))}
     strata: dict[tuple[str, int], list[str]] = {}
     for group in sorted(first, key=lambda name: hashlib.sha256(name.encode()).digest()):
         row = first[group]
         strata.setdefault((str(scans.source[row]), int(scans.label[row])), []).append(group)
-    fold: dict[str, int] = {}
-    for _, groups in sorted(strata.items()):  # dealt on where the last stratum ended, so that folds stay of one size
-        fold |= {group: (len(fold) + i) % folds for i, group in enumerate(groups)}
+    # Each stratum continues at the fold after the last one of the stratum before, so that folds stay of one size.
+    ordered = [group for _, groups in sorted(strata.items()) for group in groups]
+    fold = {group: number % folds for number, group in enumerate(ordered)}
     return np.array([fold[group] for group in scans.group.tolist()], np.int32)

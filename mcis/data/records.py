@@ -4,51 +4,57 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mcis.data import dataset, storage
-from mcis.imaging.letterbox import INPUT_SIZE, letterbox
+from mcis.data.storage import Record
+from mcis.imaging.letterbox import INPUT_SIZE, Letterbox, letterbox
 
 BATCH = 16
 
-Record = Mapping[str, Any]
-"""A scan as it is stored: of `dataset.records`."""
+
+class LetterboxedScan(NamedTuple):
+    """A scan of a batch: its record, image uint8 (H, W, 3), mask uint8 {0,1} (H, W, 1) and letterbox."""
+
+    record: Record
+    image: np.ndarray
+    mask: np.ndarray
+    geometry: Letterbox
 
 
-def _prepared(record: Record):
-    image, mask = storage.decode(dict(record))
-    square, geometry = letterbox(image)
-    return record, mask, square, geometry
+def letterboxed_batches(
+    records: Sequence[Record], size: int = BATCH
+) -> Iterator[tuple[tuple[LetterboxedScan, ...], np.ndarray]]:
+    """Every scan once, in order: up to `size` scans, and their letterboxed images uint8 (size, S, S, 3).
 
-
-def batches(records: Sequence[Record]) -> Iterator[tuple[list, np.ndarray]]:
-    """Records decoded and laid on the canvas, BATCH at once; the last squares are filled up with black ones."""
+    The last batch is padded with black images.
+    """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(records), BATCH):
-            chosen = [records[i] for i in range(start, min(start + BATCH, len(records)))]
-            batch = list(pool.map(_prepared, chosen))
-            squares = np.zeros((BATCH, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
-            for i, (_, _, square, _) in enumerate(batch):
-                squares[i] = square
-            yield batch, squares
+        for start in range(0, len(records), size):
+            chosen = [records[row] for row in range(start, min(start + size, len(records)))]
+            scans, images = zip(*pool.map(_letterboxed, chosen), strict=True)
+            batch = np.zeros((size, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
+            batch[: len(images)] = images
+            yield scans, batch
+
+
+def _letterboxed(record: Record) -> tuple[LetterboxedScan, np.ndarray]:
+    image, mask = storage.decode(record)
+    square, geometry = letterbox(image)
+    return LetterboxedScan(record, image, mask, geometry), square
 
 
 @dataclasses.dataclass(frozen=True)
 class Records(Sequence):
-    """Records of several splits as one sequence, each read when it is asked for.
+    """Records of several splits as one sequence. Each is read when it is accessed.
 
-    Attributes:
-      parts: of `data.records`.
-      places: which part, and which of its records, each one is.
-      fingerprints: their contents' fingerprints.
-      names: their `data.public_name`.
+    places: the sequence (of `dataset.records`) and the index in it of each; names: their `dataset.public_name`s.
     """
 
-    parts: tuple[Sequence[Record], ...]
-    places: tuple[tuple[int, int], ...]
+    places: tuple[tuple[Sequence[Record], int], ...]
     fingerprints: tuple[str, ...]
     names: tuple[str | None, ...]
 
@@ -56,13 +62,12 @@ class Records(Sequence):
         return len(self.places)
 
     def __getitem__(self, at: Any) -> Any:
-        part, row = self.places[at]
-        return self.parts[part][row]
+        stored, row = self.places[at]
+        return stored[row]
 
     def take(self, index: Sequence[int]) -> "Records":
-        """Some of them."""
+        """The records of these indices."""
         return Records(
-            self.parts,
             tuple(self.places[i] for i in index),
             tuple(self.fingerprints[i] for i in index),
             tuple(self.names[i] for i in index),
@@ -72,22 +77,23 @@ class Records(Sequence):
 def read_records(
     sources: Iterable[str], splits: Iterable[str], data_dir: str | os.PathLike | None, organ: str | None
 ) -> Records:
-    """The records of some splits of some sources, of one organ if `organ` names it.
+    """The records of some splits of some sources, of one organ unless `organ` is None.
 
     Raises:
-      MissingData, ValueError: a source is not prepared; there is no such split, or it holds no such scans.
+      MissingData: a source is not prepared.
+      ValueError: there is no such split, or there are no such scans.
     """
     sources, splits = tuple(sources), tuple(splits)
-    parts = tuple(dataset.records(source, split, data_dir) for source, split in itertools.product(sources, splits))
     places, fingerprints, names = [], [], []
-    for number, part in enumerate(parts):
-        for row in range(len(part)):
-            record = part[row]
+    for source, split in itertools.product(sources, splits):
+        stored = dataset.records(source, split, data_dir)
+        for row in range(len(stored)):
+            record = stored[row]
             if organ in (None, dataset.text(record["organ"])):
-                places.append((number, row))
+                places.append((stored, row))
                 fingerprints.append(dataset.text(record["fingerprint"]))
                 names.append(dataset.public_name(dataset.text(record["source"]), dataset.text(record["scan_id"])))
     if not places:
         kind = "scans" if organ is None else f"{organ} scans"
         raise ValueError(f"split {' or '.join(map(repr, splits))} of {', '.join(sources)} holds no {kind}")
-    return Records(parts, tuple(places), tuple(fingerprints), tuple(names))
+    return Records(tuple(places), tuple(fingerprints), tuple(names))

@@ -12,8 +12,8 @@ import numpy as np
 
 from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.checkpoints.provenance import check_folds, check_unseen, leaks
-from mcis.data import dataset, storage
-from mcis.data.records import Records, batches, read_records
+from mcis.data import dataset
+from mcis.data.records import Records, letterboxed_batches, read_records
 from mcis.evaluation.metrics import Rows, report, take
 from mcis.evaluation.results import FOREIGN, score_cascade, score_scans
 from mcis.imaging.letterbox import unletterbox
@@ -245,11 +245,10 @@ def look(subject: Subject | Folds, records: Records, index: Sequence[int]) -> It
 
 
 def _look(subject: Subject, records: Records) -> Iterator[Look]:
-    for batch, squares in batches(records):
+    for batch, squares in letterboxed_batches(records):
         answer = subject.answer(squares)
         masks = None if answer.mask is None else np.asarray(answer.mask)
-        for i, (record, mask, _, geometry) in enumerate(batch):
-            image, _ = storage.decode(dict(record))
+        for i, (record, image, mask, geometry) in enumerate(batch):
             said = (
                 None if masks is None else (unletterbox(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
             )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mcis.data import dataset
-from mcis.data.records import batches
+from mcis.data.records import letterboxed_batches
 from mcis.evaluation.metrics import Rows
 from mcis.imaging.letterbox import unletterbox
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts, surface_distances
@@ -35,10 +35,10 @@ def score_scans(task: Task, expert: Callable[[np.ndarray], Any], records: Sequen
       records: of `data.records`.
     """
     columns: dict[str, list] = collections.defaultdict(list)
-    for batch, squares in batches(records):
+    for batch, squares in letterboxed_batches(records):
         outputs = expert(squares)
         masks = None if outputs.mask is None else np.asarray(outputs.mask)
-        for i, (record, mask, _, geometry) in enumerate(batch):
+        for i, (record, _, mask, geometry) in enumerate(batch):
             row = _facts(record) | {"label": task.label_of(dataset.text(record["organ"]), int(record["label"]))}
             if masks is not None:
                 row |= _overlap(unletterbox(masks[i, ..., 0], geometry), mask[..., 0])
@@ -57,11 +57,11 @@ def score_cascade(predict: Callable[[np.ndarray], Any], records: Sequence[Record
       records: of `data.records`.
     """
     columns: dict[str, list] = collections.defaultdict(list)
-    for batch, squares in batches(records):
+    for batch, squares in letterboxed_batches(records):
         found = predict(squares)
         organ, label, masks = (np.asarray(x) for x in (found.organ, found.label, found.mask))
         told = {name: np.asarray(getattr(found, name)) for name in ("organ_prob", "novelty", "label_probs")}
-        for i, (record, mask, _, geometry) in enumerate(batch):
+        for i, (record, _, mask, geometry) in enumerate(batch):
             said: dict[str, Any] = {"said_organ": int(organ[i]), "said_label": int(label[i])}
             said |= {name: value[i] for name, value in told.items()}
             if geometry.thumbnail:  # as `mcis predict` has it

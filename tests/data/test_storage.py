@@ -28,8 +28,8 @@ def same(found, wanted):
 
 def test_scans_are_the_same_whether_their_pixels_are_in_memory_or_not(phantom_dir):
     kept, streamed = (load(phantom_dir, organ="breast", stream=stream) for stream in (False, True))
-    assert streamed.pixels.stored and not kept.pixels.stored
-    for name in dataset.COLUMNS:
+    assert streamed.pixels.streamed and not kept.pixels.stored
+    for name in streamed.columns:
         np.testing.assert_array_equal(getattr(streamed, name), getattr(kept, name))
     same(streamed.pixels.read(), kept.pixels.read())
 
@@ -47,7 +47,7 @@ def test_what_is_taken_and_joined_is_read_from_where_it_is(phantom_dir, stream):
     order = np.random.default_rng(0).permutation(len(joined))
     taken = joined.take(order).take(np.arange(len(joined)) % 3 == 0)
     rows = order[::3]
-    assert len(taken) == len(taken.pixels) == len(rows)
+    assert len(taken) == len(rows)
     same(taken.pixels.read(), (image[rows], mask[rows]))
     same(taken.pixels.read(np.array([4, 0, 4])), (image[rows[[4, 0, 4]]], mask[rows[[4, 0, 4]]]))
     same(taken.pixels.read(slice(2, 5)), (image[rows[2:5]], mask[rows[2:5]]))
@@ -66,12 +66,12 @@ def test_pixels_stay_in_the_files_where_they_would_take_more_than_a_third_of_wha
     count = len(load(phantom_dir))
     for free, stored in ((3 * count * storage.BYTES, False), (3 * count * storage.BYTES - 1, True)):
         monkeypatch.setattr(dataset, "free_memory", lambda free=free: free)
-        assert load(phantom_dir, stream=None).pixels.stored == stored
+        assert load(phantom_dir, stream=None).pixels.streamed == stored
         said = capsys.readouterr().out
         assert (f"train: {count} scans" in said and "decoded each time" in said) == stored
         halved = dataset.load(("phantom",), "train", phantom_dir, neighbours=2)
-        assert halved.pixels.stored
-    assert not load(phantom_dir, stream=False).pixels.stored  # one is taken at one's word
+        assert halved.pixels.streamed
+    assert not load(phantom_dir, stream=False).pixels.streamed  # one is taken at one's word
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
@@ -143,7 +143,7 @@ def test_a_record_that_is_damaged_ends_the_training_that_meets_it(phantom_dir, t
     broken = [dict(record) for record in (records[i] for i in range(len(records)))]
     for record in broken:
         record["image"] = record["image"][: len(record["image"]) // 2]
-    stored = dataclasses.replace(train.pixels, parts=(storage.Stored(broken),))
+    stored = dataclasses.replace(train.pixels, parts=(storage.Part(broken, None),))
     with pytest.raises(ValueError, match="image"):
         loop.train(SMALL, dataclasses.replace(train, pixels=stored), validation, tmp_path / "run")
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_damaged_is_said_as_what_it_is(error):
             raise error
 
     with pytest.raises(OSError, match=r"record 7 of a prepared set cannot be read.*--overwrite"):
-        storage.Stored(Damaged()).read(np.array([7]))
+        storage.Part(Damaged(), None).read(np.array([7]))
 
 
 def test_threads_are_no_more_than_the_processors():
