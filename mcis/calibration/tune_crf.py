@@ -125,7 +125,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
     """
     import jax
 
-    from mcis.tasks.apply import make_network, on_canvas
+    from mcis.tasks.apply import make_network, refined_mask
 
     network = jax.jit(make_network(task))
     true = np.zeros(len(records), int)
@@ -144,7 +144,7 @@ def make_counts(task: Task, variables: dict[str, Any], records: Sequence[dict[st
         masks, pictures = np.asarray(outputs.mask), np.asarray(prepared)
         doubtful += [(row, masks[i], pictures[i]) for i, row in enumerate(rows) if masks[i].max() > DOUBT]
     groups = np.array([f"{dataset.text(r['source'])}/{dataset.text(r['group'])}" for r in records])
-    refine = jax.jit(on_canvas, static_argnums=(2, 3))
+    refine = jax.jit(refined_mask, static_argnums=(2, 3))
 
     def counts_of(crf: CRF) -> Counts:
         both, predicted = np.zeros_like(true), np.zeros_like(true)

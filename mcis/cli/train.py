@@ -103,7 +103,7 @@ def _train(options: Any, task: Any, run_dir: pathlib.Path, fold: tuple[int, int]
     further = {"save_minutes": options.save_minutes, "command": command, "fold": of_fold, "pmap": options.pmap}
     try:
         with asked_to_stop() as further["stop"]:
-            if (first := task.first()) is not None:
+            if (first := task.pretraining) is not None:
                 settings = run_record.settings_of(task, to_train, to_validate, options.seed, of_fold)
                 run_record.check_same_run(run_dir, settings, start=False)  # before hours go into its start
                 then = f"then {task.epochs} at {task.size}"
@@ -131,7 +131,7 @@ def parse(argv: Sequence[str]):
 
     from mcis.cli.common import Options, parse_dataclass
     from mcis.files import expand_user
-    from mcis.tasks.config import Start, Task
+    from mcis.tasks.config import Pretraining, Task
     from mcis.tasks.table import TASKS, task_named
 
     @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def parse(argv: Sequence[str]):
     flat = tyro.conf.arg(name="")
     asked = {option: _take(option, rest)[0] for option in ("--size", "--epochs")}
     if any(value not in (None, str(vars(task)[option[2:]])) for option, value in asked.items()):
-        task = dataclasses.replace(task, start=Start())  # so long and so large is all of it
+        task = dataclasses.replace(task, start=Pretraining())  # so long and so large is all of it
     fields = [("run", Annotated[Run, flat]), ("task", Annotated[Task, flat])]
     both = dataclasses.make_dataclass("Train", fields, frozen=True)
     parsed = parse_dataclass(both, rest, prog=f"mcis train --task={name}", default=both(Run(), task))

@@ -1,7 +1,7 @@
-"""From canvas to probabilities: a task's network, or an ensemble's, as training, evaluation and cascade use it."""
+"""A task's network, or an ensemble's, from scans to probabilities: for training, evaluation and the cascade."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,55 +13,52 @@ from mcis.ops.image import DENOISE, EDGES, resize, standardise, to_float
 from mcis.tasks.config import Task
 
 NETWORK = ("params", "batch_stats")
-"""Collections of variables that are the network's own."""
+"""Collections of variables that a network itself has."""
 MEMBERS = "members"
-"""The collection that holds an ensemble's networks: arrays with one more axis in front."""
-APART = "apart"
-"""The collection that holds them as `place` lays them out."""
+"""The collection of an ensemble's networks, stacked: arrays with one more axis in front."""
+UNSTACKED = "unstacked"
+"""The collection of an ensemble's networks as a list, made by `place`."""
 
 
 def place(variables: dict[str, Any]) -> dict[str, Any]:
-    """One task's variables on the device, ready to answer fast: an ensemble's networks as arrays of their own, APART.
+    """One task's variables on the device, ready for inference. An ensemble's networks become UNSTACKED arrays.
 
-    Cut out of MEMBERS in each call they would be copied.
+    Slices of MEMBERS would be copied in each call.
     """
     placed = {name: tree for name, tree in variables.items() if name != MEMBERS}
     if MEMBERS in variables:
         count = len(jax.tree.leaves(variables[MEMBERS])[0])
-        placed[APART] = [jax.tree.map(lambda x, k=k: x[k], variables[MEMBERS]) for k in range(count)]
+        placed[UNSTACKED] = [jax.tree.map(lambda x, k=k: x[k], variables[MEMBERS]) for k in range(count)]
     return jax.device_put(placed)
 
 
 def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:
-    """Scans as augmentation takes them: uint8 (B, H, W, 3) -> float32 (B, size, size, 3), [0, 1]."""
-    small = resize(to_float(image), (size, size))
-    remove = DENOISE[denoise]
-    return small if remove is None else remove(small)
+    """Scans at the network's size, before augmentation: uint8 (B, H, W, 3) -> float32 (B, size, size, 3) in [0, 1]."""
+    resized = resize(to_float(image), (size, size))
+    remove_noise = DENOISE[denoise]
+    return resized if remove_noise is None else remove_noise(resized)
 
 
 def present(image: jax.Array, edges: str = "none", each_channel: bool = False) -> jax.Array:
-    """Prepared scans as networks take them: standardised, with an edge map if asked, which is standardised as well.
+    """The network's input: prepared scans, standardised, with a standardised edge map as a further channel if any.
 
     Float32 (B, S, S, 3) in [0, 1] -> float32 (B, S, S, 3 or 4).
     """
-    draw = EDGES[edges]
+    edge_map = EDGES[edges]
     scans = standardise(image, each_channel)
-    return scans if draw is None else jnp.concatenate([scans, standardise(draw(image))], -1)
+    return scans if edge_map is None else jnp.concatenate([scans, standardise(edge_map(image))], -1)
 
 
 def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.Array]]:
-    """The task's network from canvas to probabilities at its own size, before any CRF.
-
-    Args:
-      task: whose network it is.
+    """The task's network from scans to probabilities at its own size, before any CRF.
 
     Returns:
       function of (variables, uint8 (B, H, W, 3)) -> Outputs: mask probabilities float32 (B, size, size, 1), label
-      probabilities (B, K), features (B, F), None where the network has no such head, and no mask from a classifier;
+      probabilities (B, K), features (B, F), None where the network has no such head, and no mask for a classifier;
       and the prepared scans, float32 (B, size, size, 3) in [0, 1].
 
-      Variables with MEMBERS, or APART of `place`, are an ensemble's: the answer is the mean of theirs. With
-      "calibration" (`ops.calibration`), label probabilities are put through it.
+      Variables with MEMBERS or UNSTACKED are an ensemble's: the outputs are the mean of its networks'. With
+      "calibration" (`ops.calibration`), the label probabilities are calibrated.
     """
     model = task.make_model()
 
@@ -69,20 +66,20 @@ def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.A
         prepared = prepare(image, task.size, task.denoise)
         shown = present(prepared, task.edges, task.each_channel)
 
-        def answer(member):
-            outputs = cast(Outputs, model.apply(member, shown, train=False))
-            # a classifier's coarse mask only tells it where to look
+        def apply(member):
+            outputs: Any = model.apply(member, shown, train=False)
+            # a classifier's coarse mask serves its attention alone
             mask = jax.nn.sigmoid(outputs.mask) if task.segments and outputs.mask is not None else None
             label = None if outputs.label is None else jax.nn.softmax(outputs.label)
             return Outputs(mask, label, outputs.features)
 
-        if APART in variables:
-            several = [answer(member) for member in variables[APART]]
+        if UNSTACKED in variables:
+            several = [apply(member) for member in variables[UNSTACKED]]
             outputs = jax.tree.map(lambda *each: sum(each) / len(each), *several)
-        elif MEMBERS in variables:  # one after the other: compiled once, and in the memory of one
-            outputs = jax.tree.map(lambda x: x.mean(0), jax.lax.map(answer, variables[MEMBERS]))
+        elif MEMBERS in variables:  # sequentially: compiled once, with the memory of one network
+            outputs = jax.tree.map(lambda x: x.mean(0), jax.lax.map(apply, variables[MEMBERS]))
         else:
-            outputs = answer({name: tree for name, tree in variables.items() if name in NETWORK})
+            outputs = apply({name: tree for name, tree in variables.items() if name in NETWORK})
         if outputs.label is not None and "calibration" in variables:
             outputs = outputs.replace(label=calibrated(outputs.label, variables["calibration"]))
         return outputs, prepared
@@ -91,24 +88,19 @@ def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.A
 
 
 def make_expert(task: Task) -> Callable[[dict, jax.Array], Outputs]:
-    """The task's network from canvas to canvas, as evaluation and cascade use it: with its CRF. Args as `make_network`.
-
-    Returns:
-      function of (variables, uint8 (B, H, W, 3)) -> Outputs of probabilities as `make_network`'s, the mask
-      float32 (B, H, W, 1).
-    """
+    """The task's network with its CRF: `make_network`'s function, whose masks have the scans' size (B, H, W, 1)."""
     network = make_network(task)
 
     def expert(variables, image):
         outputs, prepared = network(variables, image)
         if outputs.mask is None:
             return outputs
-        mask = on_canvas(outputs.mask, prepared, task.crf, image.shape[1:3])
+        mask = refined_mask(outputs.mask, prepared, task.crf, image.shape[1:3])
         return Outputs(mask, outputs.label, outputs.features)
 
     return expert
 
 
-def on_canvas(mask: jax.Array, prepared: jax.Array, crf: CRF, size: tuple[int, int]) -> jax.Array:
-    """Mask probabilities (B, s, s, 1) through the CRF and resized: float32 (B, *size, 1)."""
+def refined_mask(mask: jax.Array, prepared: jax.Array, crf: CRF, size: tuple[int, int]) -> jax.Array:
+    """Mask probabilities (B, s, s, 1) of prepared scans (B, s, s, 3), through the CRF and resized: (B, *size, 1)."""
     return resize(mean_field(mask, prepared, crf), size)

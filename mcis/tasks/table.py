@@ -1,19 +1,17 @@
-"""The TASKS table: what is learned from which scans, by which network, at which size, and how."""
+"""The TASKS table, and tasks as JSON."""
 
 import dataclasses
 import json
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
-from mcis.tasks.config import LAST, Start, Task
+from mcis.tasks.config import LAST, Pretraining, Task
 
 BRAIN_SOURCES = ("lgg", "br35h")
-
-
 BREAST_SOURCES = ("busi", "busbra")
-
 
 ROUTE = Task(
     name="route",
@@ -26,10 +24,9 @@ ROUTE = Task(
     batch_size=32,
     learning_rate=2e-3,
     ema=0.98,
-    # Foreign pictures are often coarse and bare of marks; neither must tell them from scans.
+    # Out-of-distribution images are often coarse and have no drawn marks. Neither may distinguish them from scans.
     augmentation=Augmentation(scale=0.5, depth_gain=0.3, speckle=0.15, coarse=0.3, marks=0.2),
 )
-
 
 CLASSIFY_BRAIN = Task(
     name="classify_brain",
@@ -42,10 +39,9 @@ CLASSIFY_BRAIN = Task(
     epochs=24,
     batch_size=32,
     learning_rate=2e-3,
-    # Scanners and sequences differ more than brains do: what tells a tumour must not be how bright its picture is.
+    # Scanners and sequences differ more than brains do: brightness must not indicate a tumour.
     augmentation=Augmentation(grey=0.5, contrast=0.6, gamma=0.6, bias=0.5),
 )
-
 
 CLASSIFY_BREAST = Task(
     name="classify_breast",
@@ -59,15 +55,14 @@ CLASSIFY_BREAST = Task(
     learning_rate=2e-3,
 )
 
-
-# Both segmenters say the label as well: on validation one network does both as well as two do (docs/experiments.md).
+# Both segmenters have a label head too: on validation one network does both as well as two do (docs/experiments.md).
 SEGMENT_BRAIN = Task(
     name="segment_brain",
     sources=BRAIN_SOURCES,
     model="unet_folded",
     features=24,
-    # Small gliomas are a dozen pixels across at 128, where most is learned in half the time.
-    start=Start(epochs=20, size=128, learning_rate=1.5e-3),
+    # At 128 small gliomas are a dozen pixels across. Most is learned at that size, in half the time.
+    start=Pretraining(epochs=20, size=128, learning_rate=1.5e-3),
     size=192,
     select=LAST,
     lesion_share=0.6,
@@ -80,7 +75,6 @@ SEGMENT_BRAIN = Task(
     augmentation=Augmentation(scale=0.4, grey=0.4, coarse=0.2),
 )
 
-
 SEGMENT_BREAST = Task(
     name="segment_breast",
     sources=BREAST_SOURCES,
@@ -89,20 +83,20 @@ SEGMENT_BREAST = Task(
     size=128,
     select=LAST,
     label_smoothing=0.1,
-    # Normals are few and of one source: with more of them in a batch a network learns those few by heart.
+    # Normal scans are few and of one source. With more of them in a batch a network memorises those few.
     lesion_share=0.85,
     epochs=20,
     augmentation=Augmentation(depth_gain=0.3, speckle=0.1, coarse=0.2, marks=0.1),
 )
 
-
 TASKS: dict[str, Task] = {
     task.name: task for task in (ROUTE, CLASSIFY_BRAIN, CLASSIFY_BREAST, SEGMENT_BRAIN, SEGMENT_BREAST)
 }
-
-
-# Two tasks an organ and the router: nothing in the table is missing or left over.
+# The router, and two tasks for each organ.
 assert set(TASKS) == {"route"} | {f"{verb}_{organ.name}" for verb in ("classify", "segment") for organ in ORGANS}
+
+PARTS = {"augmentation": Augmentation, "crf": CRF, "start": Pretraining}
+"""Fields of a Task that are dataclasses themselves."""
 
 
 def task_named(name: str) -> Task:
@@ -117,40 +111,43 @@ def task_to_json(task: Task) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(task)))
 
 
-def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON values of a Task, and those fields that are younger than they: each that has a default."""
-    found = dict(values)
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values of a Task, completed with the defaults of the fields that they lack."""
+    complete = dict(values)
     for field in dataclasses.fields(Task):
-        if dataclasses.is_dataclass(field.default) and isinstance(found.get(field.name, {}), dict):
-            found[field.name] = dataclasses.asdict(cast(Any, field.default)) | found.get(field.name, {})
-        elif field.default is not dataclasses.MISSING:
-            found.setdefault(field.name, field.default)
-    return found
+        if field.default is not dataclasses.MISSING:
+            default = dataclasses.asdict(field.default) if field.name in PARTS else field.default
+            given = complete.setdefault(field.name, default)
+            if isinstance(given, dict) and field.name in PARTS:
+                complete[field.name] = default | given
+    return complete
 
 
 def task_from_json(values: dict[str, Any]) -> Task:
-    """The Task that `task_to_json` wrote; ValueError names a field that is unknown, missing or of another type.
+    """The Task that `task_to_json` wrote. A field with a default may be missing: older values lack newer fields.
 
-    A field that has a default may be missing: it is younger than the values. Nothing is trusted: folders are called
-    after a task's name, and its size decides how much memory is asked for.
+    The values may come from an untrusted file: a task's name becomes a folder's name, and its size decides how much
+    memory is used. ValueError names a field that is unknown, missing, of another type, or that `Task.check` rejects.
     """
-    example = task_named(str(values.get("name")))
-    parts = {"augmentation": Augmentation, "crf": CRF, "start": Start}
-    tables = [("task", Task, values)] + [(name, row, values.get(name, {})) for name, row in parts.items()]
-    for what, row, found in tables:
-        fields = dataclasses.fields(row)
-        unknown = sorted(set(found) - {field.name for field in fields})
-        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in found]
-        if unknown or missing:
-            raise ValueError(f"{what} fields differ: unknown {unknown}, missing {missing}")
-    examples = [example] + [getattr(example, name) for name in parts]
-    for row, (_, _, found) in zip(examples, tables, strict=True):
-        for name, value in found.items():
-            kind = type(getattr(row, name))
-            if kind in (str, int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
-                raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")
-    sources = values["sources"]
+    example, given = dataclasses.asdict(task_named(str(values.get("name")))), with_defaults(values)
+    _check_fields("task", given, example)
+    for name in PARTS:
+        _check_fields(name, given[name], example[name])
+    sources = given["sources"]
     if not isinstance(sources, list | tuple) or not all(isinstance(name, str) for name in sources):
         raise ValueError(f"sources={sources!r}: must be a list of names")
-    made = {name: row(**values[name]) for name, row in parts.items() if name in values}
-    return Task(**values | {"sources": tuple(sources)} | made).check()
+    parts = {name: row(**given[name]) for name, row in PARTS.items()}
+    return Task(**given | parts | {"sources": tuple(sources)}).check()
+
+
+def _check_fields(what: str, values: Any, example: Mapping[str, Any]) -> None:
+    """ValueError unless `values` is a dict with the example's keys, and its texts and numbers are of the same types."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what}={values!r}: must be an object with the fields {', '.join(example)}")
+    unknown, missing = sorted(set(values) - set(example)), sorted(set(example) - set(values))
+    if unknown or missing:
+        raise ValueError(f"{what} fields differ: unknown {unknown}, missing {missing}")
+    for name, value in values.items():
+        kind = type(example[name])
+        if kind in (str, int, float, bool) and type(value) is not kind and (kind, type(value)) != (float, int):
+            raise ValueError(f"{name}={value!r}: must be of type {kind.__name__}")

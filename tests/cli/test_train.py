@@ -134,7 +134,7 @@ def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_p
 
 
 def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):
-    row = dataclasses.replace(table.TASKS["route"], start=config.Start(epochs=9))
+    row = dataclasses.replace(table.TASKS["route"], start=config.Pretraining(epochs=9))
     monkeypatch.setitem(table.TASKS, "route", row)
     starts = {
         option: train.parse(["--task=route", *option.split()])[1].start.epochs

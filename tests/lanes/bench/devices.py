@@ -26,14 +26,14 @@ import numpy as np
 from mcis.cli.build import build
 from mcis.cli.common import keep_memory
 from mcis.data import batches, dataset
-from mcis.tasks.config import Start
+from mcis.tasks.config import Pretraining
 from mcis.tasks.table import TASKS
 from mcis.train import distributed, loop, parallel, step
 
 STEPS = 5
 """Steps a turn, so that the device computes while the host prepares the next step, as in training."""
 TASK = dataclasses.replace(
-    TASKS["segment_breast"], sources=("phantom",), size=128, batch_size=16, start=Start(), epochs=3
+    TASKS["segment_breast"], sources=("phantom",), size=128, batch_size=16, start=Pretraining(), epochs=3
 )
 
 
