@@ -31,9 +31,7 @@ def test_each_task_has_its_organs_classes(task):
     else:
         assert task.classes == organ_named(task.organ).classes
     assert task.segments == task.name.startswith("segment_")
-    assert set(task.sources) <= set(
-        TASKS["route"].sources
-    )  # the router learns from every scan that an expert learns from
+    assert set(task.sources) <= set(TASKS["route"].sources)  # the router sees all that an expert sees
     found = set(label_scores(np.array([[0.5, 0.5]]), np.array([0])))
     found |= set(mask_scores(*np.array([[1, 0], [1, 0], [1, 0]]), np.array([0, 1])))
     assert task.select in (LAST, *task.metrics)
