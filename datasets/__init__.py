@@ -1,1 +1,1 @@
-"""TFDS builders of mcis, installed as `mcis_datasets`: one folder a data set, in TFDS's own convention."""
+"""TFDS builders of mcis, installed as `mcis_datasets`: one folder for each data set, as TFDS expects."""

@@ -1,7 +1,6 @@
-"""Writes `dummy_data/`: a few synthetic files in each source's real layout, for the tests. None shows a patient.
+"""Writes `dummy_data/`: a few synthetic files in each source's real layout, for the tests.
 
-Run it from anywhere: `python dummy_data_generator.py`. Masks are asymmetric, so that a flipped or transposed one is
-noticed.
+Run `python dummy_data_generator.py`. Masks are asymmetric, so that a test notices a flipped or transposed one.
 """
 
 import json
@@ -14,7 +13,7 @@ HERE = pathlib.Path(__file__).parent / "dummy_data"
 HEIGHT, WIDTH = 20, 28
 
 
-def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def make_image(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """Smooth noise, uint8 (H, W)."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 7), np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -28,7 +27,7 @@ def marker(x: int, y: int, width: int, height: int) -> np.ndarray:
 
 
 def write(path: str, array: np.ndarray) -> None:
-    """Write a picture below `dummy_data/`."""
+    """Write an image to `dummy_data/`."""
     target = HERE / path
     target.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(target), array):
@@ -36,22 +35,22 @@ def write(path: str, array: np.ndarray) -> None:
 
 
 def text(path: str, content: str) -> None:
-    """Write a text file below `dummy_data/`."""
+    """Write a text file to `dummy_data/`."""
     (HERE / path).parent.mkdir(parents=True, exist_ok=True)
     (HERE / path).write_text(content, encoding="utf-8")
 
 
 def busi() -> None:
-    """Two masks to join; an RGBA mask; an RGB picture; a normal scan with an empty mask."""
+    """Two masks of one scan; an RGBA mask; an RGB image; a normal scan with an empty mask."""
     top = "busi/Dataset_BUSI_with_GT"
-    write(f"{top}/benign/benign (1).png", picture(1))
+    write(f"{top}/benign/benign (1).png", make_image(1))
     write(f"{top}/benign/benign (1)_mask.png", marker(2, 3, 5, 4))
     write(f"{top}/benign/benign (1)_mask_1.png", marker(20, 12, 6, 3))
-    write(f"{top}/benign/benign (2).png", cv2.cvtColor(picture(2), cv2.COLOR_GRAY2BGR))
+    write(f"{top}/benign/benign (2).png", cv2.cvtColor(make_image(2), cv2.COLOR_GRAY2BGR))
     write(f"{top}/benign/benign (2)_mask.png", cv2.cvtColor(marker(1, 2, 4, 9), cv2.COLOR_GRAY2BGRA))
-    write(f"{top}/malignant/malignant (1).png", picture(3))
+    write(f"{top}/malignant/malignant (1).png", make_image(3))
     write(f"{top}/malignant/malignant (1)_mask.png", marker(9, 1, 12, 6))
-    write(f"{top}/normal/normal (1).png", picture(4))
+    write(f"{top}/normal/normal (1).png", make_image(4))
     write(f"{top}/normal/normal (1)_mask.png", marker(0, 0, 0, 0))
 
 
@@ -59,7 +58,7 @@ def busbra() -> None:
     """Two patients, one with two images."""
     rows = (("0001-l", 1, "malignant"), ("0001-r", 1, "malignant"), ("0002-l", 2, "benign"))
     for k, (name, _, _) in enumerate(rows):
-        write(f"busbra/BUSBRA/Images/bus_{name}.png", picture(10 + k))
+        write(f"busbra/BUSBRA/Images/bus_{name}.png", make_image(10 + k))
         write(f"busbra/BUSBRA/Masks/mask_{name}.png", marker(3 + k, 2, 6, 5))
     lines = [f'bus_{name},{case},,{kind},4,device,28,20,left,"[3,2,6,5]"' for name, case, kind in rows]
     header = "ID,Case,Histology,Pathology,BIRADS,Device,Width,Height,Side,BBOX"
@@ -71,16 +70,16 @@ def lgg() -> None:
     for k, patient in enumerate(("TCGA_CS_0001_19990101", "TCGA_DU_0002_19990202")):
         for number in (1, 2):
             stem = f"lgg/kaggle_3m/{patient}/{patient}_{number}"
-            write(f"{stem}.tif", np.dstack([picture(20 + 10 * k + 3 * number + c) for c in range(3)]))
+            write(f"{stem}.tif", np.dstack([make_image(20 + 10 * k + 3 * number + c) for c in range(3)]))
             write(f"{stem}_mask.tif", marker(5, 4 + k, 7, 3) if number == 1 else marker(0, 0, 0, 0))
     text("lgg/kaggle_3m/data.csv", "Patient,gender\nTCGA_CS_0001,1\nTCGA_DU_0002,2\n")
 
 
 def br35h() -> None:
-    """Four pictures in yes/, three of them outlined in another size; two in no/, named differently."""
+    """Four images in yes/, three of them outlined at another size; two in no/, named differently."""
     top = "br35h/Br35H"
     for k, name in enumerate(("yes/y0", "yes/y1", "yes/y2", "yes/y3", "no/no0", "no/No12")):
-        write(f"{top}/{name}.jpg", picture(40 + k, 10, 14))
+        write(f"{top}/{name}.jpg", make_image(40 + k, 10, 14))
     shapes: dict[str, dict[str, list[dict]]] = {
         "TRAIN": {"y0.jpg": [{"name": "polygon", "all_points_x": [2, 10, 10, 2], "all_points_y": [3, 3, 8, 8]}]},
         "VAL": {
@@ -94,7 +93,7 @@ def br35h() -> None:
     for place, drawn in shapes.items():
         entries = {}
         for name, own in drawn.items():
-            write(f"{top}/Br35H-Mask-RCNN/{place}/{name}", picture(40 + int(name[1])))
+            write(f"{top}/Br35H-Mask-RCNN/{place}/{name}", make_image(40 + int(name[1])))
             regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in own]
             entries[f"{name}999"] = {"filename": name, "size": 999, "regions": regions, "file_attributes": {}}
         text(f"{top}/Br35H-Mask-RCNN/{place}/annotations_{place.lower()}.json", json.dumps(entries, indent=1) + "\n")
@@ -103,7 +102,7 @@ def br35h() -> None:
 def folder() -> None:
     """Both organs; with and without mask, label, patient; a mask of class numbers in another format."""
     for k, name in enumerate(("a.png", "b.jpg", "deep/c.png", "d.bmp")):
-        write(f"folder/images/{name}", picture(60 + k))
+        write(f"folder/images/{name}", make_image(60 + k))
     write("folder/masks/a.png", marker(3, 4, 5, 6))
     write("folder/masks/deep/c.tif", marker(8, 2, 3, 9) // 255 * 2)
     rows = (
@@ -117,10 +116,10 @@ def folder() -> None:
 
 
 def foreign() -> None:
-    """Two kinds, one of two pictures, in colour and in grey."""
-    write("foreign/photo/a.png", np.dstack([picture(70 + c) for c in range(3)]))
-    write("foreign/photo/b.jpg", picture(73))
-    write("foreign/x_ray/a.png", picture(74))
+    """Two kinds, one of two images, in colour and in grey."""
+    write("foreign/photo/a.png", np.dstack([make_image(70 + c) for c in range(3)]))
+    write("foreign/photo/b.jpg", make_image(73))
+    write("foreign/x_ray/a.png", make_image(74))
 
 
 if __name__ == "__main__":

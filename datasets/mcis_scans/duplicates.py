@@ -1,14 +1,13 @@
-"""Near-duplicate scans: which pictures show the same picture, so that a split never separates them.
+"""Near-duplicates: which scans show the same image, so that a split never separates them.
 
-Candidates come from every picture against every other, in two ways: by the number of SIFT descriptors that find a
-near-equal, which survives crops and turns; and by the correlation of thumbnails, which survives smoothing. Proof comes
-from geometry and pixels: a transform by RANSAC, then the correlation of the band-passed pictures where they overlap.
-Text, callipers and frames cover few pixels, so they cannot make a match; two brains share outlines, not folds, so they
-do not correlate. NumPy and OpenCV; no JAX.
+Candidate pairs are ranked in two ways: by the number of similar SIFT descriptors, which survives crops and rotations;
+and by the correlation of thumbnails, which survives smoothing. A pair is confirmed by geometry and pixels: a transform
+found by RANSAC, then the correlation of the band-passed images where they overlap. Text, callipers and borders cover
+few pixels, so they cannot make a match; two brains share outlines, not folds, so they do not correlate. No JAX.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -17,66 +16,52 @@ from mcis.imaging import scan
 from mcis.imaging.letterbox import content_box
 
 SIDE = 256
-"""Long side of the picture in which keypoints are found: recompression and rescaling hardly show at this size."""
-
+"""Long side, pixels, at which keypoints are found: recompression and rescaling have little effect at this size."""
 POINTS = 150
-"""Keypoints a picture, the strongest; they prove a match."""
-
+"""Keypoints of an image, the strongest, that confirm a match."""
 VOTERS = 64
-"""Keypoints a picture, the strongest, that vote for candidates: the cost of all pairs grows with their square."""
-
+"""Keypoints of an image, the strongest, that rank candidates. The cost of all pairs grows with its square."""
 VOTER_DIMENSIONS = 32
-"""Principal components of a voter: nearly nine tenths of the variance at an eighth of the multiplications."""
-
+"""Principal components of a voter's descriptor: nearly nine tenths of its variance at an eighth of the cost."""
 VOTE_COSINE, MATCH_COSINE = 0.92, 0.85
-"""Cosine from which two descriptors may show the same spot: strict to rank candidates, since all brains have much in
-common; lenient to prove them, where geometry sorts out chance."""
-
+"""Cosine from which two descriptors may show the same spot: strict for ranking, since all brains have much in common;
+lenient for confirming, where geometry removes chance matches."""
 CANDIDATES = 4
-"""Candidates tried for a picture in a round, of either kind: nearly every true pair ranks among the first four."""
-
+"""Candidates tried for an image in a round, of either ranking: nearly every true pair is among the first four."""
 THUMBNAIL = 32
-"""Side of the square to which the band-passed picture is brought to find the pictures most like it."""
-
+"""Side of the thumbnails, pixels."""
 ROUNDS = 3
-"""Rounds of candidates; each looks past the cluster found so far, which in a large cluster hides all others."""
-
+"""Rounds of candidates. Each skips the clusters found so far; in a large cluster they would hide all others."""
 MIN_INLIERS = 6
-"""Fewer keypoints on one transform happen by chance."""
-
+"""Fewer keypoints agree on a transform by chance."""
 RANSAC_PIXELS = 2.5
-"""Distance, in pixels of half of SIDE, at which a keypoint still lies on the transform."""
-
+"""Largest error of an inlier, in pixels at half of SIDE."""
 MAX_SCALE = 2.5
 MAX_STRETCH = 1.6
-"""How much one axis may be scaled more than the other: scans are resized to squares."""
-
+"""Largest ratio of the scales of the two axes: scans are resized to squares."""
 MIN_OVERLAP = 0.4
-"""Share of the smaller picture that must lie on the other: in a strip, a line of text would decide."""
-
-SAME_PICTURE = 0.65
-"""Correlation that proves a pair. In public breast and brain sets copies lie above 0.8, two brains below 0.61."""
-
+"""Share of the smaller image that must overlap: in a strip, a line of text would decide."""
+SAME_IMAGE = 0.65
+"""Correlation that confirms a pair. In public breast and brain sets copies are above 0.8, two brains below 0.61."""
 SAME_SWEEP = 0.32
-"""Correlation that proves a pair of ultrasound scans. No breast looks like another, so this finds neighbouring frames
-of one lesion too; two brains would reach it."""
-
+"""Correlation that confirms a pair of ultrasound scans. It also finds neighbouring frames of one lesion: no two breasts
+look alike, whereas two brains would reach it."""
 SAME_PLACE, SAME_PLACE_INLIERS = 0.4, 20
-"""With so many inliers this suffices anywhere: the same slice in another MRI sequence."""
+"""Correlation that suffices with so many inliers: the same slice in another MRI sequence."""
 
 _BINS = np.arange(128).reshape(4, 4, 8)
 MIRROR = _BINS[::-1][:, :, -np.arange(8) % 8].ravel()
-"""Permutation that makes of a SIFT descriptor (row, column, orientation) that of the mirrored picture."""
+"""Permutation that turns a SIFT descriptor (row, column, orientation) into that of the mirrored image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-    """A picture as it is compared.
+    """An image as it is compared.
 
     Attributes:
-      band: float32 (h, w), the band-passed picture at half of SIDE.
+      band: float32 (h, w), the band-passed image at half of SIDE.
       points: float32 (POINTS, 2), x and y in pixels of `band`; strongest first.
-      descriptors: float32 (POINTS, 128), of unit length, or 0 where there were fewer keypoints.
+      descriptors: float32 (POINTS, 128) of unit length; 0 where there are fewer keypoints.
     """
 
     band: np.ndarray
@@ -85,30 +70,29 @@ class _Features:
 
 
 def bytes_needed(count: int) -> int:
-    """About how much memory `find_clusters` takes: descriptors of each picture, rankings of each pair."""
+    """Approximate memory of `find_clusters`: descriptors of each image, rankings of each pair."""
     return count * 250_000 + 30 * count**2
 
 
-def find_clusters(images: Sequence[np.ndarray], correlation: float = SAME_PICTURE) -> list[int]:
-    """Group near-duplicates: one picture shifted, cropped, resized, turned, mirrored, re-encoded, brightened or marked.
+def find_clusters(images: Iterable[np.ndarray], correlation: float = SAME_IMAGE) -> list[int]:
+    """Group near-duplicates: an image shifted, cropped, resized, rotated, mirrored, re-encoded, brightened or marked.
 
-    Deterministic, and as a partition independent of the order of the pictures. All pairs are looked at, so time grows
-    with the square: 600 pictures take some 30 s on one core, 2,200 under three minutes; memory with `bytes_needed`.
+    Deterministic; the partition does not depend on the order of the images. All pairs are compared, so time grows with
+    the square: 600 images take some 30 s on one core, 2,200 under three minutes.
 
     Args:
-      images: uint8 (H, W, 3) RGB scans; sizes may differ. Each is asked for once.
-      correlation: what two pictures laid on each other must reach to be the same; SAME_SWEEP for ultrasound alone.
+      images: uint8 (H, W, 3) RGB scans; sizes may differ.
+      correlation: smallest correlation of two aligned images that are the same; SAME_SWEEP for ultrasound alone.
 
     Returns:
-      A cluster id for each picture, numbered from 0 in order of first appearance.
+      A cluster id for each image, numbered from 0 in order of first appearance.
     """
     prints, features = [], {}
-    for index in range(len(images)):
-        image = images[index]
+    for image in images:
         prints.append(scan.fingerprint(image))
         if prints[-1] not in features:
             features[prints[-1]] = _describe(image)
-    keys = sorted(features)  # an order of content, so that no result depends on the order of the pictures
+    keys = sorted(features)  # ordered by content, so that the result does not depend on the order of the images
     parents = _join([features[key] for key in keys], correlation)
     clusters = dict(zip(keys, parents, strict=True))
     numbers: dict[int, int] = {}
@@ -116,11 +100,11 @@ def find_clusters(images: Sequence[np.ndarray], correlation: float = SAME_PICTUR
 
 
 def _join(features: list[_Features], correlation: float) -> list[int]:
-    """The cluster of each picture: candidates with most votes first, joined when they prove to be the same."""
+    """The cluster of each image. The best-ranked candidates are compared first, and joined where they are the same."""
     count = len(features)
     if count < 2:
         return [0] * count
-    rankings = (_votes(features), _likeness(features))
+    rankings = (_votes(features), _thumbnail_correlation(features))
     clusters = np.arange(count)
     for _ in range(ROUNDS):
         for ranking in rankings:
@@ -143,8 +127,8 @@ def _describe(image: np.ndarray) -> _Features:
     scale = SIDE / max(w, h)
     size = (max(16, round(w * scale)), max(16, round(h * scale)))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    # Keypoints of the levelled picture: brightening and sharpening move fewer of them than of the picture itself.
-    levelled = np.clip(np.rint(40 * _level(grey, 0.8, 16, 24, 6) + 128), 0, 255).astype(np.uint8)
+    # Brightening and sharpening move fewer keypoints of the band-passed image than of the image itself.
+    levelled = np.clip(np.rint(40 * _band_pass(grey, 0.8, 16, 24, 6) + 128), 0, 255).astype(np.uint8)
     sift = cv2.SIFT.create(nfeatures=POINTS, contrastThreshold=0.01)
     keypoints, found = sift.detectAndCompute(levelled, None)
     count = min(len(keypoints), POINTS)
@@ -153,12 +137,12 @@ def _describe(image: np.ndarray) -> _Features:
         points[:count] = [((k.pt[0] - 0.5) / 2, (k.pt[1] - 0.5) / 2) for k in keypoints[:count]]
         descriptors[:count] = np.sqrt(found[:count] / np.maximum(found[:count].sum(1, keepdims=True), 1e-6))
     half = (size[0] // 2, size[1] // 2)
-    band = cv2.resize(_level(grey, 1.5, 8, 12, 3)[: 2 * half[1], : 2 * half[0]], half, interpolation=cv2.INTER_AREA)
+    band = cv2.resize(_band_pass(grey, 1.5, 8, 12, 3)[: 2 * half[1], : 2 * half[0]], half, interpolation=cv2.INTER_AREA)
     return _Features(band, points, descriptors)
 
 
-def _level(grey: np.ndarray, fine: float, coarse: float, window: float, floor: float) -> np.ndarray:
-    """Details between two blurs (sigmas, pixels), at equal contrast everywhere, clipped so that marks weigh little."""
+def _band_pass(grey: np.ndarray, fine: float, coarse: float, window: float, floor: float) -> np.ndarray:
+    """Difference of two blurs (sigmas, pixels) at equal local contrast, clipped so that drawn marks weigh little."""
     grey = grey.astype(np.float32)
     detail = cv2.GaussianBlur(grey, (0, 0), fine) - cv2.GaussianBlur(grey, (0, 0), coarse)
     contrast = np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), window))
@@ -166,26 +150,27 @@ def _level(grey: np.ndarray, fine: float, coarse: float, window: float, floor: f
 
 
 def _votes(features: list[_Features]) -> np.ndarray:
-    """How many keypoints of one picture have a near-equal in the other, mirrored or not: int32 (n, n)."""
+    """Number of keypoints of one image that have a similar one in the other, mirrored or not: int32 (n, n)."""
     total, square, count = np.zeros(256), np.zeros((256, 256)), 0
     for f in features:
-        either = _either_way(f)
-        total, square, count = total + either.sum(0), square + either.T @ either, count + len(either)
+        voters = _mirror_invariant(f)
+        total, square, count = total + voters.sum(0), square + voters.T @ voters, count + len(voters)
     mean = total / max(count, 1)
     axes = np.linalg.eigh(square / max(count, 1) - np.outer(mean, mean))[1][:, : -VOTER_DIMENSIONS - 1 : -1]
-    voters = np.zeros((len(features), VOTERS, VOTER_DIMENSIONS), np.float32)
+    projections = np.zeros((len(features), VOTERS, VOTER_DIMENSIONS), np.float32)
     for i, f in enumerate(features):
-        projected = (_either_way(f) - mean) @ axes
-        voters[i, : len(projected)] = projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-6)
+        projected = (_mirror_invariant(f) - mean) @ axes
+        length = np.linalg.norm(projected, axis=1, keepdims=True)
+        projections[i, : len(projected)] = projected / np.maximum(length, 1e-6)
     votes = np.zeros((len(features), len(features)), np.int32)
     for i in range(len(features) - 1):
-        cosines = voters[i + 1 :].reshape(-1, VOTER_DIMENSIONS) @ voters[i].T
+        cosines = projections[i + 1 :].reshape(-1, VOTER_DIMENSIONS) @ projections[i].T
         votes[i, i + 1 :] = (cosines.reshape(-1, VOTERS, VOTERS).max(1) > VOTE_COSINE).sum(1)
     return votes + votes.T
 
 
-def _likeness(features: list[_Features]) -> np.ndarray:
-    """Correlation of the pictures' thumbnails, mirrored or not: float32 (n, n)."""
+def _thumbnail_correlation(features: list[_Features]) -> np.ndarray:
+    """Correlation of the images' thumbnails, mirrored or not: float32 (n, n)."""
     size = (THUMBNAIL, THUMBNAIL)
     plain = np.stack([cv2.resize(f.band, size, interpolation=cv2.INTER_AREA) for f in features])
     plain = plain - plain.mean((1, 2), keepdims=True)
@@ -194,8 +179,8 @@ def _likeness(features: list[_Features]) -> np.ndarray:
     return np.maximum(flat @ flat.T, flat @ mirrored.T)
 
 
-def _either_way(f: _Features) -> np.ndarray:
-    """Descriptors of the voters that are equal for a picture and its mirror image: float32 (k, 256)."""
+def _mirror_invariant(f: _Features) -> np.ndarray:
+    """Descriptors of the voters that are equal for an image and its mirror image: float32 (k, 256)."""
     plain = f.descriptors[:VOTERS][f.descriptors[:VOTERS].any(1)]
     return np.concatenate([plain + plain[:, MIRROR], np.abs(plain - plain[:, MIRROR])], axis=1)
 
@@ -216,15 +201,15 @@ def _match(a: _Features, b: _Features, correlation: float) -> bool:
     if mutual.sum() < MIN_INLIERS:
         return False
     source, target = b.points[there[mutual, 0]], a.points[mutual]
-    # A similarity is found from fewer keypoints; only an affine transform fits a picture that was resized to a square.
+    # A similarity needs fewer keypoints; only an affine transform fits an image that was resized to a square.
     for estimate in (cv2.estimateAffinePartial2D, cv2.estimateAffine2D):
         cv2.setRNGSeed(0)
         transform, inliers = estimate(source, target, ransacReprojThreshold=RANSAC_PIXELS, maxIters=300)
         count = 0 if transform is None else int(inliers.sum())
         if count < MIN_INLIERS or not _is_plausible(transform):
             return False
-        reached = _correlate(a.band, b.band, transform)
-        if reached > correlation or (reached > SAME_PLACE and count >= SAME_PLACE_INLIERS):
+        aligned = _correlate(a.band, b.band, transform)
+        if aligned > correlation or (aligned > SAME_PLACE and count >= SAME_PLACE_INLIERS):
             return True
     return False
 
@@ -236,12 +221,12 @@ def _is_plausible(transform: np.ndarray) -> bool:
 
 
 def _correlate(a: np.ndarray, b: np.ndarray, transform: np.ndarray) -> float:
-    """Correlation of a with b laid on it, where both are; 0 where too little overlaps."""
+    """Correlation of a and the transformed b where they overlap; 0 where they overlap too little."""
     size = a.shape[::-1]
-    laid = cv2.warpAffine(b, transform, size)
+    moved = cv2.warpAffine(b, transform, size)
     both = cv2.warpAffine(np.ones_like(b), transform, size) > 0.99
     smaller = min(a.size, b.size * np.linalg.det(transform[:, :2]))
     if both.sum() < max(MIN_OVERLAP * smaller, 100):
         return 0.0
-    x, y = a[both] - a[both].mean(), laid[both] - laid[both].mean()
+    x, y = a[both] - a[both].mean(), moved[both] - moved[both].mean()
     return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum() + 1e-9))

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from mcis_datasets.mcis_scans import mcis_scans_dataset_builder as builder_module
-from mcis_datasets.mcis_scans import packing, record, sources
-from mcis_datasets.mcis_scans.dummy_data_generator import HEIGHT, WIDTH, marker, picture
+from mcis_datasets.mcis_scans import record, sources, staging
+from mcis_datasets.mcis_scans.dummy_data_generator import HEIGHT, WIDTH, make_image, marker
 from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder, sift
 from mcis_datasets.mcis_scans.record import Record, Rejection
 from mcis_datasets.mcis_scans.sources import SOURCES
 
 from mcis import organs
-from mcis.imaging import image_files, scan
+from mcis.imaging import scan
 
 DUMMY = pathlib.Path(__file__).parent / "dummy_data"
 
@@ -47,7 +47,7 @@ def copy(tmp_path):
 
 
 def grey(seed):
-    return np.repeat(picture(seed)[..., None], 3, axis=2)
+    return np.repeat(make_image(seed)[..., None], 3, axis=2)
 
 
 def binary(*rectangles):
@@ -87,7 +87,7 @@ def test_lgg_is_read_exactly():
         (("TCGA_CS_0001_19990101", "TCGA_CS_0001"), ("TCGA_DU_0002_19990202", "TCGA_DU_0002"))
     ):
         for number in (1, 2):
-            channels = np.dstack([picture(20 + 10 * k + 3 * number + c) for c in (2, 1, 0)])  # written as BGR
+            channels = np.dstack([make_image(20 + 10 * k + 3 * number + c) for c in (2, 1, 0)])  # written as BGR
             mask = binary((5, 4 + k, 7, 3)) if number == 1 else binary()
             check(records[f"{place}/{place}_{number}"], channels, mask, True, "brain", int(number == 1), patient)
 
@@ -121,12 +121,12 @@ def test_folder_is_read_exactly():
     assert (records["b"].label, records["b"].has_mask) == (1, False)
 
 
-def test_foreign_pictures_are_read_exactly():
+def test_out_of_distribution_images_are_read_exactly():
     records, rejections = read("foreign")
     assert not rejections
     assert list(records) == ["photo/a", "photo/b", "x_ray/a"]
     check(records["x_ray/a"], grey(74), binary(), False, organs.UNSUPPORTED, -1, "x_ray")
-    colour = np.dstack([picture(70 + channel) for channel in (2, 1, 0)])  # written as BGR
+    colour = np.dstack([make_image(70 + channel) for channel in (2, 1, 0)])  # written as BGR
     check(records["photo/a"], colour, binary(), False, organs.UNSUPPORTED, -1, "photo")
 
 
@@ -144,7 +144,7 @@ def test_phantoms_have_every_class():
     [
         ("busi", "benign/benign (1)_mask.png", "resize", "benign/benign (1)", "mask benign (1)_mask.png is 9 x 7"),
         ("busi", "benign/benign (1).png", "remove", "benign/benign (1)_mask", "a mask without its image"),
-        ("busi", "benign/benign (2).png", "spoil", "benign/benign (2)", "not a readable image"),
+        ("busi", "benign/benign (2).png", "spoil", "benign/benign (2)", "not a readable"),
         (
             "busi",
             "benign/benign (2)_mask.png",
@@ -174,15 +174,15 @@ def test_phantoms_have_every_class():
             "TCGA_CS_0001_19990101/TCGA_CS_0001_19990101_2_mask",
             "a mask without its image",
         ),
-        ("br35h", "Br35H-Mask-RCNN/TEST/y2.jpg", "remove", "TEST/y2.jpg", "an outline without its picture"),
-        ("br35h", "no/no0.jpg", "spoil", "no/no0", "not a readable image"),
+        ("br35h", "Br35H-Mask-RCNN/TEST/y2.jpg", "remove", "TEST/y2.jpg", "an outline without its image"),
+        ("br35h", "no/no0.jpg", "spoil", "no/no0", "not a readable"),
         ("folder", "images/a.png", "remove", "a.png", "line 2: is not under images/"),
         ("folder", "images/x.png", "add", "x", "no row in labels.csv"),
         ("folder", "masks/x.png", "add", "masks/x", "a mask without its image"),
         ("folder", "masks/a.png", "resize", "a", "is 9 x 7 pixels, its scan 28 x 20"),
     ],
 )
-def test_bad_files_are_rejections_with_a_reason(copy, name, path, change, scan_id, words):
+def test_bad_files_are_rejected_with_a_reason(copy, name, path, change, scan_id, words):
     before, _ = read(name)
     root = copy(name)
     target = record.find_base(root, SOURCES[name].requires) / path
@@ -190,7 +190,7 @@ def test_bad_files_are_rejections_with_a_reason(copy, name, path, change, scan_i
     if change == "remove":
         target.unlink()
     elif change == "spoil":
-        target.write_bytes(b"no picture")
+        target.write_bytes(b"no image")
     else:
         contents = {"resize": mask[:7, :9], "blank": mask * 0, "fill": mask, "dim": mask // 255 * 90, "add": mask}
         assert cv2.imwrite(str(target), contents[change])
@@ -198,8 +198,8 @@ def test_bad_files_are_rejections_with_a_reason(copy, name, path, change, scan_i
     (reason,) = (reason for key, reason in rejections.items() if key == scan_id)
     assert words in reason
     assert str(root) not in reason
-    lost = set(before) - set(records)
-    assert lost <= {scan_id, scan_id.removesuffix("_mask"), "a", "yes/y2"}
+    missing = set(before) - set(records)
+    assert missing <= {scan_id, scan_id.removesuffix("_mask"), "a", "yes/y2"}
 
 
 ROWS = [
@@ -211,14 +211,14 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("row", "scan_id", "words"), ROWS)
-def test_bad_rows_of_a_folder_are_rejections(copy, row, scan_id, words):
+def test_bad_rows_of_labels_csv_are_rejected(copy, row, scan_id, words):
     root = copy("folder")
     lines = (root / "labels.csv").read_text().splitlines()
     (root / "labels.csv").write_text("\n".join([lines[0], row, *lines[2:]]))
     assert words in read("folder", root)[1][scan_id]
 
 
-def test_a_row_named_twice_is_a_rejection(copy):
+def test_a_second_row_of_a_scan_is_rejected(copy):
     root = copy("folder")
     with (root / "labels.csv").open("a") as file:
         csv.writer(file).writerow(["a.png", "benign", "p9", ""])
@@ -227,7 +227,7 @@ def test_a_row_named_twice_is_a_rejection(copy):
     assert "was named before" in rejections["a.png"]
 
 
-def test_a_healthy_scan_of_a_folder_needs_no_mask(copy):
+def test_a_scan_of_a_class_without_lesion_needs_no_mask(copy):
     root = copy("folder")
     (root / "labels.csv").write_text("scan,label,patient\nb,normal,\n")
     records, _ = read("folder", root)
@@ -242,7 +242,7 @@ def test_a_table_without_its_columns_is_an_error(copy):
         read("folder", root)
 
 
-def test_a_second_outline_of_one_picture_is_a_rejection(copy):
+def test_a_second_outline_of_an_image_is_rejected(copy):
     root = copy("br35h")
     place = root / "Br35H" / "Br35H-Mask-RCNN"
     shutil.copy(place / "TRAIN" / "y0.jpg", place / "TEST" / "Y0.jpg")
@@ -253,10 +253,10 @@ def test_a_second_outline_of_one_picture_is_a_rejection(copy):
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if SOURCES[name].requires])
-def test_a_source_is_found_wherever_it_is_unpacked(tmp_path, copy, name):
+def test_a_source_is_found_up_to_three_folders_down(tmp_path, copy, name):
     base = record.find_base(DUMMY / name, SOURCES[name].requires)
     assert record.find_base(base, SOURCES[name].requires) == base
-    if name != "foreign":  # any folder of folders of pictures looks like one
+    if name != "foreign":  # any folder of folders of images matches it
         assert record.find_base(DUMMY, SOURCES[name].requires) == base
     shutil.copytree(base, tmp_path / "1" / "2" / "3")
     assert record.find_base(tmp_path, SOURCES[name].requires) == tmp_path / "1" / "2" / "3"
@@ -265,13 +265,13 @@ def test_a_source_is_found_wherever_it_is_unpacked(tmp_path, copy, name):
     assert record.find_base(tmp_path, SOURCES[name].requires) is None
 
 
-def pack(folder, jobs):
-    packing.pack_all(jobs, folder)
-    return packing.facts(folder, len(jobs))
+def stage(folder, jobs):
+    staging.stage_all(jobs, folder)
+    return staging.read_all(folder, len(jobs))
 
 
 def test_more_rejected_than_read_is_an_error(tmp_path):
-    (item,) = pack(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
+    (item,) = stage(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
     bad = [Rejection("x", "unreadable"), Rejection("y", "unreadable")]
     with pytest.raises(ValueError, match=r"(?s)1 scans .* 2 files .* x: unreadable"):
         sift("busi", [item, *bad])
@@ -280,15 +280,15 @@ def test_more_rejected_than_read_is_an_error(tmp_path):
     assert sift("busi", [item, bad[0]])[1] == bad[:1]
 
 
-def test_two_scans_of_one_name_are_not_both_taken(tmp_path):
-    (item,) = pack(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
+def test_a_second_scan_of_one_name_is_rejected(tmp_path):
+    (item,) = stage(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
     scans, rejections = sift("phantom", [item, dataclasses.replace(item, label=0)])
     assert len(scans) == 1
     assert rejections[0].scan_id == item.scan_id
 
 
 @pytest.mark.parametrize(("name", "zipped"), [("busi", False), ("br35h", True)])
-def test_a_prepared_set_holds_what_was_read(tmp_path, capsys, name, zipped):
+def test_a_prepared_set_has_the_scans_that_were_read(tmp_path, capsys, name, zipped):
     manual = DUMMY / name
     if zipped:
         manual = tmp_path / "manual"
@@ -296,19 +296,19 @@ def test_a_prepared_set_holds_what_was_read(tmp_path, capsys, name, zipped):
         shutil.make_archive(str(manual / name), "zip", DUMMY / name)
     built = Builder(config=name, data_dir=tmp_path / "data")
     built.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
-    again = tfds.builder_from_directory(built.data_path)  # without our code, as training reads it
+    again = tfds.builder_from_directory(built.data_path)  # as training reads it, without the builder
     assert again.info.file_format.value == "array_record"
     records, _ = read(name)
     rows = {row["scan_id"].decode(): (split, row) for split in again.info.splits for row in again.as_data_source(split)}
     assert set(rows) == set(records)
     for scan_id, (split, row) in rows.items():
-        was = records[scan_id]
-        assert np.array_equal(row["image"], was.image)
-        assert np.array_equal(row["mask"], was.mask)
-        assert row["mask"].shape == (*was.image.shape[:2], 1)
-        assert (row["has_mask"], row["label"]) == (was.has_mask, was.label)
-        assert (row["organ"].decode(), row["source"].decode()) == (was.organ, name)
-        assert row["fingerprint"].decode() == scan.fingerprint(was.image)
+        original = records[scan_id]
+        assert np.array_equal(row["image"], original.image)
+        assert np.array_equal(row["mask"], original.mask)
+        assert row["mask"].shape == (*original.image.shape[:2], 1)
+        assert (row["has_mask"], row["label"]) == (original.has_mask, original.label)
+        assert (row["organ"].decode(), row["source"].decode()) == (original.organ, name)
+        assert row["fingerprint"].decode() == scan.fingerprint(original.image)
         assert row["group"].decode().startswith("cluster-")
         history = json.loads((pathlib.Path(built.data_path).parent / "splits.json").read_text())
         assert history["fingerprints"][row["fingerprint"].decode()] == split
@@ -329,44 +329,43 @@ def test_contradicting_near_duplicates_lose_their_label_in_the_prepared_set(tmp_
     assert "benign, malignant: benign/benign (2), malignant/malignant (9)" in capsys.readouterr().out
 
 
-def test_what_waits_on_disk_is_what_was_read_in_its_order(tmp_path):
-    jobs = [*sources.phantoms(per_class=2), Rejection("x", "unreadable"), lambda: Rejection("y", "unreadable too")]
-    found = pack(tmp_path, jobs)
-    assert found[-2:] == [Rejection("x", "unreadable"), Rejection("y", "unreadable too")]
-    for job, packed in zip(jobs[:-2], found[:-2], strict=True):
-        was = record.done(job)
-        image, mask = (image_files.decode(picture).image for picture in packing.pictures(packed, tmp_path))
-        np.testing.assert_array_equal(image, was.image)
-        np.testing.assert_array_equal(mask[..., :1], was.mask)
-        assert packed.fingerprint == scan.fingerprint(was.image)
+def test_staged_scans_are_those_that_were_read_in_their_order(tmp_path):
+    jobs = [*sources.phantoms(per_class=1), Rejection("x", "unreadable"), lambda: Rejection("y", "unreadable too")]
+    items = stage(tmp_path, jobs)
+    assert items[-2:] == [Rejection("x", "unreadable"), Rejection("y", "unreadable too")]
+    for job, staged in zip(jobs[:-2], items[:-2], strict=True):
+        original = record.done(job)
+        image, mask = (scan.decode(png).image for png in staging.images_of(staged, tmp_path))
+        np.testing.assert_array_equal(image, original.image)
+        np.testing.assert_array_equal(mask[..., :1], original.mask)
+        assert staged.fingerprint == scan.fingerprint(original.image)
         for name in ("scan_id", "has_mask", "organ", "label", "patient"):
-            assert getattr(packed, name) == getattr(was, name)
+            assert vars(staged)[name] == vars(original)[name]
 
 
-def test_what_is_read_in_bundles_in_any_order_and_twice_is_the_same(tmp_path):
-    jobs = list(enumerate(sources.phantoms(per_class=2)))
-    for bundle in (jobs[5:], jobs[:6], jobs[2:4]):
-        with packing.Writer(tmp_path) as writer:
-            for number, job in reversed(bundle):
-                writer.add(number, packing.pack(job))
-    with contextlib.suppress(KeyboardInterrupt), packing.Writer(tmp_path) as writer:
-        writer.add(99, packing.pack(jobs[0][1]))
+def test_staging_in_bundles_in_any_order_and_twice_gives_the_same(tmp_path):
+    jobs = list(enumerate(sources.phantoms(per_class=1)))
+    packed = [staging.pack(job) for _, job in jobs]
+    for bundle in (range(2, 5), range(3), range(1, 3)):
+        with staging.writer(tmp_path) as add:
+            for number in reversed(bundle):
+                add(number, packed[number])
+    with contextlib.suppress(KeyboardInterrupt), staging.writer(tmp_path) as add:
+        add(99, packed[0])
         raise KeyboardInterrupt
-    with packing.Writer(tmp_path) as writer:  # a worker that could not read what others could
-        writer.add(3, Rejection("3", "stale file handle"))
-    (tmp_path / "half.part").write_text('{"number": 1, "sc')
-    found = packing.facts(tmp_path, len(jobs))
-    with pytest.raises(OSError, match="1 of 11 scans were read and have not come here"):
-        packing.facts(tmp_path, len(jobs) + 1)
-    assert [item.scan_id for item in found] == [record.done(job).scan_id for _, job in jobs]
-    images = packing.Images(found, tmp_path)
-    assert len(images) == len(jobs)
-    for image, (_, job) in zip(images, jobs, strict=True):
-        np.testing.assert_array_equal(image, record.done(job).image)
+    with staging.writer(tmp_path) as add:  # one worker could not read what the others could
+        add(3, staging.pack(Rejection("3", "stale file handle")))
+    with staging.writer(tmp_path):
+        pass  # an empty bundle
+    items = staging.read_all(tmp_path, len(jobs))
+    with pytest.raises(OSError, match="1 of 6 scans are missing"):
+        staging.read_all(tmp_path, len(jobs) + 1)
+    assert [item.scan_id for item in items] == [record.done(job).scan_id for _, job in jobs]
+    assert [staging.images_of(item, tmp_path) for item in items] == [images for _, images in packed]
 
 
-def test_more_scans_than_can_be_compared_are_refused_before_that_is_tried(tmp_path, monkeypatch):
-    (item,) = pack(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
+def test_more_scans_than_fit_in_memory_are_an_error_before_they_are_compared(tmp_path, monkeypatch):
+    (item,) = stage(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
     many = [dataclasses.replace(item, scan_id=str(i), patient=None) for i in range(100)]
     monkeypatch.setattr(builder_module, "free_memory", lambda: 10_000_000)
     with pytest.raises(ValueError, match=r"100 scans, not all of a known patient.*Name the patient"):
@@ -376,16 +375,16 @@ def test_more_scans_than_can_be_compared_are_refused_before_that_is_tried(tmp_pa
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_that_was_packed_stays(tmp_path, monkeypatch, fails):
+def test_the_staging_folder_is_removed(tmp_path, monkeypatch, fails):
     if fails:
-        monkeypatch.setattr(builder_module.audit, "make_audit", lambda *a: pytest.fail("as if a bug"))
+        monkeypatch.setattr(builder_module.audit, "make_audit", lambda *a: pytest.fail("a bug"))
     with pytest.raises(pytest.fail.Exception) if fails else contextlib.nullcontext():
-        Builder(config="phantom", data_dir=tmp_path, per_class=8).download_and_prepare()
-    assert not list((tmp_path / "mcis_scans" / "phantom").glob(f"{packing.PREFIX}*"))
-    assert packing._reader.cache_info().currsize == 0  # an open file would stay on the disk
+        Builder(config="phantom", data_dir=tmp_path, per_class=1).download_and_prepare()
+    assert not list((tmp_path / "mcis_scans" / "phantom").glob(f"{staging.PREFIX}*"))
+    assert staging._reader.cache_info().currsize == 0  # an open file would stay on the disk
 
 
-def test_the_card_is_complete():
+def test_the_description_is_complete():
     metadata = Builder.get_metadata()
     assert set(metadata.tags) <= set(tfds.core.dataset_metadata.valid_tags())
     for name, source in SOURCES.items():
@@ -395,7 +394,7 @@ def test_the_card_is_complete():
     assert metadata.citation.count("@") == 5
 
 
-def test_the_builder_imports_no_tensorflow():
+def test_the_builder_imports_neither_tensorflow_nor_jax():
     import subprocess
     import sys
 
@@ -403,7 +402,7 @@ def test_the_builder_imports_no_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_table_that_is_a_pipe_or_names_no_file_blocks_nothing(tmp_path):
+def test_a_table_that_is_a_pipe_is_an_error_and_rows_that_name_no_file_are_rejected(tmp_path):
     shutil.copytree(DUMMY / "folder", tmp_path / "scans")
     table = tmp_path / "scans" / "labels.csv"
     table.write_text(table.read_text() + ".,,,\n/,,,\n..,,,\n")
@@ -411,5 +410,5 @@ def test_a_table_that_is_a_pipe_or_names_no_file_blocks_nothing(tmp_path):
     assert [item.scan_id for item in items if isinstance(item, Rejection)] == [".", "/", ".."]
     table.unlink()
     os.mkfifo(table)
-    with pytest.raises(ValueError, match="no plain file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         list(SOURCES["folder"].read(tmp_path / "scans"))

@@ -1,4 +1,4 @@
-"""One scan as a source hands it over, or the reason why it does not; and how both are read from files. No TFDS."""
+"""One scan of a source, or the reason why it is rejected, and how both are read from files. No TFDS."""
 
 import csv
 import dataclasses
@@ -9,26 +9,26 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from mcis.imaging import image_files, scan
+from mcis.imaging import scan
 from mcis.organs import UNKNOWN, organ_named
 
 LOSSY = (".jpg", ".jpeg")
 MAX_DEPTH = 3
-"""How many folders below the one given a source's own folder is looked for."""
+"""Number of folder levels below the given folder in which a source's own folder is searched."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """One scan with what is known of it.
+    """One scan.
 
     Attributes:
       scan_id: unique in its source: the path below the source's folder, without suffix.
-      image: uint8 (H, W, 3), RGB, at scan size.
+      image: uint8 (H, W, 3), RGB, at the scan's own size.
       mask: uint8 {0,1} (H, W, 1), 1 = lesion; all zero where `has_mask` is False.
-      has_mask: whether the mask is ground truth. An empty mask that is ground truth says "no lesion here".
+      has_mask: whether the mask is ground truth. An empty mask that is ground truth means that there is no lesion.
       organ: a name of `mcis.organs.ORGANS`, or UNSUPPORTED.
       label: index into the organ's classes, or UNKNOWN.
-      patient: who was scanned, or None where the source does not say.
+      patient: the patient, or None where the source names none.
     """
 
     scan_id: str
@@ -42,7 +42,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """A file that gives no record, and why; it is listed in the audit."""
+    """A file that gives no record, and the reason. It is listed in the audit."""
 
     scan_id: str
     reason: str
@@ -50,54 +50,39 @@ class Rejection:
 
 Item = Record | Rejection
 Job = Callable[[], Item]
-"""What reads a scan when it is called, so that many can be read at once."""
+"""A function that reads one scan. Jobs run at the same time; workers on other machines receive them pickled."""
 MakeMask = Callable[[tuple[int, int]], np.ndarray]
-"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1); ScanError where there is none to be had.
-
-No closure: workers elsewhere are sent it."""
+"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1); ScanError where there is none. No closure, as it
+is part of a Job."""
 
 
 def done(job: Item | Job) -> Item:
-    """The scan, or why it is none, once it is read."""
+    """The item, read if it is a job."""
     return job if isinstance(job, Record | Rejection) else job()
 
 
 def load(
-    scan_id: str,
-    image: pathlib.Path,
-    make_mask: MakeMask | None,
-    *,
-    organ: str,
-    label: int,
-    patient: str | None,
+    scan_id: str, image: pathlib.Path, make_mask: MakeMask | None, *, organ: str, label: int, patient: str | None
 ) -> Item:
-    """Read a scan and make its mask; whatever is wrong with either becomes a Rejection.
-
-    Args:
-      scan_id: see Record.
-      image: the picture file.
-      make_mask: `union_of(...)`, `empty`, an outline; None where no mask is known.
-      organ: see Record.
-      label: see Record.
-      patient: see Record.
+    """Read the image file of a scan and make its mask; None where no mask is known.
 
     Returns:
-      A Record; or a Rejection where a file cannot be read, where the mask has another size, or where mask and label
-      contradict each other.
+      A Record; or a Rejection where a file cannot be read, the mask has another size, or mask and label contradict
+      each other.
     """
     try:
-        picture = image_files.read(image).image
-        size = picture.shape[:2]
+        pixels = scan.read(image).image
+        size = pixels.shape[:2]
         mask = empty(size) if make_mask is None else make_mask(size)
-    except (scan.ScanError, OSError) as error:  # an OSError: no permission, a disk that fails
+    except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
     if label != UNKNOWN and make_mask is not None:
         name, lesion = organ_named(organ).classes[label], organ_named(organ).is_lesion(label)
         if lesion and not mask.any():
             return Rejection(scan_id, f"labelled {name}, yet its mask is empty; leave the mask out if none is known")
         if not lesion and mask.any():
-            return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; mend one of the two")
-    return Record(scan_id, picture, mask, make_mask is not None, organ, label, patient)
+            return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; correct one of the two")
+    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient)
 
 
 def empty(size: tuple[int, int]) -> np.ndarray:
@@ -117,23 +102,17 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
     for path in paths:
         mask = read_mask(path)
         if mask.shape[:2] != size:
-            (height, width), (mask_height, mask_width) = size, mask.shape[:2]
-            raise scan.ScanError(
-                f"mask {path.name} is {mask_width} x {mask_height} pixels, its scan {width} x {height}; "
-                "they must be equal"
-            )
+            sizes = [f"{width} x {height}" for height, width in (mask.shape[:2], size)]
+            raise scan.ScanError(f"mask {path.name} is {sizes[0]} pixels, its scan {sizes[1]}; they must be equal")
         union |= mask
     return union
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask picture of any kind that `image_files.read` reads.
+    """Read a mask image, uint8 {0,1} (H, W, 1), of any kind that `scan.read` reads.
 
-    Values of 128 and more are lesion. A lossless mask that never exceeds 31 is taken for a map of class numbers:
-    everything but 0 is lesion. Colour counts by its brightest channel; alpha is laid over black.
-
-    Returns:
-      uint8 {0,1} (H, W, 1).
+    Values of 128 and more are lesion. A lossless mask that never exceeds 31 is a map of class numbers: everything but
+    0 is lesion. Of a colour the brightest channel counts; alpha is composited over black.
 
     Raises:
       ScanError: unreadable, or neither of the two kinds.
@@ -141,7 +120,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        values = image_files.read(path).image.max(axis=2, keepdims=True)
+        values = scan.read(path).image.max(axis=2, keepdims=True)
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
     top = int(values.max())
@@ -154,8 +133,8 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
 
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """Rows of a CSV file, values stripped; ValueError where it is unreadable or lacks one of `columns`."""
-    if path.exists() and not path.is_file():  # a pipe would block
-        raise ValueError(f"{path}: no plain file; a CSV file in UTF-8 is needed")
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise ValueError(f"{path}: not a regular file; a CSV file in UTF-8 is needed")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -171,16 +150,16 @@ def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str
 
 
 def find_base(root: pathlib.Path, requires: Sequence[str]) -> pathlib.Path | None:
-    """The shallowest folder, `root` or up to MAX_DEPTH below it, where each pattern of `requires` finds something.
+    """The shallowest folder, `root` or up to MAX_DEPTH below it, in which each pattern of `requires` has a match.
 
-    So a source is found whether one gives its own folder, the one it was unpacked into, or one that holds several.
+    `root` may be the source's own folder, the one that it was unpacked into, or one with several sources.
     """
     level = [root]
     for _ in range(MAX_DEPTH + 1):
         for folder in level:
             if all(next(folder.glob(pattern), None) for pattern in requires):
                 return folder
-        # Sorted, so that the choice does not depend on the file system.
+        # sorted, so that the choice does not depend on the file system
         below = itertools.chain.from_iterable(sorted(folder.iterdir()) for folder in level)
         level = [path for path in below if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
     return None

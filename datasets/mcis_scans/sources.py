@@ -1,6 +1,6 @@
-"""The sources of `mcis_scans`: for each one function from its folder to records, and one row of SOURCES. No TFDS.
+"""The sources of `mcis_scans`: each has one function from its folder to records, and one row of SOURCES. No TFDS.
 
-To add a source: write such a function, add a row, add a few synthetic files of its layout under `dummy_data/`.
+To add a source: write its function, add its row, and add a few synthetic files of its layout to `dummy_data/`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ BRAIN, BREAST = organ_named("brain"), organ_named("breast")
 
 
 def busi(folder: pathlib.Path) -> Iterator[Item | Job]:
-    """BUSI: the class is the folder; `x.png` goes with the union of `x_mask.png`, `x_mask_1.png` ...; no patients."""
+    """BUSI: the folder is the class; the mask of `x.png` joins `x_mask.png`, `x_mask_1.png` ... No patients."""
     for label, name in enumerate(BREAST.classes):
         masks: dict[str, list[pathlib.Path]] = {}
         images = []
@@ -47,7 +47,7 @@ def busbra(folder: pathlib.Path) -> Iterator[Item | Job]:
             reason = f"bus_data.csv gives Pathology {label!r}; there are: {', '.join(BREAST.classes)}"
             yield Rejection(scan_id, reason)
         elif not row["Case"]:
-            yield Rejection(scan_id, "bus_data.csv gives no Case; without it a patient could fall into two splits")
+            yield Rejection(scan_id, "bus_data.csv gives no Case; without it a patient could be in two splits")
         else:
             index = BREAST.classes.index(label)
             yield partial(load, scan_id, image, union_of(mask), organ="breast", label=index, patient=row["Case"])
@@ -56,9 +56,9 @@ def busbra(folder: pathlib.Path) -> Iterator[Item | Job]:
 
 
 def lgg(folder: pathlib.Path) -> Iterator[Item | Job]:
-    """LGG: a folder a patient; slice `x.tif` with `x_mask.tif`; "tumor" where the slice's mask is not empty.
+    """LGG: one folder per patient; slice `x.tif` with `x_mask.tif`; "tumor" where the slice's mask is not empty.
 
-    All three sequences (pre-contrast, FLAIR, post-contrast) stay, as red, green and blue.
+    Red, green and blue are the three sequences (pre-contrast, FLAIR, post-contrast).
     """
     for place in sorted(folder.glob("TCGA_*")):
         patient = "_".join(place.name.split("_")[:3])  # the rest of the folder's name is a date
@@ -78,10 +78,10 @@ def _slice(scan_id: str, path: pathlib.Path, make_mask: MakeMask, patient: str) 
 
 
 def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
-    """Br35H: `yes/` and `no/`; outlines (VIA) of some of `yes/` in Br35H-Mask-RCNN, beside another copy of the picture.
+    """Br35H: `yes/` and `no/`; for some of `yes/`, Br35H-Mask-RCNN has an outline (VIA) and another copy of the image.
 
-    The outlined copy stands for the picture of that name in `yes/`: the outline is drawn on its pixels. A picture of
-    `yes/` without outline has no mask; one of `no/` has an empty one. No patients.
+    That copy replaces the image of the same name in `yes/`, since the outline is drawn on its pixels. An image of
+    `yes/` without outline has no mask; one of `no/` has an empty mask. No patients.
     """
     tumors: dict[str, tuple[pathlib.Path, MakeMask | None]] = {
         path.stem.lower(): (path, None) for path in image_files.files_in(folder / "yes")
@@ -100,7 +100,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
                 yield Rejection(f"{place}/{path.stem}", "is outlined in another folder too; the first is used")
             else:
                 tumors[key] = (path, partial(via.rasterise, shapes))
-        yield from (Rejection(f"{place}/{name}", "an outline without its picture") for name in drawn)
+        yield from (Rejection(f"{place}/{name}", "an outline without its image") for name in drawn)
     label = BRAIN.classes.index("tumor")
     for key, (path, make_mask) in sorted(tumors.items()):
         yield partial(load, f"yes/{key}", path, make_mask, organ="brain", label=label, patient=None)
@@ -110,10 +110,10 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
 
 
 def folder(root: pathlib.Path) -> Iterator[Item | Job]:
-    """A folder of one's own: `images/`, `masks/` (as far as there are any), `labels.csv` (scan, label, patient).
+    """The user's own folder: `images/`, `masks/` (optional), `labels.csv` (scan, label, patient).
 
-    A label may be empty (unknown; then a column `organ` must say which); a patient may be empty (then near-duplicates
-    are kept together). A mask has its image's path. A scan whose class has no lesion needs no mask: it is empty.
+    An empty label is unknown; the column `organ` is then needed. Without a patient, near-duplicates are kept together.
+    A mask has its image's path. A scan whose class has no lesion needs no mask: its mask is empty.
     """
     images = {_key(path, root / "images"): path for path in image_files.files_in(root / "images")}
     masks = {_key(path, root / "masks"): [path] for path in image_files.files_in(root / "masks")}
@@ -147,9 +147,9 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
 
 
 def foreign(root: pathlib.Path) -> Iterator[Item | Job]:
-    """Pictures that are scans of no organ here, a folder a kind: what a router learns to refuse.
+    """Out-of-distribution images, which the router learns to reject: one folder per kind.
 
-    A kind stands in a patient's place, so that no kind lies in two splits: refusal is told on kinds never seen.
+    The kind takes the place of the patient. So no kind is in two splits, and rejection is tested on unseen kinds.
     """
     for kind in sorted(path for path in root.iterdir() if path.is_dir()):
         for path in image_files.files_in(kind):
@@ -158,7 +158,7 @@ def foreign(root: pathlib.Path) -> Iterator[Item | Job]:
 
 
 def phantoms(per_class: int = 40) -> Iterator[Job]:
-    """Synthetic scans with exact masks, `per_class` of every class of every organ; each its own patient."""
+    """Synthetic scans with exact masks, `per_class` of every class of every organ, each of its own patient."""
     for number, seed in enumerate(phantom.seeds(per_class)):
         for organ in ORGANS:
             for label, name in enumerate(organ.classes):
@@ -185,11 +185,11 @@ class Source:
     """A row of SOURCES.
 
     Attributes:
-      title: one line for people.
-      read: from the source's own folder to its items, or to what reads them (phantoms: from `per_class`).
-      requires: patterns that each find something in that folder: this is how it is recognised. Empty = needs no folder.
-      layout: the folder as a person sees it.
-      origin: where it comes from, and its licence.
+      title: description in one line.
+      read: function from the source's own folder (phantoms: from `per_class`) to its items, or jobs that read them.
+      requires: patterns that all have a match in that folder, by which it is recognised. Empty = needs no folder.
+      layout: the files in the folder, for messages.
+      origin: where to get it, and its licence.
     """
 
     title: str
@@ -225,14 +225,14 @@ SOURCES: dict[str, Source] = {
         title="Br35H: brain MRI; tumor, no_tumor; outlines of part of the tumors; no patient identities",
         read=br35h,
         requires=("yes", "no", "Br35H-Mask-RCNN"),
-        layout="Br35H/: yes/y0.jpg, no/no0.jpg, Br35H-Mask-RCNN/{TRAIN,VAL,TEST}/: pictures and a VIA .json each",
+        layout="Br35H/: yes/y0.jpg, no/no0.jpg, Br35H-Mask-RCNN/{TRAIN,VAL,TEST}/: images and a VIA .json each",
         origin="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection (no licence stated: research only)",
     ),
     "foreign": Source(
-        title="pictures of other kinds, for the router to refuse; by kind",
+        title="out-of-distribution images, which the router learns to reject; by kind",
         read=foreign,
         requires=("*/*.[jp][pn]g",),
-        layout="a folder a kind, of PNG or JPEG pictures: ct_head/, us_lung/, natural_photo/ ...",
+        layout="one folder per kind, of PNG or JPEG images: ct_head/, us_lung/, natural_photo/ ...",
         origin="your own collection",
     ),
     "phantom": Source(
@@ -253,9 +253,9 @@ SOURCES: dict[str, Source] = {
 
 
 def expected(name: str) -> str:
-    """What a person has to give for source `name`: its layout, and where to get it."""
+    """The layout of source `name` and where to get it, for error messages."""
     source = SOURCES[name]
     return (
-        f"The source {name!r} is expected in a folder or zip (it may lie up to {MAX_DEPTH} folders down) as\n"
+        f"Expected for the source {name!r} is a folder or zip (or one up to {MAX_DEPTH} folders down) with\n"
         f"    {source.layout}\n  from {source.origin}"
     )

@@ -1,8 +1,8 @@
-"""Which scans belong together, and which split they go to; once given, a split lasts.
+"""Which scans form a group, and which split each group goes to. An assigned split is kept by later builds.
 
-A group (a patient; a cluster of near-duplicates where no patient is known) lies in one split. A new group's split is
-read off a hash: of the patient's name, so that a copy of the scans in another size or format is split alike; else of
-the pixels. What was given is kept in `splits.json` and obeyed.
+A group is a patient, or a cluster of near-duplicates where no patient is known; it lies in one split. The split of a
+new group is computed from a hash: of the patient's name, so that a copy of the scans in another size or format gets the
+same split; else of the pixels. `splits.json` keeps the assigned splits.
 """
 
 import collections
@@ -22,12 +22,12 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 SHARES = {TRAIN: 0.70, VALIDATION: 0.15, TEST: 0.15}
 FILE = "splits.json"
 MAX_BYTES = 1 << 30
-"""Of that file, which grows with the scans: ten million."""
+"""Largest size of that file: some ten million scans."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """What the splits need to know of a scan; see Record. `cluster` is None where near-duplicates were not sought."""
+    """What the splits need to know of a scan; see Record. `cluster` is None where near-duplicates were not searched."""
 
     scan_id: str
     fingerprint: str
@@ -39,12 +39,12 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What was decided so far. Scans that are gone are remembered, for they may come back.
+    """The splits assigned so far, also of scans that are not there at present.
 
     Attributes:
-      fingerprints: split by content fingerprint.
-      groups: split by name of a group or patient.
-      moved: every group that had to leave its split for train, in the order it happened.
+      fingerprints: fingerprint -> split.
+      groups: name of a group or patient -> split.
+      moved: the groups that moved to train, oldest first.
     """
 
     fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -54,15 +54,15 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `assign` decided.
+    """The result of `assign`.
 
     Attributes:
-      groups: name of each member's group, in the order of the members.
-      splits: of each member.
-      labels: of each member; UNKNOWN where near-duplicates contradict each other.
+      groups: name of each member's group.
+      splits: split of each member.
+      labels: label of each member; UNKNOWN where near-duplicates have contradicting labels.
       contradictions: an entry for each set of near-duplicates with more than one label.
-      moved: the groups that had to leave their split in this build.
-      history: for the next build.
+      moved: the groups that moved to train in this build.
+      history: the history for the next build.
     """
 
     groups: tuple[str, ...]
@@ -74,33 +74,29 @@ class Plan:
 
 
 def assign(members: Sequence[Member], history: History) -> Plan:
-    """Group scans and give each group its split.
+    """Group scans and assign each group its split.
 
-    Scans belong together that have the same patient, or the same pixels, or lie in a cluster of near-duplicates with
-    a scan of unknown patient. (Among known patients, likeness alone joins nothing.) A group keeps the split its scans
-    or patients had. It goes to train, and is listed, when they had several, or when near-duplicates in it contradict
-    each other; these lose their label.
-
-    Args:
-      members: the scans.
-      history: of earlier builds.
+    Scans of the same patient or with the same pixels form a group, and so does a cluster of near-duplicates in which a
+    patient is unknown. (A cluster of known patients alone joins nothing.) A group keeps the split that its scans or
+    patients had. It goes to train, and is listed, where they had several, or where near-duplicates in it have
+    contradicting labels; these labels become UNKNOWN.
     """
-    kin = _kin(members)
-    groups = _groups(members, kin)
-    contradictions = _contradictions(members, kin, groups)
-    doubtful = {scan_id for entry in contradictions for scan_id in entry["scans"]}
+    images = _images(members)
+    groups = _groups(members, images)
+    contradictions = _contradictions(members, images, groups)
+    unlabelled = {scan_id for entry in contradictions for scan_id in entry["scans"]}
     contradicted = {entry["group"] for entry in contradictions}
 
-    own: dict[str, list[Member]] = collections.defaultdict(list)
+    members_of: dict[str, list[Member]] = collections.defaultdict(list)
     for member, group in zip(members, groups, strict=True):
-        own[group].append(member)
+        members_of[group].append(member)
     split_of, moved = {}, []
-    for group in sorted(own):
-        before = _before(own[group], history)
-        split = TRAIN if group in contradicted or len(before) > 1 else next(iter(before), _split_of_new(own[group]))
+    for group, own in sorted(members_of.items()):
+        before = _splits_before(own, history)
+        split = TRAIN if group in contradicted or len(before) > 1 else next(iter(before), _split_of_new(own))
         if before - {split}:
             why = "contradicting labels" if group in contradicted else "its scans joined groups of several splits"
-            scans = sorted(member.scan_id for member in own[group])
+            scans = sorted(member.scan_id for member in own)
             moved.append({"group": group, "from": sorted(before), "to": split, "why": why, "scans": scans})
         split_of[group] = split
 
@@ -112,7 +108,7 @@ def assign(members: Sequence[Member], history: History) -> Plan:
     return Plan(
         groups=tuple(groups),
         splits=tuple(split_of[group] for group in groups),
-        labels=tuple(UNKNOWN if member.scan_id in doubtful else member.label for member in members),
+        labels=tuple(UNKNOWN if member.scan_id in unlabelled else member.label for member in members),
         contradictions=tuple(contradictions),
         moved=tuple(moved),
         history=History(fingerprints, names, (*history.moved, *moved)),
@@ -125,7 +121,7 @@ def class_name(organ: str, label: int) -> str:
 
 
 def position(classes: Sequence[str], content: str) -> float:
-    """Where a new group falls in [0, 1): a hash of its class names and its content (see the top of this file)."""
+    """The position of a new group in [0, 1): a hash of its class names and its content (patients or pixels)."""
     digest = hashlib.sha256(f"{','.join(sorted(set(classes)))}\n{content}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -137,21 +133,21 @@ def _split_of_new(own: Sequence[Member]) -> str:
     return TRAIN if u < SHARES[TRAIN] else VALIDATION if u < SHARES[TRAIN] + SHARES[VALIDATION] else TEST
 
 
-def _before(own: Sequence[Member], history: History) -> set[str]:
+def _splits_before(own: Sequence[Member], history: History) -> set[str]:
     """The splits that a group's scans and patients had."""
     found = {history.fingerprints.get(member.fingerprint) for member in own}
     found |= {history.groups.get(member.patient) for member in own if member.patient is not None}
     return {split for split in found if split is not None}
 
 
-def _kin(members: Sequence[Member]) -> list[Hashable]:
-    """What each scan is the same picture as: a cluster where that counts (see `assign`), else equal pixels."""
+def _images(members: Sequence[Member]) -> list[Hashable]:
+    """A key of the image that each scan shows: its cluster where that counts (see `assign`), else its fingerprint."""
     counting = {member.cluster for member in members if member.patient is None and member.cluster is not None}
     return [member.cluster if member.cluster in counting else member.fingerprint for member in members]
 
 
-def _groups(members: Sequence[Member], kin: Sequence[Hashable]) -> list[str]:
-    """Each scan's group: joined by kin and by patient, named by its patients, else by its smallest fingerprint."""
+def _groups(members: Sequence[Member], images: Sequence[Hashable]) -> list[str]:
+    """Each scan's group, joined by image and by patient, named by its patients, else by its smallest fingerprint."""
     parent: dict[Hashable, Hashable] = {}
 
     def root(key: Hashable) -> Hashable:
@@ -160,12 +156,12 @@ def _groups(members: Sequence[Member], kin: Sequence[Hashable]) -> list[str]:
             key = parent[key]
         return key
 
-    for member, key in zip(members, kin, strict=True):
+    for member, image in zip(members, images, strict=True):
         if member.patient is not None:
-            parent[root(("patient", member.patient))] = root(("kin", key))
+            parent[root(("patient", member.patient))] = root(("image", image))
     patients: dict[Hashable, set[str]] = collections.defaultdict(set)
     smallest: dict[Hashable, str] = {}
-    roots = [root(("kin", key)) for key in kin]
+    roots = [root(("image", image)) for image in images]
     for member, top in zip(members, roots, strict=True):
         smallest[top] = min(smallest.get(top, member.fingerprint), member.fingerprint)
         if member.patient is not None:
@@ -173,10 +169,12 @@ def _groups(members: Sequence[Member], kin: Sequence[Hashable]) -> list[str]:
     return [" + ".join(sorted(patients[top])) or f"cluster-{smallest[top]}" for top in roots]
 
 
-def _contradictions(members: Sequence[Member], kin: Sequence[Hashable], groups: Sequence[str]) -> list[dict[str, Any]]:
+def _contradictions(
+    members: Sequence[Member], images: Sequence[Hashable], groups: Sequence[str]
+) -> list[dict[str, Any]]:
     same: dict[Hashable, list[int]] = collections.defaultdict(list)
-    for index, key in enumerate(kin):
-        same[key].append(index)
+    for index, image in enumerate(images):
+        same[image].append(index)
     found = []
     for indices in same.values():
         own = [members[i] for i in indices]
@@ -188,11 +186,7 @@ def _contradictions(members: Sequence[Member], kin: Sequence[Hashable], groups: 
 
 
 def read(path: pathlib.Path) -> History:
-    """The history kept in a `splits.json`; an empty one where there is no such file.
-
-    Raises:
-      ValueError: the file is damaged. It is not passed over: scans would change their splits.
-    """
+    """The history in a `splits.json`; an empty one where there is no such file. ValueError where it is damaged."""
     if not path.exists():
         return History()
     try:
@@ -203,14 +197,14 @@ def read(path: pathlib.Path) -> History:
             raise ValueError(f"splits {', '.join(sorted(strange))}; there are: {', '.join(SPLITS)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}). It says which scans may be trained on: put a copy "
-            "back; or delete it, and trust no earlier test result"
+            f"{path} is damaged ({type(error).__name__}: {error}). It keeps which scans may be trained on: restore a "
+            "copy; or delete it, and discard all earlier test results"
         ) from error
     return history
 
 
 def write(path: pathlib.Path, history: History) -> None:
-    """Write a history; the file is the old one or the new one, never half of it."""
+    """Write a history. The file is replaced at once, never half written."""
     content = {
         "about": "Which split each scan and group was given. Rebuilding obeys this file; keep it.",
         "fingerprints": dict(sorted(history.fingerprints.items())),

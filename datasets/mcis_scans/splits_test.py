@@ -2,6 +2,8 @@ import dataclasses
 import json
 import random
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from mcis_datasets.mcis_scans import audit, splits
 from mcis_datasets.mcis_scans.record import Rejection
@@ -17,48 +19,95 @@ def split_of(plan, members):
 
 
 def new_group_in(split, start=0):
-    """A scan of its own that a fresh build puts into `split`."""
+    """A scan that forms a group, to which a first build gives `split`."""
     for number in range(start, start + 1000):
         if assign([member(number)], History()).splits == (split,):
             return member(number)
     raise AssertionError(split)
 
 
-def test_shares_are_those_aimed_at():
+def test_shares_are_near_the_targets():
     plan = assign([member(k) for k in range(4000)], History())
     for split, share in splits.SHARES.items():
         assert plan.splits.count(split) / 4000 == pytest.approx(share, abs=0.02)
 
 
-def test_a_known_group_has_a_known_split():
-    # Golden: prepared sets in use depend on this.
+def test_splits_in_use_do_not_change():
     assert splits.position(["benign"], "0123456789abcdef") == pytest.approx(0.8564, abs=1e-4)
     plan = assign([member(1, patient="TCGA_CS_4941"), member(2, patient="7", label=2)], History())
     assert plan.splits == ("train", "test")
 
 
-def test_order_and_other_scans_do_not_matter():
-    members = [member(k, cluster=k // 3) for k in range(300)]
-    plan = split_of(assign(members, History()), members)
-    shuffled = random.Random(0).sample(members, 200)
-    # Whole clusters only: a smaller group may have another smallest fingerprint.
-    whole = [m for m in shuffled if sum(o.cluster == m.cluster for o in shuffled) == 3]
-    assert whole
-    assert split_of(assign(whole, History()), whole).items() <= plan.items()
+@st.composite
+def member_lists(draw):
+    """Scans of few patients, pixels and clusters; equal pixels are in one cluster, as `find_clusters` gives them."""
+    clusters = draw(st.lists(st.integers(0, 12), min_size=16, max_size=16))
+    pixels, labels = st.integers(0, 15), st.sampled_from([-1, 0, 1, 1, 1, 2])
+    rows = draw(st.lists(st.tuples(pixels, labels, st.sampled_from([None, None, *"pqrs"])), min_size=1, max_size=24))
+    return [
+        Member(f"s{number}", f"{pixels:016x}", "breast", label, patient, clusters[pixels])
+        for number, (pixels, label, patient) in enumerate(rows)
+    ]
 
 
-def test_patients_are_split_by_name_so_that_another_copy_of_the_scans_is_split_alike():
+few = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def by_scan(members, plan):
+    return {
+        member.scan_id: decided for member, *decided in zip(members, plan.groups, plan.splits, plan.labels, strict=True)
+    }
+
+
+@few
+@hypothesis.given(member_lists())
+def test_every_scan_has_a_split_and_no_group_has_two(members):
+    plan = assign(members, History())
+    assert len(plan.splits) == len(members) and set(plan.splits) <= set(splits.SPLITS)
+    assert len(set(zip(plan.groups, plan.splits, strict=True))) == len(set(plan.groups))
+    audit.check_splits(members, plan)  # of patients, equal pixels and clusters
+
+
+@few
+@hypothesis.given(member_lists(), st.randoms(use_true_random=False))
+def test_the_order_of_the_scans_does_not_matter(members, random):
+    plan, shuffled = assign(members, History()), random.sample(members, len(members))
+    again = assign(shuffled, History())
+    assert by_scan(shuffled, again) == by_scan(members, plan)
+    assert (again.history, again.contradictions) == (plan.history, plan.contradictions)
+
+
+@few
+@hypothesis.given(member_lists(), st.sets(st.sampled_from(splits.SPLITS)))
+def test_a_new_group_gets_its_split_whatever_other_groups_there_are(members, kept):
+    plan = assign(members, History())
+    some = [member for member, split in zip(members, plan.splits, strict=True) if split in kept]
+    assert by_scan(some, assign(some, History())).items() <= by_scan(members, plan).items()
+
+
+@few
+@hypothesis.given(member_lists(), st.integers(0, 24))
+def test_added_scans_move_no_group_but_those_that_are_listed(members, count):
+    before = assign(members[:count], History())
+    after = assign(members, before.history)
+    moved = {scan_id for entry in after.moved for scan_id in entry["scans"]}
+    for member, old, new in zip(members, before.splits, after.splits, strict=False):
+        assert new == ("train" if member.scan_id in moved else old)
+    assert assign(members, after.history).moved == ()  # once moved, a group stays
+
+
+def test_another_copy_of_the_same_patients_scans_gets_the_same_splits():
     ours = [member(k, patient=f"p{k % 40}") for k in range(120)]
     resized = [dataclasses.replace(m, fingerprint=f"f{m.fingerprint[1:]}") for m in ours]
     assert assign(ours, History()).splits == assign(resized, History()).splits
 
 
-def test_splits_last_when_scans_come_and_go():
+def test_splits_are_kept_while_scans_come_and_go():
     rng = random.Random(1)
     known: dict[str, str] = {}
     history = History()
     for _ in range(12):
-        # Clusters are given anew in every build, by whatever numbers; scans of a cluster: same number // 4.
+        # Scans with the same number // 4 form a cluster, whose number changes from build to build.
         numbers = rng.sample(range(200), rng.randint(20, 150))
         clusters = {number // 4: k for k, number in enumerate(numbers)}
         members = [member(number, cluster=clusters[number // 4]) for number in numbers]
@@ -67,12 +116,12 @@ def test_splits_last_when_scans_come_and_go():
         for m, split in zip(members, plan.splits, strict=True):
             assert split == ("train" if m.scan_id in moved else known.get(m.scan_id, split))
             known[m.scan_id] = split
-        assert audit.prove(members, plan)
+        assert audit.check_splits(members, plan)
         history = plan.history
     assert len(known) == 200
 
 
-def test_history_is_obeyed_against_the_hash(tmp_path):
+def test_the_history_takes_precedence_over_the_hash(tmp_path):
     scan = new_group_in("train")
     splits.write(tmp_path / splits.FILE, History({scan.fingerprint: "test"}, {}, ()))
     history = splits.read(tmp_path / splits.FILE)
@@ -83,7 +132,7 @@ def test_history_is_obeyed_against_the_hash(tmp_path):
     assert assign([member(7, patient="p1")], patient).splits == ("validation",)
 
 
-def test_a_bridge_between_splits_goes_to_train_and_is_listed():
+def test_a_group_that_joins_several_splits_goes_to_train_and_is_listed():
     left, right = new_group_in("test"), new_group_in("validation")
     first = assign([left, right], History())
     bridge = member(9000, cluster=1)
@@ -94,14 +143,14 @@ def test_a_bridge_between_splits_goes_to_train_and_is_listed():
     assert moved["from"] == ["test", "validation"]
     assert moved["to"] == "train"
     assert moved["scans"] == sorted(m.scan_id for m in joined)
-    # It stays so, and stays listed, when the bridge is gone again.
+    # This lasts when the connecting scan is missing again.
     later = assign([left, right], plan.history)
     assert later.splits == ("train", "train")
     assert later.moved == ()
     assert later.history.moved == plan.moved
 
 
-def test_a_bridge_within_one_split_moves_nothing():
+def test_groups_that_join_within_one_split_stay_there():
     left = new_group_in("test")
     right = new_group_in("test", start=int(left.scan_id[1:]) + 1)
     first = assign([left, right], History())
@@ -120,7 +169,7 @@ def test_contradicting_near_duplicates_go_to_train_without_label():
     (entry,) = plan.contradictions
     assert entry["labels"] == ["benign", "malignant"]
     assert entry["scans"] == sorted([scan.scan_id, "s9000"])
-    # Also where it was in test before; that is a move.
+    # A group that was in test before is moved.
     plan = assign([scan, twin], assign([scan], History()).history)
     assert plan.splits == ("train", "train")
     assert plan.moved[0]["why"] == "contradicting labels"
@@ -135,13 +184,13 @@ def test_an_unknown_label_contradicts_nothing():
     assert len(set(plan.splits)) == 1
 
 
-def test_a_patient_with_several_classes_is_no_contradiction():
+def test_several_classes_of_a_patient_do_not_contradict():
     plan = assign([member(1, patient="p", label=1), member(2, patient="p", label=2)], History())
     assert plan.contradictions == ()
     assert plan.groups == ("p", "p")
 
 
-def test_likeness_joins_only_where_a_patient_is_unknown():
+def test_near_duplicates_join_only_where_a_patient_is_unknown():
     known = [member(1, cluster=0, patient="a"), member(2, cluster=0, patient="b")]
     assert assign(known, History()).groups == ("a", "b")
     plan = assign([*known, member(3, cluster=0)], History())
@@ -155,7 +204,7 @@ def test_equal_pixels_join_patients():
     assert len(set(plan.splits)) == 1
 
 
-def test_groups_are_named_by_content():
+def test_clusters_are_named_after_their_smallest_fingerprint():
     members = [member(5, cluster=3), member(4, cluster=3)]
     assert assign(members, History()).groups == (f"cluster-{4:016x}",) * 2
 
@@ -163,20 +212,20 @@ def test_groups_are_named_by_content():
 @pytest.mark.parametrize(
     "content", ["", "{}", '{"fingerprints": {"a": "tset"}, "groups": {}, "moved": []}', '{"fingerprints": [1]}']
 )
-def test_a_damaged_history_stops_the_build(tmp_path, content):
+def test_a_damaged_history_is_an_error(tmp_path, content):
     (tmp_path / splits.FILE).write_text(content)
     with pytest.raises(ValueError, match=r"splits\.json is damaged"):
         splits.read(tmp_path / splits.FILE)
 
 
-def test_history_survives_the_file(tmp_path):
+def test_a_written_history_is_read_back(tmp_path):
     history = assign([member(k) for k in range(9)], History()).history
     splits.write(tmp_path / splits.FILE, history)
     assert splits.read(tmp_path / splits.FILE) == dataclasses.replace(history, moved=())
     assert [p.name for p in tmp_path.iterdir()] == [splits.FILE]
 
 
-def test_audit_counts_proves_and_prints():
+def test_the_audit_counts_checks_and_prints():
     members = [member(k, cluster=k // 2, label=k % 4 // 2) for k in range(40)]
     members += [member(100, cluster=50, label=1), member(101, cluster=50, label=2)]
     plan = assign(members, History())
@@ -190,12 +239,12 @@ def test_audit_counts_proves_and_prints():
     assert found["proof"]["pictures"] == {"checked": 42, "in_two_splits": 0}
     assert found["deviation"]["train"] == pytest.approx(found["shares"]["train"] - 0.7, abs=1e-3)
     text = audit.summary(found)
-    for words in ("42 scans", "x: unreadable", "benign, malignant: s100, s101", "none lies in two splits"):
+    for words in ("42 scans", "x: unreadable", "benign, malignant: s100, s101", "none is in two splits"):
         assert words in text
 
 
 @pytest.mark.parametrize("name", ["groups", "patients", "pictures", "clusters"])
-def test_the_proof_notices_a_straddler(name):
+def test_the_check_notices_a_group_in_two_splits(name):
     members = [member(1, cluster=1), member(2, cluster=2, patient="p"), member(3, cluster=3, patient="q")]
     plan = assign(members, History())
     if name == "groups":
@@ -204,4 +253,4 @@ def test_the_proof_notices_a_straddler(name):
         field = {"patients": "patient", "pictures": "fingerprint", "clusters": "cluster"}[name]
         members = [dataclasses.replace(m, **{field: 1}) for m in members]
     with pytest.raises(AssertionError, match=f"{name} in more than one split"):
-        audit.prove(members, dataclasses.replace(plan, splits=("train", "test", "train")))
+        audit.check_splits(members, dataclasses.replace(plan, splits=("train", "test", "train")))

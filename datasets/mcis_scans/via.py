@@ -1,7 +1,7 @@
-"""Outlines drawn with the VGG Image Annotator (VIA), read and turned into masks.
+"""Outlines drawn with the VGG Image Annotator (VIA), and the masks that they define.
 
-VIA stores shapes in the coordinates of its canvas: pixel i covers [i, i + 1). A pixel belongs to a shape when its
-centre does, so that areas come out without bias.
+VIA stores shapes in the coordinates of an HTML canvas: pixel i covers [i, i + 1). A pixel belongs to a shape if its
+centre does, so that areas are unbiased.
 """
 
 import math
@@ -18,18 +18,14 @@ SHAPES = ("polygon", "ellipse", "circle", "rect")
 
 
 def read_outlines(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
-    """Shapes by file name, from a VIA annotation export or a saved VIA project (version 1 or 2).
-
-    Raises:
-      ValueError: not a VIA file.
-    """
+    """File name -> shapes, of a VIA annotation export or a saved VIA project (version 1 or 2); else ValueError."""
     try:
         content = read_json(path)
         entries = content.get("_via_img_metadata", content).values()
         outlines: dict[str, list[dict[str, Any]]] = {}
         for entry in entries:
             regions = entry["regions"]
-            if isinstance(regions, dict):  # version 1 numbers them
+            if isinstance(regions, dict):  # of version 1
                 regions = regions.values()
             drawn = outlines.setdefault(str(entry["filename"]), [])
             drawn.extend(dict(region["shape_attributes"]) for region in regions)
@@ -39,18 +35,12 @@ def read_outlines(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def rasterise(shapes: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
-    """The union of VIA shapes (their `shape_attributes`) as a mask.
+    """The union of VIA shapes (their `shape_attributes`) as a mask, uint8 {0,1} (H, W, 1) for `size` = (H, W).
 
-    Args:
-      shapes: polygons, ellipses, circles, rectangles; lengths in pixels, the ellipse's `theta` in radians, turning x
-        towards y.
-      size: (height, width) of the picture. What lies outside is cut off.
-
-    Returns:
-      uint8 {0,1} (H, W, 1).
+    Lengths are in pixels; an ellipse's `theta`, in radians, rotates x towards y. Shapes are clipped at the image.
 
     Raises:
-      ScanError: a shape of another kind, one with a value missing or not finite, or no pixel covered.
+      ScanError: a shape is of another kind than SHAPES or lacks a finite value, or no pixel is covered.
     """
     mask = np.zeros(size, bool)
     for shape in shapes:
@@ -66,7 +56,7 @@ def rasterise(shapes: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> np.
                 x, y, width, height = (shape[key] for key in ("x", "y", "width", "height"))
                 mask |= _polygon([x, x + width, x + width, x], [y, y, y + height, y + height], size)
             else:
-                raise ScanError(f"outlined by a {kind!r}; shapes with an area are read: {', '.join(SHAPES)}")
+                raise ScanError(f"outlined by a {kind!r}; allowed shapes: {', '.join(SHAPES)}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ScanError):
                 raise
@@ -77,12 +67,12 @@ def rasterise(shapes: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> np.
 
 
 def _polygon(xs: Iterable[float], ys: Iterable[float], size: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centre has a winding number other than 0, as a canvas fills a path: bool (H, W)."""
+    """Pixels whose centre has a winding number other than 0, as an HTML canvas fills a path: bool (H, W)."""
     height, width = size
     points = np.array([list(xs), list(ys)], np.float64).T
     if len(points) < 3 or not np.isfinite(points).all():
         raise ValueError(f"{len(points)} points, at least 3 finite ones are needed")
-    # Each edge adds its direction to every pixel to the right of it; summed along the rows that is the winding number.
+    # Each edge adds its direction to all pixels on its right. Their sum along a row is the winding number.
     steps = np.zeros((height, width + 1), np.int32)
     for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
         low, high = sorted((y0, y1))
@@ -94,7 +84,7 @@ def _polygon(xs: Iterable[float], ys: Iterable[float], size: tuple[int, int]) ->
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float, theta: float, size: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centre lies in the ellipse: bool (H, W)."""
+    """Pixels whose centre is in the ellipse: bool (H, W)."""
     if not all(math.isfinite(value) for value in (cx, cy, rx, ry, theta)) or min(rx, ry) <= 0:
         raise ValueError(f"centre ({cx}, {cy}), radii ({rx}, {ry}), angle {theta}")
     y, x = np.mgrid[: size[0], : size[1]] + 0.5

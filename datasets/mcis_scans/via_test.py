@@ -29,7 +29,7 @@ def shoelace(shape):
     ],
     ids=["polygon", "triangle", "ellipse", "ellipse without angle", "circle", "rect"],
 )
-def test_area_and_centre_are_those_of_geometry(shape, area, centre):
+def test_shapes_have_their_geometric_area_and_centre(shape, area, centre):
     mask = via.rasterise([shape], SIZE)
     assert mask.shape == (*SIZE, 1)
     assert mask.dtype == np.uint8
@@ -40,27 +40,27 @@ def test_area_and_centre_are_those_of_geometry(shape, area, centre):
         assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx(centre, abs=0.1)
 
 
-def test_rectangle_covers_exactly_its_pixels():
+def test_a_rectangle_covers_exactly_its_pixels():
     mask = via.rasterise([{"name": "rect", "x": 2, "y": 5, "width": 3, "height": 1}], (8, 9))
     assert np.argwhere(mask[..., 0]).tolist() == [[5, 2], [5, 3], [5, 4]]
 
 
-def test_angle_turns_x_towards_y():
+def test_the_angle_rotates_x_towards_y():
     mask = via.rasterise([{"name": "ellipse", "cx": 80, "cy": 60, "rx": 50, "ry": 10, "theta": math.pi / 6}], SIZE)
-    assert mask[60 + 20, 80 + 35]  # along +x and down the picture
+    assert mask[60 + 20, 80 + 35]  # along +x and down the image
     assert not mask[60 - 20, 80 + 35]
 
 
-def test_polygon_is_filled_as_a_canvas_fills_it_whichever_way_it_runs():
+def test_a_polygon_is_filled_by_its_winding_number_in_either_direction():
     forward = via.rasterise([POLYGON], SIZE)
     back = {**POLYGON, **{key: POLYGON[key][::-1] for key in ("all_points_x", "all_points_y")}}
     assert np.array_equal(forward, via.rasterise([back], SIZE))
-    # A path that runs twice round the same square: even-odd would leave it empty.
+    # A path that runs twice around the same square; the even-odd rule would leave it empty.
     twice = {"name": "polygon", "all_points_x": [5, 25, 25, 5] * 2, "all_points_y": [5, 5, 25, 25] * 2}
     assert via.rasterise([twice], SIZE).sum() == 400
 
 
-def test_shapes_are_joined_and_cut_off_at_the_frame():
+def test_shapes_are_joined_and_clipped_at_the_image():
     shapes = [
         {"name": "rect", "x": -10, "y": -10, "width": 14, "height": 12},
         {"name": "circle", "cx": 160, "cy": 120, "r": 10},
@@ -81,12 +81,12 @@ def test_shapes_are_joined_and_cut_off_at_the_frame():
         ({"name": "rect", "x": 500, "y": 0, "width": 5, "height": 5}, "no pixel"),
     ],
 )
-def test_what_has_no_area_is_refused(shape, words):
+def test_shapes_without_area_are_an_error(shape, words):
     with pytest.raises(ScanError, match=words):
         via.rasterise([shape], SIZE)
 
 
-def test_every_form_of_the_file_is_read(tmp_path):
+def test_both_versions_of_exports_and_projects_are_read(tmp_path):
     shape = {"name": "circle", "cx": 1, "cy": 2, "r": 3}
     entry = {"filename": "a.jpg", "size": 9, "regions": [{"shape_attributes": shape}]}
     numbered = {**entry, "regions": {"0": {"shape_attributes": shape}}}
@@ -96,7 +96,7 @@ def test_every_form_of_the_file_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": {"filename": "a.jpg"}}', '{"a": 3}'])
-def test_other_files_are_refused_by_name(tmp_path, content):
+def test_other_files_are_an_error_that_names_the_file(tmp_path, content):
     (tmp_path / "via.json").write_text(content)
     with pytest.raises(ValueError, match=r"via\.json: not a VIA"):
         via.read_outlines(tmp_path / "via.json")
@@ -109,13 +109,13 @@ def test_other_files_are_refused_by_name(tmp_path, content):
         {"name": "circle", "cx": 10**400, "cy": 1, "r": 1},
     ],
 )
-def test_numbers_beyond_every_picture_are_damaged_outlines(shape):
+def test_very_large_numbers_are_damaged_outlines(shape):
     with pytest.raises(ScanError, match="outlined by a damaged"):
         via.rasterise([shape], (4, 4))
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": {"filename": 5, "regions": [5]}}'])
-def test_files_that_only_seem_to_be_annotations_are_refused(content, tmp_path):
+def test_files_that_resemble_annotations_are_an_error(content, tmp_path):
     (tmp_path / "via.json").write_text(content)
     with pytest.raises(ValueError, match="not a VIA annotation file"):
         via.read_outlines(tmp_path / "via.json")

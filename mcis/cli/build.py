@@ -1,4 +1,4 @@
-"""`mcis build`: prepare a data set with the TFDS builder. The only room, with launch.py, that knows the builder.
+"""`mcis build`: prepare a data set with the TFDS builder.
 
 ```bash
 mcis build busi --from ~/Downloads/archive.zip
@@ -35,58 +35,47 @@ def build(
     progress: bool | None = None,
     beam: str | None = None,
 ) -> pathlib.Path:
-    """Prepare one source, unless it is prepared already, and print its audit. Needs no TensorFlow.
+    """Prepare one source, unless it is prepared already, and print its audit. TensorFlow is not needed.
 
-    The set is made in a folder of its own and moved to its place when it is complete: what looks finished is. Builds
-    of one source wait for each other.
+    The set is built in a temporary folder and moved to its place when it is complete, so that a set that looks complete
+    is complete. Concurrent builds of one source wait for each other.
 
-    Args:
-      source: a key of SOURCES.
-      from_: folder or zip with the source's files; not for "phantom".
-      data_dir: where prepared sets are kept; None = $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      overwrite: build anew what is there; scans keep the splits that `splits.json` gives them.
-      per_class: phantoms of each class, for "phantom" only; None = 40.
-      progress: whether to show bars; None = when standard error is a terminal.
-      beam: options of an Apache Beam pipeline, with commas between them, that is to read and to store the scans, such
-        as "runner=DirectRunner,direct_running_mode=multi_processing,direct_num_workers=8"; None = this process does,
-        with threads.
+    The options are those of `Arguments`; `progress` = None shows bars where standard error is a terminal.
 
     Returns:
       The folder of the prepared version: `<data_dir>/mcis_scans/<source>/<version>`.
 
     Raises:
-      ValueError: no such source, folder or zip; its files are not what is expected; an option that does not go with
-        it.
+      ValueError: there is no such source, folder or zip; its files are not the expected ones; an option does not apply.
     """
     _check(source, from_, per_class)
     if beam is not None and from_ is not None and pathlib.Path(from_).is_file():
-        raise ValueError(f"--beam with {from_}: its workers have to see the scans; unpack it, and name the folder")
+        raise ValueError(f"--beam with {from_}: Beam's workers cannot read a zip; unpack it, and name the folder")
     pipeline = None if beam is None else _beam_options(beam)
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
 
-    root = data_folder(data_dir)
-    home = root / DATASET / source
+    home = data_folder(data_dir) / DATASET / source
     target = home / str(Builder.VERSION)
     with _locked(home):
-        _tidy(home, target)
+        _clean(home, target)
         if from_ is not None and not expand_user(from_).exists():
             raise ValueError(f"--from {from_}: no such file or folder")
         if (target / "dataset_info.json").is_file() and not overwrite:
-            print(f"{source} is prepared already, in {target}; --overwrite builds it anew")
+            print(f"{source} is prepared already, in {target}; --overwrite builds it again")
             return target
-        (tfds.enable_progress_bar if _shows(progress) else tfds.disable_progress_bar)()
-        stage = home / ".building"
+        shown = sys.stderr.isatty() if progress is None else progress
+        (tfds.enable_progress_bar if shown else tfds.disable_progress_bar)()
         try:
-            made = _make(source, from_, stage, home / "splits.json", per_class, pipeline)
+            built = _build(source, from_, home / ".building", home / "splits.json", per_class, pipeline)
             if target.exists():
-                # One folder down, so that nobody takes it for a version.
+                # one level down, so that it is not taken for a version
                 (home / ".replaced").mkdir()
                 target.rename(home / ".replaced" / target.name)
-            made.rename(target)
-            (made.parent / "splits.json").replace(home / "splits.json")
+            built.rename(target)
+            (built.parent / "splits.json").replace(home / "splits.json")
         finally:
-            _tidy(home, target)
+            _clean(home, target)
     print(f"{source} is prepared in {target}")
     return target
 
@@ -100,13 +89,12 @@ def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) 
     if needs_files and per_class is not None:
         raise ValueError(f"--per_class goes with the source 'phantom' only, not with {source!r}")
     if not needs_files and from_ is not None:
-        raise ValueError(f"the source {source!r} is made here, not read; leave --from away")
+        raise ValueError(f"the source {source!r} is generated, not read; leave --from away")
     if per_class is not None and per_class < 1:
         raise ValueError(f"--per_class is {per_class}; it must be 1 or more")
 
 
 def _beam_options(beam: str) -> Any:
-    """Beam's own form of its options."""
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
@@ -114,7 +102,7 @@ def _beam_options(beam: str) -> Any:
     return PipelineOptions([f"--{option}" for option in beam.split(",") if option])
 
 
-def _make(
+def _build(
     source: str,
     from_: str | os.PathLike | None,
     stage: pathlib.Path,
@@ -122,7 +110,7 @@ def _make(
     per_class: int | None,
     pipeline: Any,
 ) -> pathlib.Path:
-    """Build below `stage`, obeying the splits in the file `history`; gives the finished version's folder."""
+    """Build in `stage`, with the splits of the file `history`; the folder of the finished version."""
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans import archive
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
@@ -143,7 +131,7 @@ def _make(
 
 @contextlib.contextmanager
 def _locked(home: pathlib.Path) -> Iterator[None]:
-    """Hold the source's lock; the system frees it when a process dies."""
+    """Hold the source's lock. The system releases it when the process ends."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / ".lock").open("w") as file:
         try:
@@ -154,8 +142,8 @@ def _locked(home: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _tidy(home: pathlib.Path, target: pathlib.Path) -> None:
-    """Clear away what a build left, or one that was killed; a set that was just being replaced is put back."""
+def _clean(home: pathlib.Path, target: pathlib.Path) -> None:
+    """Remove the temporary folders of a build, also of one that was killed; an interrupted replacement is undone."""
     replaced = home / ".replaced" / target.name
     if replaced.exists() and not target.exists():
         replaced.rename(target)
@@ -164,38 +152,34 @@ def _tidy(home: pathlib.Path, target: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-def _shows(progress: bool | None) -> bool:
-    return sys.stderr.isatty() if progress is None else progress
-
-
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Prepare a data set for training: read scans, group and split them, audit them, store them."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(SOURCES))]
-    """What to build."""
+    """The source to build."""
     from_: Annotated[pathlib.Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
-    """Folder or zip with the source's files (all but phantom)."""
+    """Folder or zip with the source's files (all sources but phantom)."""
     data_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where prepared sets are kept. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder of prepared data. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Build anew what is prepared already; scans keep their splits."""
+    """Rebuild of a set that is prepared already; scans keep their splits."""
     per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Phantoms of each class (phantom only). Default: 40."""
+    """Number of phantoms of each class (phantom only). Default: 40."""
     beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None
-    """Read and store by an Apache Beam pipeline with these options, as
+    """Options of an Apache Beam pipeline that reads and stores the scans, such as
     runner=DirectRunner,direct_running_mode=multi_processing,direct_num_workers=8."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 when the set is there."""
+    """The command; 0 where the set is prepared."""
     arguments = parse_dataclass(Arguments, sys.argv[1:] if argv is None else argv, prog="mcis build")
-    return exit_status("mcis build", lambda: _main(arguments))
 
+    def command() -> int:
+        build(**vars(arguments))
+        return 0
 
-def _main(arguments: Arguments) -> int:
-    build(**vars(arguments))
-    return 0
+    return exit_status("mcis build", command)
 
 
 if __name__ == "__main__":

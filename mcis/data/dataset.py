@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from mcis.data import storage
 from mcis.data.storage import BYTES, THREADS, Part, Pixels, Record, free_memory
@@ -121,6 +120,8 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
+    import tensorflow_datasets as tfds  # takes a second, which `mcis build --help` need not wait
+
     builder = tfds.builder_from_directory(prepared(source, data_dir))
     if split not in builder.info.splits or builder.info.splits[split].num_examples == 0:
         return []

@@ -1,12 +1,12 @@
 import json
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 import pytest
 import tensorflow_datasets as tfds
@@ -38,30 +38,38 @@ def test_help_and_unknown_names(capsys):
     assert "--from" in capsys.readouterr().err
 
 
-def test_help_is_quick():
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "mcis.cli.build", "--help"], check=True, capture_output=True)
-    assert time.monotonic() - start < 5  # 0.5 s on an idle machine; 2 s are promised
-    heavy = "{'jax', 'tensorflow', 'tensorflow_datasets'}"
-    subprocess.run(
-        [sys.executable, "-c", f"import sys, mcis.cli.build; assert not {heavy} & set(sys.modules)"], check=True
-    )
+HELP = """
+import sys
+from mcis.cli.build import main
+try:
+    main(["--help"])
+finally:
+    heavy = {"jax", "tensorflow", "tensorflow_datasets"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+def test_help_takes_less_than_two_seconds():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # CPU time: the machine may be busy
 
 
 def test_phantoms_are_built_and_read_back(tmp_path, capsys):
-    place = build("phantom", data_dir=tmp_path, per_class=8)
+    place = build("phantom", data_dir=tmp_path, per_class=2)
     assert place == dataset.prepared("phantom", tmp_path)
     scans = dataset.load(["phantom"], "train", tmp_path)
     assert set(scans.organ) == set(ORGAN_NAMES)
     assert scans.has_mask.all()
-    made = 8 * sum(len(organ.classes) for organ in ORGANS)
-    assert len(contents(place)) == made
+    count = 2 * sum(len(organ.classes) for organ in ORGANS)
+    assert len(contents(place)) == count
     assert sorted(p.name for p in place.parent.iterdir()) == [".lock", place.name, "splits.json"]
-    assert f"phantom: {made} scans" in capsys.readouterr().out
+    assert f"phantom: {count} scans" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--data_dir", "--data-dir"])
-def test_command_takes_folders_and_zips_and_either_spelling(tmp_path, option):
+def test_folders_and_zips_give_the_same_set(tmp_path, option):
     path = shutil.make_archive(str(tmp_path / "archive"), "zip", DUMMY / "busbra")
     assert main(["busbra", "--from", path, option, str(tmp_path / "zipped")]) == 0
     assert main(["busbra", f"--from={DUMMY / 'busbra'}", f"{option}={tmp_path / 'plain'}"]) == 0
@@ -70,7 +78,7 @@ def test_command_takes_folders_and_zips_and_either_spelling(tmp_path, option):
     )
 
 
-def test_default_place_is_that_of_tfds(tmp_path, monkeypatch):
+def test_the_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert build("phantom", per_class=1) == dataset.prepared("phantom")
 
@@ -87,7 +95,7 @@ def test_default_place_is_that_of_tfds(tmp_path, monkeypatch):
         (["phantom", "--per-class=0"], "must be 1 or more"),
     ],
 )
-def test_errors_say_what_to_do_and_leave_nothing(tmp_path, capsys, arguments, words):
+def test_errors_say_what_to_do_and_leave_no_files(tmp_path, capsys, arguments, words):
     (tmp_path / "empty").mkdir()
     arguments = [a.format(empty=tmp_path / "empty") for a in arguments]
     assert main([*arguments, "--data_dir", str(tmp_path)]) == 2
@@ -108,7 +116,7 @@ def test_an_unsafe_zip_is_an_error(tmp_path, capsys):
     assert not list(tmp_path.rglob("evil.txt"))
 
 
-def test_a_finished_set_is_not_overwritten_unless_asked(tmp_path, capsys):
+def test_a_prepared_set_is_built_again_only_with_overwrite(tmp_path, capsys):
     place = build("phantom", data_dir=tmp_path, per_class=2)
     before = (place / "dataset_info.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -116,12 +124,12 @@ def test_a_finished_set_is_not_overwritten_unless_asked(tmp_path, capsys):
     assert "prepared already" in capsys.readouterr().out
     assert (place / "dataset_info.json").stat().st_mtime_ns == before
     assert len(contents(place)) == 10
-    build("phantom", data_dir=tmp_path, per_class=3, overwrite=True)
-    assert len(contents(place)) == 15
+    build("phantom", data_dir=tmp_path, per_class=1, overwrite=True)
+    assert len(contents(place)) == 5
     assert sorted(p.name for p in place.parent.iterdir()) == [".lock", place.name, "splits.json"]
 
 
-def test_a_failed_overwrite_leaves_the_old_set(tmp_path):
+def test_a_failed_overwrite_keeps_the_old_set(tmp_path):
     source = tmp_path / "busbra"
     shutil.copytree(DUMMY / "busbra", source)
     place = build("busbra", source, tmp_path)
@@ -133,20 +141,20 @@ def test_a_failed_overwrite_leaves_the_old_set(tmp_path):
     assert not (place.parent / ".building").exists()
 
 
-def test_splits_last_through_rebuilds(tmp_path):
+def test_rebuilds_keep_the_splits(tmp_path):
     source = tmp_path / "busbra"
     shutil.copytree(DUMMY / "busbra", source)
     first = contents(build("busbra", source, tmp_path))
     history = tmp_path / "mcis_scans" / "busbra" / "splits.json"
-    told = json.loads(history.read_text())
-    # Against the hash, so that only a builder which obeys the file gives this.
+    content = json.loads(history.read_text())
+    # Other splits than those of the hash: only the file can give them.
     moved = {"train": "validation", "validation": "test", "test": "validation"}
     for table in ("fingerprints", "groups"):
-        told[table] = {key: moved[split] for key, split in told[table].items()}
-    history.write_text(json.dumps(told))
+        content[table] = {key: moved[split] for key, split in content[table].items()}
+    history.write_text(json.dumps(content))
     expected = {scan_id: moved[split] for scan_id, split in first.items()}
     assert contents(build("busbra", source, tmp_path, overwrite=True)) == expected
-    # A scan away, then back, and a patient's new scan.
+    # A scan is missing, then back, and a patient has a new scan.
     base = source / "BUSBRA"
     table = (base / "bus_data.csv").read_text()
     (base / "bus_data.csv").write_text("\n".join(line for line in table.splitlines() if "0001-l" not in line))
@@ -163,7 +171,7 @@ def test_splits_last_through_rebuilds(tmp_path):
 def test_rejections_are_printed_and_kept(tmp_path, capsys):
     source = tmp_path / "busi"
     shutil.copytree(DUMMY / "busi", source)
-    (source / "Dataset_BUSI_with_GT" / "benign" / "benign (1).png").write_bytes(b"no picture")
+    (source / "Dataset_BUSI_with_GT" / "benign" / "benign (1).png").write_bytes(b"no image")
     place = build("busi", source, tmp_path)
     (entry,) = json.loads((place / "audit.json").read_text())["rejections"]
     assert entry["scan"] == "benign/benign (1)"
@@ -172,22 +180,22 @@ def test_rejections_are_printed_and_kept(tmp_path, capsys):
 
 KILLED = """
 import pathlib, sys, time
-from mcis_datasets.mcis_scans import packing
+from mcis_datasets.mcis_scans import staging
 from mcis.cli.build import build
-real = packing.examples
+real = staging.examples
 def slow(*arguments):
     for k, example in enumerate(real(*arguments)):
         yield example
         if k == 1:
             print("half way", flush=True)
             time.sleep(60)
-packing.examples = slow
+staging.examples = slow
 build("phantom", data_dir=sys.argv[1], per_class=4, overwrite=True)
 """
 
 
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_killed_build_never_looks_finished(tmp_path, existing):
+@pytest.mark.parametrize("existing", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_killed_build_is_not_taken_for_a_prepared_set(tmp_path, existing):
     before = contents(build("phantom", data_dir=tmp_path, per_class=1)) if existing else None
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert any("half way" in line for line in child.stdout)
@@ -200,12 +208,12 @@ def test_a_killed_build_never_looks_finished(tmp_path, existing):
         with pytest.raises(dataset.MissingData):
             dataset.prepared("phantom", tmp_path)
         assert not list(tmp_path.rglob("dataset_info.json"))
-    place = build("phantom", data_dir=tmp_path, per_class=2, overwrite=existing)  # the lock died with its holder
+    place = build("phantom", data_dir=tmp_path, per_class=2, overwrite=existing)  # the lock ended with its process
     assert len(contents(place)) == 10
     assert sorted(p.name for p in place.parent.iterdir()) == [".lock", place.name, "splits.json"]
 
 
-def test_a_set_whose_replacement_was_interrupted_comes_back(tmp_path):
+def test_a_set_whose_replacement_was_interrupted_is_restored(tmp_path):
     place = build("phantom", data_dir=tmp_path, per_class=1)
     (place.parent / ".replaced").mkdir()
     place.rename(place.parent / ".replaced" / place.name)
@@ -232,7 +240,7 @@ def test_every_source_is_in_the_help():
     assert set(build_module.SOURCES) == set(SOURCES)
 
 
-def test_a_build_leaves_nothing_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
+def test_a_build_leaves_no_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     build("busbra", DUMMY / "busbra", tmp_path / "data", progress=False)
