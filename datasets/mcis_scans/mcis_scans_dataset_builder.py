@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mcis.data.storage import free_memory
-from mcis.imaging import scan
+from mcis.imaging import image_files
 
 from . import archive, audit, duplicates, splits, staging
 from .record import Item, Job, Rejection, find_base
@@ -73,14 +73,14 @@ class Builder(tfds.core.ShardBasedBuilder):
 
             self._beam = (runner_of(download_config), download_config.beam_options)
             download_config = download_config.replace(beam_runner=self._beam[0])  # TFDS needs it to use Beam
-        self._staging = None
         try:
             super().download_and_prepare(download_config=download_config, **kwargs)
         finally:
             staging.close()
-            if self._staging is not None:
-                shutil.rmtree(self._staging)
-        if self._staging is not None:
+            folder, self._staging = self._staging, None
+            if folder is not None:
+                shutil.rmtree(folder)
+        if folder is not None:
             here = pathlib.Path(self.data_path)
             splits.write(here.parent / splits.FILE, splits.read(here / splits.FILE))
             print(audit.summary(json.loads((here / audit.FILE).read_text(encoding="utf-8"))))
@@ -172,7 +172,7 @@ def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.M
         print(f"Searching {len(scans)} scans for near-duplicates; thousands take minutes ...", flush=True)
         only_breast = all(row.organ == "breast" for row in scans)
         correlation = duplicates.SAME_SWEEP if only_breast else duplicates.SAME_IMAGE
-        images = (scan.decode(staging.images_of(row, folder)[0]).image for row in scans)
+        images = (image_files.decode(staging.images_of(row, folder)[0]).image for row in scans)
         clusters = duplicates.find_clusters(images, correlation)
     return [
         splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster)

@@ -18,7 +18,7 @@ from mcis_datasets.mcis_scans.record import Record, Rejection
 from mcis_datasets.mcis_scans.sources import SOURCES
 
 from mcis import organs
-from mcis.imaging import scan
+from mcis.imaging import image_files, scan
 
 DUMMY = pathlib.Path(__file__).parent / "dummy_data"
 
@@ -335,7 +335,7 @@ def test_staged_scans_are_those_that_were_read_in_their_order(tmp_path):
     assert items[-2:] == [Rejection("x", "unreadable"), Rejection("y", "unreadable too")]
     for job, staged in zip(jobs[:-2], items[:-2], strict=True):
         original = record.done(job)
-        image, mask = (scan.decode(png).image for png in staging.images_of(staged, tmp_path))
+        image, mask = (image_files.decode(png).image for png in staging.images_of(staged, tmp_path))
         np.testing.assert_array_equal(image, original.image)
         np.testing.assert_array_equal(mask[..., :1], original.mask)
         assert staged.fingerprint == scan.fingerprint(original.image)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from mcis.imaging import scan
+from mcis.imaging import image_files, scan
 from mcis.organs import UNKNOWN, organ_named
 
 LOSSY = (".jpg", ".jpeg")
@@ -71,7 +71,7 @@ def load(
       each other.
     """
     try:
-        pixels = scan.read(image).image
+        pixels = image_files.read(image).image
         size = pixels.shape[:2]
         mask = empty(size) if make_mask is None else make_mask(size)
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
@@ -109,7 +109,7 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask image, uint8 {0,1} (H, W, 1), of any kind that `scan.read` reads.
+    """Read a mask image, uint8 {0,1} (H, W, 1), of any kind that `image_files.read` reads.
 
     Values of 128 and more are lesion. A lossless mask that never exceeds 31 is a map of class numbers: everything but
     0 is lesion. Of a colour the brightest channel counts; alpha is composited over black.
@@ -120,7 +120,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        values = scan.read(path).image.max(axis=2, keepdims=True)
+        values = image_files.read(path).image.max(axis=2, keepdims=True)
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
     top = int(values.max())

@@ -20,7 +20,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import hashing
 
 from mcis.data.storage import THREADS
-from mcis.imaging import scan
+from mcis.imaging import image_files, scan
 
 from .record import Item, Job, Rejection, done
 
@@ -62,7 +62,7 @@ def pack(job: Item | Job) -> Packed:
     item = done(job)
     if isinstance(item, Rejection):
         return {"rejection": dataclasses.asdict(item)}, (b"", b"")
-    images = scan.encode_png(item.image), scan.encode_png(item.mask)
+    images = image_files.encode_png(item.image), image_files.encode_png(item.mask)
     facts = {"scan_id": item.scan_id, "has_mask": item.has_mask, "organ": item.organ, "label": item.label}
     facts |= {"patient": item.patient, "fingerprint": scan.fingerprint(item.image), "size": sum(map(len, images))}
     return {"scan": facts}, images
