@@ -1,165 +1,135 @@
-"""`mcis calibrate SET RUN...`: put the probabilities and limits of a set of weights right on scans no network has seen.
+"""Calibration (`mcis calibrate`): fit the probabilities and limits of a bundle on scans unseen by the networks.
 
-The runs are folds: each was trained without one fold of the scans and kept its last epoch, so that it has neither
-learned from that fold nor been chosen by it. Together they give every scan an answer as a stranger's scan would get it.
-From these are fitted
+The runs are folds: each was trained without one fold of the scans and kept its last epoch, so that its held-out scans
+neither trained nor chose it. Together they predict every scan as one of an unseen patient. Fitted to these predictions:
 
 - for each task with labels, the calibration of its probabilities (`ops.calibration`);
-- for each organ, the confidence below which a scan is for review: a fifth of the scans lies there;
-- for the router, the limit of what it refuses: a hundredth of the known scans lies beyond.
+- for each organ, the confidence below which a scan is for review: that of a fifth of the scans;
+- for the router, the limits below which it accepts a scan: it rejects a hundredth of the known scans.
 """
 
-import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mcis.calibration.rejection import fit_router
-from mcis.checkpoints.provenance import check_fold
-from mcis.data import batches, dataset
-from mcis.ops.calibration import fit_calibration, reliability
-from mcis.ops.metrics import dice, label_scores
+from mcis.checkpoints import checkpoint
+from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
+from mcis.checkpoints.provenance import check_folds
+from mcis.data import dataset
+from mcis.data.batches import Batch, targets
+from mcis.inference.cascade import expected_dice, label_experts, mask_experts
+from mcis.inference.folds import held_out_scans
+from mcis.inference.rows import Rows
+from mcis.ops.calibration import calibrated, fit_calibration, reliability
+from mcis.ops.metrics import MASK_THRESHOLD, dice, label_scores, mask_counts
+from mcis.ops.ood import distance
 from mcis.organs import ORGANS
+from mcis.tasks.apply import make_expert
 from mcis.tasks.config import Task
+from mcis.train.step import collect
 
 BATCH = 16
 REVIEW = 0.20
 """Share of scans that are for review."""
 GOOD_DICE = 0.5
-"""A lesion's mask below it counts as an error."""
-
-Answers = dict[str, np.ndarray]
-"""Columns of N scans, each answered by the network that has not seen it: fingerprint, group, source str; label int, the
-task's target; has_mask and thumbnail bool; and, where the network has the head, probs float (N, K); expected_dice float
-and the counts both, predicted, true int of the mask on the canvas; and the router's novelty float, in units of its
-limit."""
+"""Dice below which a lesion's mask counts as an error."""
 
 
-def out_of_fold(folds: Sequence[Any], scans: dataset.Scans) -> Answers:
-    """Answers of fold runs of one task to the scans each has left out.
+def out_of_fold(runs: Mapping[str, Weights], scans: dataset.Scans) -> Rows:
+    """Predictions of fold runs of one task for the scans that each holds out; pixel counts on the model input.
 
     Args:
-      folds: `bundle.Weights` of the runs.
-      scans: among them all that were left out.
+      runs: weights by the run's path; their held-out scans are disjoint.
+      scans: which include all held-out ones.
 
     Raises:
-      ValueError: a scan was left out by two of the runs, or not found.
+      ValueError: a held-out scan is missing.
     """
-    from mcis.train.step import collect
-
-    task = folds[0].task
-    label = batches.targets(scans, task)
-    parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    taken = np.zeros(len(scans), bool)
-    answer = make_answer(task)
-    for weights in folds:
-        left_out = set(weights.manifest["fingerprints"]["validation"])
-        mine = np.isin(scans.fingerprint, list(left_out))
-        if (mine & taken).any():
-            raise ValueError(f"two runs of {task.name} left out the same scans; name each fold once")
-        if len(set(scans.fingerprint[mine])) != len(left_out):
-            raise ValueError(
-                f"of the {len(left_out)} scans that a run of {task.name} left out, {mine.sum()} are prepared here; "
-                "build the sources it was trained on, or say with --data_dir where they are"
-            )
-        taken |= mine
-        chosen = scans.take(mine)
-        for name in ("fingerprint", "group", "source", "has_mask", "thumbnail"):
-            parts[name].append(getattr(chosen, name))
-        parts["label"].append(label[mine])
-        for name, value in collect(answer, weights.variables, chosen, label[mine], BATCH).items():
-            parts[name].append(value)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    task = next(iter(runs.values())).task
+    label, predict = targets(scans, task), make_predict(task)
+    manifests = {run: weights.manifest for run, weights in runs.items()}
+    parts = []
+    for run, index in held_out_scans(manifests, scans.fingerprint, complete=True).items():
+        chosen = scans.take(index)
+        names = ("source", "group", "scan_id", "has_mask", "fingerprint", "thumbnail")
+        predicted = collect(predict, runs[run].variables, chosen, label[index], BATCH)
+        parts.append(Rows(label=label[index], **{name: getattr(chosen, name) for name in names}, **predicted))
+    return Rows.concatenate(parts)
 
 
-def make_answer(task: Task) -> Any:
-    """A jitted function of (variables, Batch) to the columns of Answers that come from a network."""
-    import jax
-
-    from mcis.inference.cascade import expected_dice
-    from mcis.ops.metrics import MASK_THRESHOLD, mask_counts
-    from mcis.ops.ood import distance
-    from mcis.tasks.apply import make_expert
-
+def make_predict(task: Task) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
+    """A jitted function of variables and Batch to the columns of Rows that come from a network."""
     expert = make_expert(task)
 
-    def answer(variables, batch):
+    def predict(variables, batch):
         outputs = expert(variables, batch.image)
         found = {}
         if outputs.label is not None:
             found["probs"] = outputs.label
         if outputs.mask is not None:
-            found |= {
-                "expected_dice": expected_dice(outputs.mask),
-                **mask_counts(outputs.mask > MASK_THRESHOLD, batch.mask),
-            }
+            found["expected_dice"] = expected_dice(outputs.mask)
+            found |= mask_counts(outputs.mask > MASK_THRESHOLD, batch.mask)
         if "novelty" in variables and outputs.features is not None:
             found["novelty"] = distance(variables["novelty"], outputs.features) / variables["novelty"]["limit"]
         return found
 
-    return jax.jit(answer)
+    return jax.jit(predict)
 
 
-def fit_labels(answers: Answers) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The calibration of a task's label probabilities, and what it changes: figures before and after."""
-    known = answers["label"] >= 0
-    probs, label = answers["probs"][known], answers["label"][known]
-    calibration = fit_calibration(probs, label)
-    after = apply(calibration, probs)
-    facts: dict[str, Any] = {"scans": len(label), "groups": len(np.unique(answers["group"][known]))}
-    for when, p in (("before", probs), ("after", after)):
-        said = reliability(p.max(1), p.argmax(1) == label)
-        facts[when] = label_scores(p, label) | {"calibration_error": said.error, "by_chance_up_to": said.error_high}
-    return calibration, facts
+def fit_labels(rows: Rows) -> tuple[dict[str, np.ndarray], Rows, dict[str, Any]]:
+    """The calibration of a task's label probabilities; the rows with calibrated ones; and metrics before and after."""
+    known = rows.label >= 0
+    calibration = fit_calibration(rows.probs[known], rows.label[known])
+    after = dataclasses.replace(rows, probs=np.asarray(jax.jit(calibrated)(jnp.asarray(rows.probs), calibration)))
+    facts: dict[str, Any] = {"scans": int(known.sum()), "groups": len(np.unique(rows.group[known]))}
+    for when, part in (("before", rows.take(known)), ("after", after.take(known))):
+        found = reliability(part.probs.max(1), part.probs.argmax(1) == part.label)
+        errors = {"calibration_error": found.error, "by_chance_up_to": found.error_high}
+        facts[when] = label_scores(part.probs, part.label) | errors
+    return calibration, after, facts
 
 
-def apply(calibration: Mapping[str, np.ndarray], probs: np.ndarray) -> np.ndarray:
-    """`ops.calibration.calibrated` on the host."""
-    import jax.numpy as jnp
+def fit_review(organ: int, labels: Rows, masks: Rows | None) -> tuple[float, dict[str, Any]]:
+    """The confidence below which REVIEW of an organ's scans lie, and the share of the errors among those.
 
-    from mcis.ops.calibration import calibrated
-
-    return np.asarray(calibrated(jnp.asarray(probs), dict(calibration)))
-
-
-def fit_review(organ: int, labels: Answers, masks: Answers | None) -> tuple[float, dict[str, Any]]:
-    """The confidence below which REVIEW of an organ's scans lie, and how many of the errors those hold.
-
-    Confidence is the cascade's: the calibrated probability of the label, times the mask's expected Dice where the label
-    is a lesion's. An error is a wrong label, or a lesion whose mask has a Dice below GOOD_DICE.
+    Confidence is that of the cascade: the calibrated probability of the label, times the mask's expected Dice where the
+    label is a lesion's. An error is a wrong label, or a lesion's mask with a Dice below GOOD_DICE.
 
     Args:
       organ: index into ORGANS.
-      labels: answers of the network that gives the label, its probabilities calibrated.
-      masks: answers of the network that gives the mask; None where there is none.
+      labels: predictions of the network that gives the label, calibrated.
+      masks: predictions of the network that gives the mask; None where there is none.
 
     Raises:
       ValueError: masks of some of the scans are missing.
     """
-    said, judged = labels["probs"].argmax(1), labels["label"] >= 0
-    sure, wrong = labels["probs"].max(1), said != labels["label"]
-    lesion = np.isin(said, [k for k in range(len(ORGANS[organ].classes)) if ORGANS[organ].is_lesion(k)])
+    predicted = labels.probs.argmax(1)
+    confidence, wrong = labels.probs.max(1), predicted != labels.label
     if masks is not None:
-        row_of = {name: row for row, name in enumerate(masks["fingerprint"].tolist())}
-        without = sum(name not in row_of for name in labels["fingerprint"].tolist())
-        if without:
+        row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
+        missing = sum(name not in row_of for name in labels.fingerprint.tolist())
+        if missing:
             raise ValueError(
-                f"{without} of the {len(labels['label'])} {ORGANS[organ].name} scans whose label was answered have no "
-                "mask answered: name the same folds of the classifier and of the segmenter"
+                f"{missing} of the {len(labels)} {ORGANS[organ].name} scans have a predicted label but no predicted "
+                "mask: name the same folds of the classifier and of the segmenter"
             )
-        rows = np.array([row_of[name] for name in labels["fingerprint"].tolist()])
-        sure = sure * np.where(lesion, masks["expected_dice"][rows], 1.0)
-        overlap = dice(*(masks[name][rows] for name in ("both", "predicted", "true")))
-        wrong |= masks["has_mask"][rows] & (masks["true"][rows] > 0) & lesion & (overlap < GOOD_DICE)
-    limit = float(np.quantile(sure[judged], REVIEW))
-    flagged = sure[judged] < limit
-    wrong = wrong[judged]
+        masks = masks.take(np.array([row_of[name] for name in labels.fingerprint.tolist()]))
+        lesion = np.array([ORGANS[organ].is_lesion(k) for k in range(len(ORGANS[organ].classes))])[predicted]
+        confidence = confidence * np.where(lesion, masks.expected_dice, 1.0)
+        wrong |= masks.lesion & lesion & (dice(*masks.counts) < GOOD_DICE)
+    known = labels.label >= 0
+    confidence, wrong = confidence[known], wrong[known]
+    limit = float(np.quantile(confidence, REVIEW))
+    flagged = confidence < limit
     return limit, {
-        "scans": int(judged.sum()),
+        "scans": len(wrong),
         "errors": int(wrong.sum()),
         "flagged": float(flagged.mean()),
         "errors_flagged": float(wrong[flagged].sum() / max(wrong.sum(), 1)),
@@ -169,42 +139,30 @@ def fit_review(organ: int, labels: Answers, masks: Answers | None) -> tuple[floa
 
 
 def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> dict[str, dict[str, Any]]:
-    """Fit what the module's text says and write it into the set of weights; task name -> the facts of its fit.
+    """Calibrate a bundle and write it anew; task name -> facts about the fit.
 
     Raises:
-      CheckpointError, MissingData, ValueError: no such set, run or data; runs of a task that the set does not have, or
-        of another network than the set's; runs whose left-out scans have chosen their epoch.
+      CheckpointError, MissingData, ValueError: there is no such bundle, run or data; runs that are no folds, have other
+        settings than the bundle, or are of a task that it does not have.
     """
-    from mcis.checkpoints import checkpoint
-    from mcis.checkpoints.bundle import load_bundle, load_weights
-    from mcis.inference.cascade import label_experts, mask_experts
-
     bundle = load_bundle(folder)
-    folds: dict[str, list[Any]] = {}
-    for run in runs:
-        weights = load_weights(run)
-        _check_run(run, weights, bundle)
-        folds.setdefault(weights.task.name, []).append(weights)
-    answers: dict[str, Answers] = {}
-    for name, members in folds.items():
-        task = members[0].task
+    rows: dict[str, Rows] = {}
+    for name, folds in _load_runs(runs, bundle).items():
+        task = bundle[name].task
         parts = [dataset.load(task.sources, split, data_dir, task.organ) for split in ("train", "validation")]
-        answers[name] = out_of_fold(members, dataset.Scans.join(parts))
-    fitted: dict[str, dict[str, Any]] = {name: {} for name in answers}
-    facts: dict[str, dict[str, Any]] = {name: {} for name in answers}
-    experts = {name: weights.task for name, weights in bundle.items()}
-    classifiers, segmenters = label_experts(experts), mask_experts(experts)
-    for name in answers:
+        rows[name] = out_of_fold(folds, dataset.Scans.join(parts))
+    fitted: dict[str, dict[str, Any]] = {name: {} for name in rows}
+    facts: dict[str, dict[str, Any]] = {name: {} for name in rows}
+    for name in rows:
         if name == "route":
-            limits, facts[name]["refusal"] = fit_router(answers[name])
+            limits, facts[name]["refusal"] = fit_router(rows[name])
             fitted[name] = {key: np.float32(limit) for key, limit in limits.items()}
-        elif "probs" in answers[name]:
-            calibration, facts[name]["labels"] = fit_labels(answers[name])
-            answers[name] = answers[name] | {"probs": apply(calibration, answers[name]["probs"])}
-            fitted[name]["calibration"] = calibration
-    for organ, name in classifiers.items():
-        if name in answers:
-            limit, facts[name]["review"] = fit_review(organ, answers[name], answers.get(segmenters.get(organ, "")))
+        elif rows[name].probs is not None:
+            fitted[name]["calibration"], rows[name], facts[name]["labels"] = fit_labels(rows[name])
+    tasks = {name: weights.task for name, weights in bundle.items()}
+    for organ, name in label_experts(tasks).items():
+        if name in rows:
+            limit, facts[name]["review"] = fit_review(organ, rows[name], rows.get(mask_experts(tasks).get(organ, "")))
             fitted[name]["calibration"] |= {"review": np.float32(limit)}
     for name, more in fitted.items():
         weights = bundle[name]
@@ -214,12 +172,23 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     return facts
 
 
-def _check_run(run: str, weights: Any, bundle: Mapping[str, Any]) -> None:
-    """ValueError unless a run's left-out scans can stand for scans that the set's network has not seen."""
-    task = weights.task
-    if task.name not in bundle:
-        raise ValueError(f"{run} holds {task.name}, which the set does not have; it has {', '.join(bundle)}")
-    check_fold(run, task, weights.manifest)
-    ours, theirs = (json.dumps(dataclasses.asdict(t), sort_keys=True) for t in (task, bundle[task.name].task))
-    if ours != theirs:
-        raise ValueError(f"{run} was trained otherwise than {task.name} of the set; its answers say nothing of that")
+def _load_runs(runs: Sequence[str], bundle: Mapping[str, Weights]) -> dict[str, dict[str, Weights]]:
+    """Task name -> run -> weights; ValueError unless a task's runs are folds with the settings of the bundle."""
+    found: dict[str, dict[str, Weights]] = {}
+    for run in runs:
+        weights = load_weights(run)
+        task = weights.task
+        if task.name not in bundle:
+            raise ValueError(f"{run} holds {task.name}, which the bundle does not have; it has {', '.join(bundle)}")
+        if run in found.setdefault(task.name, {}):
+            raise ValueError(f"{run} is named twice; name each fold once")
+        found[task.name][run] = weights
+    for name, folds in found.items():
+        check_folds([(run, weights.task, weights.manifest) for run, weights in folds.items()])
+        for run, weights in folds.items():
+            ours, theirs = (json.dumps(dataclasses.asdict(one.task), sort_keys=True) for one in (weights, bundle[name]))
+            if ours != theirs:
+                raise ValueError(
+                    f"{run} was trained with other settings than {name} of the bundle, and says nothing of it"
+                )
+    return found

@@ -1,36 +1,38 @@
-"""What the router refuses: its limits, fitted to answers of folds, and the price of each.
+"""The router's limits: fitted to predictions of folds, with the share of scans that they reject.
 
-A scan is refused where the router's probability of an organ is small or its features lie far from all that it learned
-from (`ops.novelty`). The cascade refuses thumbnails as well (`canvas.Fit`), whatever the router sees in them: that is
-told apart, for it says nothing of the same kinds at full size. Intervals are over groups: patients or clusters of the
-known scans, kinds of the foreign ones, for pictures of one kind are refused or taken together.
+A scan is rejected where the router's probability of an organ is low or its features lie far from those of the training
+scans (`ops.ood`). The cascade also rejects thumbnails (`inference.plausibility`), whatever the router predicts of them;
+they are reported separately, because they say nothing of the same kinds of images at full size. Intervals are over
+groups: patients or clusters of the known scans, and kinds of the out-of-distribution (OOD) scans, because images of one
+kind are rejected or accepted together.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
 from mcis.ops.metrics import bootstrap_interval
 from mcis.organs import ORGANS
 
-REFUSED = 0.01
-"""Share of the known scans that the router may refuse."""
+REJECTED = 0.01
+"""Share of the known scans that the limits reject."""
 PROBABILITY_SHARE = 0.9
-"""What the probability has of that, the distance has the rest: of kinds left out the probability refuses more (at 1 %
-of known scans 86 % against 83 %, halves 83 %; docs/experiments.md); the distance catches what is like nothing."""
+"""The part of that share given to the probability; the OOD score has the rest. On held-out kinds the probability
+rejects more (at 1 % of the known scans 86 %, the OOD score 83 %, half of each 83 %; docs/experiments.md); the OOD score
+rejects images that resemble nothing."""
 TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Shares of the known scans for which it is said what would be refused of the foreign ones."""
+"""Shares of rejected known scans for which the share of rejected OOD scans is reported."""
 NEAR = frozenset({"mri", "mr", "us", "ultrasound", "head", "brain"})
-"""Words in the name of a kind's folder that make it near: MRI or ultrasound of something else, or another picture of
-the head. A mammogram shows a breast, but nothing that looks like an ultrasound: it is far."""
+"""Words in the name of a kind's folder that make it a near kind: MRI or ultrasound of another organ, or another image
+of the head. A mammogram shows a breast but does not look like an ultrasound: it is far."""
 
 Interval = dict[str, float | None]
 """{"value", "low", "high"}: a share and its 95 % bootstrap interval by group, None where there is one group."""
 
 
 def is_near(kind: str) -> bool:
-    """Whether a foreign kind, as "foreign/us_lung", looks much like the known scans, by the words of its name.
+    """Whether an OOD kind, as "foreign/us_lung", looks much like the known scans, by the words of its name.
 
     >>> [is_near(kind) for kind in ("foreign/us_lung", "foreign/mri_cardiac", "foreign/xray_chest", "foreign/music")]
     [True, True, False, False]
@@ -38,57 +40,57 @@ def is_near(kind: str) -> bool:
     return bool(NEAR & set(kind.rsplit("/", 1)[-1].lower().replace("-", "_").split("_")))
 
 
-def fit_router(answers: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, Any]]:
-    """The router's limits, which together refuse REFUSED of the known scans; and what they refuse.
+def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
+    """The router's limits, which together reject REJECTED of the known scans; and what they reject.
 
     Args:
-      answers: `calibrate.Answers` of the router.
+      rows: predictions of the router's folds (`calibrate.out_of_fold`).
 
     Returns:
-      {"threshold": its smallest probability, "reach": its largest distance in units of `ops.novelty`'s limit}; and the
-      shares refused, of known scans and by source, of foreign ones and by kind, far and near, and how they go together;
-      all this by the router alone, and "with_thumbnails" by router and size together.
+      {"threshold": its smallest probability, "reach": the multiplier of the OOD limit of `ops.ood`}; and the rejected
+      shares of known scans, in all and by source, and of OOD scans, far, near and by kind, and how these trade off. All
+      are of the router alone, but for "with_thumbnails".
     """
-    known = answers["label"] < len(ORGANS)
-    prob = answers["probs"][:, : len(ORGANS)].max(1)
-    near = np.array([is_near(group) for group in answers["group"].tolist()])
+    known = rows.label < UNSUPPORTED_INDEX
+    prob = rows.probs[:, : len(ORGANS)].max(1)
+    near = np.array([is_near(group) for group in rows.group.tolist()])
     parts = {"known": known, "far": ~known & ~near, "near": ~known & near}
     parts = {name: part for name, part in parts.items() if part.any()}
 
-    def refuse(share: float) -> tuple[dict[str, float], np.ndarray]:
+    def reject(share: float) -> tuple[dict[str, float], np.ndarray]:
         limits = {
             "threshold": float(np.quantile(prob[known], PROBABILITY_SHARE * share)),
-            "reach": float(np.quantile(answers["novelty"][known], 1 - (1 - PROBABILITY_SHARE) * share)),
+            "reach": float(np.quantile(rows.novelty[known], 1 - (1 - PROBABILITY_SHARE) * share)),
         }
-        return limits, (prob < limits["threshold"]) | (answers["novelty"] > limits["reach"])
+        return limits, (prob < limits["threshold"]) | (rows.novelty > limits["reach"])
 
-    def shares(refused: np.ndarray) -> dict[str, Interval]:
-        return {name: _share(refused[part], answers["group"][part]) for name, part in parts.items()}
+    def shares(rejected: np.ndarray) -> dict[str, Interval]:
+        return {name: _share(rejected[part], rows.group[part]) for name, part in parts.items()}
 
-    limits, refused = refuse(REFUSED)
-    wrong = known & ~refused & (answers["probs"][:, : len(ORGANS)].argmax(1) != answers["label"])
+    def shares_by(name: np.ndarray, part: np.ndarray) -> dict[str, dict[str, Any]]:
+        every = {each: part & (name == each) for each in np.unique(name[part]).tolist()}
+        return {
+            each: {"scans": int(rows_of.sum())} | _share(rejected[rows_of], rows.group[rows_of])
+            for each, rows_of in every.items()
+        }
+
+    limits, rejected = reject(REJECTED)
+    wrong = known & ~rejected & (rows.probs[:, : len(ORGANS)].argmax(1) != rows.label)
     facts: dict[str, Any] = {
         "scans": {name: int(part.sum()) for name, part in parts.items()},
-        "groups": {name: len(np.unique(answers["group"][part])) for name, part in parts.items()},
-        "refused": shares(refused),
-        "with_thumbnails": shares(refused | answers["thumbnail"]),
+        "groups": {name: len(np.unique(rows.group[part])) for name, part in parts.items()},
+        "refused": shares(rejected),
+        "with_thumbnails": shares(rejected | rows.thumbnail),
         "to_the_wrong_organ": int(wrong.sum()),
-        "sources": _by_name(answers["source"][known], refused[known], answers["group"][known]),
-        "kinds": _by_name(answers["group"][~known], refused[~known], answers["group"][~known]),
+        "sources": shares_by(rows.source, known),
+        "kinds": shares_by(rows.group, ~known),
     }
     if (~known).any():
-        facts["trade_off"] = [shares(refuse(share)[1]) for share in TRADE_OFF]
+        facts["trade_off"] = [shares(reject(share)[1]) for share in TRADE_OFF]
     return limits, facts
 
 
-def _share(refused: np.ndarray, group: np.ndarray) -> Interval:
-    found = bootstrap_interval(lambda index, _: {"share": float(refused[index].mean())}, group)["share"]
+def _share(rejected: np.ndarray, group: np.ndarray) -> Interval:
+    found = bootstrap_interval(lambda index, _: {"share": float(rejected[index].mean())}, group)["share"]
     low, high = (None if np.isnan(end) else end for end in found)
-    return {"value": float(refused.mean()), "low": low, "high": high}
-
-
-def _by_name(name: np.ndarray, refused: np.ndarray, group: np.ndarray) -> dict[str, dict[str, Any]]:
-    return {
-        str(each): {"scans": int((name == each).sum())} | _share(refused[name == each], group[name == each])
-        for each in np.unique(name)
-    }
+    return {"value": float(rejected.mean()), "low": low, "high": high}

@@ -150,14 +150,14 @@ def _main(options: Any) -> int:
     predictor = load(options.weights, **dataclasses.asdict(asked))
     if predictor.lacking:
         print(f"these weights say nothing of: {', '.join(predictor.lacking)}; it stays unknown", file=sys.stderr)
-    done = already(out, scans, record, predictor.described) if options.resume else 0
+    done = already(out, scans, record, predictor.weights_record) if options.resume else 0
     if done:
         print(f"{out}: goes on after {done} of {len(scans)} scans", file=sys.stderr)
     report = ReportWriter(
         out,
         record,
         versions=versions(),
-        weights=predictor.described,
+        weights=predictor.weights_record,
         overwrite=options.overwrite,
         resume=options.resume,
     )

@@ -1,4 +1,4 @@
-"""`mcis shortcuts --task=NAME`: how much of a task can be predicted from image metadata alone."""
+"""`mcis shortcuts --task=NAME`: how well a task's labels can be predicted from image metadata alone."""
 
 import dataclasses
 import json
@@ -7,115 +7,114 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import tyro
 
-from mcis.data import dataset
-from mcis.data.records import read_records
-from mcis.evaluation.metrics import read_report
-from mcis.evaluation.shortcuts import BETTER, METRICS, answered, audit, folded_answers, frames_of, network_answers
-from mcis.ops.metrics import with_interval
-from mcis.tasks.config import Names
-from mcis.tasks.table import task_named
+from mcis.cli.common import Options, check_extra, print_table, run
 
 
-def print_audit(found: dict[str, Any]) -> None:
-    """The audit as a table on standard output, and below it what could not be scored."""
-    from rich.table import Table
+@dataclasses.dataclass(frozen=True)
+class Shortcuts(Options):
+    """Measure how well a task's labels can be predicted from size, border and grey levels of its scans alone.
 
-    from mcis.cli.common import print_table
+    Attributes:
+      task: task whose labels are predicted; of a segmentation task, those of its label head.
+      sources: prepared data sets, separated by commas; by default those of the task.
+      split: validation or test, scored by models that learned from the training split (look at test only once); or
+        left_out, the training and validation scans, scored in cross-validation and with --against those that fold runs
+        have held out.
+      folds: number of folds of left_out, by group; they differ from the runs' folds where those have other sources or
+        scans of unknown class.
+      against: folder of an evaluation of a network on the same scans, or its report.json, to compare with.
+      out: JSON file to write.
+    """
 
-    table = Table(title=f"{found['task']}, {found['split']} split, from the frame: value [95 % interval by group]")
-    parts = found["sources"] | {f"{name} left out": part for name, part in found["left_out"].items()}
-    table.add_column("metric")
-    table.add_column("what is seen")
-    for name, part in parts.items():
-        table.add_column(f"{name}\n{part['scans']} scans\n{part['groups']} groups", justify="right")
-    for metric in METRICS:
-        for who in dict.fromkeys(who for part in parts.values() for who in part["metrics"]):
-            sign = "+" if who in BETTER.values() else ""
-            said = [part["metrics"].get(who, {}).get(metric) for part in parts.values()]
-            cells = ["" if one is None else with_interval(one, sign) for one in said]
-            table.add_row(metric, who, *cells)
-        table.add_section()
-    print_table(table)
-    for note in found["notes"]:
-        print(note)
+    task: str = tyro.MISSING
+    sources: str = ""
+    split: str = "validation"
+    folds: int = 5
+    against: str | None = None
+    out: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
     """The command: exit status 0, or 2 when nothing was scored."""
-    import tyro
-
-    from mcis.cli.common import Options, exit_status, parse_dataclass
-
-    @dataclasses.dataclass(frozen=True)
-    class Shortcuts(Options):
-        """Ask how much of a task can be read off size, border and grey of its scans, beside chance and a network.
-
-        Attributes:
-          task: whose labels; of a segmentation task, those of its label head.
-          sources: prepared data sets; by default those of the task.
-          split: validation or test, what is scored by what the training split teaches, at test once; or left_out, the
-            training and validation scans, each fold by what the others teach: with --against, those that fold runs
-            have left out.
-          folds: number of folds of left_out: by group, and not the same that the runs have, where these have scans of
-            unknown class or other sources.
-          against: the folder, or its report.json, of a network's evaluation on the same scans, to stand beside the
-            frame.
-          out: JSON file to write.
-        """
-
-        task: str = tyro.MISSING
-        sources: Names = ()
-        split: str = "validation"
-        folds: int = 5
-        against: str | None = None
-        out: str | None = None
-
-    options = parse_dataclass(Shortcuts, argv, "mcis shortcuts")
-    return exit_status("mcis shortcuts", lambda: _main(options))
+    return run("mcis shortcuts", Shortcuts, _main, argv)
 
 
-def _main(options: Any) -> int:
+def _main(options: Shortcuts) -> int:
+    import numpy as np
+
     from mcis.checkpoints.checkpoint import is_weights_folder, write_text
-    from mcis.cli.common import check_extra
-
-    check_extra("evaluation", "sklearn")
+    from mcis.data import dataset
+    from mcis.data.records import read_records
+    from mcis.evaluation import shortcuts
+    from mcis.evaluation.metrics import read_report
+    from mcis.tasks.table import task_named
 
     task, target = task_named(options.task), None
     splits = (*dataset.SPLITS[1:], dataset.LEFT_OUT)
     if options.split not in splits:
-        allowed = ", ".join(splits)
-        raise ValueError(f"--split={options.split}: allowed are {allowed}; the frame's models learn from train")
-    if options.out is not None:  # asked before the work is done
+        raise ValueError(f"--split={options.split}: allowed are {', '.join(splits)}; the models learn from train")
+    if options.out is not None:  # checked before the work is done
         target = pathlib.Path(options.out)
         if any(map(is_weights_folder, target.resolve().parents)):
             raise ValueError(f"--out={target} lies in a weights folder, which takes no further files; name another")
         if target.is_dir() or not os.access(target.parent, os.W_OK):
-            raise ValueError(f"--out={target} cannot be written: a file name in a folder that exists is needed")
+            raise ValueError(f"--out={target} cannot be written: a file name in an existing folder is needed")
     if options.folds < 2:
-        raise ValueError(f"--folds={options.folds}: at least 2 are needed, one to score and one to learn from")
+        raise ValueError(f"--folds={options.folds}: must be at least 2")
+    check_extra("evaluation", "sklearn")
     report = None if options.against is None else read_report(options.against)
-    sources = options.sources or task.sources
-    said = None
+    sources = tuple(filter(None, options.sources.split(","))) or task.sources
+
+    def metadata(*chosen: str) -> shortcuts.ImageMetadata:
+        return shortcuts.metadata_of(task, read_records(sources, chosen, options.data_dir, None))
+
+    def network(scored: shortcuts.ImageMetadata) -> Any:
+        return None if report is None else shortcuts.network_predictions(report, task, options.split, scored)
+
     if options.split == dataset.LEFT_OUT:
-        train = frames_of(task, read_records(sources, dataset.SPLITS[:2], options.data_dir, None))
-        chosen = np.full(len(train.label), True) if report is None else answered(report, train)
-        if not chosen.any():
-            raise ValueError(f"--against has answered none of the scans of {', '.join(sources)}")
+        train = metadata(*dataset.SPLITS[:2])
+        chosen = np.ones(len(train), bool) if report is None else shortcuts.in_report(report, train)
         scored = train.take(chosen)
-        print(f"{len(scored.label)} of {len(train.label)} training and validation scans are scored")
-        network = None if report is None else network_answers(report, task, options.split, scored)
-        every = folded_answers(train, dataset.folds_of(train, options.folds), len(task.classes))
-        said = {name: probs[chosen] for name, probs in every.items()}
+        if not len(scored):
+            raise ValueError(f"--against has none of the scans of {', '.join(sources)}")
+        print(f"{len(scored)} of {len(train)} training and validation scans are scored")
+        probs = network(scored)
+        fold = dataset.folds_of(train.rows, options.folds)
+        every = shortcuts.cross_predictions(train, fold, len(task.classes))
+        found = shortcuts.audit(task, train, scored, probs, predicted={name: p[chosen] for name, p in every.items()})
     else:
-        scored = frames_of(task, read_records(sources, (options.split,), options.data_dir, None))
-        network = None if report is None else network_answers(report, task, options.split, scored)
-        train = frames_of(task, read_records(sources, ("train",), options.data_dir, None))
-    asked = {"task": task.name, "split": options.split, "against": options.against}
-    found = asked | audit(task, train, scored, network, said=said)
+        scored = metadata(options.split)
+        probs = network(scored)
+        found = shortcuts.audit(task, metadata("train"), scored, probs)
+    found = {"task": task.name, "split": options.split, "against": options.against} | found
     print_audit(found)
     if target is not None:
         write_text(target, json.dumps(found, indent=1, allow_nan=False) + "\n")
-        print(f"{target} holds the same figures")
+        print(f"written to {target}")
     return 0
+
+
+def print_audit(found: dict[str, Any]) -> None:
+    """Print the audit as a table, and below it what could not be scored."""
+    from rich.table import Table
+
+    from mcis.evaluation.shortcuts import LEADS, METRICS
+    from mcis.ops.metrics import with_interval
+
+    table = Table(title=f"{found['task']}, {found['split']} split, from metadata alone: value [95 % interval by group]")
+    parts = found["sources"] | {f"{name} by the others": part for name, part in found["left_out"].items()}
+    table.add_column("metric")
+    table.add_column("predicted from")
+    for name, part in parts.items():
+        table.add_column(f"{name}\n{part['scans']} scans\n{part['groups']} groups", justify="right")
+    for metric in METRICS:
+        for name in dict.fromkeys(name for part in parts.values() for name in part["metrics"]):
+            sign = "+" if name in LEADS.values() else ""
+            values = [part["metrics"].get(name, {}).get(metric) for part in parts.values()]
+            table.add_row(metric, name, *["" if value is None else with_interval(value, sign) for value in values])
+        table.add_section()
+    print_table(table)
+    for note in found["notes"]:
+        print(note)

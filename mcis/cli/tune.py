@@ -2,146 +2,147 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import tyro
 
-from mcis.calibration.tune_crf import NONE, PATIENTS, ROUNDS, VALUES, gain, joined, left_out, make_counts, search, worth
-from mcis.data import dataset, storage
-from mcis.ops.crf import CRF
-from mcis.ops.metrics import mask_scores
-from mcis.tasks.config import Names
+from mcis.cli.common import Options, enable_compilation_cache, run
+
+if TYPE_CHECKING:
+    from mcis.checkpoints.bundle import Weights
+    from mcis.data.records import Records
+    from mcis.ops.crf import CRF
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune(Options):
+    """Choose the CRF of a segmentation run on its validation scans, and keep it with the weights.
+
+    Attributes:
+      runs: folder of a run, or a weights folder; or those of several fold runs, which get the same CRF.
+      by: metric that the CRF is chosen by; by default the one that chose the epoch, or dice_patient.
+      sources: prepared data sets to tune on, separated by commas; by default those the task was trained on.
+      dry_run: only print the table.
+      always: keep the best CRF even where its gain may be chance, to measure its effect.
+      off: remove the CRF that is kept with the weights; choose none.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
+    by: str | None = None
+    sources: str = ""
+    dry_run: bool = False
+    always: bool = False
+    off: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
-    import tyro
-
-    from mcis.cli.common import Options, exit_status, parse_dataclass
-
-    @dataclasses.dataclass(frozen=True)
-    class Tune(Options):
-        """Choose the CRF of a segmentation run on its validation scans, and keep it with the weights.
-
-        Attributes:
-          runs: a run's folder, or a weights folder; or several fold runs, which get one CRF together.
-          by: the metric it is chosen by; by default the one that chose the epoch, or dice_patient.
-          sources: prepared data sets to tune on; by default those the task was trained on.
-          dry_run: only show the table.
-          always: keep the best CRF even where its gain may be chance, to measure what it does.
-          off: choose nothing; take out the CRF that is kept with the weights.
-        """
-
-        runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
-        by: str | None = None
-        sources: Names = ()
-        dry_run: bool = False
-        always: bool = False
-        off: bool = False
-
-    options = parse_dataclass(Tune, argv, "mcis tune")
-    return exit_status("mcis tune", lambda: _main(options))
+    """The command: exit status 0, or 2 when nothing was chosen."""
+    return run("mcis tune", Tune, _main, argv)
 
 
-def _main(options: Any) -> int:
+def _main(options: Tune) -> int:
+    import numpy as np
     from rich.progress import Progress
 
+    from mcis.calibration import tune_crf
     from mcis.checkpoints.bundle import load_weights
-    from mcis.cli.common import enable_compilation_cache
-    from mcis.ops.metrics import MASK_METRICS
+    from mcis.inference.rows import Rows
+    from mcis.ops.metrics import MASK_METRICS, mask_scores
 
     enable_compilation_cache()
     if not options.runs:
         raise ValueError("name a run's folder or a weights folder")
-    weights = [load_weights(run) for run in options.runs]
+    weights = [load_weights(path) for path in options.runs]
     task = weights[0].task
     by = options.by or (task.select if task.select in MASK_METRICS else "dice_patient")
     if not task.segments or by not in MASK_METRICS:
         raise ValueError(
-            f"{options.runs[0]} holds {task.name}, and a CRF would be chosen by {by}: it takes a task that segments, "
+            f"{options.runs[0]} holds {task.name}, and a CRF would be chosen by {by}: a task that segments is needed, "
             f"and --by one of {', '.join(MASK_METRICS)}"
         )
     if options.off and options.always:
-        raise ValueError("--off and --always exclude each other: one takes the CRF out, the other puts one in")
+        raise ValueError("--off and --always exclude each other: one removes the CRF, the other keeps one")
     if options.off:
-        return _keep(options, weights, NONE)
-    parts = [
-        (one, [r for r in records if bool(r["has_mask"]) and dataset.text(r["organ"]) == task.organ])
-        for one, records in _scans(options, weights)
-    ]
-    count = sum(len(records) for _, records in parts)
-    if not any(storage.decode(record)[1].any() for _, records in parts for record in records):
-        raise ValueError("there is no outlined lesion among the scans to choose by")
-    counts_of, found = joined([make_counts(task, one.variables, records) for one, records in parts if records]), {}
+        return _keep(options, weights, tune_crf.NONE)
+    parts = [tune_crf.make_rows(task, one.variables, records) for one, records in _held_out(options, weights)]
+    found: dict[CRF, Rows] = {}
     with Progress(transient=True) as bar:
-        row = bar.add_task("settings", total=1 + ROUNDS * sum(len(values) for values in VALUES.values()))
+        progress = bar.add_task("settings", total=1 + tune_crf.ROUNDS * sum(map(len, tune_crf.VALUES.values())))
 
-        def score(crf: CRF) -> float:
-            found[crf] = counts_of(crf)
-            bar.advance(row)
-            return worth(found[crf], found[NONE], by)
+        def score(crf: "CRF") -> float:
+            found[crf] = Rows.concatenate([rows_of(crf) for rows_of in parts])
+            if not found[crf].true.any():
+                raise ValueError("none of the scans has an outlined lesion: there is nothing to choose by")
+            bar.advance(progress)
+            return tune_crf.objective(found[crf], found[tune_crf.NONE], by)
 
-        tried = search(score)
+        tried = tune_crf.search(score)
     for crf, _ in sorted(tried, key=lambda one: -one[1])[:10] + tried[:1]:
-        scores = mask_scores(**found[crf])
+        scores = mask_scores(*found[crf].counts, found[crf].group)
         values = "  ".join(f"{name} {scores[name]:.4f}" for name in dict.fromkeys((by, "dice_lesion")))
         print(f"{values}  {_describe(crf)}")
     best = max(tried[1:], key=lambda one: one[1])[0]
-    more, low, high = gain(left_out(found, by), found[NONE], by)
-    patients = len(np.unique(found[NONE]["group"][found[NONE]["true"] > 0]))
+    without = found[tune_crf.NONE]
+    more, low, high = tune_crf.gain(tune_crf.cross_validated(found, by), without, by)
+    patients = len(np.unique(without.group[without.true > 0]))
     print(f"best: {_describe(best)}")
     print(
-        f"what choosing gains, each group of scans by the CRF that is best for the others: {more:+.4f} "
-        f"[{low:+.4f}, {high:+.4f}] {by}; {count} scans, {patients} groups with a lesion"
+        f"cross-validated gain of choosing a CRF: {more:+.4f} [{low:+.4f}, {high:+.4f}] {by}; {len(without)} scans, "
+        f"{patients} groups with a lesion"
     )
-    if not options.always and (patients < PATIENTS or not low > 0):
-        why = "the gain may be chance" if patients >= PATIENTS else f"below {PATIENTS} groups nothing can be said"
-        print(f"not kept: {why}. What there is stays: {_describe(task.crf)}. --always keeps the best")
+    if not options.always and (patients < tune_crf.PATIENTS or not low > 0):
+        few = f"fewer than {tune_crf.PATIENTS} groups are too few to tell"
+        why = few if patients < tune_crf.PATIENTS else "the gain may be chance"
+        print(f"not kept: {why}. The weights stay as they are: {_describe(task.crf)}. --always keeps the best")
         return 0
     return _keep(options, weights, best)
 
 
-def _scans(options: Any, weights: Sequence[Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
-    """Each network and the records it is to answer, those that it has left out of its training."""
+def _held_out(options: Tune, weights: Sequence["Weights"]) -> list[tuple["Weights", "Records"]]:
+    """Each network and its held-out scans whose mask is known."""
     from mcis.checkpoints.provenance import check_folds
     from mcis.data.records import read_records
+    from mcis.inference.folds import held_out_scans
 
     task = weights[0].task
     if len(weights) > 1:
-        check_folds([(run, one.task, one.manifest) for run, one in zip(options.runs, weights, strict=True)])
-    records = read_records(options.sources or task.sources, ("train", "validation"), options.data_dir, task.organ)
+        check_folds([(path, one.task, one.manifest) for path, one in zip(options.runs, weights, strict=True)])
+    sources = tuple(filter(None, options.sources.split(","))) or task.sources
+    records = read_records(sources, ("train", "validation"), options.data_dir, task.organ)
+    by_run = dict(zip(options.runs, weights, strict=True))
     found = []
-    for run, one in zip(options.runs, weights, strict=True):
-        mine = set(one.manifest["fingerprints"]["validation"])
-        found.append((one, [records[i] for i, name in enumerate(records.fingerprints) if name in mine]))
-        if not found[-1][1]:
-            raise ValueError(
-                f"{run} has left out none of the scans that are prepared here: there is nothing to choose by"
-            )
+    for path, index in held_out_scans(
+        {path: one.manifest for path, one in by_run.items()}, records.fingerprints
+    ).items():
+        if not len(index):
+            raise ValueError(f"none of the scans that {path} holds out is prepared here: there is nothing to choose by")
+        masked = [i for i in index.tolist() if bool(records[i]["has_mask"])]
+        if masked:
+            found.append((by_run[path], records.take(masked)))
+    if not found:
+        raise ValueError("none of the scans has an outlined lesion: there is nothing to choose by")
     return found
 
 
-def _keep(options: Any, weights: Sequence[Any], crf: CRF) -> int:
+def _keep(options: Tune, weights: Sequence["Weights"], crf: "CRF") -> int:
     """Write the weights anew with a CRF, unless the run is dry."""
     from mcis.checkpoints import checkpoint
     from mcis.tasks.table import task_to_json
 
-    for run, one in zip(options.runs, weights, strict=True):
+    for path, one in zip(options.runs, weights, strict=True):
         before = one.task.crf
         if crf == before:
-            print(f"nothing changes: {run} has {_describe(crf)}")
+            print(f"unchanged: {path} has {_describe(crf)}")
         elif options.dry_run:
             print(f"would keep: {_describe(crf)}; now: {_describe(before)}")
         else:
-            folder = checkpoint.weights_folder(run)
-            manifest = one.manifest | {"task": task_to_json(dataclasses.replace(one.task, crf=crf))}
+            folder = checkpoint.weights_folder(path)
+            manifest: dict[str, Any] = one.manifest | {"task": task_to_json(dataclasses.replace(one.task, crf=crf))}
             half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
             checkpoint.save(folder, one.variables, manifest, half=half)
             print(f"kept in {folder}: {_describe(crf)}; before: {_describe(before)}")
     return 0
 
 
-def _describe(crf: CRF) -> str:
-    if not crf.steps:
-        return "no CRF"
-    return ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(crf).items())
+def _describe(crf: "CRF") -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in vars(crf).items()) if crf.steps else "no CRF"

@@ -1,5 +1,5 @@
 """Scores of runs and bundles on held-out scans: rows, metrics with intervals, figures and a page."""
 
-from mcis.evaluation.evaluator import evaluate
+from mcis.evaluation.scoring import evaluate
 
 __all__ = ["evaluate"]

@@ -1,4 +1,4 @@
-"""What is scored: a task's network, a set of weights as one cascade, or fold runs on the scans each has left out."""
+"""Evaluators: a task's network, a bundle as one cascade, or fold runs that each predict their held-out scans."""
 
 import dataclasses
 import functools
@@ -6,297 +6,334 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
+from mcis.checkpoints import provenance
+from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
 from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
-from mcis.checkpoints.provenance import check_folds, check_unseen, leaks
 from mcis.data import dataset
-from mcis.data.records import Records, letterboxed_batches, read_records
-from mcis.evaluation.metrics import Rows, report, take
-from mcis.evaluation.results import FOREIGN, score_cascade, score_scans
-from mcis.imaging.letterbox import unletterbox
+from mcis.data.records import Record, Records, letterboxed_batches, read_records
+from mcis.imaging.letterbox import letterbox, unletterbox
+from mcis.inference.cascade import supported
+from mcis.inference.folds import held_out_scans
+from mcis.inference.options import InferenceOptions
+from mcis.inference.predictor import Predictor, make_predictor
+from mcis.inference.saliency import class_maps
+from mcis.models import Outputs
 from mcis.ops.crf import CRF
-from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGANS, organ_index
+from mcis.tasks.apply import make_expert, place
 from mcis.tasks.config import Task
 from mcis.tasks.table import TASKS
 
+OOD = "foreign"
+"""The source of out-of-distribution scans, which a user may have prepared."""
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A task's network, or a set of them as one cascade.
+SaliencyMap = Callable[[Record, np.ndarray, int], np.ndarray | None]
+"""A stored scan, its image and a class -> how much hiding each pixel lowers the probability of the class
+(`ops.occlusion`), float32 (H, W) of the scan's size; None where no network classifies such a scan."""
+
+
+class PredictedScan(NamedTuple):
+    """A stored scan and its prediction.
 
     Attributes:
-      task: the network's, None for the cascade.
-      answer: uint8 (BATCH, S, S, 3) -> `Outputs` of probabilities on the canvas; of the cascade a `Prediction`.
-      variables: of each network, by task name.
-      manifests: what each network's weights say of themselves, by task name.
-      tasks: the networks' tasks, by name.
-      folders: where each network's weights lie, by task name.
+      record: the scan as it is stored.
+      image: uint8 RGB (H, W, 3).
+      mask: the true mask, uint8 {0,1} (H, W).
+      probability: of a lesion, float32 (H, W) on the scan's own grid; None without a segmenter.
+      columns: the fields of `Rows` for the true label and the prediction.
     """
 
-    task: Task | None
-    answer: Callable[[np.ndarray], Any]
-    variables: dict[str, dict[str, Any]]
-    manifests: dict[str, dict[str, Any]]
-    tasks: dict[str, Task]
-    folders: dict[str, pathlib.Path]
+    record: Record
+    image: np.ndarray
+    mask: np.ndarray
+    probability: np.ndarray | None
+    columns: dict[str, Any]
 
-    def sources(self, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
-        """Every source that one of the networks was trained on; foreign pictures, a collection of one's own, if any."""
-        every = dict.fromkeys(source for task in self.tasks.values() for source in task.sources)
-        return tuple(name for name in every if name != FOREIGN or dataset.versions_of(name, data_dir))
+
+class Evaluator(Protocol):
+    """Weights that can be scored, because they predict stored scans."""
 
     @property
-    def organ(self) -> str | None:
-        """The organ whose scans it answers; None for all."""
-        return None if self.task is None else self.task.organ
+    def task(self) -> Task | None:
+        """The task whose metrics are computed; None for the cascade."""
 
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """JSON values that say which weights these are: task name -> network, training, versions, manifest's hash.
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The networks by task name, those of folds by run; on the device."""
 
-        And, where `mcis calibrate` has been there, what it found.
-        """
-        found = {}
-        for name, manifest in self.manifests.items():
-            task, file = self.tasks[name], self.folders[name] / MANIFEST
-            found[name] = {
-                "model": task.model,
-                "features": task.width,
-                "size": task.size,
-                "sources": list(task.sources),
-                "epoch": manifest["epoch"],
-                "members": len(manifest.get("seeds", [None])),
-                "crf_steps": task.crf.steps,
-                "versions": manifest["versions"],
-                "manifest_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            }
-            if "calibration" in manifest:
-                found[name]["calibration"] = manifest["calibration"]
-        return found
+    @property
+    def folders(self) -> Mapping[str, pathlib.Path]:
+        """The weights folder of each network."""
 
-    def parts(self, fingerprints: Sequence[str]) -> list[tuple["Subject", np.ndarray]]:
-        """Who answers which of the scans, as int index: itself, all."""
-        return [(self, np.arange(len(fingerprints)))]
+    def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
+        """Network -> int index of the scans that it predicts."""
 
-    def seen(self, fingerprints: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """What each network has seen of the scans it answers, as `scoring.leaks`."""
-        return leaks(fingerprints, self.manifests)
+    def predict(self, records: Records) -> Iterator[PredictedScan]:
+        """The records with their predictions, in order."""
+
+    def saliency_map(self) -> SaliencyMap | None:
+        """The saliency map of the classifiers; None without a classifier of lesions."""
+
+
+class _OfAllScans:
+    """The methods of evaluators whose networks predict all scans."""
+
+    weights: Mapping[str, Weights]
+
+    def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
+        return dict.fromkeys(self.weights, np.arange(len(fingerprints)))
+
+    def saliency_map(self) -> SaliencyMap | None:
+        tasks = {one.task.name: one.task for one in self.weights.values()}
+        maps = class_maps(tasks, {one.task.name: one.variables for one in self.weights.values()})
+
+        def saliency(record: Record, image: np.ndarray, label: int) -> np.ndarray | None:
+            of_organ = maps.get(organ_index(dataset.text(record["organ"])))
+            if of_organ is None or label < 0:
+                return None
+            square, geometry = letterbox(image)
+            return unletterbox(np.asarray(of_organ(square, label)), geometry)
+
+        return saliency if maps else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Folds:
-    """Runs of one task, or one, each of which answers the scans that it has left out: folds.
+class NetworkEvaluator(_OfAllScans):
+    """One task's network.
 
     Attributes:
+      task: the network's.
+      weights, folders: as of Evaluator.
+      function: uint8 (B, S, S, 3) -> Outputs of probabilities on the model input; and for the router, which scans it
+        rejects, bool (B,), else None.
+    """
+
+    task: Task
+    weights: Mapping[str, Weights]
+    folders: Mapping[str, pathlib.Path]
+    function: Callable[[np.ndarray], tuple[Outputs, Any]]
+
+    def predict(self, records: Records) -> Iterator[PredictedScan]:
+        """As of Evaluator."""
+        for scans, images in letterboxed_batches(records):
+            outputs, rejected = jax.device_get(self.function(images))
+            for i, (record, image, mask, geometry) in enumerate(scans):
+                label = self.task.label_of(dataset.text(record["organ"]), int(record["label"]))
+                columns: dict[str, Any] = {"label": label}
+                if outputs.label is not None:
+                    columns |= {"probs": outputs.label[i], "features": outputs.features[i]}
+                if rejected is not None:
+                    columns["refused"] = bool(rejected[i])
+                probability = None if outputs.mask is None else unletterbox(outputs.mask[i, ..., 0], geometry)
+                yield PredictedScan(record, image, mask[..., 0], probability, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeEvaluator(_OfAllScans):
+    """A bundle as one cascade: the predictor that `mcis predict` and `mcis serve` run.
+
+    Attributes:
+      weights, folders: as of Evaluator.
+      predictor: of these weights.
+    """
+
+    weights: Mapping[str, Weights]
+    folders: Mapping[str, pathlib.Path]
+    predictor: Predictor
+    task: None = None
+
+    def predict(self, records: Records) -> Iterator[PredictedScan]:
+        """As of Evaluator."""
+        for scans, images in letterboxed_batches(records):
+            prediction, _ = self.predictor.predict_batch(images, [scan.geometry for scan in scans])
+            for i, (record, image, mask, geometry) in enumerate(scans):
+                columns = {
+                    "organ": organ_index(dataset.text(record["organ"])),
+                    "label": int(record["label"]),
+                    "said_organ": int(prediction.organ[i]),
+                    "said_label": int(prediction.label[i]),
+                    "organ_prob": prediction.organ_prob[i],
+                    "novelty": prediction.novelty[i],
+                    "label_probs": prediction.label_probs[i],
+                    "thumbnail": geometry.thumbnail,
+                }
+                probability = np.zeros(mask.shape[:2], np.float32)
+                if columns["said_organ"] == columns["organ"]:  # else the mask is of another organ's network
+                    probability = unletterbox(np.asarray(prediction.mask[i, ..., 0]), geometry)
+                yield PredictedScan(record, image, mask[..., 0], probability, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldEvaluator:
+    """Runs of one task, each of which predicts the scans that it holds out.
+
+    Attributes:
+      task: of all runs.
       runs: run's name -> its network.
     """
 
-    runs: dict[str, Subject]
+    task: Task
+    runs: Mapping[str, NetworkEvaluator]
 
     @property
-    def task(self) -> Task:
-        """Of all of them."""
-        (task, *_) = (run.task for run in self.runs.values())
-        assert task is not None
-        return task
+    def weights(self) -> Mapping[str, Weights]:
+        """As of Evaluator, by run."""
+        return {name: run.weights[self.task.name] for name, run in self.runs.items()}
 
     @property
-    def organ(self) -> str | None:
-        """The organ whose scans they answer; None for all."""
-        return self.task.organ
+    def folders(self) -> Mapping[str, pathlib.Path]:
+        """As of Evaluator, by run."""
+        return {name: run.folders[self.task.name] for name, run in self.runs.items()}
 
-    def sources(self, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
-        """As `Subject.sources`."""
-        return next(iter(self.runs.values())).sources(data_dir)
+    def predicted_by(self, fingerprints: Sequence[str], complete: bool = False) -> dict[str, np.ndarray]:
+        """The scans that each run holds out; `complete` as of `held_out_scans`."""
+        return held_out_scans({name: one.manifest for name, one in self.weights.items()}, fingerprints, complete)
 
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """As `Subject.facts`, by run."""
-        return {name: run.facts()[self.task.name] for name, run in self.runs.items()}
+    def predict(self, records: Records) -> Iterator[PredictedScan]:
+        """As of Evaluator."""
+        run_of: dict[int, str] = {}
+        scans: dict[str, Iterator[PredictedScan]] = {}
+        for name, index in self.predicted_by(records.fingerprints).items():
+            run_of |= dict.fromkeys(index.tolist(), name)
+            scans[name] = self.runs[name].predict(records.take(index.tolist()))
+        for row in range(len(records)):
+            yield next(scans[run_of[row]])
 
-    def left_out(self) -> dict[str, set[str]]:
-        """Run -> fingerprints of the scans it has left out."""
-        return {
-            name: set(run.manifests[self.task.name]["fingerprints"]["validation"]) for name, run in self.runs.items()
-        }
+    def saliency_map(self) -> SaliencyMap | None:
+        """As of Evaluator."""
+        maps = {name: run.saliency_map() for name, run in self.runs.items()}
 
-    def answered(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
-        """Which of the scans each run answers, as int index."""
-        names = np.array(fingerprints)
-        return {run: np.flatnonzero(np.isin(names, list(mine))) for run, mine in self.left_out().items()}
+        def saliency(record: Record, image: np.ndarray, label: int) -> np.ndarray | None:
+            by_run = self.predicted_by([dataset.text(record["fingerprint"])])
+            (of_run,) = (maps[name] for name, index in by_run.items() if len(index))
+            return None if of_run is None else of_run(record, image, label)
 
-    def parts(self, fingerprints: Sequence[str]) -> list[tuple[Subject, np.ndarray]]:
-        """Who answers which of the scans, as int index."""
-        return [(self.runs[run], index) for run, index in self.answered(fingerprints).items() if len(index)]
-
-    def seen(self, fingerprints: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """What each run has seen of the scans it answers, as `scoring.leaks`."""
-        return {
-            run: leaks([fingerprints[i] for i in index], self.runs[run].manifests)[self.task.name]
-            for run, index in self.answered(fingerprints).items()
-        }
+        return saliency if all(maps.values()) else None
 
 
-def load_subject(run: str | os.PathLike, crf: bool = True) -> Subject:
-    """Read a run, a weights folder or a set of weights, ready to answer, with the CRF kept with them or without.
+def load_evaluator(path: str | os.PathLike, crf: bool = True) -> NetworkEvaluator | CascadeEvaluator:
+    """The evaluator of a run, a weights folder or a bundle, with the CRF that is kept with the weights or without.
 
     Raises:
-      CheckpointError, ValueError: no such weights; a set without a router.
+      CheckpointError, ValueError: there are no such weights, or a bundle without a router.
     """
-    import jax
-
-    from mcis.checkpoints.bundle import load_bundle, load_weights
-    from mcis.inference.cascade import Settings, make_cascade
-    from mcis.tasks.apply import make_expert, place
-
-    path = pathlib.Path(run)
-    cascade = is_set(path)
-    one = None if cascade else load_weights(path)
-    experts = load_bundle(path) if one is None else {one.task.name: one}
-    tasks = {name: expert.task if crf else without_crf(expert.task) for name, expert in experts.items()}
-    variables = {name: place(expert.variables) for name, expert in experts.items()}
-    if one is None:
-        task, answer = None, functools.partial(jax.jit(make_cascade(tasks, Settings())), variables)
-    else:
-        (task,) = tasks.values()
-        answer = functools.partial(jax.jit(make_expert(task)), variables[task.name])
-    folders = {name: present(weights_folder(path / name if cascade else path)) for name in experts}
-    return Subject(task, answer, variables, {name: e.manifest for name, e in experts.items()}, tasks, folders)
+    path = pathlib.Path(path)
+    cascade = is_bundle(path)
+    loaded = load_bundle(path) if cascade else {(one := load_weights(path)).task.name: one}
+    weights = {}
+    for name, one in loaded.items():
+        task = one.task if crf else dataclasses.replace(one.task, crf=CRF(steps=0))
+        weights[name] = dataclasses.replace(one, task=task, variables=place(one.variables))
+    folders = {name: present(weights_folder(path / name if cascade else path)) for name in weights}
+    if cascade:
+        return CascadeEvaluator(weights, folders, make_predictor(weights, InferenceOptions(), str(path)))
+    (one,) = weights.values()
+    function = functools.partial(jax.jit(_make_function(one.task)), one.variables)
+    return NetworkEvaluator(one.task, weights, folders, function)
 
 
-def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> Folds:
-    """Read runs of one task that are to answer what they have left out, as `load_subject`.
+def _make_function(task: Task) -> Callable[[dict[str, Any], jax.Array], tuple[Outputs, Any]]:
+    """`NetworkEvaluator.function`, of variables and images."""
+    expert = make_expert(task)
+
+    def function(variables: dict[str, Any], images: jax.Array) -> tuple[Outputs, Any]:
+        outputs = expert(variables, images)
+        if task.organ is not None or outputs.label is None or outputs.features is None:
+            return outputs, None
+        prob = outputs.label[:, : len(ORGANS)].max(1)
+        accepted, *_ = supported(InferenceOptions(), variables, prob, outputs.features)
+        return outputs, ~accepted
+
+    return function
+
+
+def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> FoldEvaluator:
+    """The evaluator of fold runs of one task.
 
     Raises:
-      CheckpointError, ValueError: no such weights, or such that `folds.check_folds` refuses.
+      CheckpointError, ValueError: there are no such weights, or they are no folds (`provenance.check_folds`).
     """
-    found, checked = [], []
-    for path in map(str, runs):
-        if is_set(pathlib.Path(path)):
-            raise ValueError(f"{path} is a set of weights; what was left out is answered by runs")
-        run = load_subject(path, crf)
-        found.append(run)
-        checked += [(path, run.tasks[name], run.manifests[name]) for name in run.tasks]
-    check_folds(checked)
+    loaded: list[NetworkEvaluator] = []
+    for path in runs:
+        evaluator = load_evaluator(path, crf)
+        if not isinstance(evaluator, NetworkEvaluator):
+            raise ValueError(f"{path} is a bundle; only runs have held-out scans")
+        loaded.append(evaluator)
+    manifests = [one.weights[one.task.name].manifest for one in loaded]
+    tasks = [one.task for one in loaded]
+    provenance.check_folds(list(zip(map(str, runs), tasks, manifests, strict=True)))
     names = [pathlib.Path(path).resolve().name for path in runs]
     if len(set(names)) < len(names):
         names = list(map(str, runs))
-    return Folds(dict(zip(names, found, strict=True)))
+    return FoldEvaluator(tasks[0], dict(zip(names, loaded, strict=True)))
 
 
-def read_left_out(folds: Folds, sources: Sequence[str], data_dir: str | os.PathLike | None) -> tuple[Records, int]:
-    """The records that fold runs have left out, of some sources, and of how many they are a part.
-
-    Raises:
-      MissingData, ValueError: a source, or one of the scans, is not prepared here; none was left out.
-    """
-    every = read_records(sources, ("train", "validation"), data_dir, folds.organ)
-    wanted = set().union(*folds.left_out().values())
-    records = every.take([at for at, name in enumerate(every.fingerprints) if name in wanted])
-    missing = len(wanted) - len(set(records.fingerprints))
-    if missing and set(sources) == set(folds.sources(data_dir)):
-        raise ValueError(
-            f"{missing} of the {len(wanted)} scans that the runs left out are not prepared here; build the sources "
-            "they were trained on, or say with --data_dir where they are"
-        )
-    if not len(records):
-        raise ValueError(f"the runs have left out no scan of {', '.join(sources)}")
-    return records, len(every)
-
-
-def score(subject: Subject | Folds, records: Records) -> Rows:
-    """Run what is scored over records."""
-    parts = subject.parts(records.fingerprints)
-    found = [_score(part, records.take(index.tolist())) for part, index in parts]
-    joined = {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
-    return take(joined, np.argsort(np.concatenate([index for _, index in parts])))
-
-
-def _score(subject: Subject, records: Records) -> Rows:
-    if subject.task is None:
-        return score_cascade(subject.answer, records)
-    rows = score_scans(subject.task, subject.answer, records)
-    if subject.task.organ is None:
-        from mcis.inference.cascade import Settings, supported
-
-        router = subject.variables[subject.task.name]
-        known, *_ = supported(Settings(), router, rows["probs"][:, : len(ORGANS)].max(1), rows["features"])
-        rows["refused"] = ~np.asarray(known)
-    return rows
-
-
-class Look(NamedTuple):
-    """A scan looked at again: image uint8 (H, W, 3); masks uint8 {0,1} (H, W), None where not known or not asked."""
-
-    image: np.ndarray
-    true: np.ndarray | None
-    said: np.ndarray | None
-
-
-def look(subject: Subject | Folds, records: Records, index: Sequence[int]) -> Iterator[Look]:
-    """Run what is scored over some of the records again, for their pictures; in the order of `index`."""
-    chosen = records.take(index)
-    found: dict[int, Look] = {}
-    for part, here in subject.parts(chosen.fingerprints):
-        found |= dict(zip(here.tolist(), _look(part, chosen.take(here.tolist())), strict=True))
-    yield from (found[at] for at in range(len(chosen)))
-
-
-def _look(subject: Subject, records: Records) -> Iterator[Look]:
-    for batch, squares in letterboxed_batches(records):
-        answer = subject.answer(squares)
-        masks = None if answer.mask is None else np.asarray(answer.mask)
-        for i, (record, image, mask, geometry) in enumerate(batch):
-            said = (
-                None if masks is None else (unletterbox(masks[i, ..., 0], geometry) > MASK_THRESHOLD).astype(np.uint8)
-            )
-            lost = subject.task is None and int(answer.organ[i]) != organ_index(dataset.text(record["organ"]))
-            if lost or (subject.task is None and geometry.thumbnail):
-                said = np.zeros(mask.shape[:2], np.uint8)  # as it was scored
-            yield Look(image, mask[..., 0] if record["has_mask"] else None, said)
-
-
-def evaluate(
-    run: str | os.PathLike,
-    split: str,
-    sources: Sequence[str] = (),
-    data_dir: str | os.PathLike | None = None,
-    crf: bool = True,
-) -> dict[str, Any]:
-    """Score weights on a split of some sources, by default of all they were trained on: what `scores.report` says.
-
-    Args:
-      run: a run or a weights folder; or a set of weights, which is scored as the cascade that `mcis predict` runs.
-      split: train, validation or test.
-      sources: names of prepared data sets.
-      data_dir: where these are.
-      crf: whether masks go through the CRF that was kept with the weights.
-
-    Raises:
-      CheckpointError, MissingData, ValueError: no such weights, data or split; a set without a router.
-      LeakError: `split` is test and one of the networks has seen some of it.
-    """
-    subject = load_subject(run, crf)
-    records = read_records(sources or subject.sources(data_dir), (split,), data_dir, subject.organ)
-    if split == "test":
-        check_all_unseen(records, subject.manifests)
-    return report(subject.task, score(subject, records), split)
-
-
-def check_all_unseen(records: Records, manifests: Mapping[str, Mapping[str, Any]]) -> None:
-    """`scoring.check_unseen` for every network."""
-    for manifest in manifests.values():
-        check_unseen(records.fingerprints, records.names, manifest)
-
-
-def is_set(folder: pathlib.Path) -> bool:
-    """Whether a folder holds weights, or runs, by the names of their tasks: a set that makes a cascade."""
+def is_bundle(folder: pathlib.Path) -> bool:
+    """Whether a folder holds weights, or runs, in folders named after their tasks."""
     alone = is_weights_folder(weights_folder(folder))
     return not alone and any(is_weights_folder(weights_folder(folder / name)) for name in TASKS)
 
 
-def without_crf(task: Task) -> Task:
-    """The task, its masks as the network makes them."""
-    return dataclasses.replace(task, crf=CRF(steps=0))
+def organ_of(evaluator: Evaluator) -> str | None:
+    """The organ whose scans are scored; None for all."""
+    return None if evaluator.task is None else evaluator.task.organ
+
+
+def sources_of(evaluator: Evaluator, data_dir: str | os.PathLike | None) -> tuple[str, ...]:
+    """The sources of the networks' training scans; the OOD scans only if they are prepared."""
+    every = dict.fromkeys(source for one in evaluator.weights.values() for source in one.task.sources)
+    return tuple(name for name in every if name != OOD or dataset.versions_of(name, data_dir))
+
+
+def read_held_out(
+    folds: FoldEvaluator, sources: Sequence[str], data_dir: str | os.PathLike | None
+) -> tuple[Records, int]:
+    """The records of some sources that fold runs hold out, and the number of records they were selected from.
+
+    Raises:
+      MissingData, ValueError: a source, or a held-out scan of the training sources, is not prepared; no scan of the
+        sources is held out.
+    """
+    every = read_records(sources, ("train", "validation"), data_dir, folds.task.organ)
+    by_run = folds.predicted_by(every.fingerprints, complete=set(sources) == set(sources_of(folds, data_dir)))
+    records = every.take(sorted(np.concatenate(list(by_run.values())).tolist()))
+    if not len(records):
+        raise ValueError(f"the runs hold out no scan of {', '.join(sources)}")
+    return records, len(every)
+
+
+def summarise(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """Network -> facts about its weights, JSON values."""
+    found = {}
+    for name, one in evaluator.weights.items():
+        found[name] = {
+            "model": one.task.model,
+            "features": one.task.width,
+            "size": one.task.size,
+            "sources": list(one.task.sources),
+            "epoch": one.manifest["epoch"],
+            "members": len(one.manifest.get("seeds", [None])),
+            "crf_steps": one.task.crf.steps,
+            "versions": one.manifest["versions"],
+            "manifest_sha256": hashlib.sha256((evaluator.folders[name] / MANIFEST).read_bytes()).hexdigest(),
+        } | {key: one.manifest[key] for key in ("calibration",) if key in one.manifest}
+    return found
+
+
+def leaks(evaluator: Evaluator, fingerprints: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Network -> how many of the scans that it predicts it has used, as `provenance.leaks`."""
+    return {
+        name: provenance.leaks([fingerprints[i] for i in index], {name: evaluator.weights[name].manifest})[name]
+        for name, index in evaluator.predicted_by(fingerprints).items()
+    }
+
+
+def check_unseen(evaluator: Evaluator, records: Records) -> None:
+    """LeakError if a network has used any of the records."""
+    for one in evaluator.weights.values():
+        provenance.check_unseen(records.fingerprints, records.names, one.manifest)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mcis
 from mcis.export import run
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT
-from mcis.organs import ORGAN_NAMES, ORGANS
+from mcis.organs import ORGANS
 
 if TYPE_CHECKING:
     import jax
@@ -73,9 +73,7 @@ def cascade_function(found: Mapping[str, "Weights"], asked: "InferenceOptions") 
     """The cascade of a set of weights, which are constants in it: the fields of `cascade.Prediction`, by name."""
     from mcis.inference import cascade
 
-    organ = None if asked.organ is None else ORGAN_NAMES.index(asked.organ)
-    settings = cascade.Settings(organ, asked.threshold, asked.novelty)
-    predict = cascade.make_cascade({name: one.task for name, one in found.items()}, settings)
+    predict = cascade.make_cascade({name: one.task for name, one in found.items()}, asked)
     variables = {name: one.variables for name, one in found.items()}
     return lambda image: dict(vars(predict(variables, image)))
 

@@ -9,7 +9,7 @@ __all__ = ["Prediction", "make_cascade"]
 
 
 def __getattr__(name: str) -> Any:
-    """The cascade's names, imported on first use: it needs JAX, which the options of a command do not (PEP 562)."""
+    """The names of `cascade`, imported on first use (PEP 562): JAX is slow to import and few modules here need it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mcis.inference import cascade

@@ -1,12 +1,11 @@
-"""The cascade: route a scan, classify it, outline its lesion; one jitted function of variables and a batch.
+"""The cascade: route scans to their organs, classify them, segment their lesions; one function to be jitted.
 
-A batch is routed whole; then its scans are sorted by organ, cut into chunks of one organ, and each chunk runs its
-organ's expert under `lax.switch`: at most one extra chunk an organ, no work for an organ that is absent. Where an organ
-has a classifier and a segmenter this happens twice, so that only what is called a lesion is segmented; a joint network
-runs once and gives both. Nothing here knows of training: variables are arguments.
+The router sees the whole batch. Then the scans are sorted by organ and cut into chunks of one organ, and each chunk
+runs its organ's network (`dispatch`): at most one partly filled chunk per organ, and no work for an absent organ. Where
+an organ has a classifier and a separate segmenter this happens twice, so that only scans classified as lesions are
+segmented; a joint network runs once and gives both.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,48 +15,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcis.inference.dispatch import dispatch
+from mcis.inference.options import InferenceOptions
+from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.ops.ood import distance
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import Task
 
-Array = jax.Array | np.ndarray
-
-UNSUPPORTED = len(ORGANS)
-"""Organ index of a scan that is none of ORGANS."""
-
 CLASSES = max(len(organ.classes) for organ in ORGANS)
 """Width of `Prediction.label_probs`."""
 
+LESION = np.array([[k < len(organ.classes) and organ.is_lesion(k) for k in range(CLASSES)] for organ in ORGANS])
+"""Whether a class is a lesion, bool (organs, CLASSES)."""
 
-LESION = np.array(
-    [[organ.is_lesion(k) if k < len(organ.classes) else False for k in range(CLASSES)] for organ in ORGANS]
-)
+THRESHOLD = 0.9
+"""Smallest router probability that is accepted where no threshold was fitted."""
 
 Experts = Mapping[str, Task]
-"""Task name -> the task whose network serves it."""
+"""Task name -> the task whose network is run."""
+Predict = Callable[[dict[str, Any], jax.Array], "Prediction"]
+"""Variables by task name and uint8 (B, S, S, 3) -> Prediction."""
 
 
 @flax.struct.dataclass
 class Prediction:
-    """What the cascade says of B scans.
+    """What the cascade predicts of B scans.
 
     Attributes:
-      organ: int32 (B,), index into ORGANS or UNSUPPORTED.
-      choice: int32 (B,), the router's first choice, index into ORGANS; the organ itself where it was given.
+      organ: int32 (B,), index into ORGANS or UNSUPPORTED_INDEX.
+      choice: int32 (B,), the router's first choice, index into ORGANS; `organ` where the organ was given.
       organ_prob: float32 (B,), the router's probability of its first choice; NaN where the organ was given.
-      novelty: float32 (B,), how far the scan lies from those the router learned from, in units of the limit: above 1
-        it is unsupported. NaN where that was not asked.
-      needed: float32 (B,), the smallest `organ_prob` that is believed; NaN where the organ was given.
-      label: int32 (B,), index into the organ's classes, -1 where unsupported or not asked.
-      label_probs: float32 (B, CLASSES), zero past the organ's classes and where there is no label.
-      segmented: bool (B,), whether the scan was given to a segmenter.
-      mask: float32 (B, S, S, 1), lesion probability on the canvas; 0 where not segmented.
+      novelty: float32 (B,), the OOD score: the distance from the router's training scans in units of the limit. Above 1
+        the scan is unsupported. NaN where it was not computed.
+      needed: float32 (B,), smallest `organ_prob` that is accepted; NaN where the organ was given.
+      label: int32 (B,), index into the organ's classes; -1 where unsupported or without a classifier.
+      label_probs: float32 (B, CLASSES), zero beyond the organ's classes and where there is no label.
+      segmented: bool (B,), whether a segmenter was run on the scan.
+      mask: float32 (B, S, S, 1), lesion probability on the model input; 0 where not segmented.
       confidence: float32 (B,), the label's probability times the mask's `expected_dice`, each 1 where there is none;
         NaN where unsupported.
-      review: int32 (B,), 1 where the confidence is below the organ's limit, as `mcis calibrate` set it, so that
-        somebody should look, else 0; UNKNOWN where unsupported or where no limit was set.
+      review: int32 (B,), 1 where the confidence is below the organ's limit, which `mcis calibrate` fits, so that a
+        person should check the scan, else 0; UNKNOWN where unsupported or where no limit was fitted.
     """
 
     organ: jax.Array
@@ -73,58 +72,29 @@ class Prediction:
     review: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How the cascade is run; a change compiles it anew.
-
-    Attributes:
-      organ: index of the organ of every scan; None asks the router.
-      threshold: the router's smallest probability; below it a scan is unsupported. None takes the one that was fitted
-        (`mcis calibrate`), THRESHOLD where none was.
-      novelty: whether a scan outside the router's training distribution is unsupported.
-    """
-
-    organ: int | None = None
-    threshold: float | None = None
-    novelty: bool = True
-
-
-THRESHOLD = 0.9
-"""The router's smallest probability where none was fitted."""
-
-
 def supported(
-    settings: Settings, router: dict[str, Any], prob: Array, features: Array
+    options: InferenceOptions, router: dict[str, Any], prob: jax.Array, features: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether scans are of an organ the cascade knows, bool (B,); `novelty` and `needed`, float32 (B,), of Prediction.
+    """Whether the router accepts scans, bool (B,); and `novelty` and `needed` of Prediction, float32 (B,).
 
     Args:
-      settings: the thresholds.
-      router: the router's variables, with "novelty" where it was trained with one (`ops.novelty`), and "threshold"
-        and "reach", how far beyond that limit a scan may lie, where they were fitted.
+      options: of which `threshold` and `novelty` are used.
+      router: the router's variables. "novelty" (`ops.ood`) is there if it was trained with one, "threshold" and
+        "reach", the multiplier of the OOD limit, if they were fitted.
       prob: float (B,), the router's largest probability.
       features: float (B, F), the router's.
     """
-    fitted = router.get("threshold", THRESHOLD) if settings.threshold is None else settings.threshold
-    needed = jnp.full(prob.shape, fitted, jnp.float32)
-    known = jnp.asarray(prob >= needed)
-    if not settings.novelty or "novelty" not in router:
-        return known, jnp.full(known.shape, jnp.nan, jnp.float32), needed
-    limit = router["novelty"]["limit"] * router.get("reach", 1.0)
-    novelty = distance(router["novelty"], features) / limit
-    return known & (novelty <= 1), novelty, needed
-
-
-def check_experts(experts: Experts, settings: Settings) -> None:
-    """ValueError unless the tasks at hand can answer."""
-    if settings.organ is None and "route" not in experts:
-        raise ValueError("these weights have no router; name the organ: --organ=" + "|".join(o.name for o in ORGANS))
-    if not set(experts) - {"route"}:
-        raise ValueError("these weights have a router and nothing else: bundle a classifier or a segmenter with it")
+    threshold = router.get("threshold", THRESHOLD) if options.threshold is None else options.threshold
+    needed = jnp.full(prob.shape, threshold, jnp.float32)
+    accepted = jnp.asarray(prob >= needed)
+    if not options.novelty or "novelty" not in router:
+        return accepted, jnp.full(prob.shape, jnp.nan, jnp.float32), needed
+    novelty = distance(router["novelty"], features) / (router["novelty"]["limit"] * router.get("reach", 1.0))
+    return accepted & (novelty <= 1), novelty, needed
 
 
 def label_experts(experts: Experts) -> dict[int, str]:
-    """Organ index -> the task whose label head classifies it: its classifier, else a joint segmentation network."""
+    """Organ index -> the task that classifies it: its classifier, else a joint segmentation network."""
     found: dict[int, str] = {}
     for index, organ in enumerate(ORGANS):
         for name in (f"classify_{organ.name}", f"segment_{organ.name}"):
@@ -135,98 +105,110 @@ def label_experts(experts: Experts) -> dict[int, str]:
 
 def mask_experts(experts: Experts) -> dict[int, str]:
     """Organ index -> the task that segments it."""
-    names = {index: f"segment_{organ.name}" for index, organ in enumerate(ORGANS)}
-    return {index: name for index, name in names.items() if name in experts}
+    return {i: f"segment_{organ.name}" for i, organ in enumerate(ORGANS) if f"segment_{organ.name}" in experts}
 
 
-def make_cascade(experts: Experts, settings: Settings) -> Callable[[dict[str, Any], jax.Array], Prediction]:
-    """The cascade as one function, to be jitted: (variables by task name, uint8 (B, S, S, 3)) -> Prediction.
+def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
+    """The cascade as one function, to be jitted.
 
-    An organ without a classifier has label UNKNOWN and every scan of it is segmented; one without a segmenter has no
-    masks.
+    Scans of an organ without a classifier have the label UNKNOWN and are all segmented; scans of an organ without a
+    segmenter have no masks.
+
+    Args:
+      experts: the networks' tasks.
+      options: of which `organ`, `threshold` and `novelty` are used.
 
     Raises:
-      ValueError: the experts cannot answer with these settings.
+      ValueError: there is no router and no organ is given, or there is nothing but a router.
     """
-    check_experts(experts, settings)
-    run = {name: make_expert(task) for name, task in experts.items()}
+    if options.organ is None and "route" not in experts:
+        raise ValueError("these weights have no router; name the organ: --organ=" + "|".join(ORGAN_NAMES))
+    if not set(experts) - {"route"}:
+        raise ValueError("these weights hold a router only: bundle a classifier or a segmenter with it")
+    networks = {name: make_expert(task) for name, task in experts.items()}
     classifiers, segmenters = label_experts(experts), mask_experts(experts)
-    apart = {index: name for index, name in segmenters.items() if classifiers.get(index) != name}
+    separate = {index: name for index, name in segmenters.items() if classifiers.get(index) != name}
 
     def route(variables, image):
         batch = image.shape[0]
-        if settings.organ is not None:
-            organ, not_asked = jnp.full(batch, settings.organ, jnp.int32), jnp.full(batch, jnp.nan, jnp.float32)
-            return organ, organ, not_asked, not_asked, not_asked
-        outputs = run["route"](variables["route"], image)
+        if options.organ is not None:
+            organ = jnp.full(batch, ORGAN_NAMES.index(options.organ), jnp.int32)
+            return organ, organ, *(jnp.full(batch, jnp.nan, jnp.float32),) * 3
+        outputs = networks["route"](variables["route"], image)
         assert outputs.label is not None
         assert outputs.features is not None
-        among = outputs.label[:, : len(ORGANS)]  # what follows is the probability of none of them
-        choice, prob = among.argmax(-1).astype(jnp.int32), among.max(-1)
-        known, novelty, needed = supported(settings, variables["route"], prob, outputs.features)
-        return jnp.where(known, choice, UNSUPPORTED), choice, prob, novelty, needed
+        probs = outputs.label[:, : len(ORGANS)]  # the last probability is that of no organ
+        choice, prob = probs.argmax(-1).astype(jnp.int32), probs.max(-1)
+        accepted, novelty, needed = supported(options, variables["route"], prob, outputs.features)
+        return jnp.where(accepted, choice, UNSUPPORTED_INDEX), choice, prob, novelty, needed
 
-    def classify(variables, image, organ):
-        """Label probabilities, and the masks of joint networks."""
-        none = jnp.zeros((image.shape[0], CLASSES), jnp.float32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
-        if not classifiers:
-            return none
-
-        def expert(index, name):
-            def answer(scans):
-                outputs = run[name](variables[name], scans)
-                label, mask = outputs.label, outputs.mask if segmenters.get(index) == name else None
-                assert label is not None  # `label_experts` chose it for its label head
-                if mask is None:
-                    mask = jnp.zeros((*scans.shape[:3], 1), jnp.float32)
-                return jnp.pad(label, ((0, 0), (0, CLASSES - label.shape[1]))), mask
-
-            return answer
-
-        empty = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), none)
-        return dispatch(_slot(organ, classifiers), [expert(*item) for item in classifiers.items()], empty, image)
-
-    def segment(variables, image, organ, wanted):
-        """Masks of the scans whose organ has a segmenter of its own."""
-        if not apart:
-            return jnp.zeros((*image.shape[:3], 1), jnp.float32)
-        slot = jnp.where(wanted, _slot(organ, apart), len(apart))
+    def run_experts(variables, image, slot, names):
+        """Label probabilities and masks from each scan's expert; zeros from an expert without the head."""
 
         def expert(name):
-            def mask(scans):
-                found = run[name](variables[name], scans).mask
-                assert found is not None  # `mask_experts` chose it for its mask
-                return found
+            def predict(scans):
+                outputs = networks[name](variables[name], scans)
+                return _padded(outputs.label, scans), _mask_or_zeros(outputs.mask, scans)
 
-            return mask
+            return predict
 
-        empty = jax.ShapeDtypeStruct((*image.shape[1:3], 1), jnp.float32)
-        return dispatch(slot, [expert(name) for name in apart.values()], empty, image)
+        shapes = (CLASSES,), (*image.shape[1:3], 1)
+        empty = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+        return dispatch(slot, [expert(name) for name in names.values()], empty, image)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
         organ, choice, organ_prob, novelty, needed = route(variables, image)
-        probs, mask = classify(variables, image, organ)
+        probs, mask = run_experts(variables, image, _slot(organ, classifiers), classifiers)
         classified = probs.sum(-1) > 0
         label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
-        lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED - 1), jnp.maximum(label, 0)]
+        lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED_INDEX - 1), jnp.maximum(label, 0)]
         segmented = (_slot(organ, segmenters) < len(segmenters)) & (lesion | ~classified)
-        mask = jnp.where(jnp.expand_dims(segmented, (1, 2, 3)), mask, 0.0)
-        mask = mask + segment(variables, image, organ, segmented)
-        sure = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
-        confidence = jnp.where(organ < UNSUPPORTED, sure, jnp.nan)
+        slot = jnp.where(segmented, _slot(organ, separate), len(separate))
+        _, separate_mask = run_experts(variables, image, slot, separate)
+        mask = jnp.where(jnp.expand_dims(segmented, (1, 2, 3)), mask, 0.0) + separate_mask
+        confidence = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
+        confidence = jnp.where(organ < UNSUPPORTED_INDEX, confidence, jnp.nan)
         limit = review_limits(variables, classifiers)[organ]
-        review = jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32))
-        asked = (choice, organ_prob, novelty, needed)
-        return Prediction(organ, *asked, label, probs, segmented, mask, confidence, review)
+        return Prediction(
+            organ=organ,
+            choice=choice,
+            organ_prob=organ_prob,
+            novelty=novelty,
+            needed=needed,
+            label=label,
+            label_probs=probs,
+            segmented=segmented,
+            mask=mask,
+            confidence=confidence,
+            review=jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32)),
+        )
 
     return predict
 
 
-def expected_dice(mask: jax.Array) -> jax.Array:
-    """The Dice that a mask can expect of itself if its probabilities are right: float (B, H, W, 1) -> float32 (B,).
+def _padded(label: jax.Array | None, scans: jax.Array) -> jax.Array:
+    """Label probabilities (B, K), zeros appended: float32 (B, CLASSES)."""
+    if label is None:
+        return jnp.zeros((scans.shape[0], CLASSES), jnp.float32)
+    return jnp.pad(label, ((0, 0), (0, CLASSES - label.shape[1])))
 
-    2 sum(p m) / (sum(p) + sum(m)) for probabilities p and the mask m that is cut from them, one pixel added to both
-    sides: the overlap's expectation over that of the areas.
+
+def _mask_or_zeros(mask: jax.Array | None, scans: jax.Array) -> jax.Array:
+    return jnp.zeros((*scans.shape[:3], 1), jnp.float32) if mask is None else mask
+
+
+def _slot(organ: jax.Array, of_organ: Mapping[int, str]) -> jax.Array:
+    """Organ index (B,) -> position of its expert in `of_organ`, len(of_organ) where it has none."""
+    table = np.full(UNSUPPORTED_INDEX + 1, len(of_organ), np.int32)
+    table[list(of_organ)] = np.arange(len(of_organ))
+    return jnp.asarray(table)[organ]
+
+
+def expected_dice(mask: jax.Array) -> jax.Array:
+    """The expected Dice of a mask if its probabilities are calibrated: float (B, H, W, 1) -> float32 (B,).
+
+    2 sum(p m) / (sum(p) + sum(m)) for probabilities p and their thresholded mask m, one pixel added to numerator and
+    denominator: the expected overlap over the expected sum of areas.
     """
     cut = (mask > MASK_THRESHOLD).astype(jnp.float32)
     axes = (1, 2, 3)
@@ -234,54 +216,45 @@ def expected_dice(mask: jax.Array) -> jax.Array:
 
 
 def review_limits(variables: dict[str, Any], classifiers: Mapping[int, str]) -> jax.Array:
-    """The confidence below which a scan of each organ is for review, float32 (UNSUPPORTED + 1,); NaN for none.
-
-    It lies with the network that gives the organ's label.
-    """
-    limits = [jnp.float32(jnp.nan)] * (UNSUPPORTED + 1)
+    """The confidence below which a scan of each organ is for review, float32 (UNSUPPORTED_INDEX + 1,); NaN for none."""
+    limits = [jnp.float32(jnp.nan)] * (UNSUPPORTED_INDEX + 1)
     for index, name in classifiers.items():
         if "review" in (fitted := variables[name].get("calibration", {})):
             limits[index] = jnp.asarray(fitted["review"], jnp.float32)
     return jnp.stack(limits)
 
 
-def _slot(organ: jax.Array, of_organ: Mapping[int, str]) -> jax.Array:
-    """Organ index (B,) -> position of its expert in `of_organ`, len(of_organ) where it has none."""
-    table = np.full(UNSUPPORTED + 1, len(of_organ), np.int32)
-    table[list(of_organ)] = np.arange(len(of_organ))
-    return jnp.asarray(table)[organ]
+def make_single(task: Task) -> Predict:
+    """One task's network alone on every scan, in the form of the cascade; what the task does not predict is empty.
 
-
-def make_single(task: Task) -> Callable[[dict[str, Any], jax.Array], Prediction]:
-    """One task's network alone on every scan, in the cascade's form: what the task does not say is left unasked.
-
-    The organ is the task's and was not asked of a router: its probability is NaN. A joint network says label and mask,
-    each by itself: no label takes a mask away.
+    A joint network gives label and mask independently: no label removes a mask.
     """
     expert = make_expert(task)
 
     def predict(variables: dict[str, Any], image: jax.Array) -> Prediction:
         outputs = expert(variables[task.name], image)
-        batch = image.shape[0]
-        unknown, zeros = jnp.full(batch, UNKNOWN, jnp.int32), jnp.zeros((*image.shape[:3], 1), jnp.float32)
-        blank, no = jnp.zeros((batch, CLASSES), jnp.float32), jnp.zeros(batch, bool)
-        not_asked = jnp.full(batch, jnp.nan, jnp.float32)
-
-        def said(organ, choice, organ_prob, label, probs, segmented, mask):
-            asked = (choice, organ_prob, not_asked, not_asked)
-            return Prediction(organ, *asked, label, probs, segmented, mask, not_asked, unknown)
-
+        batch, probs = image.shape[0], outputs.label
+        nothing, unknown = jnp.full(batch, jnp.nan, jnp.float32), jnp.full(batch, UNKNOWN, jnp.int32)
+        choice = organ = jnp.full(batch, 0 if task.organ is None else ORGAN_NAMES.index(task.organ), jnp.int32)
+        label, organ_prob = unknown, nothing
         if task.organ is None:
-            assert outputs.label is not None
-            among = outputs.label[:, : len(ORGANS)]
-            organ, choice = outputs.label.argmax(-1).astype(jnp.int32), among.argmax(-1).astype(jnp.int32)
-            return said(organ, choice, among.max(-1), unknown, blank, no, zeros)
-        organ = jnp.full(batch, ORGAN_NAMES.index(task.organ), jnp.int32)
-        label, probs = unknown, blank
-        if outputs.label is not None:
-            probs = jnp.pad(outputs.label, ((0, 0), (0, CLASSES - outputs.label.shape[1])))
+            assert probs is not None
+            organ, of_organs, probs = probs.argmax(-1).astype(jnp.int32), probs[:, : len(ORGANS)], None
+            choice, organ_prob = of_organs.argmax(-1).astype(jnp.int32), of_organs.max(-1)
+        elif probs is not None:
             label = probs.argmax(-1).astype(jnp.int32)
-        mask, segmented = (zeros, no) if outputs.mask is None else (outputs.mask, ~no)
-        return said(organ, organ, not_asked, label, probs, segmented, mask)
+        return Prediction(
+            organ=organ,
+            choice=choice,
+            organ_prob=organ_prob,
+            novelty=nothing,
+            needed=nothing,
+            label=label,
+            label_probs=_padded(probs, image),
+            segmented=jnp.full(batch, outputs.mask is not None),
+            mask=_mask_or_zeros(outputs.mask, image),
+            confidence=nothing,
+            review=unknown,
+        )
 
     return predict

@@ -1,4 +1,4 @@
-"""What a user may set of a loaded model's answers."""
+"""The options of `mcis.load`, and of every command that runs the networks."""
 
 import dataclasses
 
@@ -7,16 +7,15 @@ from mcis.organs import organ_named
 
 @dataclasses.dataclass(frozen=True)
 class InferenceOptions:
-    """What weights are asked, and how; options of every command that asks them.
+    """How the networks are run.
 
     Attributes:
-      organ: every scan is of this organ; the router is not asked.
-      task: this task's network alone answers for every scan.
-      threshold: the router's smallest probability; below it a scan is unsupported. By default the one that was fitted
-        with the weights.
-      novelty: call a scan unsupported as well that is unlike all the router learned from, however sure it is, or a
-        thumbnail.
-      members: so many networks of each ensemble answer, the first ones: fewer are faster, and somewhat worse. By
+      organ: organ of every scan; the router is skipped.
+      task: the only task whose network is run, on every scan.
+      threshold: smallest router probability that is accepted; below it a scan is unsupported. By default the one that
+        `mcis calibrate` fitted, or 0.9.
+      novelty: reject out-of-distribution scans and thumbnails as unsupported, however high the router's probability.
+      members: number of networks to run of each ensemble, the first ones. Fewer are faster and less accurate; by
         default all.
     """
 
@@ -27,15 +26,15 @@ class InferenceOptions:
     members: int | None = None
 
     def check(self) -> "InferenceOptions":
-        """Itself. ValueError where it contradicts itself, or names what there is not."""
+        """The options themselves. ValueError where they exclude each other or a value is out of range."""
         if self.organ is not None:
             organ_named(self.organ)
         if self.organ and self.task:
             raise ValueError("--organ and --task exclude each other: --task names one network, whatever the organ")
         if (self.organ or self.task) and (self.threshold is not None or not self.novelty):
-            raise ValueError("--threshold and --no-novelty are of the router, which --organ and --task leave out")
+            raise ValueError("--threshold and --no-novelty set the router, which --organ and --task skip")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"--threshold={self.threshold}: a probability in [0, 1] is needed")
+            raise ValueError(f"--threshold={self.threshold}: must be a probability in [0, 1]")
         if self.members is not None and self.members < 1:
-            raise ValueError(f"--members={self.members}: 1 network or more is needed")
+            raise ValueError(f"--members={self.members}: must be 1 or more")
         return self

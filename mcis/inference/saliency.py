@@ -1,5 +1,6 @@
-"""Where the classifiers look: maps of how much hiding a part of a scan lowers its class (`ops.occlusion`)."""
+"""Saliency maps of classifiers: how much hiding a part of a scan lowers a class's probability (`ops.occlusion`)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +11,11 @@ from mcis.tasks.config import Task
 def class_maps(
     tasks: Mapping[str, Task], variables: Mapping[str, Any], cells: int = CELLS, reach: int = REACH
 ) -> dict[int, Callable[..., Any]]:
-    """Organ index -> (uint8 (S, S, 3), class) -> its map on the canvas, float32 (S, S); of organs that are classified.
+    """Organ index -> (uint8 (S, S, 3), class) -> saliency map of the model input, float32 (S, S).
 
     Args:
-      tasks: by name, as the cascade takes them.
-      variables: theirs.
+      tasks: by name, as for `make_cascade`; organs without a label head have no map.
+      variables: the networks', by task name.
       cells: of `ops.occlusion.occlusion_map`, like `reach`.
       reach: likewise.
     """
@@ -23,12 +24,15 @@ def class_maps(
     from mcis.inference.cascade import label_experts
     from mcis.tasks.apply import make_expert
 
-    maps: dict[int, Callable[..., Any]] = {}
-    for organ, name in label_experts(tasks).items():
-        expert, its = make_expert(tasks[name]), variables[name]
+    def make(name: str) -> Callable[..., Any]:
+        expert = make_expert(tasks[name])
 
-        def heat(image, label, expert=expert, its=its):
-            return occlusion_map(lambda scans: expert(its, scans).label, image, label, cells, reach)
+        def saliency(network: dict[str, Any], image: Any, label: int) -> Any:
+            def predict(scans: Any) -> Any:
+                return expert(network, scans).label
 
-        maps[organ] = jax.jit(heat)
-    return maps
+            return occlusion_map(predict, image, label, cells, reach)
+
+        return functools.partial(jax.jit(saliency), variables[name])
+
+    return {organ: make(name) for organ, name in label_experts(tasks).items()}

@@ -128,9 +128,9 @@ def make_app(
         said = {
             "mcis": mcis.__version__,
             "notice": mcis.NOTICE,
-            "weights": plain(predictor.described),
+            "weights": plain(predictor.weights_record),
             "lacking": predictor.lacking,
-            "asked": dataclasses.asdict(predictor.asked),
+            "asked": dataclasses.asdict(predictor.options),
             "organs": {organ.name: {"scan": organ.scan, "classes": organ.classes} for organ in organs.ORGANS},
             "limits": dataclasses.asdict(bounds),
         }

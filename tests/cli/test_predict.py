@@ -121,7 +121,7 @@ def test_a_forced_organ_and_a_single_task(weights, pictures, tmp_path):
     ("options", "says"),
     [
         (["--organ=liver"], "brain, breast"),
-        (["--members=0"], "--members=0: 1 network or more"),
+        (["--members=0"], "--members=0: must be 1 or more"),
         (["--task=segment_liver"], "segment_brain"),
         (["--organ=brain", "--task=route"], "exclude each other"),
         (["--threshold=7"], r"[0, 1]"),
@@ -212,7 +212,7 @@ def test_a_lesion_without_an_outline_is_noted(label, lit, noted, tmp_path):
     row |= {"segmented": True, "mask": np.full((256, 256, 1), float(lit), np.float32)}
     result = predictor.result_of(formats.load(str(tmp_path / "a.png"), None), row)
     assert result.mask is not None and result.mask.any() == lit
-    assert (result.finding.notes or []) == (["called benign, but no lesion could be outlined"] if noted else [])
+    assert (result.finding.notes or []) == (["predicted benign, but the mask is empty"] if noted else [])
 
 
 def test_a_report_below_a_folder_of_scans_is_not_read_as_scans(weights, pictures, tmp_path):

@@ -83,12 +83,12 @@ def assert_equal(found, wanted):
 @pytest.mark.slow
 def test_the_cascade_answers_as_it_did(whole, weights, canvases):
     found = bundle.load_bundle(weights)
-    predict_ = cascade.make_cascade({n: one.task for n, one in found.items()}, cascade.Settings(threshold=THRESHOLD))
+    predict_ = cascade.make_cascade({n: one.task for n, one in found.items()}, InferenceOptions(threshold=THRESHOLD))
     wanted = jax.jit(lambda image: dict(vars(predict_({n: one.variables for n, one in found.items()}, image))))
     rows = canvases[[0, 1, 2, 3, 6, 8]]  # more than a chunk; what run.py does below is one
     answer = model_of(whole[0])(rows)
     assert_equal(answer, wanted(rows))
-    assert set(np.asarray(answer["organ"]).tolist()) == {0, 1, cascade.UNSUPPORTED}
+    assert set(np.asarray(answer["organ"]).tolist()) == {0, 1, cascade.UNSUPPORTED_INDEX}
     assert np.asarray(answer["segmented"]).any() and not np.isnan(answer["confidence"]).all()
 
 
@@ -280,7 +280,7 @@ def test_what_ships_answers_as_it_did(tmp_path, canvases):
     black = np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     for batch in (canvases[:1], np.concatenate([canvases, black])):
         assert_equal(model(batch), wanted(batch))
-    assert np.asarray(model(batch)["organ"])[-1] == cascade.UNSUPPORTED
+    assert np.asarray(model(batch)["organ"])[-1] == cascade.UNSUPPORTED_INDEX
     paths = [str(path) for path in phantom.write_examples(tmp_path / "scans", per_class=2)]
     _, lines, _ = run_alone(folder, *paths, "--masks", tmp_path / "masks")
     assert predict.main([*paths, f"--out={tmp_path / 'report'}"]) == 0

@@ -1,4 +1,7 @@
-"""The cascade: dispatch, order, company, and what it asks of whom."""
+"""The cascade: dispatch, routing, which networks are run on which scans, and that batches do not matter.
+
+Most tests replace the networks by functions that compile in no time (`linear_expert`); the cascade sees no difference.
+"""
 
 import dataclasses
 
@@ -6,216 +9,254 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mcis.imaging import phantom
-from mcis.imaging.letterbox import letterbox
 from mcis.inference import cascade, dispatch
+from mcis.inference.options import InferenceOptions
+from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.organs import ORGANS, UNKNOWN
-from mcis.tasks.apply import make_expert
 from mcis.tasks.table import TASKS
+from tests.fixtures.linear import FEATURES, features_of, linear_expert, linear_variables
 
-TINY = {name: dataclasses.replace(task, features=8, size=32).check() for name, task in TASKS.items()}
-
-
-@pytest.fixture(scope="module")
-def variables(random_variables):
-    return {name: random_variables(task, seed) for seed, (name, task) in enumerate(TINY.items())}
+SIDE, REVIEW = 16, np.float32(0.45)
 
 
 @pytest.fixture(scope="module")
 def scans():
-    """Eleven phantoms of both organs, mixed."""
-    pictures = [
-        phantom.make_phantom(organ.name, label, seed).image
-        for seed in range(3)
-        for organ in ORGANS
-        for label in range(len(organ.classes))
-    ]
-    order = np.random.default_rng(0).permutation(len(pictures))[:11]
-    return np.stack([letterbox(pictures[i])[0] for i in order])
+    return np.random.default_rng(0).integers(0, 256, (11, SIDE, SIDE, 3), np.uint8)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4, 11])
-def test_dispatch_equals_each_scan_with_its_expert(batch):
+@pytest.fixture(scope="module")
+def variables(scans):
+    """Of `linear_expert`, by task; over the scans every class occurs. The router accepts all of them."""
+    found = linear_variables(scans)
+    found["classify_breast"] |= {"calibration": {"review": REVIEW}}
+    whiten = np.eye(FEATURES, dtype=np.float32)
+    novelty = {"mean": np.zeros((1, FEATURES), np.float32), "whiten": whiten, "limit": np.float32(9)}
+    found["route"] |= {"threshold": np.float32(0), "reach": np.float32(1), "novelty": novelty}
+    return found
+
+
+def changed(variables, limit=9, reach=1, threshold=0):
+    """Variables whose router has other limits."""
+    route = variables["route"]
+    novelty = route["novelty"] | {"limit": np.float32(limit)}
+    limits = {"novelty": novelty, "reach": np.float32(reach), "threshold": np.float32(threshold)}
+    return variables | {"route": route | limits}
+
+
+def expected(name, variables, scans, tasks=TASKS):
+    return jax.device_get(jax.jit(linear_expert(tasks[name]))(variables[name], scans))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _linear():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "make_expert", linear_expert)
+        yield
+
+
+def predict(options=InferenceOptions(), experts=TASKS):  # noqa: B008
+    run = jax.jit(cascade.make_cascade(experts, options))
+    return lambda *arguments: jax.device_get(run(*arguments))
+
+
+@pytest.fixture(scope="module")
+def run(_linear):
+    """The cascade of all networks, compiled once for each size of a batch; `run.traced` has these sizes."""
+    inner, traced = cascade.make_cascade(TASKS, InferenceOptions()), []
+
+    def noted(variables, image):
+        traced.append(len(image))
+        return inner(variables, image)
+
+    compiled = jax.jit(noted)
+
+    def call(variables, image):
+        return jax.device_get(compiled(variables, image))
+
+    call.traced = traced
+    return call
+
+
+@pytest.mark.parametrize("batch", [1, 11])
+def test_dispatch_equals_running_each_scan_through_its_expert(batch):
     rng = np.random.default_rng(batch)
-    experts = [lambda x: x[:, :3] * 2, lambda x: jnp.tanh(x[:, 1:4]) - 3]
+    experts = [lambda x: x[:, :3] * 2, lambda x: x[:, 1:4] - 3]
     empty = jax.ShapeDtypeStruct((3,), jnp.float32)
     run = jax.jit(lambda which, x: dispatch.dispatch(which, experts, empty, x))
     for _ in range(30):
         which = rng.integers(0, len(experts) + 1, batch)
         x = rng.normal(size=(batch, 5)).astype(np.float32)
-        out = run(which, x)
-        for i in range(batch):
-            want = experts[which[i]](x[i][None])[0] if which[i] < len(experts) else np.zeros(3)
-            np.testing.assert_allclose(out[i], want, rtol=1e-6, atol=1e-6)
+        wanted = [
+            experts[k](one[None])[0] if k < len(experts) else np.zeros(3) for k, one in zip(which, x, strict=True)
+        ]
+        np.testing.assert_allclose(run(which, x), wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_chunks_hold_one_expert_each_and_no_more_than_needed():
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        batch, chunk = int(rng.integers(1, 20)), int(rng.integers(1, 6))
-        expert = rng.integers(0, 4, batch)
-        which, rows = (np.asarray(x) for x in dispatch.chunk_table(jnp.asarray(expert), 3, chunk))
-        for w, row in zip(which, rows, strict=True):
-            real = row[row < batch]
-            assert (expert[real] == w).all()
-            assert len(real) > 0 or w == 3
-        assert sorted(rows[rows < batch]) == sorted(np.flatnonzero(expert < 3))
-        assert (which < 3).sum() == sum(-(-(expert == e).sum() // chunk) for e in range(3))
+chunk_table = jax.jit(dispatch.chunk_table, static_argnums=(1, 2))
 
 
-def predict(settings=None, experts=None):
-    return jax.jit(cascade.make_cascade(experts or TINY, settings or cascade.Settings(threshold=0.0)))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from([1, 9]).flatmap(lambda n: st.lists(st.integers(0, 3), min_size=n, max_size=n)))
+def test_chunks_hold_one_expert_each_and_are_as_few_as_possible(experts):
+    expert = np.array(experts)
+    which, rows = jax.device_get(chunk_table(expert, 3, 4))
+    for chunk, row in zip(which, rows, strict=True):
+        real = row[row < len(expert)]
+        assert (expert[real] == chunk).all()
+        assert len(real) > 0 or chunk == 3
+    assert sorted(rows[rows < len(expert)]) == np.flatnonzero(expert < 3).tolist()
+    assert (which < 3).sum() == sum(-(-(expert == e).sum() // 4) for e in range(3))
 
 
-def test_a_scan_answers_the_same_alone_and_in_company(variables, scans):
-    run = predict()
+def test_a_scan_has_the_same_prediction_alone_and_in_a_batch_of_any_order(run, variables, scans):
     together = run(variables, scans)
-    assert len(set(np.asarray(together.organ).tolist())) > 1, "two organs must occur for this test to mean something"
-    for i, single in enumerate(scans):
-        alone = run(variables, single[None])
-        assert alone.organ[0] == together.organ[i]
-        assert alone.label[0] == together.label[i]
-        assert alone.segmented[0] == together.segmented[i]
-        np.testing.assert_allclose(alone.organ_prob[0], together.organ_prob[i], atol=1e-5)
-        np.testing.assert_allclose(alone.label_probs[0], together.label_probs[i], atol=1e-5)
-        differ = (np.asarray(alone.mask[0]) > 0.5) != (np.asarray(together.mask[i]) > 0.5)
-        assert differ.mean() <= 1e-4
+    assert len(set(together.organ.tolist())) > 1, "two organs must occur for this test to mean something"
+    order = np.random.default_rng(1).permutation(len(scans))
+    shuffled = run(variables, scans[order])
+    for name, values in vars(together).items():
+        np.testing.assert_allclose(values[order], getattr(shuffled, name), atol=1e-5, err_msg=name)
+    for i in range(len(scans)):
+        for name, values in vars(run(variables, scans[i : i + 1])).items():
+            np.testing.assert_allclose(values[0], getattr(together, name)[i], atol=1e-5, err_msg=name)
+    for start in range(1, 4):
+        run(variables, np.roll(scans, start, axis=0))
+    assert sorted(run.traced) == [1, len(scans)]  # one compilation serves every mixture of organs
 
 
-def test_order_does_not_matter(variables, scans):
-    run, order = predict(), np.random.default_rng(1).permutation(len(scans))
-    straight, shuffled = run(variables, scans), run(variables, scans[order])
-    np.testing.assert_array_equal(straight.label[order], shuffled.label)
-    np.testing.assert_allclose(straight.mask[order], shuffled.mask, atol=1e-5)
-
-
-def test_each_stage_is_the_expert_that_is_asked(variables, scans):
-    out = predict()(variables, scans)
-    for i, square in enumerate(scans):
+def test_each_scan_gets_label_and_mask_from_its_organs_networks(run, variables, scans):
+    out = run(variables, scans)
+    organs = expected("route", variables, scans).label[:, : len(ORGANS)]
+    np.testing.assert_array_equal(out.organ, organs.argmax(1))
+    np.testing.assert_allclose(out.organ_prob, organs.max(1), atol=1e-6)
+    outputs = {name: expected(name, variables, scans) for name in TASKS}
+    for i in range(len(scans)):
         organ = ORGANS[int(out.organ[i])]
-        label = make_expert(TINY[f"classify_{organ.name}"])(variables[f"classify_{organ.name}"], square[None]).label[0]
+        label = outputs[f"classify_{organ.name}"].label[i]
         np.testing.assert_allclose(out.label_probs[i, : len(organ.classes)], label, atol=1e-5)
         assert int(out.label[i]) == int(label.argmax())
         assert bool(out.segmented[i]) == organ.is_lesion(int(out.label[i]))
-        if out.segmented[i]:
-            mask = make_expert(TINY[f"segment_{organ.name}"])(variables[f"segment_{organ.name}"], square[None]).mask[0]
-            np.testing.assert_allclose(out.mask[i], mask, atol=1e-4)
-        else:
-            assert not out.mask[i].any()
-    assert 0 < int(out.segmented.sum()) < len(scans), "lesions and others must occur for this test to mean something"
+        mask = outputs[f"segment_{organ.name}"].mask[i]
+        np.testing.assert_allclose(out.mask[i], mask if out.segmented[i] else 0 * mask, atol=1e-5)
+    assert 0 < out.segmented.sum() < len(scans), "lesions and others must occur for this test to mean something"
 
 
-def test_below_the_threshold_everything_is_unsupported(variables, scans):
-    out = predict(cascade.Settings(threshold=1.1))(variables, scans)
-    assert (out.organ == cascade.UNSUPPORTED).all()
+def test_confidence_and_review_follow_from_label_and_mask(run, variables, scans):
+    out = run(variables, scans)
+    p = out.mask.astype(np.float64)
+    cut = p > 0.5
+    dice = (2 * (p * cut).sum((1, 2, 3)) + 1) / (p.sum((1, 2, 3)) + cut.sum((1, 2, 3)) + 1)
+    wanted = out.label_probs.max(1) * np.where(out.segmented, dice, 1.0)
+    np.testing.assert_allclose(out.confidence, wanted, rtol=1e-4)
+    breast = out.organ == 1
+    assert set((out.confidence[breast] < REVIEW).tolist()) == {False, True}
+    np.testing.assert_array_equal(out.review, np.where(breast, out.confidence < REVIEW, UNKNOWN))
+
+
+def test_below_the_threshold_everything_is_unsupported(run, variables, scans):
+    out = run(changed(variables, threshold=1.1), scans)
+    assert (out.organ == UNSUPPORTED_INDEX).all()
     assert (out.label == UNKNOWN).all() and not out.segmented.any() and not out.label_probs.any()
-    assert (out.organ_prob > 0).all() and (out.choice < cascade.UNSUPPORTED).all()
+    assert (out.organ_prob > 0).all() and (out.choice < UNSUPPORTED_INDEX).all()
+    assert np.isnan(out.confidence).all() and (out.review == UNKNOWN).all()
     np.testing.assert_array_equal(out.needed, np.float32(1.1))
 
 
-def test_a_scan_far_from_training_is_unsupported(variables, scans):
-    features = make_expert(TINY["route"])(variables["route"], scans).features
-    # the limit lies between the nearest and the farthest of these scans
-    novelty = {
-        "mean": np.zeros((1, features.shape[1]), np.float32),
-        "whiten": np.eye(features.shape[1], dtype=np.float32),
-    }
-    far = np.linalg.norm(np.asarray(features), axis=1)
-    novelty["limit"] = np.float32((np.sort(far)[5] + np.sort(far)[6]) / 2)
-    with_limit = variables | {"route": variables["route"] | {"novelty": novelty}}
-    out = predict()(with_limit, scans)
-    np.testing.assert_array_equal(out.organ == cascade.UNSUPPORTED, far > novelty["limit"])
-    np.testing.assert_allclose(out.novelty, far / novelty["limit"], rtol=1e-3)
-    np.testing.assert_array_equal(out.choice, predict()(variables, scans).organ)  # what a refused scan is most like
-    all_known = predict(cascade.Settings(threshold=0.0, novelty=False))(with_limit, scans)
-    assert not (all_known.organ == cascade.UNSUPPORTED).any()
+@pytest.mark.parametrize("reach", [1.0, 1.5])
+def test_a_scan_beyond_the_ood_limit_is_unsupported(reach, run, variables, scans):
+    distance = np.linalg.norm(np.asarray(features_of(scans)), axis=1)
+    limit = (np.median(distance) - 1e-4) / reach  # between the nearest and the farthest of these scans
+    out = run(changed(variables, limit=limit, reach=reach), scans)
+    far = distance > limit * reach
+    assert 0 < far.sum() < len(scans)
+    np.testing.assert_array_equal(out.organ == UNSUPPORTED_INDEX, far)
+    np.testing.assert_allclose(out.novelty, distance / (limit * reach), rtol=1e-3)
+    np.testing.assert_array_equal(out.choice, run(variables, scans).organ)  # what a rejected scan is most like
 
 
-def test_a_given_organ_skips_the_router(variables, scans):
-    for index in range(len(ORGANS)):
-        out = predict(cascade.Settings(organ=index))({k: v for k, v in variables.items() if k != "route"}, scans)
-        assert (out.organ == index).all() and np.isnan(out.organ_prob).all() and np.isnan(out.novelty).all()
+def test_the_limits_are_the_users_or_the_fitted_ones_or_the_default(variables):
+    prob, features = np.float32([0.3, 0.7, 0.95]), 0.5 * np.ones((3, FEATURES), np.float32)
+    fitted = changed(variables, limit=1, threshold=0.5)["route"]
+    plain = {name: value for name, value in fitted.items() if name == "kernel"}
+    cases = [
+        (InferenceOptions(), plain, cascade.THRESHOLD),
+        (InferenceOptions(novelty=False), fitted, 0.5),
+        (InferenceOptions(threshold=0.2, novelty=False), fitted, 0.2),
+        (InferenceOptions(threshold=0.2), fitted, 1.1),  # all lie beyond the limit of the OOD score
+    ]
+    for options, router, threshold in cases:
+        accepted, novelty, needed = jax.jit(cascade.supported, static_argnums=0)(options, router, prob, features)
+        np.testing.assert_array_equal(accepted, prob >= np.float32(threshold))
+        assert np.isnan(novelty).all() == (not options.novelty or router is plain)
+        assert (np.asarray(needed) == np.float32(min(threshold, 1) if threshold < 1 else 0.2)).all()
 
 
-def test_a_joint_network_takes_the_place_of_a_missing_classifier(variables, scans):
-    experts = {name: task for name, task in TINY.items() if not name.startswith("classify_")}
-    out = predict(cascade.Settings(organ=1), experts)(variables, scans)
-    outputs = make_expert(TINY["segment_breast"])(variables["segment_breast"], scans)
+def test_a_given_organ_skips_the_router_and_a_joint_network_replaces_a_missing_classifier(variables, scans):
+    experts = {name: task for name, task in TASKS.items() if name.startswith("segment_")}
+    out = predict(InferenceOptions(organ="breast"), experts)(variables, scans)
+    assert (out.organ == 1).all() and (out.choice == 1).all()
+    assert np.isnan(out.organ_prob).all() and np.isnan(out.novelty).all() and np.isnan(out.needed).all()
+    outputs = expected("segment_breast", variables, scans)
     np.testing.assert_array_equal(out.label, outputs.label.argmax(-1))
-    lesion = np.asarray(out.label) > 0
+    lesion = out.label > 0
     assert 0 < lesion.sum() < len(scans), "lesions and others must occur for this test to mean something"
     np.testing.assert_array_equal(out.segmented, lesion)
     np.testing.assert_allclose(out.mask[lesion], outputs.mask[lesion], atol=1e-5)
     assert not out.mask[~lesion].any()
 
 
-def test_a_joint_network_runs_once(monkeypatch, scans, variables):
-    """Its label and its mask come from one run, beside an organ whose classifier and segmenter are two networks."""
-    built = []
+def test_a_joint_network_is_run_once(monkeypatch, scans, variables):
+    """Its label and its mask come from one run, next to an organ whose classifier and segmenter are two networks."""
+    traced = []
 
     def counted(task):
-        expert = make_expert(task)
+        expert = linear_expert(task)
 
         def run(variables, image):
-            built.append(task.name)
+            traced.append(task.name)
             return expert(variables, image)
 
         return run
 
     monkeypatch.setattr(cascade, "make_expert", counted)
-    experts = {name: task for name, task in TINY.items() if name != "classify_breast"}
-    jax.eval_shape(cascade.make_cascade(experts, cascade.Settings(threshold=0.0)), variables, scans)
-    assert sorted(set(built)) == sorted(experts) and built.count("segment_breast") == built.count("segment_brain")
+    experts = {name: task for name, task in TASKS.items() if name != "classify_breast"}
+    jax.eval_shape(cascade.make_cascade(experts, InferenceOptions()), variables, scans)
+    assert sorted(set(traced)) == sorted(experts) and traced.count("segment_breast") == traced.count("segment_brain")
 
 
-def test_without_any_classifier_every_scan_is_segmented_and_has_no_label(variables, scans):
-    plain = dataclasses.replace(TINY["segment_breast"], label_loss=0.0)
-    out = predict(cascade.Settings(organ=1), {"segment_breast": plain})(variables, scans)
+def test_without_a_classifier_every_scan_is_segmented_and_has_no_label(variables, scans):
+    plain = {"segment_breast": dataclasses.replace(TASKS["segment_breast"], label_loss=0.0)}
+    out = predict(InferenceOptions(organ="breast"), plain)(variables, scans)
     assert (out.label == UNKNOWN).all() and out.segmented.all()
-    none = predict(cascade.Settings(organ=0), {"segment_breast": plain})(variables, scans)
-    assert (none.label == UNKNOWN).all() and not none.segmented.any()
+    np.testing.assert_allclose(out.mask, expected("segment_breast", variables, scans).mask, atol=1e-5)
+    none = predict(InferenceOptions(organ="brain"), plain)(variables, scans)
+    assert (none.label == UNKNOWN).all() and not none.segmented.any() and not none.mask.any()
 
 
-def test_experts_that_cannot_answer_are_refused():
+def test_networks_that_cannot_make_a_cascade_are_rejected():
     with pytest.raises(ValueError, match=r"--organ=brain\|breast"):
-        cascade.make_cascade({"classify_brain": TINY["classify_brain"]}, cascade.Settings())
-    with pytest.raises(ValueError, match="nothing else"):
-        cascade.make_cascade({"route": TINY["route"]}, cascade.Settings())
-
-
-def test_one_compilation_serves_every_mixture(variables, scans):
-    count = 0
-    inner = cascade.make_cascade(TINY, cascade.Settings(threshold=0.0))
-
-    def counted(variables, image):
-        nonlocal count
-        count += 1
-        return inner(variables, image)
-
-    run = jax.jit(counted)
-    for start in range(4):
-        run(variables, np.roll(scans, start, axis=0)[:4])
-    assert count == 1
+        cascade.make_cascade({"classify_brain": TASKS["classify_brain"]}, InferenceOptions())
+    with pytest.raises(ValueError, match="a router only"):
+        cascade.make_cascade({"route": TASKS["route"]}, InferenceOptions())
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_single_task_answers_for_itself_alone(name, variables, scans):
-    task = TINY[name]
-    out = jax.jit(cascade.make_single(task))(variables, scans)
-    outputs = make_expert(task)(variables[name], scans)
+def test_a_single_task_gives_its_networks_outputs_and_nothing_else(name, variables, scans):
+    task = TASKS[name]
+    out = jax.device_get(jax.jit(cascade.make_single(task))(variables, scans))
+    outputs = expected(name, variables, scans)
+    assert np.isnan(out.novelty).all() and np.isnan(out.confidence).all() and (out.review == UNKNOWN).all()
     if task.organ is None:
         np.testing.assert_array_equal(out.organ, outputs.label.argmax(-1))
-        assert (out.label == UNKNOWN).all()
+        np.testing.assert_array_equal(out.choice, outputs.label[:, : len(ORGANS)].argmax(-1))
+        np.testing.assert_allclose(out.organ_prob, outputs.label[:, : len(ORGANS)].max(-1), atol=1e-6)
+        assert (out.label == UNKNOWN).all() and not out.label_probs.any()
         return
-    assert (
-        np.isnan(out.organ_prob).all() and (np.asarray(out.organ) == [o.name for o in ORGANS].index(task.organ)).all()
-    )
-    assert (np.asarray(out.segmented) == task.segments).all()
-    if task.segments:
-        np.testing.assert_allclose(out.mask, outputs.mask, atol=1e-5)
-    if outputs.label is None:
-        assert (out.label == UNKNOWN).all()
-    else:
-        np.testing.assert_array_equal(out.label, outputs.label.argmax(-1))
-        np.testing.assert_allclose(out.label_probs[:, : outputs.label.shape[1]], outputs.label, atol=1e-5)
+    assert np.isnan(out.organ_prob).all()
+    assert (out.organ == [organ.name for organ in ORGANS].index(task.organ)).all() and (out.choice == out.organ).all()
+    assert (out.segmented == task.segments).all()
+    np.testing.assert_array_equal(out.label, outputs.label.argmax(-1))
+    np.testing.assert_allclose(out.label_probs[:, : outputs.label.shape[1]], outputs.label, atol=1e-5)
+    np.testing.assert_allclose(out.mask, outputs.mask if task.segments else 0 * out.mask, atol=1e-5)

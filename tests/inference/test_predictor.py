@@ -1,4 +1,4 @@
-"""`mcis.load()` and what it answers: files and arrays, DICOM and NIfTI, the same findings as the command's."""
+"""`mcis.load()` and its results: of files and arrays, DICOM and NIfTI."""
 
 import dataclasses
 import json
@@ -11,20 +11,43 @@ import pytest
 import mcis
 from mcis.cli import predict
 from mcis.imaging import formats, phantom
+from mcis.imaging.letterbox import letterbox
+from mcis.inference import cascade
+from mcis.inference.options import InferenceOptions
+from mcis.inference.predictor import make_predictor
+from mcis.organs import UNKNOWN
 from tests.fixtures.dicom_files import CANARY, items, write
+from tests.fixtures.linear import linear_expert, linear_weights
 
 PHANTOM = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
 
 
-@pytest.fixture(scope="module")
-def predictor(weights):
-    return mcis.load(weights, threshold=0.0, novelty=False)
+BATCH = 4
+"""The only batch size beside 1, so that little is compiled."""
 
 
 @pytest.fixture(scope="module")
-def segmenter(weights):
-    """One network alone: every scan has a mask."""
-    return mcis.load(weights, task="segment_brain")
+def bundle():
+    """A router and two joint networks."""
+    scans = np.stack([letterbox(one.image)[0] for one in phantom.make_phantoms(1, seed=100)])
+    return linear_weights(scans, ("route", "segment_brain", "segment_breast"))
+
+
+def make(bundle, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "make_expert", linear_expert)
+        return make_predictor(bundle, InferenceOptions(**options), "somewhere")
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle):
+    return make(bundle, threshold=0.0, novelty=False)
+
+
+@pytest.fixture(scope="module")
+def segmenter(bundle):
+    """One network alone, which gives every scan a mask."""
+    return make(bundle, task="segment_brain")
 
 
 def same(finding, other, but=()):
@@ -49,13 +72,13 @@ def test_a_file_and_an_array_have_the_same_finding(predictor, segmenter, tmp_pat
     assert "scaled from" in grey.finding.notes[0]
 
 
-def test_all_of_many_have_the_findings_of_each_alone(predictor, tmp_path):
+def test_many_scans_have_the_same_findings_as_each_alone(predictor, tmp_path):
     paths = []
     for seed, organ in enumerate(["brain", "breast", "brain", "breast", "breast"]):
         paths.append(str(tmp_path / f"{seed}.png"))
         cv2.imwrite(paths[-1], phantom.make_phantom(organ, 1, seed, size=(120, 160)).image)
     (tmp_path / "2.png").write_bytes(b"broken")
-    results = list(predictor.predict_all(formats.frames(paths), batch_size=4))
+    results = list(predictor.predict_all(formats.frames(paths), BATCH))
     assert [result.finding.scan for result in results] == paths
     assert [result.finding.error is None for result in results] == [True, True, False, True, True]
     for path, result in zip(paths, results, strict=True):
@@ -63,7 +86,7 @@ def test_all_of_many_have_the_findings_of_each_alone(predictor, tmp_path):
             same(predictor.predict(path).finding, result.finding)
 
 
-def test_a_scan_has_its_finding_whatever_file_it_is_in(predictor, segmenter, tmp_path):
+def test_a_scan_has_the_same_finding_in_every_file_format(predictor, segmenter, tmp_path):
     grey = PHANTOM[..., 0]
     cv2.imwrite(str(tmp_path / "a.png"), grey)
     expected = predictor.predict(tmp_path / "a.png").finding
@@ -80,18 +103,18 @@ def test_a_scan_has_its_finding_whatever_file_it_is_in(predictor, segmenter, tmp
     same(expected, second.finding)
 
 
-def test_a_slice_of_a_volume_has_its_finding(predictor, tmp_path):
+def test_every_slice_of_a_volume_has_a_finding(predictor, tmp_path):
     volume = np.stack([PHANTOM[..., 0]] * 3, -1).astype(np.int16)[::-1].transpose(1, 0, 2)[::-1]
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 5.0, 1.0])), tmp_path / "a.nii.gz")
-    results = list(predictor.predict_all(formats.frames([str(tmp_path / "a.nii.gz")])))
+    results = list(predictor.predict_all([tmp_path / "a.nii.gz"], BATCH))
     assert [result.finding.frame for result in results] == [0, 1, 2]
     assert results[0].image.shape == PHANTOM.shape
-    assert np.corrcoef(results[1].image.ravel(), PHANTOM.ravel())[0, 1] > 0.99  # its range is that of percentiles
+    assert np.corrcoef(results[1].image.ravel(), PHANTOM.ravel())[0, 1] > 0.99  # scaled between percentiles
     for result in results[1:]:
         same(results[0].finding, result.finding)
 
 
-def test_what_cannot_be_read_is_a_result_with_an_error(predictor, tmp_path):
+def test_a_scan_that_cannot_be_read_gives_a_result_with_an_error(predictor, tmp_path):
     result = predictor.predict(tmp_path / "none.png")
     assert "no such file" in result.finding.error and result.image is None and result.mask is None
     assert "no such file" in result._repr_html_()
@@ -101,8 +124,8 @@ def test_what_cannot_be_read_is_a_result_with_an_error(predictor, tmp_path):
     assert "NaN" in predictor.predict(np.full((9, 9), np.nan)).finding.error
 
 
-def test_a_notebook_shows_the_outlined_scan_and_the_notice(weights, tmp_path):
-    result = mcis.load(weights, task="segment_breast").predict(PHANTOM)
+def test_a_notebook_shows_the_outlined_scan_and_the_notice(segmenter):
+    result = segmenter.predict(PHANTOM)
     assert result.mask is not None and result.mask.shape == PHANTOM.shape[:2]
     result = dataclasses.replace(result, mask=np.pad(np.ones((40, 40), np.uint8), ((40, 40), (60, 60))))
     assert (result.overlay() != PHANTOM).any()
@@ -111,22 +134,54 @@ def test_a_notebook_shows_the_outlined_scan_and_the_notice(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "message"),
     [
         ({"organ": "liver"}, "liver"),
         ({"organ": "brain", "task": "route"}, "exclude each other"),
         ({"threshold": 1.5}, "probability"),
-        ({"members": 0}, "1 network or more"),
-        ({"task": "segment_liver"}, "segment_liver"),
+        ({"members": 0}, "must be 1 or more"),
     ],
 )
-def test_what_contradicts_itself_is_refused(asked, says, weights):
-    with pytest.raises(ValueError, match=says):
-        mcis.load(weights, **asked)
+def test_options_that_are_wrong_or_exclude_each_other_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        mcis.load(**options)
 
 
-def test_nobody_is_named_by_anything_that_is_written(weights, tmp_path, capfd):
-    """The canary stands in every identifying field of every file, whole, damaged, or of odd values."""
+def test_weights_without_a_network_or_a_head_are_said_to_lack_it(bundle):
+    only = {"segment_brain": bundle["segment_brain"]}
+    assert make(only, organ="breast").lacking == ("breast label", "breast mask")
+    assert make(bundle).lacking == ()
+    with pytest.raises(ValueError, match="no router"):
+        make(only)
+    with pytest.raises(ValueError, match="these weights have no segment_breast; they have: segment_brain"):
+        make(only, task="segment_breast")
+    with pytest.raises(ValueError, match="segment_liver"):
+        make(only, task="segment_liver")
+
+
+def test_a_plausibility_rule_rejects_thumbnails_and_nothing_else(predictor, segmenter):
+    small = cv2.resize(PHANTOM, (64, 48), interpolation=cv2.INTER_AREA)
+    squares, geometries = zip(*map(letterbox, (PHANTOM, small, PHANTOM)), strict=True)
+    images = np.zeros((BATCH, *squares[0].shape), np.uint8)
+    images[:3] = squares
+    raw, reasons = predictor.predict_batch(images, geometries)
+    assert reasons == [None] * 3 and len(raw.organ) == 3
+    strict = dataclasses.replace(predictor, options=dataclasses.replace(predictor.options, novelty=True))
+    checked, reasons = strict.predict_batch(images, geometries)
+    assert [reason is None for reason in reasons] == [True, False, True]
+    assert reasons[1].startswith("a thumbnail: ") and "80 along one side" in reasons[1]
+    for name, values in vars(checked).items():
+        np.testing.assert_array_equal(values[[0, 2]], getattr(raw, name)[[0, 2]], err_msg=name)
+    assert checked.organ[1] == 2 and checked.label[1] == UNKNOWN and checked.review[1] == UNKNOWN
+    assert not checked.label_probs[1].any() and not checked.segmented[1] and not checked.mask[1].any()
+    assert np.isnan(checked.confidence[1])
+    np.testing.assert_array_equal(checked.organ_prob, raw.organ_prob)  # what the router predicted stays
+    notes = segmenter.predict(small).finding.notes  # where the organ is given it is only noted
+    assert any("a thumbnail" in note for note in notes)
+
+
+def test_no_written_file_names_a_patient(segmenter, tmp_path, capfd, monkeypatch):
+    """The canary stands in every identifying field of every file, whole, damaged, or with odd values."""
     scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
     grey = PHANTOM[..., 0]
@@ -142,12 +197,13 @@ def test_nobody_is_named_by_anything_that_is_written(weights, tmp_path, capfd):
     for at, word in enumerate((b"PatientName", b"IS", b"DS", b"CS", b"UI", b"DA")):
         (scans / f"odd{at}.dcm").write_bytes(whole.replace(word, CANARY.encode()[: len(word)]))
     (scans / "swapped.dcm").write_bytes(whole.replace(b"20200101", b"CANARY^Z").replace(b"MONOCHROME2", b"CANARY^ZEPH"))
-    assert predict.main([str(scans), "--weights", str(weights), "--out", str(out)]) in (0, 1)
-    said = capfd.readouterr()
+    monkeypatch.setattr(predict, "load", lambda *_, **__: segmenter)
+    assert predict.main([str(scans), "--out", str(out), "--task=segment_brain"]) in (0, 1)
+    printed = capfd.readouterr()
     found = [json.loads(line) for line in (out / "findings.jsonl").read_text().splitlines()]
     assert sum(line["error"] is None for line in found) >= 4 and any(line["error"] for line in found)
     for piece in ("CANARY", "ZEPHYR"):
-        assert piece not in said.out.upper() and piece not in said.err.upper()
+        assert piece not in printed.out.upper() and piece not in printed.err.upper()
         for path in out.rglob("*"):
             assert piece not in path.name.upper()
             if path.is_file():

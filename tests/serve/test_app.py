@@ -19,7 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import mcis
-from mcis.imaging import formats, image_files, phantom
+from mcis.imaging import formats, phantom, scan
 from mcis.report.finding import KEYS
 from mcis.serve import app as web
 from mcis.serve.middleware import Limits
@@ -66,7 +66,7 @@ def test_a_finding_is_that_of_the_predictor_and_the_upload_is_gone(client, predi
     assert first == expected | {"scan": "a.png", "diameter_px": pytest.approx(expected["diameter_px"])}
     assert (
         second["scan"] == "folder/b.png"
-        and second["error"] == "not a readable image; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are supported"
+        and second["error"] == "not a readable picture; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are read"
     )
     assert left(client) == []
 
@@ -130,8 +130,8 @@ def test_archives_and_pages_of_a_file(client, tmp_path):
 
 def test_a_heat_map_is_the_predictors_and_says_how_strong_it_is(client, predictor):
     answer = ask(client, ("a.png", png()), path="/v1/heat")
-    loaded = formats.prepare("a", None, lambda: image_files.from_array(PICTURE))
-    expected = predictor.heat(loaded, predictor.predict(PICTURE).finding)
+    loaded = formats.lay("a", None, lambda: scan.from_array(PICTURE))
+    expected = predictor.saliency_map(loaded, predictor.predict(PICTURE).finding)
     largest = max(float(expected.max()), 0)
     assert float(answer.headers["largest-drop"]) == pytest.approx(largest, abs=1e-3)
     grey = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -212,10 +212,10 @@ def test_what_is_no_finding_is_said(client, rows):
 @pytest.mark.parametrize(
     ("path", "files", "status", "words"),
     [
-        ("/v1/heat", [("a.png", b"none")], 422, "not a readable image"),
+        ("/v1/heat", [("a.png", b"none")], 422, "not a readable picture"),
         ("/v1/heat", [("a.png", png()), ("b.png", png())], 422, "2 scans came; name one of them"),
         ("/v1/heat?scan=c.png", [("a.png", png()), ("b.png", png())], 422, "2 scans came; none of them is 'c.png'"),
-        ("/v1/segmentations", [("a.png", b"none")], 422, "not a readable image"),
+        ("/v1/segmentations", [("a.png", b"none")], 422, "not a readable picture"),
         ("/v1/findings?format=xml", [("a.png", png())], 422, "format"),
         ("/v1/heat?frame=-1", [("a.png", png())], 422, "frame"),
         (

@@ -176,7 +176,8 @@ def crf(options, missing):
 
 def cascade(options, missing):
     from mcis.checkpoints.bundle import load_bundle
-    from mcis.inference.cascade import Settings, make_cascade
+    from mcis.inference.cascade import make_cascade
+    from mcis.inference.options import InferenceOptions
     from mcis.tasks.apply import make_expert, place
 
     weights = load_bundle()
@@ -189,7 +190,8 @@ def cascade(options, missing):
                 {"ours": clocked(lambda r=run, v=variables, x=image: jax.block_until_ready(r(v, x)))}, options.rounds
             )
             yield row("cascade, ms a scan", f"{name}, batch {batch}", times, batch)
-        settings, tasks = Settings(novelty=False, threshold=0), {name: one.task for name, one in weights.items()}
+        settings = InferenceOptions(novelty=False, threshold=0)
+        tasks = {name: one.task for name, one in weights.items()}
         given = {"mixed": image}
         if batch == 1:  # the cost of a scan depends on its organ's networks
             given = {o.name: letterbox(phantom.make_phantom(o.name, 1, 0).image)[0][None] for o in ORGANS}
