@@ -1,4 +1,4 @@
-"""What is scored: fold runs answer what each has left out, as they answer it alone."""
+"""Evaluators: fold runs predict the scans that each holds out, as they do alone."""
 
 import dataclasses
 import json
@@ -10,8 +10,10 @@ from mcis.checkpoints import bundle, checkpoint, provenance
 from mcis.cli import evaluate
 from mcis.data import dataset
 from mcis.data.records import read_records
-from mcis.evaluation import evaluator, metrics
-from mcis.tasks.table import task_to_json
+from mcis.evaluation import evaluator, metrics, scoring
+from mcis.inference.rows import Rows
+from mcis.ops.metrics import bootstrap_interval
+from mcis.tasks.table import TASKS, task_to_json
 
 
 @pytest.fixture(scope="module")
@@ -19,46 +21,57 @@ def folds(fold_runs):
     return evaluator.load_folds(fold_runs["segment_breast"])
 
 
-def test_every_scan_is_answered_by_the_run_that_has_left_it_out(folds, fold_runs, phantom_dir):
-    records, _ = evaluator.read_left_out(folds, ("phantom",), phantom_dir)
-    rows = evaluator.score(folds, records)
-    assert rows["fingerprint"].tolist() == list(records.fingerprints)
-    for run, mine in zip(fold_runs["segment_breast"], folds.left_out().values(), strict=True):
-        alone = evaluator.load_subject(run)
-        here = np.isin(rows["fingerprint"], list(mine))
-        assert here.sum() == len(mine) > 0
-        expected = evaluator.score(alone, records.take(np.flatnonzero(here).tolist()))
-        for name, column in expected.items():
-            np.testing.assert_array_equal(rows[name][here], column, err_msg=name)
+def test_every_scan_is_predicted_by_the_run_that_holds_it_out(folds, phantom_dir):
+    records, _ = evaluator.read_held_out(folds, ("phantom",), phantom_dir)
+    rows = scoring.score(folds, records)
+    assert rows.fingerprint.tolist() == list(records.fingerprints)
+    by_run = folds.predicted_by(records.fingerprints)
+    assert sorted(np.concatenate(list(by_run.values())).tolist()) == list(range(len(records)))
+    for name, index in by_run.items():
+        assert len(index)
+        assert {records.fingerprints[i] for i in index} <= set(
+            folds.weights[name].manifest["fingerprints"]["validation"]
+        )
+        alone = scoring.score(folds.runs[name], records.take(index.tolist()))
+        for column, values in alone.columns.items():
+            np.testing.assert_array_equal(getattr(rows, column)[index], values, err_msg=column)
     shown = [2, len(records) - 1, 0]
-    for at, seen in zip(shown, evaluator.look(folds, records, shown), strict=True):
-        assert seen.said.sum() == rows["predicted"][at] and seen.true.sum() == rows["true"][at]
-    counts = folds.seen(records.fingerprints)
+    for at, scan in zip(shown, folds.predict(records.take(shown)), strict=True):
+        assert (scan.probability > 0.5).sum() == rows.predicted[at] and scan.mask.sum() == rows.true[at]
+
+
+def test_a_leak_is_counted_for_the_run_that_predicts_the_scan(folds, phantom_dir):
+    records, _ = evaluator.read_held_out(folds, ("phantom",), phantom_dir)
+    counts = evaluator.leaks(folds, records.fingerprints)
     assert [uses["train"]["scored"] for uses in counts.values()] == [0, 0]
-    leaky, other = (
-        dataclasses.replace(run, manifests=json.loads(json.dumps(run.manifests))) for run in folds.runs.values()
-    )
-    names = list(folds.runs)
-    mine = sorted(folds.left_out()[names[0]])[:2]
-    for run in (leaky, other):  # the other run is not asked about them, and trained on them as it should
-        seen = run.manifests["segment_breast"]["fingerprints"]
-        seen["train"] = sorted({*seen["train"], *mine})
-    counts = evaluator.Folds(dict(zip(names, (leaky, other), strict=True))).seen(records.fingerprints)
+    first = next(iter(folds.runs))
+    leaked = sorted(folds.weights[first].manifest["fingerprints"]["validation"])[:2]
+    runs = {}
+    for name, run in folds.runs.items():  # the other run does not predict them, and was trained on them as it should
+        (weights,) = run.weights.values()
+        manifest = json.loads(json.dumps(weights.manifest))
+        manifest["fingerprints"]["train"] = sorted({*manifest["fingerprints"]["train"], *leaked})
+        changed = dataclasses.replace(weights, manifest=manifest)
+        runs[name] = dataclasses.replace(run, weights={folds.task.name: changed})
+    counts = evaluator.leaks(dataclasses.replace(folds, runs=runs), records.fingerprints)
     assert [uses["train"]["scored"] for uses in counts.values()] == [2, 0]
 
 
-def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, tmp_path, capsys):
+def test_the_command_reports_folds_with_label_and_mask(fold_runs, folds, phantom_dir, tmp_path, capsys, monkeypatch):
     runs = [str(run) for run in fold_runs["segment_breast"]]
+    by_path = dict(zip(runs, folds.runs.values(), strict=True))
+    monkeypatch.setattr(evaluator, "load_evaluator", lambda path, crf: by_path[path])  # they are compiled already
+    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     arguments = [*runs, f"--data_dir={phantom_dir}", f"--out={tmp_path / 'out'}"]
-    assert evaluate.main([*arguments, "--heat=2", "--split=left_out"]) == 0
-    assert "left out by 2 runs (26 scans of 26)" in " ".join(capsys.readouterr().out.split())
+    assert evaluate.main([*arguments, "--heat=1", "--split=left_out"]) == 0
+    assert "held out by 2 runs (26 scans of 26)" in " ".join(capsys.readouterr().out.split())
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["split"] == dataset.LEFT_OUT and set(found["weights"]) == {"segment_breast_0", "segment_breast_1"}
-    metrics = found["sources"]["phantom"]["metrics"]
-    assert {"accuracy", "sensitivity_malignant", "dice_lesion", "gated_dice"} <= set(metrics)
-    assert "confusion" in found["sources"]["phantom"]
+    reported = found["sources"]["phantom"]["metrics"]
+    assert {"accuracy", "sensitivity_malignant", "dice_lesion", "gated_dice"} <= set(reported)
+    assert "confusion" in found["sources"]["phantom"] and found["heat"]["scans"] == 1
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "no network was trained on one of these pictures" in page
+    assert "no network was trained on these scans" in page
     assert evaluate.main(runs) == 2  # never the test split by mistake
     assert "several runs are scored as folds" in capsys.readouterr().err
     assert evaluate.main([]) == 2
@@ -69,11 +82,11 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, phantom_dir, t
     assert left_out["runs"] == 1 and 0 < left_out["scans"] < left_out["of"] == 26
 
 
-def test_runs_that_are_no_folds_of_one_task_are_refused(fold_runs, folds, phantom_dir, tmp_path):
+def test_runs_that_are_no_folds_of_one_task_are_errors(fold_runs, folds, phantom_dir, tmp_path):
     first, second = fold_runs["segment_breast"]
     with pytest.raises(ValueError, match="name each fold once"):
         evaluator.load_folds([first, first])
-    with pytest.raises(ValueError, match=r"was trained otherwise than .*, in name, "):
+    with pytest.raises(ValueError, match=r"was trained (with other settings|otherwise) than "):
         evaluator.load_folds([first, fold_runs["route"][0]])
     variables, manifest = checkpoint.load(second / "best")
     task = dataclasses.replace(bundle.load_weights(second).task, select="dice_balanced")
@@ -87,28 +100,28 @@ def test_runs_that_are_no_folds_of_one_task_are_refused(fold_runs, folds, phanto
         bundle.make_bundle([tmp_path / "early"], tmp_path / "unfinished")
     nothing = manifest["fingerprints"] | {"validation": []}
     checkpoint.save(tmp_path / "ensemble", variables, manifest | {"fingerprints": nothing})
-    with pytest.raises(ValueError, match="has left no scan out"):
+    with pytest.raises(ValueError, match=r"(has left no scan out|has no held-out scans)"):
         evaluator.load_folds([first, tmp_path / "ensemble"])
     both = manifest["fingerprints"] | {"validation": manifest["fingerprints"]["train"][:1]}
     checkpoint.save(tmp_path / "leak", variables, manifest | {"fingerprints": both})
     with pytest.raises(provenance.LeakError, match="trained on 1 of the scans"):
         evaluator.load_folds([tmp_path / "leak"])
     bundle.make_bundle([first], tmp_path / "set")
-    with pytest.raises(ValueError, match="is a set of weights"):
+    with pytest.raises(ValueError, match="is a bundle"):
         evaluator.load_folds([tmp_path / "set", second])
     strange = manifest["fingerprints"] | {"validation": [*manifest["fingerprints"]["validation"], "f" * 16]}
     checkpoint.save(tmp_path / "far", variables, manifest | {"fingerprints": strange})
-    with pytest.raises(ValueError, match=r"1 of the \d+ scans that the runs left out are not prepared here"):
-        evaluator.read_left_out(evaluator.load_folds([first, tmp_path / "far"]), ("phantom",), phantom_dir)
+    with pytest.raises(ValueError, match=r"1 of the \d+ held-out scans of the runs are not prepared here"):
+        evaluator.read_held_out(evaluator.load_folds([first, tmp_path / "far"]), ("phantom",), phantom_dir)
 
 
-def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
+def test_validation_scans_that_chose_nothing_are_a_test(fold_runs):
     manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
 
     def check(scans, manifest):
         provenance.check_unseen(scans, [None] * len(scans), manifest)
 
-    check(manifest["fingerprints"]["validation"], manifest)  # the last epoch was kept whatever they said
+    check(manifest["fingerprints"]["validation"], manifest)  # the last epoch was kept whatever they scored
     with pytest.raises(provenance.LeakError, match="used for train"):
         check(manifest["fingerprints"]["train"], manifest)
     chosen = manifest | {"task": manifest["task"] | {"select": "dice_balanced"}}
@@ -119,39 +132,48 @@ def test_scans_that_only_watched_the_training_are_a_test(fold_runs):
             check(used["fingerprints"]["validation"], used)
 
 
-def test_a_copy_of_another_size_is_known_by_its_name(fold_runs, phantom_dir, monkeypatch):
+def test_a_copy_of_another_size_is_identified_by_its_name(fold_runs, phantom_dir, monkeypatch):
     monkeypatch.setattr(dataset, "PUBLISHED", ("phantom",))
-    manifest = bundle.load_weights(fold_runs["segment_breast"][0]).manifest
+    weights = bundle.load_weights(fold_runs["segment_breast"][0])
+    manifest = weights.manifest
+
+    def check(records, manifest):
+        changed = {"segment_breast": dataclasses.replace(weights, manifest=manifest)}
+        evaluator.check_unseen(evaluator.NetworkEvaluator(weights.task, changed, {}, None), records)
+
     records = read_records(("phantom",), ("train",), phantom_dir, "breast")
     assert len(set(records.names)) == len(records) and None not in records.names
     copies = dataclasses.replace(records, fingerprints=tuple(f"{i}" for i in range(len(records))))
-    evaluator.check_all_unseen(copies, {"segment_breast": manifest})  # weights older than names know no better
+    check(copies, manifest)  # weights older than names do not identify them
     named = manifest | {"names": {"train": [records.names[2]], "validation": []}}
-    with pytest.raises(provenance.LeakError, match=rf"1 of the {len(records)} scans were used for train .*or copies"):
-        evaluator.check_all_unseen(copies, {"segment_breast": named})
+    with pytest.raises(provenance.LeakError, match=rf"1 of the {len(records)} scans.*used for train"):
+        check(copies, named)
     kept = copies.take([0, 1, 3])
     assert kept.names == (*records.names[:2], records.names[3])
-    evaluator.check_all_unseen(kept, {"segment_breast": named})
+    check(kept, named)
 
 
-def test_only_published_scans_have_names_that_say_which_they_are(phantom_scans):
+def test_only_published_scans_have_names_that_identify_them(phantom_scans):
     assert dataset.public_names(phantom_scans) == []
     assert dataset.public_name("folder", "1") is None
     busi = dataset.public_name("busi", "benign/benign (1)")
     assert busi is not None and len(busi) == 12 and busi != dataset.public_name("busbra", "benign/benign (1)")
 
 
-def test_gated_dice_drops_the_masks_of_what_is_called_free_of_lesions(folds):
-    rows = {
-        "label": np.array([1, 1, 0, 0]),
-        "probs": np.eye(3)[[1, 0, 0, 2]],  # the second lesion is called normal, the last normal malignant
-        "has_mask": np.ones(4, bool),
-        "group": np.array(list("abcd")),
-        "both": np.array([80, 80, 0, 0]),
-        "predicted": np.array([80, 80, 50, 50]),
-        "true": np.array([80, 80, 0, 0]),
-    }
-    assert metrics.gated_metrics(folds.task, rows) == {
+def test_gated_dice_drops_the_masks_of_scans_classified_as_free_of_lesions():
+    names = np.array(list("abcd"))
+    rows = Rows(
+        source=names,
+        group=names,
+        scan_id=names,
+        label=np.array([1, 1, 0, 0]),
+        probs=np.eye(3)[[1, 0, 0, 2]],  # the second lesion is predicted normal, the last normal malignant
+        has_mask=np.ones(4, bool),
+        both=np.array([80, 80, 0, 0]),
+        predicted=np.array([80, 80, 50, 50]),
+        true=np.array([80, 80, 0, 0]),
+    )
+    assert metrics.gated_metrics(TASKS["segment_breast"], rows) == {
         "gated_dice": 0.5,
         "gated_dice_lesion": 0.5,
         "gated_false_masks": 0.5,

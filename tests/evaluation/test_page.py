@@ -1,28 +1,38 @@
-"""The report of an evaluation: the page, its curves, gallery and maps, and a folder of one's own scored."""
+"""The report of an evaluation: the page, its curves, gallery and saliency maps; and a user's own folder scored."""
 
 import csv
 import dataclasses
+import functools
 import html.parser
 import json
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+import mcis
 from mcis.checkpoints import checkpoint
 from mcis.cli import evaluate
 from mcis.data import dataset, storage
-from mcis.evaluation import figures, gallery, pointing_game
+from mcis.data.records import BATCH
+from mcis.evaluation import evaluator, figures, gallery, metrics, scoring
 from mcis.evaluation import page as evaluation_page
 from mcis.evaluation.descriptions import MEANINGS, meaning
 from mcis.evaluation.metrics import measure, report
-from mcis.imaging import image_files, phantom, scan
-from mcis.ops.metrics import auc
+from mcis.evaluation.pointing_game import pointing_game
+from mcis.imaging import formats, phantom, scan
+from mcis.inference.rows import Rows
+from mcis.ops.metrics import auc, bootstrap_interval
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
 from mcis.tasks.table import TASKS, task_to_json
+from tests.fixtures.bundles import SMALL
 
-TINY = {name: dataclasses.replace(task, features=4, size=32).check() for name, task in TASKS.items()}
+TINY = {
+    name: dataclasses.replace(task, model=SMALL.get(task.model, task.model), features=4, size=32).check()
+    for name, task in TASKS.items()
+}
 
 
 class Tags(html.parser.HTMLParser):
@@ -43,32 +53,74 @@ class Tags(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def weights(random_variables, tmp_path_factory):
-    """A set of random networks that have seen other scans."""
+    """A bundle of random networks that were trained on other scans."""
     folder = tmp_path_factory.mktemp("set")
     for seed, (name, task) in enumerate(TINY.items()):
         manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1, "validation": {}}
         manifest |= {"fingerprints": {"train": ["a"], "validation": ["b"]}}
-        limits = {"threshold": np.float32(0)} if name == "route" else {}  # a random router is sure of nothing
+        limits = {"threshold": np.float32(0)} if name == "route" else {}  # a random router's probabilities are low
         checkpoint.save(folder / name, random_variables(task, seed) | limits, manifest)
     return folder
 
 
 @pytest.fixture(scope="module")
-def pages(weights, phantom_dir, tmp_path_factory):
-    """Kind -> (report's values, page) of evaluations of the phantoms' validation split."""
+def load_once():
+    """`load_evaluator`, by which each evaluator is compiled once."""
+    return functools.cache(evaluator.load_evaluator)
+
+
+@pytest.fixture(scope="module")
+def pages(weights, load_once, phantom_dir, tmp_path_factory):
+    """Kind -> (report's values, page) of evaluations of the phantoms' training split."""
     made = {}
-    for kind, options in {
-        "cascade": [str(weights), "--heat=2"],
-        "router": [str(weights / "route")],
-        "classifier": [str(weights / "classify_breast"), "--heat=2"],
-        "segmenter": [str(weights / "segment_breast"), "--heat=2"],
-    }.items():
-        out = tmp_path_factory.mktemp("reports") / kind
-        arguments = [*options, "--split=validation", "--sources=phantom", f"--data_dir={phantom_dir}", f"--out={out}"]
-        assert evaluate.main(arguments) == 0
-        assert {file.name for file in out.iterdir()} == {"report.json", "report.html"}
-        made[kind] = json.loads((out / "report.json").read_text()), (out / "report.html").read_text(encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "load_evaluator", load_once)
+        patch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
+        for kind, options in {
+            "cascade": [str(weights), "--heat=0"],
+            "router": [str(weights / "route"), "--heat=0"],
+            "classifier": [str(weights / "classify_breast"), "--heat=2"],
+            "segmenter": [str(weights / "segment_breast"), "--heat=0"],
+        }.items():
+            out = tmp_path_factory.mktemp("reports") / kind
+            arguments = [*options, "--split=train", "--sources=phantom", f"--data_dir={phantom_dir}", f"--out={out}"]
+            assert evaluate.main(arguments) == 0
+            assert {file.name for file in out.iterdir()} == {"report.json", "report.html"}
+            page = (out / "report.html").read_text(encoding="utf-8")
+            made[kind] = json.loads((out / "report.json").read_text()), page
     return made
+
+
+def test_evaluate_scores_what_predict_finds(weights, load_once, phantom_dir, tmp_path):
+    """Organ, label, probabilities and mask of each scan, thumbnails included."""
+    records = list(dataset.records("phantom", "validation", phantom_dir))
+    small = scan.encode_png(cv2.resize(storage.decode(records[0])[0], (64, 64), interpolation=cv2.INTER_AREA))
+    records.append(records[0] | {"image": small, "mask": scan.encode_png(np.zeros((64, 64, 1), np.uint8))})
+    scans = list(load_once(str(weights)).predict(records))
+    rows = scoring.score(load_once(str(weights)), records)
+    paths = [tmp_path / f"{i}.png" for i in range(len(records))]
+    for path, record in zip(paths, records, strict=True):
+        path.write_bytes(record["image"])
+    masks = 0
+    results = mcis.load(weights).results([formats.load(str(path), None) for path in paths], BATCH)
+    for i, (result, scored) in enumerate(zip(results, scans, strict=True)):
+        finding = result.finding
+        organ = organ_index(finding.organ)
+        assert organ == rows.said_organ[i]
+        assert finding.organ_prob == pytest.approx(float(rows.organ_prob[i]), abs=1e-5)
+        label, probs = int(rows.said_label[i]), rows.label_probs[i]
+        if finding.label is None:
+            assert label == -1 and not probs.any()
+        else:
+            assert finding.label == ORGANS[organ].classes[label]
+            assert list(finding.label_probs.values()) == pytest.approx(probs[: len(finding.label_probs)], abs=1e-5)
+        right = result.mask is not None and organ == rows.organ[i]  # else the mask does not count
+        mask = result.mask if right else np.zeros_like(scored.mask)
+        np.testing.assert_array_equal(scored.probability > 0.5, mask)
+        assert rows.predicted[i] == mask.sum()
+        masks += right
+    assert masks > 1 and rows.thumbnail.tolist() == [False] * (len(records) - 1) + [True]
+    assert rows.said_organ[-1] == len(ORGANS) and "a thumbnail" in finding.reason
 
 
 SECTIONS = {
@@ -80,7 +132,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("kind", SECTIONS)
-def test_a_page_opens_from_disk_asks_for_nothing_and_has_its_sections(pages, kind):
+def test_a_page_needs_no_other_file_and_has_its_sections(pages, kind):
     _, page = pages[kind]
     tags = Tags(page)
     assert SECTIONS[kind] <= tags.ids
@@ -93,7 +145,7 @@ def test_a_page_opens_from_disk_asks_for_nothing_and_has_its_sections(pages, kin
 
 
 @pytest.mark.parametrize("kind", SECTIONS)
-def test_every_figure_of_the_report_is_on_its_page_with_its_meaning(pages, kind):
+def test_every_metric_of_the_report_is_on_its_page_with_its_definition(pages, kind):
     found, page = pages[kind]
     text = " ".join(" ".join(Tags(page).text).split())
     for part in found["sources"].values():
@@ -103,20 +155,18 @@ def test_every_figure_of_the_report_is_on_its_page_with_its_meaning(pages, kind)
     assert all(entry["scored"] == 0 for one in found["audit"]["networks"].values() for entry in one.values())
 
 
-def test_the_page_of_a_report_is_what_its_values_say(pages):
+def test_a_page_shows_the_values_of_its_report_and_escapes_texts(pages):
     found, page = pages["cascade"]
     changed = json.loads(json.dumps(found))
     changed["sources"]["phantom"]["metrics"]["accuracy"]["value"] = 0.123456
     name = "<script>alert(1)</script>$body&amp;"
     changed["run"] = name
     changed["audit"]["networks"]["route"]["train"]["scored"] = 7
-    from mcis.evaluation.metrics import rows_from_json
-
-    made = evaluation_page.page(changed, rows_from_json(found["rows"]), [])
+    made = evaluation_page.page(changed, Rows.from_json(found["rows"]), [])
     assert "0.123" in made and "0.123 " not in page
     assert "<script>" not in made and "&lt;script&gt;alert(1)&lt;/script&gt;$body&amp;amp;" in made
     assert "some of these scans were trained on; see below" in made
-    assert "no network was trained on one of these pictures" in page
+    assert "no network was trained on these scans" in page
 
 
 def rows_of(count=40):
@@ -124,77 +174,94 @@ def rows_of(count=40):
     lesion = np.arange(count) % 4 != 0
     true = np.where(lesion, 100, 0)
     both = np.where(lesion, rng.integers(0, 100, count), 0)
-    return {
-        "source": np.array(["a"] * count),
-        "group": np.array([f"a/{i}" for i in range(count)]),
-        "scan_id": np.array([f"s{i}" for i in range(count)]),
-        "has_mask": np.ones(count, bool),
-        "label": np.where(lesion, 1 + np.arange(count) % 2, 0),
-        "probs": rng.dirichlet([1, 1, 1], count),
-        "true": true,
-        "both": both,
-        "predicted": np.where(np.arange(count) % 8 == 0, 50, both),
-        "pixels": np.full(count, 1000),
-    }
+    return Rows(
+        source=np.array(["a"] * count),
+        group=np.array([f"a/{i}" for i in range(count)]),
+        scan_id=np.array([f"s{i}" for i in range(count)]),
+        has_mask=np.ones(count, bool),
+        label=np.where(lesion, 1 + np.arange(count) % 2, 0),
+        probs=rng.dirichlet([1, 1, 1], count),
+        true=true,
+        both=both,
+        predicted=np.where(np.arange(count) % 8 == 0, 50, both),
+        pixels=np.full(count, 1000),
+    )
 
 
 def test_the_gallery_shows_the_worst_the_middle_the_false_and_the_wrong():
     rows = rows_of()
-    dice = 2 * rows["both"] / np.maximum(rows["predicted"] + rows["true"], 1)
+    overlap = 2 * rows.both / np.maximum(rows.predicted + rows.true, 1)
     chosen = gallery.choose(rows, "segment_breast")
-    lesion = np.flatnonzero(rows["true"] > 0)
-    order = lesion[np.argsort(dice[lesion], kind="stable")]
-    assert sorted(dice[chosen[gallery.WORST]]) == pytest.approx(sorted(dice[order[: gallery.SHOWN]]))
-    middle = dice[chosen[gallery.MIDDLE]]
-    assert middle.min() <= np.median(dice[lesion]) <= middle.max()
-    assert set(chosen[gallery.FALSE]) == set(np.flatnonzero((rows["true"] == 0) & (rows["predicted"] > 0)))
+    lesion = np.flatnonzero(rows.true > 0)
+    order = lesion[np.argsort(overlap[lesion], kind="stable")]
+    assert sorted(overlap[chosen[gallery.WORST]]) == pytest.approx(sorted(overlap[order[: gallery.SHOWN]]))
+    middle = overlap[chosen[gallery.MEDIAN]]
+    assert middle.min() <= np.median(overlap[lesion]) <= middle.max()
+    assert set(chosen[gallery.FALSE]) == set(np.flatnonzero((rows.true == 0) & (rows.predicted > 0)))
     wrong = gallery.choose(rows, "classify_breast")[gallery.WRONG]
-    said, sure = rows["probs"].argmax(1), rows["probs"].max(1)
-    assert all(said[at] != rows["label"][at] for at in wrong)
-    others = [at for at in np.flatnonzero(said != rows["label"]) if at not in wrong]
-    assert not others or min(sure[wrong]) >= max(sure[others])
-    alike = rows | {"group": np.array(["a/1"] * len(rows["label"]))}  # near-duplicates show one mistake
+    predicted, prob = rows.probs.argmax(1), rows.probs.max(1)
+    assert all(predicted[at] != rows.label[at] for at in wrong)
+    others = [at for at in np.flatnonzero(predicted != rows.label) if at not in wrong]
+    assert not others or min(prob[wrong]) >= max(prob[others])
+    alike = replace(rows, group=np.array(["a/1"] * len(rows)))  # near-duplicates show one mistake
     assert [len(shown) for shown in gallery.choose(alike, "segment_breast").values()] == [1] * 5
-    perfect = rows | {"probs": np.eye(3)[rows["label"]]}
+    perfect = replace(rows, probs=np.eye(3)[rows.label])
     assert gallery.WRONG not in gallery.choose(perfect, "classify_breast")
 
 
-def test_the_middle_of_the_gallery_is_of_all_scans_and_not_of_each_group_s_worst():
+def test_the_median_of_the_gallery_is_that_of_all_scans_not_of_each_groups_worst():
     rows = rows_of(400)
     group = np.arange(400) // 10
-    rows |= {"group": group.astype(str), "both": np.where((np.arange(400) % 10 == 1), 0, rows["true"] * 9 // 10)}
-    rows |= {"predicted": rows["both"]}
-    middle = gallery.choose(rows, "segment_breast")[gallery.MIDDLE]
+    both = np.where((np.arange(400) % 10 == 1), 0, rows.true * 9 // 10)
+    rows = replace(rows, group=group.astype(str), both=both, predicted=both)
+    middle = gallery.choose(rows, "segment_breast")[gallery.MEDIAN]
     assert len(middle) == len(set(group[middle])) == gallery.SHOWN
-    assert (rows["both"][middle] == 90).all()
+    assert (rows.both[middle] == 90).all()
 
 
-def test_a_curve_is_drawn_with_the_area_that_the_figures_report():
+def test_a_curve_is_drawn_with_the_reported_area():
     rows = rows_of()
-    curves = {name: (rows["probs"][:, k], rows["label"] == k) for k, name in enumerate(ORGANS[1].classes)}
+    curves = {name: (rows.probs[:, k], rows.label == k) for k, name in enumerate(ORGANS[1].classes)}
     drawn = figures.roc(curves, "ROC")
     for name, (score, positive) in curves.items():
         assert f"{name} {auc(score, positive):.3f}" in drawn
 
 
-def test_foreign_scans_count_for_refusal_and_nothing_else():
-    rows = {
-        "source": np.array(["a", "a", "foreign", "foreign"]),
-        "group": np.array(["a/1", "a/2", "foreign/ct", "foreign/ct"]),
-        "scan_id": np.array(list("wxyz")),
-        "has_mask": np.array([True, True, False, False]),
-        "label": np.array([0, 1, -1, -1]),
-        "organ": np.array([organ_index("brain")] * 2 + [organ_index(UNSUPPORTED)] * 2),
-        "said_organ": np.array([0, len(ORGANS), len(ORGANS), 1]),
-        "said_label": np.array([0, -1, -1, 1]),
-        "true": np.array([0, 10, 0, 0]),
-        "both": np.zeros(4, int),
-        "predicted": np.array([0, 0, 0, 9]),
-        "pixels": np.full(4, 100),
-        "dice_loss": np.zeros(4),
-        "hd95": np.full(4, np.nan),
-        "surface_distance": np.full(4, np.nan),
-    }
+@pytest.mark.parametrize("levels", [None, 7])
+def test_curves_are_those_of_scikit_learn(levels):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    positive = rng.random(200) < 0.3
+    score = rng.random(200) + 0.3 * positive
+    score = score if levels is None else np.round(score * levels)  # ties
+    true, false = figures.positives_above(score, positive)
+    rates = metrics.roc_curve(positive, score, drop_intermediate=False)
+    np.testing.assert_allclose(np.append(0, false / false[-1]), rates[0])
+    np.testing.assert_allclose(np.append(0, true / true[-1]), rates[1])
+    precision, recall, _ = metrics.precision_recall_curve(positive, score)
+    np.testing.assert_allclose((true / (true + false))[::-1][-len(precision) + 1 :], precision[:-1])
+    np.testing.assert_allclose((true / true[-1])[::-1][-len(recall) + 1 :], recall[:-1])
+    assert figures.average_precision(true, false) == pytest.approx(metrics.average_precision_score(positive, score))
+
+
+def test_ood_scans_count_for_rejection_and_organ_only():
+    rows = Rows(
+        source=np.array(["a", "a", "foreign", "foreign"]),
+        group=np.array(["a/1", "a/2", "foreign/ct", "foreign/ct"]),
+        scan_id=np.array(list("wxyz")),
+        has_mask=np.array([True, True, False, False]),
+        label=np.array([0, 1, -1, -1]),
+        organ=np.array([organ_index("brain")] * 2 + [organ_index(UNSUPPORTED)] * 2),
+        said_organ=np.array([0, len(ORGANS), len(ORGANS), 1]),
+        said_label=np.array([0, -1, -1, 1]),
+        true=np.array([0, 10, 0, 0]),
+        both=np.zeros(4, int),
+        predicted=np.array([0, 0, 0, 9]),
+        pixels=np.full(4, 100),
+        dice_loss=np.zeros(4),
+        hd95=np.full(4, np.nan),
+        surface_distance=np.full(4, np.nan),
+    )
     found = measure(None, rows)
     assert found["refused"] == 0.5 and found["foreign_refused"] == 0.5
     assert found["organ"] == 0.5 and found["wrong_organ"] == 0.25
@@ -202,61 +269,61 @@ def test_foreign_scans_count_for_refusal_and_nothing_else():
     parts = report(None, rows, "test", draws=10)["sources"]["foreign"]
     assert set(parts["subsets"]) == {"foreign/ct"}
     assert parts["subsets"]["foreign/ct"]["metrics"]["foreign_refused"]["value"] == 0.5
-    assert gallery.caption(rows, 3, "cascade", [])[3] == ("is", UNSUPPORTED)
+    assert gallery.caption(rows, 3, "cascade", [])[3] == ("true", UNSUPPORTED)
 
 
-def test_a_map_of_a_classifier_is_checked_against_the_lesions(phantom_dir):
-    """A map that is highest inside lesions, and one that is highest in a corner."""
+def test_the_pointing_game_is_won_in_lesions_and_lost_in_corners(phantom_dir):
     records = [r for r in dataset.records("phantom", "train", phantom_dir) if dataset.text(r["organ"]) == "breast"]
     label = np.array([record["label"] for record in records])
-    rows = {"label": label, "probs": np.eye(3)[label], "group": np.array([f"{i}" for i in range(len(records))])}
+    names = np.array([f"{i}" for i in range(len(records))])
+    masked = np.array([bool(record["has_mask"]) for record in records])
+    rows = Rows(source=names, group=names, scan_id=names, label=label, has_mask=masked, probs=np.eye(3)[label])
 
-    def at_lesion(record, _):
+    def at_lesion(record, *_):
         mask = storage.decode(record)[1][..., 0]
         return cv2.distanceTransform(mask, cv2.DIST_L2, 5)
 
-    def at_corner(record, _):
-        image = storage.decode(record)[0]
+    def at_corner(_, image, __):
         return -np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])).astype(np.float32)
 
-    found = pointing_game.check(at_lesion, records, rows, 5)
+    found = pointing_game(at_lesion, records, rows, 5)
     assert found["scans"] == 5 and found["in_lesion"] == 1.0 and 0 < found["by_chance"] < 0.5
-    assert pointing_game.check(at_corner, records, rows, 5)["in_lesion"] == 0.0
-    none = rows | {"probs": np.eye(3)[(label + 1) % 3]}
-    assert pointing_game.check(at_lesion, records, none, 5) is None
+    assert pointing_game(at_corner, records, rows, 5)["in_lesion"] == 0.0
+    none = replace(rows, probs=np.eye(3)[(label + 1) % 3])
+    assert pointing_game(at_lesion, records, none, 5) is None
     breast = np.full(len(records), 1)
-    cascade = rows | {"organ": breast, "said_organ": breast, "said_label": label}
-    assert pointing_game.check(at_lesion, records, cascade, 5) == found
-    assert (
-        pointing_game.check(at_lesion, records, cascade | {"said_organ": breast * 0}, 5) is None
-    )  # the same number, of a brain
+    cascade = replace(rows, organ=breast, said_organ=breast, said_label=label)
+    assert pointing_game(at_lesion, records, cascade, 5) == found
+    other_organ = replace(cascade, said_organ=0 * breast)  # the same class number, of a brain
+    assert pointing_game(at_lesion, records, other_organ, 5) is None
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four phantoms of the breast as somebody's own folder."""
+    """Four phantoms of the breast as a user's own folder."""
     root = tmp_path / "mine"
     rows = []
     for number, label in enumerate((0, 1, 2, 2)):
         made = phantom.make_phantom("breast", label, 500 + number)
         for kind, picture in (("images", made.image), ("masks", made.mask[..., 0] * 255)):
             (root / kind).mkdir(parents=True, exist_ok=True)
-            (root / kind / f"{number}.png").write_bytes(image_files.encode_png(picture))
+            (root / kind / f"{number}.png").write_bytes(scan.encode_png(picture))
         rows.append([f"{number}.png", ORGANS[1].classes[label], f"p{number}"])
     with (root / "labels.csv").open("w") as file:
         csv.writer(file).writerows([["scan", "label", "patient"], *rows])
     return root
 
 
-def test_a_folder_of_one_s_own_is_scored_whole_and_left_as_it_was(weights, folder, tmp_path, capsys):
+def test_a_users_own_folder_is_scored_whole_and_left_as_it_was(weights, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     before = sorted(folder.rglob("*"))
     out = tmp_path / "report"
-    assert evaluate.main([str(weights), f"--folder={folder}", f"--out={out}", "--heat=0"]) == 0
+    assert evaluate.main([str(weights / "segment_breast"), f"--folder={folder}", f"--out={out}", "--heat=0"]) == 0
     found = json.loads((out / "report.json").read_text())
     assert found["folder"]["name"] == "mine" and found["sources"]["folder"]["scans"] == 4
     assert sorted(folder.rglob("*")) == before
     assert "folder mine" in (out / "report.html").read_text()
-    image = image_files.read(folder / "images" / "2.png").image
+    image = scan.read(folder / "images" / "2.png").image
     variables, manifest = checkpoint.load(weights / "segment_breast")
     manifest["fingerprints"]["train"].append(scan.fingerprint(image))
     checkpoint.save(tmp_path / "seen", variables, manifest)

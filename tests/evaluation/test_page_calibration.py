@@ -1,4 +1,4 @@
-"""The section on what was fitted to folds says what the calibration's facts say."""
+"""The page's section on the calibration shows the facts of the fit."""
 
 import json
 import re
@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from mcis.calibration.rejection import fit_router
-from mcis.evaluation.page_calibration import fitted
+from mcis.evaluation.page_calibration import calibration_section
+from mcis.inference.rows import Rows
 from mcis.organs import ORGANS
 
 LABELS = {
@@ -41,18 +42,18 @@ def router_facts(kinds):
     rng = np.random.default_rng(0)
     known = np.arange(400) < 300
     prob = np.where(known, rng.uniform(0.9, 1.0, 400), rng.uniform(0.5, 1.0, 400))
-    return fit_router(
-        {
-            "label": np.where(known, 0, len(ORGANS)),
-            "probs": np.stack([prob, np.zeros(400), 1 - prob], 1),
-            "novelty": rng.uniform(0, 1, 400),
-            "thumbnail": ~known & (np.arange(400) % 2 == 0),
-            "source": np.where(known, "lgg", "foreign"),
-            "group": np.where(
-                known, [f"lgg/{i // 3}" for i in range(400)], [kinds[i % len(kinds)] for i in range(400)]
-            ),
-        }
-    )[1]
+    kind = [kinds[i % len(kinds)] for i in range(400)]
+    rows = Rows(
+        label=np.where(known, 0, len(ORGANS)),
+        probs=np.stack([prob, np.zeros(400), 1 - prob], 1),
+        novelty=rng.uniform(0, 1, 400),
+        thumbnail=~known & (np.arange(400) % 2 == 0),
+        source=np.where(known, "lgg", "foreign"),
+        group=np.where(known, [f"lgg/{i // 3}" for i in range(400)], kind),
+        scan_id=np.arange(400).astype(str),
+        has_mask=known,
+    )
+    return fit_router(rows)[1]
 
 
 def test_every_part_that_was_fitted_is_there():
@@ -64,32 +65,32 @@ def test_every_part_that_was_fitted_is_there():
             "route": {"calibration": json.loads(json.dumps({"refusal": refusal}))},
         }
     }
-    page = fitted(found)
+    page = calibration_section(found)
     assert "segment_brain" not in page
     for text in ("1468 scans of 909 groups", "0.090", "0.020", "20% of 1468 scans", "45% of 400 errors"):
         assert text in page, text
     far = refusal["refused"]["far"]
     assert f"{far['value']:.3f} <small>[{far['low']:.3f}, {far['high']:.3f}]" in page
     drawn = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]*)"', page)
-    assert drawn == ["What refusing more known scans would refuse", "Refused, by kind"]
-    assert "xray, 34" in page or "xray, 33" in page  # a bar says its kind and its pictures
+    assert drawn == ["Rejection of OOD scans against known scans", "Rejected, by kind"]
+    assert "xray, 34" in page or "xray, 33" in page  # a bar names its kind and the number of its scans
     assert "<b>" not in page
     assert "thumbnails included" in page and refusal["with_thumbnails"]["far"] != refusal["refused"]["far"]
 
 
-def test_what_cannot_be_read_is_said_and_not_repeated():
+def test_facts_that_cannot_be_read_are_not_shown():
     odd = [{"known": 5691, "known_refused": 0.009}, {"scans": {"known": "<script>"}}, None, 3]
     for facts in odd:
-        page = fitted({"weights": {"route": {"calibration": {"refusal": facts}}}})
+        page = calibration_section({"weights": {"route": {"calibration": {"refusal": facts}}}})
         assert "not of this version" in page and "<script>" not in page
     review = REVIEW | {"scans": "<script>alert(1)</script>"}
-    page = fitted({"weights": {"a": {"calibration": {"review": review, "labels": LABELS}}}})
+    page = calibration_section({"weights": {"a": {"calibration": {"review": review, "labels": LABELS}}}})
     assert "not of this version" in page and "<script>" not in page and "1468 scans of 909 groups" in page
 
 
-def test_a_router_of_known_scans_alone_has_no_curve_and_nothing_fitted_no_section():
+def test_a_router_without_ood_scans_has_no_curve_and_without_a_fit_there_is_no_section():
     refusal = router_facts(["foreign/xray", "foreign/us_lung"])
     known = {name: {"known": refusal[name]["known"]} for name in ("scans", "groups", "refused")}
-    page = fitted({"weights": {"route": {"calibration": {"refusal": known}}}})
-    assert "known" in page and "<svg" not in page and "thumbnails" not in page  # calibrated before these were told
-    assert fitted({"weights": {"route": {}, "segment_breast": {}}}) == ""
+    page = calibration_section({"weights": {"route": {"calibration": {"refusal": known}}}})
+    assert "known" in page and "<svg" not in page and "thumbnails" not in page  # calibrated before these were reported
+    assert calibration_section({"weights": {"route": {}, "segment_breast": {}}}) == ""

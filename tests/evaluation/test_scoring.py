@@ -1,4 +1,4 @@
-"""Scores on the scans' own grid, from records and an expert whose answers are known."""
+"""Scores on the scans' own grid, from records and a network whose predictions are known."""
 
 import json
 
@@ -8,12 +8,14 @@ import pytest
 from mcis.cli import evaluate
 from mcis.data import dataset, storage
 from mcis.data.records import BATCH
-from mcis.evaluation import metrics, results
-from mcis.evaluation.metrics import measure, report, take, with_intervals
-from mcis.evaluation.results import score_scans
-from mcis.imaging import image_files
+from mcis.evaluation import metrics, scoring
+from mcis.evaluation.evaluator import CascadeEvaluator, NetworkEvaluator
+from mcis.evaluation.metrics import measure, report, with_intervals
+from mcis.imaging import scan
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.cascade import Prediction
+from mcis.inference.options import InferenceOptions
+from mcis.inference.predictor import Predictor
 from mcis.models import Outputs
 from mcis.tasks.config import LAST
 from mcis.tasks.table import TASKS
@@ -22,7 +24,7 @@ SEGMENT, CLASSIFY, ROUTE = TASKS["segment_breast"], TASKS["classify_breast"], TA
 
 
 def make_record(number, source="busi", group=None, label=1, lesion=True, has_mask=True, size=(150, 330)):
-    """A dark oblong scan with a bright lesion of its own place; the mask is the lesion."""
+    """A dark oblong scan with a bright lesion at a place of its own; the mask is the lesion."""
     rng = np.random.default_rng(number)
     image = rng.integers(20, 60, (*size, 3), dtype=np.uint8)
     mask = np.zeros((*size, 1), np.uint8)
@@ -31,8 +33,8 @@ def make_record(number, source="busi", group=None, label=1, lesion=True, has_mas
         mask[top : top + 41, left : left + 57] = 1
         image[mask[..., 0] > 0] = 250
     return {
-        "image": image_files.encode_png(image),
-        "mask": image_files.encode_png(mask * 255),
+        "image": scan.encode_png(image),
+        "mask": scan.encode_png(mask * 255),
         "has_mask": has_mask,
         "organ": b"breast",
         "label": label,
@@ -44,25 +46,29 @@ def make_record(number, source="busi", group=None, label=1, lesion=True, has_mas
 
 
 def bright(squares):
-    """An expert that sees the lesion: what is bright. Its label is malignant where there is something bright."""
+    """A network whose mask is what is bright, and whose label is malignant where anything is bright."""
     mask = (squares.mean(-1, keepdims=True) > 150).astype(np.float32)
     found = mask.any((1, 2, 3))
     label = np.where(found[:, None], [[0.1, 0.2, 0.7]], [[0.8, 0.1, 0.1]]).astype(np.float32)
     return Outputs(mask, label, squares.mean((1, 2)))
 
 
+def score_scans(task, network, records, rejected=None):
+    return scoring.score(NetworkEvaluator(task, {}, {}, lambda images: (network(images), rejected)), records)
+
+
 def test_every_record_is_scored_once_in_order_on_its_own_grid():
     records = [make_record(i, size=(120 + i, 300 - 3 * i)) for i in range(2 * BATCH + 3)]
     rows = score_scans(SEGMENT, bright, records)
-    assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
-    assert rows["group"].tolist() == [f"busi/p{i}" for i in range(len(records))]
-    assert rows["true"].tolist() == [41 * 57] * len(records)  # pixels of the scan, not of the canvas
-    assert np.abs(rows["both"] / rows["true"] - 1).max() < 0.05
+    assert rows.scan_id.tolist() == [f"s{i}" for i in range(len(records))]
+    assert rows.group.tolist() == [f"busi/p{i}" for i in range(len(records))]
+    assert rows.true.tolist() == [41 * 57] * len(records)  # pixels of the scan, not of the canvas
+    assert np.abs(rows.both / rows.true - 1).max() < 0.05
     assert measure(SEGMENT, rows)["dice_lesion"] > 0.96
     assert measure(SEGMENT, rows)["dice_patient"] == pytest.approx(measure(SEGMENT, rows)["dice_lesion"])
 
 
-def test_distances_are_over_what_was_found_and_the_rest_is_missed():
+def test_distances_are_over_found_lesions_and_the_others_are_missed():
     records = [make_record(i) for i in range(4)] + [make_record(4, lesion=False)]
 
     def half_blind(squares):
@@ -71,43 +77,57 @@ def test_distances_are_over_what_was_found_and_the_rest_is_missed():
         return Outputs(mask)
 
     rows = score_scans(SEGMENT, half_blind, records)
-    assert np.isnan(rows["hd95"]).tolist() == [False, True, False, False, True]
-    assert rows["pixels"].tolist() == [150 * 330] * 5
+    assert np.isnan(rows.hd95).tolist() == [False, True, False, False, True]
+    assert rows.pixels.tolist() == [150 * 330] * 5
     found = measure(SEGMENT, rows)
     assert found["missed"] == 0.25
     _, geometry = letterbox(storage.decode(records[0])[0])
     shift = 4 * geometry.box[2] / geometry.inner[2]  # in pixels of the scan, whose content is a part of it
     assert found["hd95"] == pytest.approx(shift, abs=1)
     assert 1 < found["surface_distance"] < found["hd95"]
-    assert "hd95" not in measure(SEGMENT, take(rows, np.array([1, 4])))
+    assert "hd95" not in measure(SEGMENT, rows.take(np.array([1, 4])))
 
 
-def test_the_cascade_is_scored_as_it_answers(monkeypatch):
+def test_masks_of_another_organ_and_thumbnails_do_not_count():
     records = [make_record(i, label=1 + i % 2) for i in range(BATCH + 3)]
 
-    def predict(squares):
+    def predict(_, squares):
         n = len(squares)
         organ = np.where(np.arange(n) == 1, 0, np.where(np.arange(n) == 2, 2, 1))
         segmented = organ < 2
-        mask = bright(squares).mask * segmented[:, None, None, None]
-        unasked, probs = np.full(n, np.nan), np.zeros((n, 3))
-        asked = (organ, unasked, unasked, unasked)
-        return Prediction(organ, *asked, np.full(n, 1), probs, segmented, mask, unasked, organ)
+        nothing = np.full(n, np.nan)
+        return Prediction(
+            organ=organ,
+            choice=organ,
+            organ_prob=nothing,
+            novelty=nothing,
+            needed=nothing,
+            label=np.full(n, 1),
+            label_probs=np.full((n, 3), 0.3),
+            segmented=segmented,
+            mask=bright(squares).mask * segmented[:, None, None, None],
+            confidence=nothing,
+            review=organ,
+        )
 
-    rows = results.score_cascade(predict, records)
-    assert rows["scan_id"].tolist() == [f"s{i}" for i in range(len(records))]
+    def score(records):
+        predictor = Predictor(InferenceOptions(), {}, predict, {}, (), {})
+        return scoring.score(CascadeEvaluator({}, {}, predictor), records)
+
+    rows = score(records)
+    assert rows.scan_id.tolist() == [f"s{i}" for i in range(len(records))]
     odd = {1, 2, BATCH + 1, BATCH + 2}  # another organ, and none
     wrong = np.isin(np.arange(len(records)), list(odd))
-    assert (rows["said_organ"] != rows["organ"]).tolist() == wrong.tolist()
-    assert (rows["both"] == 0).tolist() == np.isnan(rows["hd95"]).tolist() == wrong.tolist()
-    assert (rows["predicted"] == 0).tolist() == wrong.tolist()
-    assert (rows["dice_loss"] > 0.99).tolist() == wrong.tolist()
+    assert (rows.said_organ != rows.organ).tolist() == wrong.tolist()
+    assert (rows.both == 0).tolist() == np.isnan(rows.hd95).tolist() == wrong.tolist()
+    assert (rows.predicted == 0).tolist() == wrong.tolist()
+    assert (rows.dice_loss > 0.99).tolist() == wrong.tolist()
     found = measure(None, rows)
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
-    assert found["dice_lesion"] == pytest.approx(measure(SEGMENT, take(rows, ~wrong))["dice_lesion"] * (~wrong).mean())
-    monkeypatch.setattr(letterbox, "MIN_CONTENT", 331)  # as if these were thumbnails, which `mcis predict` refuses
-    small = results.score_cascade(predict, records)
-    assert measure(None, small)["lost_by_router"] == 1 and not small["label_probs"].any() and small["thumbnail"].all()
+    assert found["dice_lesion"] == pytest.approx(measure(SEGMENT, rows.take(~wrong))["dice_lesion"] * (~wrong).mean())
+    small = score([make_record(i, size=(61, 79)) for i in range(3)])  # thumbnails
+    assert measure(None, small)["lost_by_router"] == 1 and not small.label_probs.any() and small.thumbnail.all()
+    assert not small.predicted.any() and (small.said_label == -1).all()
 
 
 def test_scans_whose_mask_is_unknown_do_not_count():
@@ -116,15 +136,15 @@ def test_scans_whose_mask_is_unknown_do_not_count():
     found = measure(SEGMENT, rows)
     assert found["false_masks"] == 1.0
     assert found["dice"] == pytest.approx(found["dice_lesion"] / 2)
-    only_unknown = take(rows, ~rows["has_mask"])
+    only_unknown = rows.take(~rows.has_mask)
     assert measure(SEGMENT, only_unknown) == {}
 
 
-def test_labels_by_hand_and_unknown_ones_do_not_count():
+def test_label_metrics_by_hand_and_without_unknown_labels():
     records = [
-        make_record(0, label=2),  # called malignant, is
-        make_record(1, label=1),  # called malignant, is benign
-        make_record(2, label=0, lesion=False),  # called normal, is
+        make_record(0, label=2),  # predicted malignant, is
+        make_record(1, label=1),  # predicted malignant, is benign
+        make_record(2, label=0, lesion=False),  # predicted normal, is
         make_record(3, label=-1),
     ]
     found = measure(CLASSIFY, score_scans(CLASSIFY, bright, records))
@@ -137,9 +157,9 @@ def test_labels_by_hand_and_unknown_ones_do_not_count():
     assert "dice" not in found
 
 
-def test_a_router_reports_what_it_refuses():
-    rows = score_scans(ROUTE, bright, [make_record(i, label=-1) for i in range(4)])
-    rows["refused"] = np.array([True, False, False, False])
+def test_a_router_reports_the_share_that_it_rejects():
+    rejected = np.arange(BATCH) == 0
+    rows = score_scans(ROUTE, bright, [make_record(i, label=-1) for i in range(4)], rejected)
     assert measure(ROUTE, rows)["refused"] == 0.25
 
 
@@ -147,8 +167,8 @@ def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
     records = [make_record(i, source="busi", group=f"p{i // 2}") for i in range(6)]
     records += [make_record(i, source="busbra", lesion=bool(i % 2)) for i in range(6, 10)]
     rows = score_scans(SEGMENT, bright, records)
-    rows["both"][0] = 0
-    found = report(SEGMENT, rows, "test", draws=100)
+    rows.both[0] = 0
+    found = report(SEGMENT, rows, "test", draws=50)
     assert found["task"] == "segment_breast"
     assert found["split"] == "test"
     counts = {name: (part["scans"], part["groups"]) for name, part in found["sources"].items()}
@@ -161,11 +181,11 @@ def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
     busi = found["sources"]["busi"]["metrics"]["dice_lesion"]
     assert busi["low"] < busi["value"] < busi["high"]
     assert json.loads(json.dumps(found)) == found
-    assert "all" not in report(SEGMENT, take(rows, rows["source"] == "busi"), "test", draws=100)["sources"]
+    assert "all" not in report(SEGMENT, rows.take(rows.source == "busi"), "test", draws=50)["sources"]
 
 
 def test_one_group_has_no_interval():
-    found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0)]), "test", draws=100)
+    found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0)]), "test", draws=50)
     cell = found["sources"]["busi"]["metrics"]["dice_lesion"]
     assert cell["low"] is None and cell["high"] is None
     json.dumps(found, allow_nan=False)
@@ -174,12 +194,12 @@ def test_one_group_has_no_interval():
 
 def test_a_report_is_printed_whole_into_a_pipe(capsys):
     records = [make_record(i, source=f"source{i % 5}") for i in range(15)]
-    evaluate.print_report(report(SEGMENT, score_scans(SEGMENT, bright, records), "test", draws=100))
+    evaluate.print_report(report(SEGMENT, score_scans(SEGMENT, bright, records), "test", draws=50))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "hd95" in line]
     assert line.count("[") == line.count("]") == 6  # five sources and all
 
 
-def test_a_report_on_scans_that_were_learned_from_says_so_wherever_it_is_printed(capsys):
+def test_a_printed_report_says_so_if_scans_were_used_in_training(capsys):
     found = report(SEGMENT, score_scans(SEGMENT, bright, [make_record(0), make_record(1)]), "train", draws=10)
     used = {"train": {"used": 9, "scored": 0}, "validation": {"used": 5, "scored": 0}}
     evaluate.print_report(found | {"audit": {"networks": {"a": used}}})
@@ -190,14 +210,14 @@ def test_a_report_on_scans_that_were_learned_from_says_so_wherever_it_is_printed
 
 def test_a_patient_drawn_twice_counts_twice(monkeypatch):
     rows = score_scans(SEGMENT, bright, [make_record(i, group=f"p{i // 2}") for i in range(8)])
-    monkeypatch.setattr(metrics, "measure", lambda task, rows: {"groups": float(len(np.unique(rows["group"])))})
+    monkeypatch.setattr(metrics, "measure", lambda task, rows: {"groups": float(len(np.unique(rows.group)))})
     assert with_intervals(SEGMENT, rows, draws=50)["groups"] == {"value": 4, "low": 4, "high": 4}
 
 
 @pytest.mark.parametrize(("prob", "covered"), [(0.45, False), (0.55, True)])
 def test_a_pixel_is_lesion_above_one_half(prob, covered):
     rows = score_scans(SEGMENT, lambda s: Outputs(np.full((*s.shape[:3], 1), prob, np.float32)), [make_record(0)])
-    assert bool(rows["predicted"][0]) == covered
+    assert bool(rows.predicted[0]) == covered
 
 
 def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
@@ -207,15 +227,7 @@ def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
         dataset.records("phantom", "tset", phantom_dir)
 
 
-def test_rows_are_taken_together():
-    rows = score_scans(SEGMENT, bright, [make_record(i) for i in range(3)])
-    chosen = take(rows, np.array([2, 2, 0]))
-    assert chosen["scan_id"].tolist() == ["s2", "s2", "s0"]
-    assert {name: len(value) for name, value in chosen.items()} == dict.fromkeys(rows, 3)
-
-
-def test_tasks_say_which_metric_they_report():
-    """What selects a task's best epoch is among what is reported of it."""
+def test_the_metric_that_chooses_the_epoch_is_reported():
     rows = score_scans(SEGMENT, bright, [make_record(i, lesion=bool(i)) for i in range(3)])
     for task in (SEGMENT, CLASSIFY):
         assert task.select == LAST or task.select in measure(task, rows)
