@@ -22,7 +22,7 @@ from mcis.imaging.letterbox import INPUT_SIZE, unletterbox
 from mcis.inference.rows import Rows, scan_facts
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import MASK_THRESHOLD, mask_counts, mask_scores
-from mcis.tasks.apply import make_network, on_canvas
+from mcis.tasks.apply import make_network, refined_mask
 from mcis.tasks.config import Task
 
 BATCH = 8
@@ -133,7 +133,7 @@ def make_rows(task: Task, variables: dict[str, Any], records: Sequence[dict[str,
             truths.append(scan.mask)
             geometries.append(scan.geometry)
     blank = Rows.of_scans(scans)
-    refine = jax.jit(on_canvas, static_argnums=(2, 3))
+    refine = jax.jit(refined_mask, static_argnums=(2, 3))
 
     def rows_of(crf: CRF) -> Rows:
         both, predicted = np.zeros_like(blank.both), np.zeros_like(blank.predicted)

@@ -150,7 +150,7 @@ def _records(options: Evaluate, evaluator: "Evaluator") -> Iterator[tuple["Recor
     from mcis.data.dataset import SPLITS, prepared
     from mcis.data.records import read_records
     from mcis.evaluation.evaluator import FoldEvaluator, organ_of, read_held_out, sources_of
-    from mcis.imaging.scan import pictures
+    from mcis.imaging.image_files import files_in
 
     sources = tuple(filter(None, options.sources.split(","))) or sources_of(evaluator, options.data_dir)
     if isinstance(evaluator, FoldEvaluator):
@@ -163,7 +163,7 @@ def _records(options: Evaluate, evaluator: "Evaluator") -> Iterator[tuple["Recor
     from mcis.cli.build import build
 
     with tempfile.TemporaryDirectory(prefix="mcis_") as place:
-        if len(pictures(options.folder)) > MANY:
+        if len(files_in(options.folder)) > MANY:
             print(f"reading {options.folder}; the search for near-duplicates takes minutes", flush=True)
         with contextlib.redirect_stdout(io.StringIO()):  # its output about splits and the temporary folder is no help
             build("folder", from_=options.folder, data_dir=place, progress=False)

@@ -8,8 +8,7 @@ from mcis.data.records import Records, read_records
 from mcis.evaluation.evaluator import Evaluator, PredictedScan, check_unseen, load_evaluator, organ_of, sources_of
 from mcis.evaluation.metrics import report
 from mcis.inference.rows import Rows, scan_facts
-from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
-from mcis.ops.surface import surface_distances
+from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts, surface_distances
 
 
 def score(evaluator: Evaluator, records: Records) -> Rows:

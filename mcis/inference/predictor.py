@@ -21,12 +21,12 @@ import numpy as np
 
 import mcis
 from mcis.imaging import formats
-from mcis.imaging.formats import Loaded
-from mcis.imaging.geometry import Place
+from mcis.imaging.formats import LoadedScan
+from mcis.imaging.geometry import SliceGeometry
+from mcis.imaging.image_files import encode_png, from_array
 from mcis.imaging.letterbox import INPUT_SIZE, Letterbox, unletterbox
 from mcis.imaging.overlay import overlay
 from mcis.imaging.pool import read_all
-from mcis.imaging.scan import encode_png, from_array
 from mcis.inference.options import InferenceOptions
 from mcis.inference.plausibility import reject_implausible, thumbnail_reason
 from mcis.inference.rows import UNSUPPORTED_INDEX
@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """Loaded weights. The networks are compiled on first use, separately for one scan and for a batch.
+    """LoadedScan weights. The networks are compiled on first use, separately for one scan and for a batch.
 
     Attributes:
       options: how the networks are run.
@@ -155,7 +155,7 @@ class Predictor:
           frame: number of the frame, slice or page of a file that has several.
         """
         if isinstance(scan, np.ndarray):
-            loaded = formats.lay("array", None, lambda: from_array(scan))
+            loaded = formats.prepare("array", None, lambda: from_array(scan))
         else:
             path = os.fspath(scan)
             several = formats.format_of(path).count(path) > 1
@@ -172,7 +172,7 @@ class Predictor:
           scans: files, of which every frame is taken, or (path, frame) as from `formats.frames`.
           batch_size: scans per batch; the last batch is filled with black images.
         """
-        group: list[Loaded] = []
+        group: list[LoadedScan] = []
         frames = itertools.chain.from_iterable(
             [one] if isinstance(one, tuple) else formats.frames(one) for one in scans
         )
@@ -183,7 +183,7 @@ class Predictor:
                 group = []
         yield from self.results(group, batch_size)
 
-    def results(self, group: Sequence[Loaded], batch_size: int) -> Iterator[Result]:
+    def results(self, group: Sequence[LoadedScan], batch_size: int) -> Iterator[Result]:
         """The results of loaded scans, in order, from one batch.
 
         Args:
@@ -201,7 +201,7 @@ class Predictor:
         rows = iter(range(len(geometries)))
         for loaded in group:
             if loaded.error is not None:
-                series = (loaded.place or Place()).series
+                series = (loaded.slice_geometry or SliceGeometry()).series
                 yield Result(Finding(loaded.path, loaded.frame, error=loaded.error, series=series))
             else:
                 row = next(rows)
@@ -214,7 +214,7 @@ class Predictor:
 
         return class_maps(self.tasks, self._on_device, MAP_CELLS, MAP_REACH)
 
-    def saliency_map(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
+    def saliency_map(self, loaded: LoadedScan, finding: Finding) -> np.ndarray | None:
         """How much hiding each pixel lowers the probability of the finding's label (`ops.occlusion`).
 
         The network is run some eighty times: seconds on a CPU.
@@ -286,7 +286,7 @@ def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, f
     return Predictor(options, variables, jax.jit(function), record, tuple(lacking), tasks)
 
 
-def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], rejection: str | None = None) -> Result:
+def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: str | None = None) -> Result:
     """A scan's finding, and its mask on the scan's own grid.
 
     Args:
@@ -295,7 +295,7 @@ def result_of(loaded: Loaded, row: Mapping[str, np.ndarray], rejection: str | No
       rejection: why a plausibility rule rejected the scan; None where none did.
     """
     routed = not math.isnan(float(row["organ_prob"]))
-    place = loaded.place or Place()
+    place = loaded.slice_geometry or SliceGeometry()
     notes = list(loaded.notes)
     found: dict[str, Any] = {
         "organ_prob": float(row["organ_prob"]) if routed else None,

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis.imaging import scan
-from mcis.imaging.formats import Loaded
+from mcis.imaging import image_files
+from mcis.imaging.formats import LoadedScan
 from mcis.imaging.letterbox import INPUT_SIZE
-from mcis.imaging.pool import Readers
+from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
 from mcis.imaging.worker import suffix_of
 from mcis.inference.predictor import BATCH, Predictor, Result
@@ -50,7 +50,7 @@ class Answered:
     """A scan of an upload, as it was read, and its result."""
 
     upload: Upload
-    loaded: Loaded
+    loaded: LoadedScan
     result: Result
 
 
@@ -69,7 +69,7 @@ class Batches:
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
-        self._waiting: asyncio.Queue[tuple[Loaded, asyncio.Future[Result]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[LoadedScan, asyncio.Future[Result]]] = asyncio.Queue()
         self._map = asyncio.Lock()
 
     async def run(self) -> None:
@@ -95,13 +95,13 @@ class Batches:
         """Compile the networks for batches of that size."""
         await asyncio.to_thread(self.predictor.predict_batch, np.zeros((size, INPUT_SIZE, INPUT_SIZE, 3), np.uint8), ())
 
-    async def ask(self, loaded: Loaded) -> Result:
+    async def ask(self, loaded: LoadedScan) -> Result:
         """The result of a scan that was read."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((loaded, answer))
         return await answer
 
-    async def heat(self, loaded: Loaded, finding: Finding) -> np.ndarray | None:
+    async def heat(self, loaded: LoadedScan, finding: Finding) -> np.ndarray | None:
         """`Predictor.saliency_map`, one at a time, next to the batches: an organ's first compiles for half a minute."""
         async with self._map:
             return await asyncio.to_thread(self.predictor.saliency_map, loaded, finding)
@@ -118,7 +118,7 @@ class Asking:
       root: folder of this server's uploads.
     """
 
-    readers: Readers
+    readers: WorkerPool
     batches: Batches
     limits: Limits
     root: str
@@ -142,7 +142,7 @@ class Asking:
                 continue
             left, inner = self.limits.scans - len(kept), tempfile.mkdtemp(dir=folder)
             try:
-                header, _ = await self.readers.ask("unpack", path=path, folder=inner, files=left, size=size)
+                header, _ = await self.readers.request("unpack", path=path, folder=inner, files=left, size=size)
             except ScanError as error:
                 kept.append(Upload(name, None, str(error)))
                 continue
@@ -213,7 +213,7 @@ class Asking:
             own = [mask if organ == volume.organ else None for organ, mask in zip(organs, masks, strict=True)]
             asked = {"sources": paths, "frames": frames, "masks": own, "organ": volume.organ, "named": named}
             try:
-                header, data = await self.readers.ask("segmentation", seconds=self.limits.seconds, **asked)
+                header, data = await self.readers.request("segmentation", seconds=self.limits.seconds, **asked)
             except ScanError as error:
                 failed.append(_in_their_names(str(error), uploads))
                 continue
@@ -230,7 +230,7 @@ class Asking:
             count = 1
             if upload.path is not None:
                 with contextlib.suppress(ScanError):  # reading it says why
-                    count = (await self.readers.ask("frames", path=upload.path))[0]["frames"]
+                    count = (await self.readers.request("frames", path=upload.path))[0]["frames"]
             if count > left:
                 yield Upload(upload.name, None, f"{count} frames; at most {self.limits.scans} are read at once"), None
                 continue
@@ -241,7 +241,7 @@ class Asking:
     async def result(self, upload: Upload, frame: int | None = None) -> Answered:
         """The result of one scan of an upload, by default the first or only one."""
         if upload.path is None:
-            loaded = Loaded(upload.name, None, error=upload.error)
+            loaded = LoadedScan(upload.name, None, error=upload.error)
         else:
             found = await self.readers.read(upload.path, frame)
             error = found.error and _in_their_names(found.error.replace(f"{upload.path}: ", ""), [upload])
@@ -258,7 +258,7 @@ def _in_their_names(text: str, uploads: Sequence[Upload]) -> str:
 
 def _write_mask(path: str, mask: np.ndarray) -> None:
     with open(path, "wb") as file:
-        file.write(scan.encode_png(mask * np.uint8(255)))
+        file.write(image_files.encode_png(mask * np.uint8(255)))
 
 
 def _copy(source: Any, path: str) -> None:

@@ -22,7 +22,7 @@ from mcis.evaluation import page as evaluation_page
 from mcis.evaluation.descriptions import MEANINGS, meaning
 from mcis.evaluation.metrics import measure, report
 from mcis.evaluation.pointing_game import pointing_game
-from mcis.imaging import formats, phantom, scan
+from mcis.imaging import formats, image_files, phantom, scan
 from mcis.inference.rows import Rows
 from mcis.ops.metrics import auc, bootstrap_interval
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
@@ -94,8 +94,8 @@ def pages(weights, load_once, phantom_dir, tmp_path_factory):
 def test_evaluate_scores_what_predict_finds(weights, load_once, phantom_dir, tmp_path):
     """Organ, label, probabilities and mask of each scan, thumbnails included."""
     records = list(dataset.records("phantom", "validation", phantom_dir))
-    small = scan.encode_png(cv2.resize(storage.decode(records[0])[0], (64, 64), interpolation=cv2.INTER_AREA))
-    records.append(records[0] | {"image": small, "mask": scan.encode_png(np.zeros((64, 64, 1), np.uint8))})
+    small = image_files.encode_png(cv2.resize(storage.decode(records[0])[0], (64, 64), interpolation=cv2.INTER_AREA))
+    records.append(records[0] | {"image": small, "mask": image_files.encode_png(np.zeros((64, 64, 1), np.uint8))})
     scans = list(load_once(str(weights)).predict(records))
     rows = scoring.score(load_once(str(weights)), records)
     paths = [tmp_path / f"{i}.png" for i in range(len(records))]
@@ -307,7 +307,7 @@ def folder(tmp_path):
         made = phantom.make_phantom("breast", label, 500 + number)
         for kind, picture in (("images", made.image), ("masks", made.mask[..., 0] * 255)):
             (root / kind).mkdir(parents=True, exist_ok=True)
-            (root / kind / f"{number}.png").write_bytes(scan.encode_png(picture))
+            (root / kind / f"{number}.png").write_bytes(image_files.encode_png(picture))
         rows.append([f"{number}.png", ORGANS[1].classes[label], f"p{number}"])
     with (root / "labels.csv").open("w") as file:
         csv.writer(file).writerows([["scan", "label", "patient"], *rows])
@@ -323,7 +323,7 @@ def test_a_users_own_folder_is_scored_whole_and_left_as_it_was(weights, folder, 
     assert found["folder"]["name"] == "mine" and found["sources"]["folder"]["scans"] == 4
     assert sorted(folder.rglob("*")) == before
     assert "folder mine" in (out / "report.html").read_text()
-    image = scan.read(folder / "images" / "2.png").image
+    image = image_files.read(folder / "images" / "2.png").image
     variables, manifest = checkpoint.load(weights / "segment_breast")
     manifest["fingerprints"]["train"].append(scan.fingerprint(image))
     checkpoint.save(tmp_path / "seen", variables, manifest)

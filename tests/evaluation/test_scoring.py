@@ -11,7 +11,7 @@ from mcis.data.records import BATCH
 from mcis.evaluation import metrics, scoring
 from mcis.evaluation.evaluator import CascadeEvaluator, NetworkEvaluator
 from mcis.evaluation.metrics import measure, report, with_intervals
-from mcis.imaging import scan
+from mcis.imaging import image_files
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.cascade import Prediction
 from mcis.inference.options import InferenceOptions
@@ -33,8 +33,8 @@ def make_record(number, source="busi", group=None, label=1, lesion=True, has_mas
         mask[top : top + 41, left : left + 57] = 1
         image[mask[..., 0] > 0] = 250
     return {
-        "image": scan.encode_png(image),
-        "mask": scan.encode_png(mask * 255),
+        "image": image_files.encode_png(image),
+        "mask": image_files.encode_png(mask * 255),
         "has_mask": has_mask,
         "organ": b"breast",
         "label": label,

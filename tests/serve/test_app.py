@@ -19,7 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import mcis
-from mcis.imaging import formats, phantom, scan
+from mcis.imaging import formats, image_files, phantom
 from mcis.report.finding import KEYS
 from mcis.serve import app as web
 from mcis.serve.middleware import Limits
@@ -130,7 +130,7 @@ def test_archives_and_pages_of_a_file(client, tmp_path):
 
 def test_a_heat_map_is_the_predictors_and_says_how_strong_it_is(client, predictor):
     answer = ask(client, ("a.png", png()), path="/v1/heat")
-    loaded = formats.lay("a", None, lambda: scan.from_array(PICTURE))
+    loaded = formats.prepare("a", None, lambda: image_files.from_array(PICTURE))
     expected = predictor.saliency_map(loaded, predictor.predict(PICTURE).finding)
     largest = max(float(expected.max()), 0)
     assert float(answer.headers["largest-drop"]) == pytest.approx(largest, abs=1e-3)
