@@ -10,8 +10,7 @@ from mcis.imaging import phantom
 from mcis.ops import image
 from mcis.ops.image import resize, resize_matrix, standardise, to_float
 
-SIZES = [  # from, to: larger, smaller, both, odd ratios, to and from one pixel
-    ((8, 6), (16, 12)),
+SIZES = [  # from, to: smaller, an odd ratio in either direction, to and from one pixel
     ((16, 12), (8, 6)),
     ((7, 13), (20, 9)),
     ((9, 4), (1, 1)),
