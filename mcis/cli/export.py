@@ -3,81 +3,72 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
+
+import tyro
 
 import mcis
-from mcis.export.export import (
-    cascade_function,
-    check_out,
-    described,
-    network_function,
-    outputs_of,
-    to_onnx,
-    to_stablehlo,
-    write,
-)
+from mcis.cli.common import run
+from mcis.export import export
+from mcis.files import expand_user
+from mcis.inference.options import InferenceOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Weights as one file that runs without mcis, with metadata.json and run.py. Research use, not a medical device.
+
+    Attributes:
+      out: output folder. An older export in it is replaced; any other content is an error.
+      format: stablehlo, for JAX, of the cascade or one task; onnx of one task.
+      weights: folder of a bundle of weights; by default the bundled weights.
+      inference: inference options.
+    """
+
+    out: str
+    format: Literal["stablehlo", "onnx"] = "stablehlo"
+    weights: str | None = None
+    inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
 
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    import tyro
-
-    from mcis.cli.common import exit_status, parse_dataclass
-    from mcis.inference.options import InferenceOptions
-
-    @dataclasses.dataclass(frozen=True)
-    class Export:
-        """Weights as a file that runs without mcis, with metadata.json and run.py. Research use, not a medical device.
-
-        Attributes:
-          out: folder to make; an older export is replaced, anything else is left alone.
-          format: stablehlo, which JAX runs, of the cascade or of one task; onnx of one task.
-          weights: folder of a set of weights; by default those that come with mcis.
-          asked: what the networks are asked.
-        """
-
-        out: str
-        format: Literal["stablehlo", "onnx"] = "stablehlo"
-        weights: str | None = None
-        asked: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
-
-    options = parse_dataclass(Export, argv, "mcis export")
-    return exit_status("mcis export", lambda: _main(options))
+    return run("mcis export", Export, _export, argv)
 
 
-def _main(options: Any) -> int:
-    from mcis.files import expand_user
-
-    asked = options.asked.check()
+def _export(options: Export) -> int:
+    inference = options.inference.check()
     out = expand_user(options.out)
-    check_out(out)
-    if options.format == "onnx" and asked.task is None:
-        raise ValueError("--format=onnx takes one network, --task=NAME; the cascade goes into --format=stablehlo")
+    export.check_out(out)
+    if options.format == "onnx" and inference.task is None:
+        raise ValueError("--format=onnx needs one network, --task=NAME; export the cascade with --format=stablehlo")
 
     from mcis.checkpoints.bundle import BUNDLED, first_networks, load_bundle
     from mcis.tasks.table import task_named
 
     folder = pathlib.Path(options.weights or BUNDLED)
-    found = load_bundle(folder)
-    if asked.task is not None:
-        task_named(asked.task)
-        if asked.task not in found:
-            raise ValueError(f"these weights have no {asked.task}; they have: {', '.join(found)}")
-        found = {asked.task: found[asked.task]}
-    elif asked.organ is not None:
-        found = {name: one for name, one in found.items() if one.task.organ == asked.organ}
-        if not found:
-            raise ValueError(f"these weights have nothing for --organ={asked.organ}")
-    found = first_networks(found, asked.members)
-    if asked.task is not None:
-        function = network_function(found[asked.task], apart=options.format == "onnx")
+    bundle = load_bundle(folder)
+    if inference.task is not None:
+        task_named(inference.task)
+        if inference.task not in bundle:
+            raise ValueError(f"these weights have no {inference.task}; they have: {', '.join(bundle)}")
+        bundle = {inference.task: bundle[inference.task]}
+    elif inference.organ is not None:
+        bundle = {name: weights for name, weights in bundle.items() if weights.task.organ == inference.organ}
+        if not bundle:
+            raise ValueError(f"these weights have no network for --organ={inference.organ}")
+    bundle = first_networks(bundle, inference.members)
+    if inference.task is not None:
+        function = export.network_function(bundle[inference.task], unrolled=options.format == "onnx")
     else:
-        function = cascade_function(found, asked)
+        function = export.cascade_function(bundle, inference)
     licence = (folder / "LICENSE").read_text(encoding="utf-8") if (folder / "LICENSE").is_file() else None
-    metadata = {"format": options.format} | described(found, asked, outputs_of(function), licence)
-    model = to_stablehlo(function) if options.format == "stablehlo" else to_onnx(function, metadata)
-    write(out, metadata, model, licence)
+    outputs = export.outputs_of(function)
+    metadata = {"format": options.format} | export.metadata_of(bundle, inference, outputs, licence)
+    onnx = options.format == "onnx"
+    model = export.to_onnx(function, metadata) if onnx else export.to_stablehlo(function)
+    export.write(out, metadata, model, licence)
     print(mcis.NOTICE)
-    print(f"{out}: {metadata['what']}, {len(model) / 1e6:.1f} MB, {', '.join(metadata['outputs'])}")
-    print(f"python {out / 'run.py'} scan.png takes a picture through it, without mcis; metadata.json says all about it")
+    print(f"{out}: {metadata['what']}, {len(model) / 1e6:.1f} MB, {', '.join(outputs)}")
+    print(f"`python {out / 'run.py'} scan.png` runs it without mcis; metadata.json describes it")
     return 0

@@ -1,4 +1,4 @@
-"""`mcis serve`: a page to drop scans on, and a REST API, on this machine."""
+"""`mcis serve`: a page for scans and a REST API on this machine."""
 
 import dataclasses
 import ipaddress
@@ -12,118 +12,121 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+import tyro
+
 import mcis
+from mcis.cli.common import run
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import load
 
 TOKEN = "MCIS_TOKEN"
-"""The environment variable that may hold the token: a command line is seen by everybody on the machine."""
+"""Environment variable for the token: a command line is visible to all users of the machine."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """A page for scans, and a REST API (POST /v1/findings). Research use, not a medical device.
+
+    Attributes:
+      host: address to listen at. Any address but loopback requires a token: $MCIS_TOKEN, or a random one that is
+        printed. The connection is not encrypted; use a proxy with TLS.
+      port: port to listen at; 0 for any free port.
+      weights: folder of a bundle of weights; by default the bundled weights.
+      inference: inference options.
+      max_mib: size of one request, and of the content of its archives, MiB.
+      max_scans: images, frames and slices of one request.
+      max_seconds: duration of one request, seconds.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    weights: str | None = None
+    inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
+    max_mib: int = 1024
+    max_scans: int = 4096
+    max_seconds: float = 1800.0
+
+    def check(self) -> None:
+        """Raise ValueError for an option out of range."""
+        self.inference.check()
+        for name, value in {"mib": self.max_mib, "scans": self.max_scans, "seconds": self.max_seconds}.items():
+            if not value > 0:
+                raise ValueError(f"--max_{name}={value}: must be positive")
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"--port={self.port}: must be 0 to 65535; 0 takes any free port")
+        if not self.host:
+            raise ValueError("--host=: must be an address, such as 127.0.0.1")
+
+
 def main(argv: Sequence[str]) -> int:
-    """The command: it serves until it is interrupted. Exit status 1: the port is taken; 2: options are wrong."""
-    import tyro
-
-    from mcis.cli.common import exit_status, parse_dataclass
-
-    @dataclasses.dataclass(frozen=True)
-    class Serve:
-        """A page to drop scans on, and a REST API (POST /v1/findings). Research use, not a medical device.
-
-        Attributes:
-          host: the address to listen at. On any but this machine's own a token is needed, which is taken from
-            $MCIS_TOKEN or made up and printed. What goes over the network is not encrypted: put a proxy before it.
-          port: 0 takes one that is free.
-          weights: folder of a set of weights; by default those that come with mcis.
-          asked: what the networks are asked.
-          max_mib: MiB of one request, and of what its archives hold.
-          max_scans: pictures, frames and slices of one request.
-          max_seconds: of one request.
-        """
-
-        host: str = "127.0.0.1"
-        port: int = 8000
-        weights: str | None = None
-        asked: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
-        max_mib: int = 1024
-        max_scans: int = 4096
-        max_seconds: float = 1800.0
-
-    options = parse_dataclass(Serve, argv, "mcis serve")
-    return exit_status("mcis serve", lambda: _main(options))
+    """The command: serves until it is interrupted. Exit status 1: the port is in use; 2: wrong options."""
+    return run("mcis serve", Serve, _serve, argv)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or a name of one, is this machine's own and nobody else's."""
+    """Whether an address or host name is a loopback address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
 
-def _main(options: Any) -> int:
+def _serve(options: Serve) -> int:
     try:
         import python_multipart  # noqa: F401
         import uvicorn
 
-        from mcis.serve.app import make_app, upload_folder
-        from mcis.serve.line import Line
-        from mcis.serve.middleware import Limits
+        from mcis.serve.app import make_app
+        from mcis.serve.middleware import Limits, Protocol
+        from mcis.serve.service import upload_folder
     except ImportError:
-        raise ValueError("the server comes with an extra: pip install -e '.[web]'") from None
+        raise ValueError("the server needs an extra: pip install -e '.[web]'") from None
 
     from mcis.cli.common import enable_compilation_cache
 
-    asked = options.asked.check()
-    for name in ("max_mib", "max_scans", "max_seconds"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"--{name}={getattr(options, name)}: more than 0 is needed, or nobody is served")
-    if not 0 <= options.port < 1 << 16:
-        raise ValueError(f"--port={options.port}: 0 to 65535 is needed; 0 takes one that is free")
-    if not options.host:
-        raise ValueError("--host=: an address is needed, as 127.0.0.1")
-    own = is_loopback(options.host)
-    token = os.environ.get(TOKEN) or (None if own else secrets.token_urlsafe(24))
-    bounds = Limits(size=options.max_mib << 20, scans=options.max_scans, seconds=options.max_seconds)
+    options.check()
+    loopback = is_loopback(options.host)
+    token = os.environ.get(TOKEN) or (None if loopback else secrets.token_urlsafe(24))
+    limits = Limits(size=options.max_mib << 20, scans=options.max_scans, seconds=options.max_seconds)
     host = options.host.strip("[]")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, options.port), family=family)
     except OSError as error:
         number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror  # below 0: a name of no host
-        raise OSError(f"{host}, port {options.port}: {why}; --port=0 takes one that is free") from None
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of every upload that is none
+        reason = os.strerror(number) if number > 0 else error.strerror  # negative: the host name is unknown
+        raise OSError(f"{host}, port {options.port}: {reason}; --port=0 takes any free port") from None
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs every malformed upload
     enable_compilation_cache()
-    predictor = load(options.weights, **dataclasses.asdict(asked))
+    predictor = load(options.weights, **dataclasses.asdict(options.inference))
     if predictor.lacking:
-        print(f"these weights say nothing of: {', '.join(predictor.lacking)}; it stays unknown", file=sys.stderr)
+        print(f"these weights do not predict: {', '.join(predictor.lacking)}; it stays unknown", file=sys.stderr)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listening.getsockname()[1]}/"
     if token is not None:
         address += f"#token={quote(token, safe='')}"
-    names = tuple(dict.fromkeys((*LOOPBACK, name.lower()))) if own else None
+    hosts = tuple(dict.fromkeys((*LOOPBACK, name.lower()))) if loopback else None
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
-                print(f"{address}\n{mcis.NOTICE} Ctrl-C ends it.", flush=True)
+                print(f"{address}\n{mcis.NOTICE} Ctrl-C stops the server.", flush=True)
 
-    def ended(number: int, _: Any) -> None:
+    def terminate(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
 
-    # uvicorn ends as the signal would have ended it; uploads have to be removed before
-    before = signal.signal(signal.SIGTERM, ended)
+    # uvicorn ends the process by raising the signal again; the upload folder must be removed before
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         with upload_folder() as root:
             config = uvicorn.Config(
-                make_app(predictor, root, bounds, names, token),
-                loop="asyncio",  # uvloop would fork to start the readers, which JAX's threads do not survive
-                http=Line,
+                make_app(predictor, root, limits, hosts, token),
+                loop="asyncio",  # uvloop would start the readers by fork, which JAX's threads do not survive
+                http=Protocol,
                 log_level="error",
-                access_log=False,  # whose scans came when is nobody's business
+                access_log=False,  # requests are private
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=10,
@@ -131,5 +134,5 @@ def _main(options: Any) -> int:
             server = Server(config)
             server.run(sockets=[listening])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
     return 0 if server.started else 1

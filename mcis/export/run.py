@@ -1,8 +1,8 @@
-"""Findings of an exported model, without mcis: `python run.py scan.png ... --masks DIR` prints a line of JSON a scan.
+"""Run an exported model without mcis: `python run.py scan.png ... --masks DIR` prints one line of JSON per scan.
 
-`mcis export` copies this file, as run.py, beside what it writes. It needs numpy and opencv-python-headless, and to run
-model.stablehlo jax and flatbuffers, to run model.onnx onnxruntime. Pictures are prepared, and masks brought back, as
-mcis does it (mcis/imaging, held equal by a test); all else that is known of the model stands in metadata.json.
+`mcis export` copies this file, as run.py, into every export. It needs numpy and opencv-python-headless, and jax and
+flatbuffers for model.stablehlo or onnxruntime for model.onnx. Images are prepared, and masks brought to the scan's
+grid, exactly as in mcis (tests compare the two); everything else about the model is in metadata.json.
 """
 
 import argparse
@@ -14,12 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # read once, when OpenCV is imported
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # OpenCV reads it when it is imported
 
 import cv2
 import numpy as np
 
-HERE = pathlib.Path(__file__).parent
 MAX_BYTES = 1 << 28
 INPUT_SIZE = 256
 MIN_CONTENT = 80
@@ -29,10 +28,15 @@ Box = tuple[int, int, int, int]
 
 
 def load_model(folder: pathlib.Path, metadata: dict[str, Any]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The model as a function of uint8 (B, 256, 256, 3), RGB, to its outputs by name."""
-    data = (folder / metadata["model"]["file"]).read_bytes()
+    """The model as a function from uint8 (B, 256, 256, 3), RGB, to its outputs by name.
+
+    Raises:
+      ValueError: the file is damaged, or was exported by a JAX version that the installed one no longer reads.
+    """
+    path = folder / metadata["model"]["file"]
+    data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != metadata["model"]["sha256"]:
-        raise ValueError(f"{folder / metadata['model']['file']} is damaged: its sha256 is not that of metadata.json")
+        raise ValueError(f"{path} is damaged: its sha256 differs from the one in metadata.json")
     if metadata["format"] == "onnx":
         import onnxruntime
 
@@ -42,29 +46,35 @@ def load_model(folder: pathlib.Path, metadata: dict[str, Any]) -> Callable[[np.n
     import jax
     import jax.export
 
-    call = jax.jit(jax.export.deserialize(bytearray(data)).call)
+    try:
+        call = jax.jit(jax.export.deserialize(bytearray(data)).call)
+    except ValueError as error:  # JAX reads files for at least six months
+        raise ValueError(
+            f"{path} was exported by an older JAX ({metadata['versions']['jax']}), and JAX {jax.__version__} no longer "
+            f"reads such files ({error}). Export the weights again with `mcis export`, or install the older JAX"
+        ) from None
     return lambda image: {name: np.asarray(value) for name, value in call(image).items()}
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
-    """A picture as uint8 RGB (H, W, 3): 8 or 16 bits or float; grey, RGB, RGBA or palette; of several pages the first.
+    """An image as uint8 RGB (H, W, 3): 8 or 16 bits or float; grey, RGB, RGBA or palette; the first page of several.
 
-    More than 8 bits are scaled from the picture's minimum and maximum, alpha is laid over black, EXIF is not obeyed.
+    More than 8 bits are scaled from the image's minimum and maximum, alpha is blended onto black, EXIF is ignored.
     """
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
     data = np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8)
     array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if array is None:
-        raise ValueError("not a readable picture; PNG, JPEG, TIFF and BMP are read")
+        raise ValueError("not a readable image; supported are PNG, JPEG, TIFF and BMP")
     if array.dtype != np.uint8:
         values = array.astype(np.float32)
         if not np.isfinite(values).all():
             raise ValueError("NaN or infinite pixels")
-        opaque = values[..., :3] if values.ndim == 3 else values
-        low, high = float(opaque.min()), float(opaque.max())
+        colours = values[..., :3] if values.ndim == 3 else values
+        low, high = float(colours.min()), float(colours.max())
         scaled = np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
-        if array.ndim == 3 and array.shape[2] == 4:  # alpha has a scale of its own
+        if array.ndim == 3 and array.shape[2] == 4:  # alpha has its own scale
             full = float(np.iinfo(array.dtype).max) if array.dtype.kind in "ui" else 1.0  # type: ignore[type-var]
             scaled[..., 3] = np.clip(np.rint(values[..., 3] * (255.0 / full)), 0, 255).astype(np.uint8)
         array = scaled
@@ -77,20 +87,20 @@ def read(path: str | os.PathLike) -> np.ndarray:
 
 
 def content_box(image: np.ndarray) -> Box:
-    """Where a scan, uint8 (H, W, 3), stands out from its background, the median of its outermost pixels.
+    """The box of a scan, uint8 (H, W, 3), that differs from its background, the median of its outermost pixels.
 
-    All contours of 1 % of the picture and more count; at least half the picture along either axis is kept.
+    It contains all contours of at least 1 % of the image, and at least half the image along either axis.
     """
     height, width = image.shape[:2]
     if min(height, width) < 16:
         return 0, 0, width, height
     grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (5, 5), 0)
-    ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    mask = cv2.threshold(cv2.absdiff(grey, np.full_like(grey, int(np.median(ring)))), 20, 255, cv2.THRESH_BINARY)[1]
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    mask = cv2.threshold(cv2.absdiff(grey, np.full_like(grey, int(np.median(border)))), 20, 255, cv2.THRESH_BINARY)[1]
     square = np.ones((3, 3), np.uint8)
     mask = cv2.dilate(cv2.erode(mask, square, iterations=2), square, iterations=2)
-    found = map(cv2.boundingRect, cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0])
-    boxes = [box for box in found if box[2] * box[3] >= 0.01 * height * width]
+    contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    boxes = [box for box in map(cv2.boundingRect, contours) if box[2] * box[3] >= 0.01 * height * width]
     if not boxes:
         return 0, 0, width, height
     left, right = _at_least_half(min(b[0] for b in boxes), max(b[0] + b[2] for b in boxes), width)
@@ -110,7 +120,7 @@ def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
 def letterbox(image: np.ndarray) -> tuple[np.ndarray, Box, Box]:
     """Crop a scan to its content and letterbox it: uint8 (H, W, 3) -> uint8 (INPUT_SIZE, INPUT_SIZE, 3).
 
-    Also the box that was kept, in pixels of the scan, and where it lies in the square.
+    Also returns the box of the content, in pixels of the scan, and its box in the square.
     """
     x, y, w, h = box = content_box(image)
     scale = INPUT_SIZE / max(w, h)
@@ -135,25 +145,22 @@ def unletterbox(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box
     return full
 
 
-def said(row: dict[str, np.ndarray], thumbnail: bool, metadata: dict[str, Any]) -> dict[str, Any]:
-    """What a model's outputs for one scan say, as a line of mcis's findings has it; no mask yet."""
+def finding_of(row: dict[str, np.ndarray], thumbnail: bool, metadata: dict[str, Any]) -> dict[str, Any]:
+    """A model's outputs for one scan with the keys of mcis's findings, without the mask."""
     organs = metadata["organs"]
-    if metadata["what"] != "cascade":  # one task's network
-        if "organ_probs" in row:
-            probs = _by_name(metadata["classes"], row["organ_probs"])
-            return {"organ": max(probs, key=lambda name: probs[name]), "organ_probs": probs}
-        finding = {"organ": metadata["organ"]}
-        if "label_probs" in row:
-            probs = _by_name(metadata["classes"], row["label_probs"])
-            finding |= {"label": max(probs, key=lambda name: probs[name]), "label_probs": probs}
+    if metadata["what"] != "cascade":  # the network of one task
+        key = "organ" if "organ_probs" in row else "label"
+        finding = {} if key == "organ" else {"organ": metadata["organ"]}
+        if f"{key}_probs" in row:
+            probs = _by_name(metadata["classes"], row[f"{key}_probs"])
+            finding |= {key: max(probs, key=lambda name: probs[name]), f"{key}_probs": probs}
         return finding
     finding = {"organ": "unsupported", "organ_prob": _number(row["organ_prob"])}
     if thumbnail and metadata["refuses_thumbnails"]:
         return finding | {"reason": "a thumbnail"}
     if row["organ"] >= len(organs):
-        like, unlike = organs[int(row["choice"])]["name"], row["novelty"] > 1
-        told = "unlike the scans the router learned from" if unlike else "the router is unsure"
-        return finding | {"reason": f"{told}; most like {like}"}
+        reason = "unlike the router's training scans" if row["novelty"] > 1 else "the router is uncertain"
+        return finding | {"reason": f"{reason}; most like {organs[int(row['choice'])]['name']}"}
     organ = organs[int(row["organ"])]
     finding |= {"organ": organ["name"], "confidence": _number(row["confidence"])}
     finding["review"] = None if row["review"] < 0 else bool(row["review"])
@@ -171,12 +178,12 @@ def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in zip(names, values, strict=False)}
 
 
-def main(argv: Sequence[str] | None = None, folder: pathlib.Path = HERE) -> int:
-    """The command; exit status 1 where a scan could not be read, 2 where the model cannot be run."""
+def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(__file__).parent) -> int:
+    """The command. Exit status 1 if a scan could not be read, 2 if the model cannot be run."""
     metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=f"Findings of {metadata['what']}. {metadata['notice']}")
-    parser.add_argument("scans", nargs="+", help="pictures: PNG, JPEG, TIFF, BMP")
-    parser.add_argument("--masks", type=pathlib.Path, help="folder to write lesion masks into, PNG, 0 and 255")
+    parser.add_argument("scans", nargs="+", help="images: PNG, JPEG, TIFF, BMP")
+    parser.add_argument("--masks", type=pathlib.Path, help="folder for lesion masks, PNG, 0 and 255")
     options = parser.parse_args(argv)
     if options.masks:
         options.masks.mkdir(parents=True, exist_ok=True)
@@ -195,7 +202,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = HERE) -> int:
             continue
         square, box, inner = letterbox(image)
         row = {name: value[0] for name, value in model(square[None]).items()}
-        finding = {"scan": path} | said(row, max(box[2:]) < MIN_CONTENT, metadata)
+        finding = {"scan": path} | finding_of(row, max(box[2:]) < MIN_CONTENT, metadata)
         if "mask" in row and finding["organ"] != "unsupported" and row.get("segmented", True):
             probability = unletterbox(row["mask"][..., 0], image.shape[:2], box, inner)
             mask = (probability > metadata["thresholds"]["mask"]).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""Findings written down: one line a scan, one a volume, masks, overlays and a page. No JAX."""
+"""Reports: findings of scans and volumes, masks, overlays and an HTML page. No JAX."""

@@ -1,4 +1,4 @@
-"""What was found on a scan, and the lines that hold it. No JAX."""
+"""The finding of one scan, and findings.jsonl, which has one finding per line. No JAX."""
 
 import dataclasses
 import json
@@ -15,37 +15,38 @@ from mcis.files import read_lines
 
 
 class ReportError(ValueError):
-    """A report that cannot be read, or a folder that cannot take one."""
+    """A report that cannot be read, or a folder that cannot hold one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was found on one scan. None = unknown or not asked; beside an `error` all else but `series` is None.
+    """The finding of one scan. None means unknown or not requested. With an `error`, only `scan` and `series` are set.
 
     Attributes:
-      scan: the scan as it was given, usually a path.
-      frame: which page of a multi-page file, from 0.
+      scan: the scan as the user named it, usually a path.
+      frame: index of the page, frame or slice in its file, from 0; None for a file with a single one.
       organ: a name of `organs.ORGANS`, or "unsupported".
-      organ_prob: the router's probability of its first choice, [0, 1]: of `organ`, or of what an "unsupported" scan
-        is most like; None where the router was not asked.
+      organ_prob: the router's probability of `organ`, [0, 1]; for an "unsupported" scan that of the most similar organ;
+        None without the router.
       label: a class of that organ.
-      label_probs: probability by class, in the organ's order.
-      mask: path of the mask picture below the report's folder; only where segmentation was asked.
-      boxes: [x, y, width, height] in pixels of the scan, one a lesion, largest first (see `boxes_of`).
-      lesion_area_px: mask pixels of the scan.
+      label_probs: probability per class, in the organ's order.
+      mask: path of the mask image, relative to the report's folder; None without segmentation.
+      boxes: [x, y, width, height] in pixels of the scan, one per lesion, largest first (see `boxes_of`).
+      lesion_area_px: number of mask pixels.
       error: why there is no finding.
-      reason: why the scan is "unsupported", in words.
-      notes: what was changed in reading the scan, in words ("alpha laid over black"), or is odd about its findings.
-      confidence: the label's probability times the Dice that the mask expects of itself, [0, 1]; see `cascade`.
-      review: whether the confidence is below its organ's limit, so that somebody should look; None for an
-        "unsupported" scan, and where the weights have no limit.
-      diameter_px: the longest diameter of the largest lesion, pixels (see `diameter_of`).
-      spacing_mm: [between rows, between columns], millimetres from one pixel to the next, where the file says so.
-      lesion_area_mm2: `lesion_area_px` by that spacing.
-      diameter_mm: the longest diameter of the largest lesion by that spacing.
-      series: the volume that the scan is a slice of, 16 hex digits (`SliceGeometry`); `volumes.summarise` sums it up.
-      position_mm: where the slice lies along `slice_normal`, of the patient's coordinates.
-      slice_normal: [x, y, z], unit vector across the slice, towards left, back and head.
+      reason: why the scan is "unsupported".
+      notes: changes made while reading the scan ("alpha blended onto black"), and oddities of its finding.
+      confidence: probability of the label times the Dice that the segmenter predicts for its mask, [0, 1]; see
+        `inference.cascade`.
+      review: whether the confidence is below its organ's limit, so that a person should check the scan; None for an
+        "unsupported" scan and for weights without a limit.
+      diameter_px: longest diameter of the largest lesion, pixels (see `diameter_of`).
+      spacing_mm: pixel spacing [between rows, between columns], millimetres, where the file states it.
+      lesion_area_mm2: `lesion_area_px` in mm^2, by `spacing_mm`.
+      diameter_mm: longest diameter of the largest lesion, by `spacing_mm`.
+      series: identifier of the volume that contains the scan, 16 hex digits (see `imaging.geometry.SliceGeometry`).
+      position_mm: position of the slice along `slice_normal`, in patient coordinates.
+      slice_normal: [x, y, z], unit normal of the slice, towards left, posterior and head.
     """
 
     scan: str
@@ -71,25 +72,24 @@ class Finding:
     slice_normal: list[float] | None = None
 
     def __post_init__(self):
-        if self.error is not None and any(getattr(self, k) is not None for k in KEYS if k not in BESIDE_ERROR):
-            raise ValueError(f"{self.scan!r}: a finding with an error has nothing else; got {self}")
+        others = (value for name, value in vars(self).items() if name not in ("scan", "error", "series"))
+        if self.error is not None and any(value is not None for value in others):
+            raise ValueError(f"{self.scan!r}: a finding with an error must have no other values; got {self}")
 
     def to_json(self) -> str:
-        """One line of ASCII JSON: every field, in order, probabilities to 6 digits, NaN as null.
+        """One line of ASCII JSON: every field, in order.
 
-        ASCII, because a file name need not be UTF-8: its stray bytes stay surrogate escapes and come back on loading.
+        ASCII, because a file name need not be UTF-8: undecodable bytes stay surrogate escapes and survive a round trip.
         """
-        return json.dumps(plain({key: getattr(self, key) for key in KEYS}))
+        return json.dumps(plain(vars(self)))
 
-
-BESIDE_ERROR = ("scan", "error", "series")
 
 KEYS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Finding))
 """The keys of a line of findings.jsonl, in order. Keys are only ever added."""
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NumPy numbers to Python's, floats to 6 digits, what is not finite to None."""
+    """`value` in JSON types: NumPy values as Python's, floats to 6 digits, NaN and infinity as None."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -119,24 +119,21 @@ def boxes_of(mask: np.ndarray) -> list[list[int]]:
 
 
 def _lesions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lesion numbers (H, W), each number's x, y, width, height and area, and the numbers in `boxes_of`'s order."""
+    """Component labels (H, W); x, y, width, height and area per label; the lesions' labels in `boxes_of`'s order."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     x, y, _, _, area = stats[1:].T  # row 0 is the background
     return labels, stats, 1 + np.lexsort((x, y, -area))
 
 
 def diameter_of(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> float:
-    """The longest diameter (maximum Feret diameter) of the largest lesion of a mask, uint8 {0,1} (H, W).
+    """The longest diameter (maximum Feret diameter) of the largest lesion of a mask, uint8 {0,1} (H, W); 0.0 if empty.
 
-    Between the middles of pixels' edges, so that one pixel has the diameter 1: as scikit-image's `feret_diameter_max`,
-    which draws its outline at one half. The largest is the one with most pixels, as for `boxes_of`.
+    Measured between the midpoints of pixel edges, so that one pixel has diameter 1, as scikit-image's
+    `feret_diameter_max`. The largest lesion is the one with most pixels, as in `boxes_of`.
 
     Args:
       mask: the lesions.
-      spacing: from row to row and from column to column, in the unit of the result.
-
-    Returns:
-      the diameter; 0.0 where there is no lesion.
+      spacing: distance between rows and between columns, in the unit of the result.
 
     >>> row = np.zeros((3, 6), np.uint8)
     >>> row[1, 1:5] = 1
@@ -146,36 +143,39 @@ def diameter_of(mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> floa
     labels, _, order = _lesions(mask)
     if not len(order):
         return 0.0
-    edge = cv2.findContours((labels == order[0]).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-    middles = np.concatenate(edge).reshape(-1, 1, 2) + np.array([[0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5]])
-    points = middles.reshape(-1, 2) * np.array(spacing[::-1])
-    corners = cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
-    return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
+    contours = cv2.findContours((labels == order[0]).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    midpoints = np.concatenate(contours).reshape(-1, 1, 2) + np.array([[0.5, 0], [-0.5, 0], [0, 0.5], [0, -0.5]])
+    points = midpoints.reshape(-1, 2) * np.array(spacing[::-1])
+    hull = cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
+    return float(np.linalg.norm(hull[:, None] - hull[None], axis=-1).max())
 
 
 def measured(finding: Finding, mask: np.ndarray) -> Finding:
-    """`finding` with what its mask, uint8 {0,1} (H, W), tells: boxes, area, diameter; by its `spacing_mm` in mm too."""
+    """`finding` with boxes, area and diameter of its mask, uint8 {0,1} (H, W); in mm too where it has `spacing_mm`."""
     area = int(np.count_nonzero(mask))
-    found = dataclasses.replace(finding, boxes=boxes_of(mask), lesion_area_px=area, diameter_px=diameter_of(mask))
+    result = dataclasses.replace(finding, boxes=boxes_of(mask), lesion_area_px=area, diameter_px=diameter_of(mask))
     if (spacing := finding.spacing_mm) is None:
-        return found
-    in_mm2 = area * spacing[0] * spacing[1]
-    return dataclasses.replace(found, lesion_area_mm2=in_mm2, diameter_mm=diameter_of(mask, spacing))
+        return result
+    area_mm2 = area * spacing[0] * spacing[1]
+    return dataclasses.replace(result, lesion_area_mm2=area_mm2, diameter_mm=diameter_of(mask, spacing))
 
 
 def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
-    """Stream a findings.jsonl. A last line cut short (a full disk, a crash) is left out; keys not known are ignored.
+    """Stream a findings.jsonl. An incomplete last line (full disk, crash) is skipped; unknown keys are ignored.
 
     Raises:
-      ReportError: another line is no finding, and the message gives its number; or it is no plain file.
+      ReportError: another line is not a finding (the message gives its number), or the path is not a regular file.
     """
     return read_lines(path, Finding, ReportError)
 
 
-def summary(counts: Mapping[str, Any]) -> str:
-    """What was found, of `ReportWriter.counts`, in a line."""
-    found = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "nothing"
+def summary(out: str | os.PathLike, counts: Mapping[str, Any]) -> str:
+    """`ReportWriter.counts` in one line of text, and a line that names the report's files."""
+    organs = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "no organ"
     labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
     errors = f", {counts['errors']} not read" if counts["errors"] else ""
     scans = f"{counts['scans']} {'scan' if counts['scans'] == 1 else 'scans'}"
-    return f"{scans}: {found}{errors}; {labels}. {mcis.NOTICE}"
+    page, lines = (os.path.join(out, name) for name in ("index.html", "findings.jsonl"))
+    return (
+        f"{scans}: {organs}{errors}; {labels}. {mcis.NOTICE}\n{page} shows the findings; {lines} has one scan per line"
+    )

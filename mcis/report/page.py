@@ -1,4 +1,4 @@
-"""The page of a report: run.json, index.html, and its rows in scripts of CHUNK, so that it opens from disk. No JAX."""
+"""The HTML page of a report: run.json, index.html and script files of CHUNK rows, which open from disk. No JAX."""
 
 import html
 import json
@@ -8,48 +8,44 @@ from typing import Any
 
 import mcis
 from mcis import organs
+from mcis.files import write_text
 from mcis.report.finding import KEYS, Finding, plain
 from mcis.report.volume import KEYS as VOLUME_KEYS
 from mcis.report.volume import Volume
 
 CHUNK = 1000
-"""Rows in one script file of the page; memory in the writer and in the browser grows with it, not with the run."""
-
-_PAGE_BOXES, _PAGE_ERROR = 20, 1000  # what of a row the page carries; findings.jsonl has it all
+"""Rows per script file of the page: bounds memory in the writer and in the browser, whatever the number of scans."""
+MAX_BOXES, MAX_ERROR = 20, 1000
+"""Boxes and characters of an error that a row of the page keeps; findings.jsonl has all of them."""
 
 
 class Page:
-    """What a report says as a whole: run.json, index.html, and page/*.js with a thousand scans or volumes each."""
+    """Counts findings, and writes run.json, index.html, page/rows_*.js and page/volumes_*.js."""
 
     def __init__(self, out: pathlib.Path):
-        by_organ = dict.fromkeys((*organs.ORGAN_NAMES, organs.UNSUPPORTED), 0)
-        by_label = {label: 0 for organ in organs.ORGANS for label in organ.classes}
         self.counts: dict[str, Any] = {
             "scans": 0,
             "errors": 0,
             "lesions": 0,
             "review": 0,
-            "organs": by_organ,
-            "labels": by_label,
+            "organs": dict.fromkeys((*organs.ORGAN_NAMES, organs.UNSUPPORTED), 0),
+            "labels": {label: 0 for organ in organs.ORGANS for label in organ.classes},
         }
         self._out = out
         self._template = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-        self._rows: list[str] = []  # of the last file, which may not be full yet
-        self._volumes: list[str] = []  # likewise
-        self._several = 0
-        self._mm = False
+        self._rows = _Chunks(out / "page", "rows", "mcisRows")
+        self._volumes = _Chunks(out / "page", "volumes", "mcisVolumes")
+        self._has_mm = False
         (out / "page").mkdir(exist_ok=True)
 
-    def add(self, finding: Finding, picture: str | None) -> None:
-        """Count one finding, whose overlay is `picture`, a path below the report's folder, and keep its row."""
-        row = {key: getattr(finding, key) for key in KEYS}
-        row["boxes"] = finding.boxes and finding.boxes[:_PAGE_BOXES]
-        row["error"] = finding.error and finding.error[:_PAGE_ERROR]
-        row |= {"lesions": None if finding.boxes is None else len(finding.boxes), "overlay": picture}
-        if len(self._rows) == CHUNK:
-            self._rows = []
-        self._rows.append(_script_json(list(row.values())))
-        self._mm |= finding.lesion_area_mm2 is not None
+    def add(self, finding: Finding, overlay: str | None) -> None:
+        """Count a finding and keep its row; `overlay` is the path of its overlay, relative to the report's folder."""
+        row = dict(vars(finding))
+        row["boxes"] = finding.boxes and finding.boxes[:MAX_BOXES]
+        row["error"] = finding.error and finding.error[:MAX_ERROR]
+        row |= {"lesions": None if finding.boxes is None else len(finding.boxes), "overlay": overlay}
+        self._rows.add(list(row.values()))
+        self._has_mm |= finding.lesion_area_mm2 is not None
         self.counts["scans"] += 1
         self.counts["errors"] += finding.error is not None
         self.counts["lesions"] += row["lesions"] or 0
@@ -57,48 +53,48 @@ class Page:
         for kind, name in (("organs", finding.organ), ("labels", finding.label)):
             if name is not None:
                 self.counts[kind][name] = self.counts[kind].get(name, 0) + 1
-        if len(self._rows) == CHUNK:
-            self._write_rows()
 
     def add_volume(self, volume: Volume) -> None:
-        """Keep the row of a volume, if it has more than one slice: of others the scan's own row says it all."""
+        """Keep the row of a volume of several slices; a single slice is shown by its scan's own row."""
         if volume.slices + volume.errors > 1:
-            self._volumes.append(_script_json([getattr(volume, key) for key in VOLUME_KEYS]))
-            self._several += 1
-            if len(self._volumes) == CHUNK:
-                self._write_volumes()
-                self._volumes = []
+            self._volumes.add(list(vars(volume).values()))
 
     def write(self, run: Mapping[str, Any]) -> None:
-        """Bring all that was added to disk, under the facts of `run`."""
-        self._write_rows()
-        self._write_volumes()
+        """Write the page of what was added so far; `run` goes into run.json."""
+        self._rows.write()
+        self._volumes.write()
         run = plain({**run, "counts": self.counts})
-        _replace(self._out / "run.json", json.dumps(run, indent=2) + "\n")
+        write_text(self._out / "run.json", json.dumps(run, indent=2) + "\n")
         head = {"run": run, "chunk": CHUNK, "keys": [*KEYS, "lesions", "overlay"]}
-        head |= {"volumes": self._several, "volumeKeys": VOLUME_KEYS, "mm": self._mm}
-        # The notice first: the run's own text could hold any token.
+        head |= {"volumes": self._volumes.total, "volumeKeys": VOLUME_KEYS, "mm": self._has_mm}
+        # __NOTICE__ first: the run's own text could contain any token
         page = self._template.replace("__NOTICE__", html.escape(mcis.NOTICE))
-        _replace(self._out / "index.html", page.replace("__DATA__", _script_json(head)))
+        write_text(self._out / "index.html", page.replace("__DATA__", _script_json(head)))
 
-    def _write_rows(self) -> None:
+
+class _Chunks:
+    """Rows in numbered script files, each a call of a JavaScript function; only the last chunk is in memory."""
+
+    def __init__(self, folder: pathlib.Path, name: str, function: str):
+        self.total = 0
+        self._folder, self._name, self._function = folder, name, function
+        self._rows: list[str] = []
+
+    def add(self, values: list[Any]) -> None:
+        if len(self._rows) == CHUNK:
+            self._rows = []
+        self._rows.append(_script_json(values))
+        self.total += 1
+        if len(self._rows) == CHUNK:
+            self.write()
+
+    def write(self) -> None:
         if self._rows:
-            number, rows = (self.counts["scans"] - 1) // CHUNK, ",\n".join(self._rows)
-            _replace(self._out / "page" / f"rows_{number:04}.js", f"mcisRows({number},[\n{rows}\n])\n")
-
-    def _write_volumes(self) -> None:
-        if self._volumes:
-            number, rows = (self._several - 1) // CHUNK, ",\n".join(self._volumes)
-            _replace(self._out / "page" / f"volumes_{number:04}.js", f"mcisVolumes({number},[\n{rows}\n])\n")
+            number, rows = (self.total - 1) // CHUNK, ",\n".join(self._rows)
+            text = f"{self._function}({number},[\n{rows}\n])\n"
+            write_text(self._folder / f"{self._name}_{number:04}.js", text)
 
 
 def _script_json(value: Any) -> str:
-    # Without "<" no text, a scan called "</script>.png" included, can end the script element that holds it.
+    # Without "<" no text, such as a scan called "</script>.png", can end the script element that contains it.
     return json.dumps(plain(value), separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    # Written aside and moved: a reader, or a crash, never meets half a file.
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8", newline="\n")
-    aside.replace(path)

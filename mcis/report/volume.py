@@ -1,7 +1,7 @@
-"""Findings of slices, summed up by volume. No JAX.
+"""Findings of slices summed up per volume. No JAX.
 
-A volume is what has the same `Finding.series`: the files of a DICOM series, the frames of a DICOM file, the slices of a
-NIfTI file. A DICOM picture that says no position is one by itself.
+A volume is all findings with the same `Finding.series`: the files of a DICOM series, the frames of a DICOM file, or the
+slices of a NIfTI file. A DICOM image without a position is a volume by itself.
 """
 
 import array
@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,46 +17,47 @@ import numpy as np
 from mcis.organs import ORGAN_NAMES, UNSUPPORTED, organ_index, organ_named
 from mcis.report.finding import Finding, plain
 
-EVEN = 0.01
-"""By how much of their median the distances of neighbouring slices may differ from it, or by ROUNDED."""
-ROUNDED = 0.02
-"""Millimetres by which a distance is off where positions are rounded to hundredths."""
-SAME = 1e-3
-"""Millimetres; slices nearer to each other lie in one place."""
-PARALLEL = 0.9999
-"""The least cosine between normals of slices that are parallel, 0.8 degrees."""
+STEP_TOLERANCE = 0.01
+"""Largest deviation of a slice distance from the median distance, as a fraction of the median."""
+ROUNDING_MM = 0.02
+"""Deviation that is always allowed, millimetres: positions may be rounded to hundredths."""
+SAME_POSITION_MM = 1e-3
+"""Slices closer than this, in millimetres, have the same position."""
+PARALLEL_COSINE = 0.9999
+"""Smallest cosine between the normals of parallel slices (0.8 degrees)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What was found in a volume. None = unknown. Lines are those of findings.jsonl, from 0, as in names of masks.
+    """The findings of a volume. None means unknown. A "line" is the index of a line of findings.jsonl, from 0.
 
     Attributes:
       series: as `Finding.series`.
-      kind: "series", a file a slice; "file", all slices in one; None where no slice could be read.
+      kind: "series" (one file per slice) or "file" (all slices in one file); None if no slice could be read.
       scan: the scan of its first line.
-      lines: its first line and its last; others may lie between.
+      lines: its first and its last line; lines of other volumes may lie between.
       slices: number of slices that were read.
-      errors: number of those that were not.
-      organs: number of slices by organ, "unsupported" among them.
-      organ: that of most slices. Unsupported ones have no vote, unless all are: a volume's ends often are. Of as many
-        votes, the first of `organs.ORGANS`.
-      labels: number of slices by label, of that organ, of those that are sure: of which no review is asked.
-      label: the most suspicious of these labels, the last in the organ's order; None where no slice is sure. One slice
-        suffices: the more slices there are, the likelier is a false alarm, so look at how many say it.
-      review: number of slices of that organ of which a review is asked.
-      lesion_slices: number of slices of that organ with an outlined lesion, sure or not; the following are of these.
-      first, last: lines of the first and the last of them along the normal; in order of lines without positions.
-      largest: line of that with the largest area.
-      longest: line of that with the longest diameter in its plane.
+      errors: number of slices that could not be read.
+      organs: number of slices per organ, "unsupported" included.
+      organ: the organ of most slices. "unsupported" only if all slices are: the ends of a volume often are. In a tie
+        the first in `organs.ORGANS`.
+      labels: number of confident slices (no review needed) of that organ per label.
+      label: the most suspicious of `labels` (the last in the organ's order); None without a confident slice. One slice
+        suffices, so false alarms grow with the number of slices: `labels` says how many slices agree.
+      review: number of slices of that organ that need review.
+      lesion_slices: number of slices of that organ with an outlined lesion, confident or not. The fields below are of
+        these slices.
+      first, last: first and last line along the normal; in order of lines where positions are unknown.
+      largest: line with the largest lesion area.
+      longest: line with the longest diameter within its plane.
       diameter_mm: that diameter.
-      lesion_volume_mm3: areas times the distance of slices, by their positions, never by a thickness that a header
-        says; None where there is no such slice, or where distances are unknown or uneven, or a slice is missing
-        or could not be read.
-      spacing_mm: [between slices, between rows, between columns]; None for what is unknown or not the same everywhere.
-      segmentations: paths of its masks in one file, below the report's folder; several where shards were merged that
-        each had a part.
-      notes: what was odd about it, in words.
+      lesion_volume_mm3: sum of areas times the distance of slices, which is computed from positions, never from a
+        header's slice thickness; None without such a slice, where distances are unknown or uneven, and where a slice is
+        missing or could not be read.
+      spacing_mm: [between slices, between rows, between columns]; None for what is unknown or varies.
+      segmentations: paths of its segmentation files, relative to the report's folder; several where merged shards each
+        had a part of the volume.
+      notes: oddities, in words.
     """
 
     series: str
@@ -83,7 +84,7 @@ class Volume:
 
     def to_json(self) -> str:
         """One line of ASCII JSON: every field, in order."""
-        return json.dumps(plain({key: getattr(self, key) for key in KEYS}))
+        return json.dumps(plain(vars(self)))
 
 
 KEYS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Volume))
@@ -91,34 +92,34 @@ KEYS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Volume)
 
 
 def summarise(findings: Iterable[Finding]) -> Iterator[Volume]:
-    """The volumes of findings, in order of their first lines; findings of no volume are passed over.
+    """The volumes of findings, in order of their first lines. Findings without a series are skipped.
 
-    Slices may come in any order, volumes one within another. What is kept meanwhile: 8 bytes a slice, 56 more where it
-    has lesions, and some 2 KiB a volume.
+    Slices may come in any order, and volumes may interleave. Memory: 8 bytes per slice, 56 more for a slice with
+    lesions, and about 2 KiB per volume.
     """
-    sums: dict[str, _Sum] = {}
+    volumes: dict[str, _Accumulator] = {}
     for line, finding in enumerate(findings):
         if finding.series is not None:
-            if finding.series not in sums:
-                sums[finding.series] = _Sum(finding, line)
-            sums[finding.series].add(finding, line)
-    for series in list(sums):
-        yield sums.pop(series).volume()
+            if finding.series not in volumes:
+                volumes[finding.series] = _Accumulator(finding, line)
+            volumes[finding.series].add(finding, line)
+    for series in list(volumes):
+        yield volumes.pop(series).volume()
 
 
-class _Sum:
-    """A volume of which slices are still coming in."""
+class _Accumulator:
+    """Sums over the slices of a volume that have come so far."""
 
     def __init__(self, finding: Finding, line: int):
         self.series, self.scan, self.lines = str(finding.series), finding.scan, [line, line]
-        self.slices = self.errors = self.frames = self.skew = self.respaced = 0
+        self.slices = self.errors = self.frames = self.not_parallel = self.other_spacing = 0
         self.organs: collections.Counter[str] = collections.Counter()
         self.labels: collections.Counter[tuple[str, str]] = collections.Counter()
         self.review: collections.Counter[str] = collections.Counter()
         self.normal: Sequence[float] | None = None
         self.spacing: Sequence[float] | None = None
-        self.positions = array.array("d")  # NaN where there is none
-        self.outlined = array.array("d")  # len(_OUTLINED) numbers a slice with lesions
+        self.positions = array.array("d")  # NaN where unknown
+        self.lesions = array.array("d")  # see add(): seven numbers per slice with lesions
 
     def add(self, finding: Finding, line: int) -> None:
         self.lines[1] = line
@@ -131,8 +132,9 @@ class _Sum:
         self.frames += finding.frame is not None
         self.positions.append(_number(finding.position_mm))
         if self.normal and finding.slice_normal:
-            self.skew += sum(a * b for a, b in zip(self.normal, finding.slice_normal, strict=True)) < PARALLEL
-        self.respaced += finding.spacing_mm != self.spacing
+            cosine = sum(a * b for a, b in zip(self.normal, finding.slice_normal, strict=True))
+            self.not_parallel += cosine < PARALLEL_COSINE
+        self.other_spacing += finding.spacing_mm != self.spacing
         if finding.organ is None:
             return
         self.organs[finding.organ] += 1
@@ -140,28 +142,30 @@ class _Sum:
         if finding.label is not None and not finding.review:
             self.labels[finding.organ, finding.label] += 1
         if finding.lesion_area_px and finding.organ in ORGAN_NAMES:
-            numbers = (getattr(finding, name) for name in _OUTLINED[2:])
-            self.outlined.extend(map(_number, (organ_index(finding.organ), line, *numbers)))
+            sizes = (finding.lesion_area_px, finding.lesion_area_mm2, finding.diameter_px, finding.diameter_mm)
+            self.lesions.extend(map(_number, (organ_index(finding.organ), line, finding.position_mm, *sizes)))
 
     def volume(self) -> Volume:
-        notes: list[str] = []
-        between = self._between(notes)
-        if self.errors:
-            notes.append(f"slices that could not be read: {self.errors}")
-        if self.respaced:
-            notes.append(f"slices whose pixels are spaced otherwise than those of the first: {self.respaced}")
-        if unsupported := self.organs[UNSUPPORTED]:
-            notes.append(f"unsupported slices, on which nothing was looked for: {unsupported}")
-        voting = [name for name in ORGAN_NAMES if self.organs[name]]
-        organ = max(voting, key=self.organs.__getitem__) if voting else UNSUPPORTED if unsupported else None
+        distance, note = self._slice_distance()
+        unsupported = self.organs[UNSUPPORTED]
+        present = [name for name in ORGAN_NAMES if self.organs[name]]
         labels: dict[str, int] = {}
-        if organ is not None and voting:
-            labels = {label: n for label in organ_named(organ).classes if (n := self.labels[organ, label])}
-            if len(voting) > 1:
-                notes.append(f"slices of another organ, left out of all that follows: {_others(self.organs, organ)}")
-            if self.review[organ] and not labels:
-                notes.append("no slice is sure of its label")
-        in_plane: list[float | None] = [None, None] if self.spacing is None or self.respaced else list(self.spacing)
+        if present:
+            organ: str | None = max(present, key=self.organs.__getitem__)
+            counts = ((label, self.labels[organ, label]) for label in organ_named(organ).classes)
+            labels = {label: count for label, count in counts if count}
+        else:
+            organ = UNSUPPORTED if unsupported else None
+        others = ", ".join(f"{self.organs[name]} {name}" for name in present if name != organ)
+        notes = (
+            (note, note),
+            (self.errors, f"slices that could not be read: {self.errors}"),
+            (self.other_spacing, f"slices with another pixel spacing than the first: {self.other_spacing}"),
+            (unsupported, f"unsupported slices, not analysed: {unsupported}"),
+            (others, f"slices of another organ, not counted in label and lesions: {others}"),
+            (organ in present and self.review[organ] and not labels, "no slice with a confident label"),
+        )
+        spacing = (None, None) if self.spacing is None or self.other_spacing else self.spacing
         return Volume(
             series=self.series,
             kind=("file" if self.frames else "series") if self.slices else None,
@@ -174,22 +178,21 @@ class _Sum:
             labels=labels,
             label=list(labels)[-1] if labels else None,
             review=0 if organ is None else self.review[organ],
-            **self._lesions(organ, between),
-            spacing_mm=[between, *in_plane],
-            notes=notes,
+            **self._lesion_fields(organ, distance),
+            spacing_mm=[distance, *spacing],
+            notes=[text for applies, text in notes if applies],
         )
 
-    def _lesions(self, organ: str | None, between: float | None) -> dict[str, Any]:
-        rows = np.array(self.outlined).reshape(-1, len(_OUTLINED))
+    def _lesion_fields(self, organ: str | None, distance: float | None) -> dict[str, Any]:
+        rows = np.array(self.lesions).reshape(-1, 7)
         rows = rows[rows[:, 0] == organ_index(organ)] if organ is not None else rows[:0]
         if not len(rows):
             return {}
-        column = dict(zip(_OUTLINED, rows.T, strict=True))
-        line = column["line"].astype(int)
-        along = np.lexsort((line, line if np.isnan(column["position_mm"]).any() else column["position_mm"]))
-        in_mm = not np.isnan(column["lesion_area_mm2"]).any()
-        area = column["lesion_area_mm2" if in_mm else "lesion_area_px"]
-        diameter = column["diameter_mm" if in_mm else "diameter_px"]
+        _, line, position, area_px, area_mm2, diameter_px, diameter_mm = rows.T
+        line = line.astype(int)
+        along = np.lexsort((line, line if np.isnan(position).any() else position))
+        in_mm = not np.isnan(area_mm2).any()
+        area, diameter = (area_mm2, diameter_mm) if in_mm else (area_px, diameter_px)
         return {
             "lesion_slices": len(rows),
             "first": int(line[along[0]]),
@@ -197,40 +200,29 @@ class _Sum:
             "largest": int(line[np.argmax(area)]),
             "longest": int(line[np.argmax(diameter)]),
             "diameter_mm": float(diameter.max()) if in_mm else None,
-            "lesion_volume_mm3": float(area.sum()) * between if in_mm and between and not self.errors else None,
+            "lesion_volume_mm3": float(area.sum()) * distance if in_mm and distance and not self.errors else None,
         }
 
-    def _between(self, notes: list[str]) -> float | None:
-        """Millimetres from slice to slice; None, and a note, where they are not evenly spaced."""
-        along = np.sort(np.array(self.positions))
-        if len(along) < 2:
-            return None
-        if missing := int(np.isnan(along).sum()):
-            notes.append(f"slices without a position: {missing}")
-            return None
-        if self.skew:
-            notes.append(f"slices that are not parallel to the first: {self.skew}")
-            return None
-        steps = np.diff(along)
-        if same := int((steps < SAME).sum()):
-            notes.append(f"slices that lie where another does: {same}")
-            return None
-        usual = float(np.median(steps))
-        odd = np.abs(steps - usual)
-        if odd.max() > max(EVEN * usual, ROUNDED):
-            at = int(np.argmax(odd))
-            where = f"{steps[at]:.4g} mm after that at {along[at]:.6g} mm, where {usual:.4g} mm are usual"
-            notes.append(f"slices are missing or unevenly spaced: one lies {where}")
-            return None
-        return float((along[-1] - along[0]) / len(steps))
-
-
-_OUTLINED = ("organ", "line", "position_mm", "lesion_area_px", "lesion_area_mm2", "diameter_px", "diameter_mm")
+    def _slice_distance(self) -> tuple[float | None, str]:
+        """Millimetres between neighbouring slices; None, and a note, where they are not evenly spaced."""
+        positions = np.sort(np.array(self.positions))
+        if len(positions) < 2:
+            return None, ""
+        if missing := int(np.isnan(positions).sum()):
+            return None, f"slices without a position: {missing}"
+        if self.not_parallel:
+            return None, f"slices that are not parallel to the first: {self.not_parallel}"
+        steps = np.diff(positions)
+        if same := int((steps < SAME_POSITION_MM).sum()):
+            return None, f"slices at the same position as another: {same}"
+        median = float(np.median(steps))
+        deviation = np.abs(steps - median)
+        if deviation.max() > max(STEP_TOLERANCE * median, ROUNDING_MM):
+            at = int(np.argmax(deviation))
+            where = f"the slice after {positions[at]:.6g} mm is {steps[at]:.4g} mm away, the median is {median:.4g} mm"
+            return None, f"slices are missing or unevenly spaced: {where}"
+        return float((positions[-1] - positions[0]) / len(steps)), ""
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _others(organs: Mapping[str, int], organ: str) -> str:
-    return ", ".join(f"{n} {name}" for name, n in organs.items() if name not in (organ, UNSUPPORTED))

@@ -1,1 +1,1 @@
-"""The server: a page to drop scans on, and a REST API."""
+"""The HTTP server: a page and a REST API."""

@@ -1,4 +1,4 @@
-"""What stands before the routes: who may ask, how much, how long; and nothing of a request in a log."""
+"""The layer in front of the routes: access control, limits of size, time and number, and logs without request data."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import h11
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import mcis
 
@@ -23,23 +25,25 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )  # fmt: skip
-"""Of every answer: the page loads nothing from elsewhere and is framed by nobody, no findings stay in a cache, and what
-they are good for is said."""
+"""Headers of every response: the page loads nothing from other servers and cannot be framed, and nothing is cached."""
+CLOSING = (408, 413)
+"""Statuses after which the connection is closed, because the rest of the upload may not have been read."""
+INTERNAL_ERROR = "Internal server error; see the server log"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request may be.
+    """Limits of one request.
 
     Attributes:
-      size: bytes, of the upload, and again of what its archives hold. On disk an upload lies twice meanwhile.
-      scans: pictures, frames and slices counted.
-      seconds: from its first byte to the last of its answer.
-      silence: seconds that an upload may pause.
-      linger: seconds for which the rest of an upload is still taken, and thrown away, once it has its answer: a line
-        that is closed on a client who sends is reset, and the answer lost with it.
-      requests: of all clients at once.
-      reading: seconds for one picture.
+      size: bytes of the upload, and again of what its archives contain.
+      scans: number of images, frames and slices.
+      seconds: from the first byte of the request to the last byte of the response.
+      silence: longest pause of an upload, seconds.
+      linger: seconds for which the rest of an upload is read and discarded after an early response. If the connection
+        closed while the client sends, it would be reset, and the client would lose the response.
+      requests: concurrent requests of all clients.
+      reading: seconds to read one image.
     """
 
     size: int = 1 << 30
@@ -50,95 +54,97 @@ class Limits:
     requests: int = 64
     reading: float = 20.0
 
+    @property
+    def too_large(self) -> str:
+        """The error of an upload that exceeds `size`."""
+        return f"the request is larger than {self.size >> 20} MiB; send less per request"
 
-BROKEN = "something broke here, which is our fault; the server's log says where"
 
-
-class Refused(HTTPException):
-    """A request that is not answered: an HTTP status, and why."""
+class Rejected(HTTPException):
+    """A request that is rejected: an HTTP status and a reason."""
 
 
 class Guard:
-    """An ASGI application that lets through to another what is allowed.
+    """ASGI middleware that passes allowed requests to an application.
 
     Args:
-      app: the other.
-      limits: of a request.
-      hosts: names by which the server may be called, lower case: on loopback no others, or a page elsewhere whose name
-        is made to point here could read what it answers (DNS rebinding). None for any.
-      token: what requests below /v1 have to bring, as `Authorization: Bearer TOKEN`; None for nothing.
+      app: the application.
+      limits: limits of a request.
+      hosts: allowed host names, lower case; None allows any. On loopback they prevent DNS rebinding: a foreign page
+        whose name resolves to this machine could otherwise read responses.
+      token: token that requests below /v1 must send, as `Authorization: Bearer TOKEN`; None for no token.
     """
 
     def __init__(self, app: Any, limits: Limits, hosts: Sequence[str] | None, token: str | None):
         self.app, self.limits, self.hosts, self.token = app, limits, hosts, token
-        self._now = 0
+        self._active = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request (ASGI 3)."""
+        """Handle a request (ASGI 3)."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None
-        begun, body = False, _Body(receive, self.limits)
+        started, body = False, _Body(receive, self.limits)
         counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
 
-        def give_back() -> None:
+        def release() -> None:
             nonlocal counted
-            self._now -= counted
+            self._active -= counted
             counted = False
 
-        async def sending(message: Any) -> None:
-            nonlocal begun
+        async def guarded_send(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
             elif body.more and not message.get("more_body"):
                 await send({**message, "more_body": True})
-                give_back()
-                await body.throw_away()
+                release()
+                await body.discard()
                 message = {"type": "http.response.body"}
             await send(message)
 
-        self._now += counted
-        status, why = 500, BROKEN
+        self._active += counted
+        status, reason = 500, INTERNAL_ERROR
         try:
             self._check(scope, counted)
             async with asyncio.timeout(self.limits.seconds):
-                return await self.app(scope, body.receive, sending)
-        except Refused as refused:
-            status, why = refused.status_code, refused.detail
+                return await self.app(scope, body.receive, guarded_send)
+        except Rejected as rejected:
+            status, reason = rejected.status_code, rejected.detail
         except TimeoutError:
-            status, why = 408, f"a request may take {self.limits.seconds:g} s; send less at once"
+            status, reason = 408, f"the request took longer than {self.limits.seconds:g} s; send less per request"
         except asyncio.CancelledError:
-            status, why, body.more = 503, "the server is being ended", False
+            status, reason, body.more = 503, "the server is shutting down", False
         except Exception as error:
             _log(error)
         finally:
-            give_back()
-        if not begun:  # else the line is closed on half an answer, by which it is known to be none
-            await _say(sending, status, why)
+            release()
+        if not started:  # otherwise the connection closes in the middle of the response, which marks it as incomplete
+            await _respond(guarded_send, status, reason)
 
     def _check(self, scope: Any, counted: bool) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "").lower()
         if self.hosts is not None and host.rpartition(":")[0] not in self.hosts and host not in self.hosts:
-            raise Refused(421, f"this server answers to {', '.join(self.hosts)} alone")
+            raise Rejected(421, f"wrong host name; this server accepts {', '.join(self.hosts)}")
         origin = headers.get(b"origin")
         if origin is not None and origin.lower().partition("://")[2] != host:
-            raise Refused(403, "pages of other places may not ask this server")
+            raise Rejected(403, "cross-origin requests are not allowed")
         if self.token is not None and scope["path"].startswith("/v1/"):
-            brought = headers.get(b"authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(brought.encode(), self.token.encode()):
-                raise Refused(401, "a token is needed: Authorization: Bearer TOKEN, as the server printed it")
+            token = headers.get(b"authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(token.encode(), self.token.encode()):
+                raise Rejected(401, "missing or wrong token; send the server's token as Authorization: Bearer TOKEN")
         size = headers.get(b"content-length", "0")
         if not size.isdigit() or int(size) > self.limits.size:
-            raise Refused(413, too_large(self.limits))
-        if counted and self._now > self.limits.requests:
-            raise Refused(503, f"{self.limits.requests} requests are being answered already; ask again in a while")
+            raise Rejected(413, self.limits.too_large)
+        if counted and self._active > self.limits.requests:
+            raise Rejected(503, f"more than {self.limits.requests} concurrent requests; try again later")
 
 
 class _Body:
-    """The messages of a request, counted and waited for not too long; `more` says whether there are any yet."""
+    """The body of a request, limited in size and in the length of its pauses; `more` says whether it continues."""
 
     def __init__(self, receive: Any, limits: Limits):
         self._receive, self._limits = receive, limits
@@ -146,49 +152,58 @@ class _Body:
 
     async def receive(self) -> Any:
         if not self.more:
-            return await self._receive()  # of who leaves
+            return await self._receive()  # the client's disconnect
         try:
             async with asyncio.timeout(self._limits.silence):
                 message = await self._receive()
         except TimeoutError:
-            raise Refused(408, "the upload paused for too long") from None
+            raise Rejected(408, f"the upload paused for more than {self._limits.silence:g} s") from None
         self._left -= len(message.get("body", b""))
         self.more = message.get("more_body", False)
         if self._left < 0:
-            raise Refused(413, too_large(self._limits))
+            raise Rejected(413, self._limits.too_large)
         return message
 
-    async def throw_away(self) -> None:
-        """Take the rest, for as long as one lingers."""
+    async def discard(self) -> None:
+        """Read and discard the rest, for at most `linger` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.linger):
                 while self.more:
                     self.more = (await self._receive()).get("more_body", False)
 
 
-def too_large(limits: Limits) -> str:
-    """What is said of an upload that is."""
-    return f"more than the {limits.size >> 20} MiB that a request may have; send less at once"
-
-
-CLOSES = (408, 413)
-"""Statuses after which the line is closed: the rest of the upload may not have been read."""
-
-
-async def _say(send: Any, status: int, why: str) -> None:
-    body = json.dumps({"error": why}).encode()
+async def _respond(send: Any, status: int, reason: str) -> None:
+    body = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status == 503:
         headers.append((b"retry-after", b"1"))
-    if status in CLOSES:
+    if status in CLOSING:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 def _log(error: BaseException) -> None:
-    """Where it broke, without the error's own words, which may name a file and so a patient."""
+    """Print the error's type and traceback without its message, which may contain a file name and so a patient."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     print(f"{time.strftime('%F %T')} {type(error).__name__} at\n{frames}", file=sys.stderr, flush=True)
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol, which after invalid HTTP also drops the response of the application.
+
+    uvicorn answers invalid HTTP with status 400 and closes the connection by itself. If the application, which is not
+    told, had begun its response or sent one later, both would be logged as errors, as many as a client likes.
+    """
+
+    def send_400_response(self, msg: str) -> None:
+        """Send status 400 unless a response has begun, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()

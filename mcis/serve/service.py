@@ -1,11 +1,14 @@
-"""From uploads to results: kept on disk, read a few ahead, answered in batches that all requests share."""
+"""From uploads to results: files saved to disk, read a few ahead, and predicted in batches that all requests share."""
 
 import asyncio
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import os
+import pathlib
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -13,8 +16,8 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis.imaging import image_files
 from mcis.imaging.formats import LoadedScan
+from mcis.imaging.image_files import encode_png
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
@@ -22,22 +25,26 @@ from mcis.imaging.worker import suffix_of
 from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import Finding
 from mcis.report.volume import summarise
-from mcis.serve.middleware import Limits, Refused
+from mcis.serve.middleware import Limits, Rejected
 
 AHEAD = 2 * BATCH
-"""Scans of one request that are read and asked at once; the others wait, so that a large request holds up no small."""
-NAME = 300
-"""Characters of an upload's name that are given back."""
+"""Scans of one request that are in progress at once; the others wait, so that a large request does not block others."""
+MAX_NAME = 300
+"""Characters of an upload's name that are kept."""
+PREFIX = "mcis-serve-"
+"""Prefix of the temporary folders of servers."""
+Disconnected = Callable[[], Awaitable[bool]]
+"""Whether the client has disconnected: `Request.is_disconnected`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """A file that came.
+    """An uploaded file.
 
     Attributes:
-      name: the client's, for the client; it is no path here.
-      path: where it lies, under a name of ours; None where it is an error.
-      error: why it cannot be read.
+      name: the client's name of the file, for display only; never used as a path.
+      path: the saved file, under a name that the server chose; None with an error.
+      error: why the file cannot be read.
     """
 
     name: str
@@ -46,34 +53,24 @@ class Upload:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
-    """A scan of an upload, as it was read, and its result."""
+class ScanResult:
+    """A scan of an upload as it was read, and its result."""
 
     upload: Upload
     loaded: LoadedScan
     result: Result
 
 
-def label_of(name: str | None) -> str:
-    """A client's name for a file, printable and not too long."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name or "")
-    return shown[-NAME:] or "upload"
-
-
-Gone = Callable[[], Awaitable[bool]]
-"""Whether who asked has left: `Request.is_disconnected`."""
-
-
 class Batches:
-    """One predictor for all requests: what waits is answered together. `run` has to be running."""
+    """Predicts the waiting scans of all requests in shared batches. `run` must be running."""
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
         self._waiting: asyncio.Queue[tuple[LoadedScan, asyncio.Future[Result]]] = asyncio.Queue()
-        self._map = asyncio.Lock()
+        self._heat_lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Answer until cancelled; a batch that breaks is an error of those who asked."""
+        """Predict batches until cancelled. An error in a batch is raised to the requests with scans in it."""
         while True:
             group = [await self._waiting.get()]
             while len(group) < BATCH and not self._waiting.empty():
@@ -83,39 +80,39 @@ class Batches:
             try:
                 results = await asyncio.to_thread(lambda: list(self.predictor.results(scans, size)))  # noqa: B023
             except Exception as error:
-                for _, answer in group:
-                    if not answer.done():
-                        answer.set_exception(error)
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(error)
                 continue
-            for (_, answer), result in zip(group, results, strict=True):
-                if not answer.done():  # who asked may have left
-                    answer.set_result(result)
+            for (_, future), result in zip(group, results, strict=True):
+                if not future.done():  # the request may have been cancelled
+                    future.set_result(result)
 
-    async def warm(self, size: int) -> None:
-        """Compile the networks for batches of that size."""
+    async def compile(self, size: int) -> None:
+        """Compile the networks for batches of `size` scans."""
         await asyncio.to_thread(self.predictor.predict_batch, np.zeros((size, INPUT_SIZE, INPUT_SIZE, 3), np.uint8), ())
 
-    async def ask(self, loaded: LoadedScan) -> Result:
-        """The result of a scan that was read."""
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((loaded, answer))
-        return await answer
+    async def predict(self, loaded: LoadedScan) -> Result:
+        """The result of a scan, as part of the next batch."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((loaded, future))
+        return await future
 
     async def heat(self, loaded: LoadedScan, finding: Finding) -> np.ndarray | None:
-        """`Predictor.saliency_map`, one at a time, next to the batches: an organ's first compiles for half a minute."""
-        async with self._map:
+        """`Predictor.saliency_map`, one at a time: the first map of an organ compiles for about half a minute."""
+        async with self._heat_lock:
             return await asyncio.to_thread(self.predictor.saliency_map, loaded, finding)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
-    """What the routes need: readers, the predictor's batches, and limits.
+class Service:
+    """What the routes use.
 
     Attributes:
-      readers: processes that read.
-      batches: of the predictor.
-      limits: of a request.
-      root: folder of this server's uploads.
+      readers: processes that read files.
+      batches: the predictor's batches.
+      limits: limits of a request.
+      root: folder for uploads.
     """
 
     readers: WorkerPool
@@ -123,50 +120,44 @@ class Asking:
     limits: Limits
     root: str
 
-    @contextlib.contextmanager
-    def folder(self) -> Iterator[str]:
-        """A folder for one request's uploads, gone with all that is in it when the request ends."""
-        with tempfile.TemporaryDirectory(dir=self.root, ignore_cleanup_errors=True) as folder:
-            yield folder
+    def folder(self) -> tempfile.TemporaryDirectory:
+        """A context manager: a temporary folder for the uploads of one request."""
+        return tempfile.TemporaryDirectory(dir=self.root, ignore_cleanup_errors=True)
 
-    async def keep(self, files: Sequence[UploadFile], folder: str) -> list[Upload]:
-        """Bring what came into the folder, archives unpacked."""
-        kept: list[Upload] = []
+    async def save(self, files: Sequence[UploadFile], folder: str) -> list[Upload]:
+        """Save uploaded files in a folder, and unpack archives."""
+        uploads: list[Upload] = []
         size = self.limits.size
         for file in files:
-            name = label_of(file.filename)
-            path = os.path.join(folder, f"{len(kept):06}{suffix_of(name)}")
+            name = display_name(file.filename)
+            path = os.path.join(folder, f"{len(uploads):06}{suffix_of(name)}")
             await asyncio.to_thread(_copy, file.file, path)
             if not _is_archive(path):
-                kept.append(Upload(name, path))
+                uploads.append(Upload(name, path))
                 continue
-            left, inner = self.limits.scans - len(kept), tempfile.mkdtemp(dir=folder)
+            left, inner = self.limits.scans - len(uploads), tempfile.mkdtemp(dir=folder)
             try:
                 header, _ = await self.readers.request("unpack", path=path, folder=inner, files=left, size=size)
             except ScanError as error:
-                kept.append(Upload(name, None, str(error)))
+                uploads.append(Upload(name, None, str(error)))
                 continue
-            inside = [Upload(label_of(f"{name}/{entry}"), at, why) for entry, at, why in header["entries"]]
-            size -= sum(os.path.getsize(one.path) for one in inside if one.path is not None)
-            kept += inside or [Upload(name, None, "an archive without scans")]
+            unpacked = [Upload(display_name(f"{name}/{entry}"), at, why) for entry, at, why in header["entries"]]
+            size -= sum(os.path.getsize(upload.path) for upload in unpacked if upload.path is not None)
+            uploads += unpacked or [Upload(name, None, "the archive contains no scans")]
             os.unlink(path)
-        return kept
+        return uploads
 
-    async def results(self, uploads: Sequence[Upload], gone: Gone) -> AsyncGenerator[Answered]:
-        """The results of all scans of uploads, in order; each is read and asked while those before it still are.
-
-        Args:
-          uploads: of `keep`.
-          gone: whether who asked has left, whereupon the rest is not answered.
+    async def results(self, uploads: Sequence[Upload], disconnected: Disconnected) -> AsyncGenerator[ScanResult]:
+        """The results of all scans of uploads, in order, AHEAD of them in progress at once.
 
         Raises:
-          Refused: whoever asked has left.
+          Rejected: the client has disconnected.
         """
-        waiting: collections.deque[asyncio.Task[Answered]] = collections.deque()
+        waiting: collections.deque[asyncio.Task[ScanResult]] = collections.deque()
         try:
             async for upload, frame in self._scans(uploads):
-                if await gone():
-                    raise Refused(499, "nobody is there any more")
+                if await disconnected():
+                    raise Rejected(499, "the client disconnected")
                 waiting.append(asyncio.create_task(self.result(upload, frame)))
                 if len(waiting) > AHEAD or waiting[0].done():
                     yield await waiting.popleft()
@@ -177,88 +168,93 @@ class Asking:
                 task.cancel()
 
     async def segmentations(
-        self, uploads: Sequence[Upload], folder: str, named: bool, gone: Gone
+        self, uploads: Sequence[Upload], folder: str, named: bool, disconnected: Disconnected
     ) -> tuple[list[tuple[str, bytes]], list[str]]:
-        """The masks of volumes as files of their formats: (suffix, bytes) of each that has lesions; and what failed.
+        """The masks of volumes with lesions as DICOM SEG and NIfTI files.
 
         Args:
-          uploads: of `keep`.
-          folder: for masks meanwhile.
+          uploads: the saved files.
+          folder: for temporary files.
           named: as for `dicom_seg.encode`.
-          gone: as for `results`.
+          disconnected: as for `results`.
+
+        Returns:
+          (suffix, content) of each file, and an error per volume whose file could not be made.
 
         Raises:
-          ScanError: there is none: nothing was outlined, or on nothing that is DICOM or NIfTI, or all failed.
+          ScanError: there is no file: no lesions, neither DICOM nor NIfTI, or only errors.
         """
         findings: list[Finding] = []
-        places: dict[str, list[tuple[str, int, str | None, str | None]]] = {}  # by series: path, frame, organ, mask
-        async with contextlib.aclosing(self.results(uploads, gone)) as answers:
-            async for answer in answers:
-                finding, outlined = answer.result.finding, answer.result.mask
+        slices: dict[str, list[tuple[str, int, str | None, str | None]]] = {}  # series -> path, frame, organ, mask
+        async with contextlib.aclosing(self.results(uploads, disconnected)) as results:
+            async for one in results:
+                finding, array = one.result.finding, one.result.mask
                 findings.append(finding)
-                if answer.upload.path is None or finding.series is None or finding.error is not None:
+                if one.upload.path is None or finding.series is None or finding.error is not None:
                     continue
                 mask = None
-                if outlined is not None:
+                if array is not None:
                     mask = os.path.join(folder, f"mask_{len(findings):06}.png")
-                    await asyncio.to_thread(_write_mask, mask, outlined)
-                slices = places.setdefault(finding.series, [])
-                slices.append((answer.upload.path, finding.frame or 0, finding.organ, mask))
-        made: list[tuple[str, bytes]] = []
-        failed: list[str] = []
+                    await asyncio.to_thread(pathlib.Path(mask).write_bytes, encode_png(array * np.uint8(255)))
+                slices.setdefault(finding.series, []).append((one.upload.path, finding.frame or 0, finding.organ, mask))
+        files: list[tuple[str, bytes]] = []
+        errors: list[str] = []
         for volume in summarise(findings):
             if not volume.lesion_slices:
                 continue
-            paths, frames, organs, masks = zip(*places[volume.series], strict=True)
-            own = [mask if organ == volume.organ else None for organ, mask in zip(organs, masks, strict=True)]
-            asked = {"sources": paths, "frames": frames, "masks": own, "organ": volume.organ, "named": named}
+            paths, frames, organs, masks = zip(*slices[volume.series], strict=True)
+            masks = tuple(mask if organ == volume.organ else None for organ, mask in zip(organs, masks, strict=True))
+            arguments = {"sources": paths, "frames": frames, "masks": masks, "organ": volume.organ, "named": named}
             try:
-                header, data = await self.readers.request("segmentation", seconds=self.limits.seconds, **asked)
+                header, content = await self.readers.request("segmentation", seconds=self.limits.seconds, **arguments)
             except ScanError as error:
-                failed.append(_in_their_names(str(error), uploads))
+                errors.append(_with_client_names(str(error), uploads))
                 continue
-            made.append((header["suffix"], data))
-        if not made:
-            errors = (f"{finding.scan}: {finding.error}" for finding in findings if finding.error is not None)
-            why = "no lesions were outlined on these files, or they are no DICOM or NIfTI"
-            raise ScanError(next(iter(failed), next(errors, why)))
-        return made, failed
+            files.append((header["suffix"], content))
+        if not files:
+            unread = [f"{finding.scan}: {finding.error}" for finding in findings if finding.error is not None]
+            raise ScanError(
+                [*errors, *unread, "no lesions in these files, or the files are neither DICOM nor NIfTI"][0]
+            )
+        return files, errors
 
     async def _scans(self, uploads: Sequence[Upload]) -> AsyncIterator[tuple[Upload, int | None]]:
+        """(upload, frame) of each scan; the frame is None where a file has a single one."""
         left = self.limits.scans
         for upload in uploads:
             count = 1
             if upload.path is not None:
-                with contextlib.suppress(ScanError):  # reading it says why
+                with contextlib.suppress(ScanError):  # reading the file reports the error
                     count = (await self.readers.request("frames", path=upload.path))[0]["frames"]
             if count > left:
-                yield Upload(upload.name, None, f"{count} frames; at most {self.limits.scans} are read at once"), None
+                yield Upload(upload.name, None, f"{count} frames; the limit is {self.limits.scans} per request"), None
                 continue
             left -= count
             for frame in range(count):
                 yield upload, None if count == 1 else frame
 
-    async def result(self, upload: Upload, frame: int | None = None) -> Answered:
-        """The result of one scan of an upload, by default the first or only one."""
+    async def result(self, upload: Upload, frame: int | None = None) -> ScanResult:
+        """The result of one scan of an upload, by default of its first or only one."""
         if upload.path is None:
             loaded = LoadedScan(upload.name, None, error=upload.error)
         else:
-            found = await self.readers.read(upload.path, frame)
-            error = found.error and _in_their_names(found.error.replace(f"{upload.path}: ", ""), [upload])
-            loaded = dataclasses.replace(found, path=upload.name, error=error)
-        return Answered(upload, loaded, await self.batches.ask(loaded))
+            loaded = await self.readers.read(upload.path, frame)
+            error = loaded.error and _with_client_names(loaded.error.replace(f"{upload.path}: ", ""), [upload])
+            loaded = dataclasses.replace(loaded, path=upload.name, error=error)
+        return ScanResult(upload, loaded, await self.batches.predict(loaded))
 
 
-def _in_their_names(text: str, uploads: Sequence[Upload]) -> str:
-    """A message that names files as their client does."""
+def display_name(name: str | None) -> str:
+    """A client's file name without unprintable characters, at most MAX_NAME characters."""
+    printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name or "")
+    return printable[-MAX_NAME:] or "upload"
+
+
+def _with_client_names(text: str, uploads: Sequence[Upload]) -> str:
+    """A message with the paths of uploads replaced by the client's names."""
     for upload in uploads:
         text = text if upload.path is None else text.replace(upload.path, upload.name)
     return text
-
-
-def _write_mask(path: str, mask: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        file.write(image_files.encode_png(mask * np.uint8(255)))
 
 
 def _copy(source: Any, path: str) -> None:
@@ -269,3 +265,33 @@ def _copy(source: Any, path: str) -> None:
 def _is_archive(path: str) -> bool:
     with open(path, "rb") as file:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+@contextlib.contextmanager
+def upload_folder() -> Iterator[str]:
+    """A temporary folder for the uploads of this server. Folders of servers that were killed are removed."""
+    temporary = pathlib.Path(tempfile.gettempdir())
+    for path in temporary.glob(f"{PREFIX}*/lock"):
+        with contextlib.suppress(OSError), _locked(path, os.O_RDONLY):  # fails while its server is running
+            shutil.rmtree(path.parent, ignore_errors=True)
+    root = pathlib.Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+    try:
+        with _locked(root / "lock", os.O_RDWR | os.O_CREAT):
+            root = root.rename(temporary / root.name.lstrip("."))  # visible to other servers only once it is locked
+            yield str(root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, flags: int) -> Iterator[None]:
+    """Lock a file of this user. OSError for any other: any user can put a pipe or link into the temporary folder."""
+    lock = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(lock)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+            raise OSError(f"{path}: not a lock file of this user")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)

@@ -1,4 +1,4 @@
-"""run.py's own copy of how scans are prepared is `mcis.imaging`'s, bit by bit."""
+"""run.py reads, letterboxes and unletterboxes images exactly as `mcis.imaging` does."""
 
 import pathlib
 
@@ -8,11 +8,12 @@ import pytest
 
 from mcis import MAX_PIXELS
 from mcis.export import run
-from mcis.imaging import image_files, phantom, scan
+from mcis.imaging import image_files, phantom
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, letterbox, unletterbox
+from mcis.imaging.scan import ScanError
 
 
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     yield from (one.image for one in phantom.make_phantoms(3, seed=7))
     for size in ((1, 1), (15, 300), (16, 16), (31, 640), (257, 255), (700, 90)):  # H, W
@@ -23,14 +24,14 @@ def pictures():
         yield spot
 
 
-def test_scans_are_laid_and_brought_back_as_mcis_does_it():
+def test_images_are_letterboxed_and_unletterboxed_as_in_mcis():
     rng = np.random.default_rng(1)
     boxes = set()
-    for image in pictures():
+    for image in images():
         square, geometry = letterbox(image)
-        ours, box, inner = run.letterbox(image)
+        other, box, inner = run.letterbox(image)
         assert (box, inner) == (geometry.box, geometry.inner)
-        np.testing.assert_array_equal(ours, square)
+        np.testing.assert_array_equal(other, square)
         soft = rng.random((INPUT_SIZE, INPUT_SIZE), np.float32)
         np.testing.assert_array_equal(
             run.unletterbox(soft, image.shape[:2], box, inner), unletterbox(soft, geometry), strict=True
@@ -54,23 +55,23 @@ def files(folder):
         yield folder / name
 
 
-def test_files_are_read_as_mcis_reads_them(tmp_path):
+def test_files_are_read_as_in_mcis(tmp_path):
     for path in files(tmp_path):
         np.testing.assert_array_equal(run.read(path), image_files.read(path).image, err_msg=path.name, strict=True)
 
 
-def test_what_mcis_does_not_read_is_an_error(tmp_path):
+def test_files_that_mcis_cannot_read_are_errors(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture at all")
     (tmp_path / "empty.png").write_bytes(b"")
     cv2.imwrite(str(tmp_path / "nan.tif"), np.full((20, 20), np.nan, np.float32))
     for name in ("broken.png", "empty.png", "nan.tif"):
-        with pytest.raises(scan.ScanError):
+        with pytest.raises(ScanError):
             image_files.read(tmp_path / name)
-        with pytest.raises(ValueError, match=r"picture|NaN"):
+        with pytest.raises(ValueError, match=r"readable|NaN"):
             run.read(tmp_path / name)
 
 
-def test_limits_are_those_of_mcis():
+def test_limits_are_equal_to_those_of_mcis():
     assert (run.INPUT_SIZE, run.MIN_CONTENT) == (INPUT_SIZE, MIN_CONTENT)
     assert run.MAX_BYTES == image_files.MAX_BYTES
     assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(run.__file__).read_text()

@@ -1,4 +1,4 @@
-"""The report: what is written, in which form, and that nothing is lost or overwritten."""
+"""The report: the content and form of its files, and that nothing is lost or overwritten."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def rows_of(out):
         yield int(number), json.loads(rows)
 
 
-def test_keys_of_a_line_and_their_order():
+def test_a_line_has_every_key_in_order():
     keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
     line = Finding("a.png").to_json()
     keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
@@ -60,7 +60,7 @@ def test_keys_of_a_line_and_their_order():
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
-def test_numbers_in_a_line():
+def test_numbers_in_a_line_are_rounded_and_finite():
     finding = Finding(
         "a", np.int64(3), "brain", np.float32(1 / 3), "tumor", {"tumor": np.float32(0.1), "no_tumor": float("nan")}
     )
@@ -70,8 +70,8 @@ def test_numbers_in_a_line():
     assert values["label_probs"] == {"tumor": 0.1, "no_tumor": None}
 
 
-def test_an_error_stands_alone():
-    with pytest.raises(ValueError, match="has nothing else"):
+def test_a_finding_with_an_error_has_no_other_values():
+    with pytest.raises(ValueError, match="must have no other values"):
         Finding("a.png", organ="brain", error="broken")
     assert Finding("a.dcm", error="broken", series="00").series == "00"
 
@@ -80,7 +80,7 @@ def test_boxes_are_8_connected_largest_first_then_by_position():
     mask = np.array(
         [
             [1, 0, 0, 0, 0, 0, 1],
-            [0, 1, 0, 0, 0, 0, 0],  # touches the one above by its corner alone: one lesion
+            [0, 1, 0, 0, 0, 0, 0],  # touches the one above at a corner: one lesion
             [0, 0, 0, 1, 1, 1, 0],
             [0, 0, 0, 1, 0, 0, 0],
             [1, 0, 0, 0, 0, 0, 1],
@@ -113,7 +113,7 @@ def test_the_longest_diameter_is_the_maximum_feret_diameter(mask, spacing, diame
     assert finding.diameter_of(mask, spacing) == pytest.approx(diameter)
 
 
-def test_a_disc_is_as_wide_as_it_was_drawn():
+def test_the_diameter_of_a_disc():
     mask = cv2.circle(np.zeros((100, 100), np.uint8), (50, 50), 30, 1, -1)
     assert finding.diameter_of(mask) == pytest.approx(61, abs=0.6)
     assert finding.diameter_of(mask, (0.5, 0.5)) == pytest.approx(30.5, abs=0.3)
@@ -122,9 +122,9 @@ def test_a_disc_is_as_wide_as_it_was_drawn():
     assert found.diameter_mm == pytest.approx(30.5, abs=0.3) and found.diameter_px == pytest.approx(61, abs=0.6)
 
 
-@pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 214, 10), (40, 200, 60)])
-def test_the_outline_shows_on_any_ground(ground):
-    mask, image = disc(), np.full((60, 80, 3), ground, np.uint8)
+@pytest.mark.parametrize("background", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 214, 10), (40, 200, 60)])
+def test_the_outline_is_visible_on_any_background(background):
+    mask, image = disc(), np.full((60, 80, 3), background, np.uint8)
     drawn = overlay.overlay(image, mask)
     luma = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)
     edge = luma[(cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0) & (mask == 0)]
@@ -134,7 +134,7 @@ def test_the_outline_shows_on_any_ground(ground):
     assert np.abs(centre).max() <= 0.11 * 255  # the fill is faint
 
 
-def test_an_empty_mask_draws_nothing_and_the_scan_is_never_written_to():
+def test_an_empty_mask_draws_nothing_and_the_scan_is_not_modified():
     image = picture()
     kept = image.copy()
     drawn = overlay.overlay(image, np.zeros((60, 80), np.uint8))
@@ -144,7 +144,7 @@ def test_an_empty_mask_draws_nothing_and_the_scan_is_never_written_to():
     assert (image == kept).all()
 
 
-def test_files_of_a_run(tmp_path):
+def test_the_files_of_a_run(tmp_path):
     mask = disc() | disc(at=(5, 5), radius=2)
     with ReportWriter(tmp_path / "a" / "b", {"threshold": 0.5, "place": pathlib.Path("x")}) as writer:
         probs = {"no_tumor": 0.01, "tumor": 0.99}
@@ -204,7 +204,7 @@ def test_the_page_holds_every_row(tmp_path, monkeypatch):
     assert head["run"] == json.loads((tmp_path / "run.json").read_text())
 
 
-def test_hostile_names_stay_data(tmp_path):
+def test_malicious_file_names_are_escaped(tmp_path):
     with ReportWriter(tmp_path, {"paths": [HOSTILE, NOT_UTF8]}) as writer:
         for name in (HOSTILE, NOT_UTF8, "../../etc/passwd", "x/" + "long" * 200 + ".png", "日本.png", ".png", "..", ""):
             writer.add(Finding(name), picture(), disc())
@@ -220,7 +220,7 @@ def test_hostile_names_stay_data(tmp_path):
     assert not [path for path in (tmp_path / "page").iterdir() if b"<" in path.read_bytes()]
 
 
-def test_the_page_says_what_it_is_not_and_asks_for_nothing_outside(tmp_path):
+def test_the_page_has_the_notice_and_loads_nothing_from_other_servers(tmp_path):
     with ReportWriter(tmp_path, {}) as writer:
         pass
     assert writer.counts["scans"] == 0
@@ -229,7 +229,7 @@ def test_the_page_says_what_it_is_not_and_asks_for_nothing_outside(tmp_path):
     assert not re.findall(r"https?:|//[a-z]+\.|@import|url\(", page)
 
 
-def test_large_scans_have_small_overlays_and_full_masks(tmp_path, monkeypatch):
+def test_large_scans_have_reduced_overlays_and_full_size_masks(tmp_path, monkeypatch):
     monkeypatch.setattr(overlay, "SIDE", 40)
     mask = np.zeros((60, 80), np.uint8)
     mask[31, 41] = 1  # less than a pixel of the overlay
@@ -242,16 +242,16 @@ def test_large_scans_have_small_overlays_and_full_masks(tmp_path, monkeypatch):
     assert cv2.imread(str(tmp_path / finding.mask), cv2.IMREAD_UNCHANGED).shape == (60, 80)
 
 
-def test_a_mask_of_another_size_is_refused(tmp_path):
+def test_a_mask_of_another_size_is_an_error(tmp_path):
     with ReportWriter(tmp_path, {}) as writer, pytest.raises(ValueError, match="height, width"):
         writer.add(Finding("a.png"), picture(), disc(50, 80))
 
 
-def test_a_report_is_not_overwritten_unasked(tmp_path):
+def test_a_report_is_not_overwritten_by_default(tmp_path):
     with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("a.png", organ="brain"), picture(), disc())
     before = (tmp_path / "findings.jsonl").read_bytes()
-    with pytest.raises(ReportError, match="has a report already"):
+    with pytest.raises(ReportError, match="contains a report already"):
         ReportWriter(tmp_path, {})
     assert (tmp_path / "findings.jsonl").read_bytes() == before
     (tmp_path / "file").touch()
@@ -259,29 +259,29 @@ def test_a_report_is_not_overwritten_unasked(tmp_path):
         ReportWriter(tmp_path / "file", {})
 
 
-def test_overwriting_removes_what_a_report_wrote_and_nothing_else(tmp_path):
+def test_overwriting_removes_only_the_files_of_the_report(tmp_path):
     with ReportWriter(tmp_path, {}) as writer:
         for name in ("a.png", "b.png"):
             writer.add(Finding(name, organ="brain"), picture(), disc())
-    own = [tmp_path / "notes.txt", tmp_path / "masks" / "000000_mine.png", tmp_path / "page" / "keep.js"]
-    for path in own:
-        path.write_text("mine")
+    others = [tmp_path / "notes.txt", tmp_path / "masks" / "000000_other.png", tmp_path / "page" / "keep.js"]
+    for path in others:
+        path.write_text("other")
     with ReportWriter(tmp_path, {}, overwrite=True) as writer:
         writer.add(Finding("c.png", error="broken"))
     assert [line["scan"] for line in lines_of(tmp_path)] == ["c.png"]
-    assert all(path.read_text() == "mine" for path in own)
-    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["000000_mine.png"]
+    assert all(path.read_text() == "other" for path in others)
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["000000_other.png"]
     assert not list((tmp_path / "overlays").iterdir())
 
 
-def test_overwriting_refuses_a_file_that_is_no_report(tmp_path):
+def test_overwriting_fails_if_the_file_is_not_a_report(tmp_path):
     (tmp_path / "findings.jsonl").write_text('{"scan": "a.png"}\n{"name": 1}\n')
     with pytest.raises(ReportError, match="line 2 is not a finding"):
         ReportWriter(tmp_path, {}, overwrite=True)
     assert (tmp_path / "findings.jsonl").exists()
 
 
-def test_an_exception_leaves_lines_page_and_its_name(tmp_path):
+def test_after_an_exception_lines_and_page_are_complete_and_name_it(tmp_path):
     def run_until_stopped(writer):
         with writer:
             writer.add(Finding("a.png", organ="brain"))
@@ -293,15 +293,16 @@ def test_an_exception_leaves_lines_page_and_its_name(tmp_path):
     assert len(lines_of(tmp_path)) == len(next(rows_of(tmp_path))[1]) == 1
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["status"], run["error"]) == ("stopped", "KeyboardInterrupt()")
-    writer.close()  # again: nothing
+    writer.close()  # has no effect
     assert json.loads((tmp_path / "run.json").read_text()) == run
 
 
-def test_a_killed_run_keeps_every_line(tmp_path):
+def test_a_killed_run_keeps_every_line_and_needs_no_jax(tmp_path):
     script = (
         "import os, signal, sys\n"
         "from mcis.report.finding import Finding\n"
         "from mcis.report.writer import ReportWriter\n"
+        "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)\n"
         "writer = ReportWriter(sys.argv[1], {})\n"
         "for i in range(7): writer.add(Finding(f'{i}.png', organ='brain'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -311,11 +312,11 @@ def test_a_killed_run_keeps_every_line(tmp_path):
     assert [line["scan"] for line in lines_of(tmp_path)] == [f"{i}.png" for i in range(7)]
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
     with (tmp_path / "findings.jsonl").open("ab") as file:
-        file.write(b'{"scan": "cut sho')  # as a full disk would leave it
+        file.write(b'{"scan": "cut sho')  # as after a full disk
     assert len(list(finding.read_findings(tmp_path / "findings.jsonl"))) == 7
 
 
-def test_the_page_follows_the_run(tmp_path, monkeypatch):
+def test_the_page_is_updated_during_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(report_writer, "REFRESH_SECONDS", 0.0)
     writer = ReportWriter(tmp_path, {})
     for count in (1, 2):
@@ -326,11 +327,6 @@ def test_the_page_follows_the_run(tmp_path, monkeypatch):
     assert head_of(tmp_path)["run"]["status"] == "complete"
 
 
-def test_report_imports_no_jax():
-    script = "import sys, mcis.report.writer; assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
 def volume_rows_of(out):
     for path in sorted((out / "page").glob("volumes_*.js")):
         text = path.read_text(encoding="ascii")
@@ -339,14 +335,14 @@ def volume_rows_of(out):
         yield from json.loads(rows)
 
 
-def test_volumes_have_lines_and_those_of_several_slices_a_row_of_the_page(tmp_path, monkeypatch):
+def test_every_volume_has_a_line_and_one_of_several_slices_a_row_of_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(report_page, "CHUNK", 2)
     with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("picture.png", organ="brain"))
         for series in "abcde":
             for position in (0.0, 2.0) if series != "b" else (0.0,):
                 writer.add(Finding(HOSTILE + series, None, "brain", series=series, position_mm=position))
-        writer.carry("c", ["elsewhere/c.dcm"], ["no segmentation: x"])
+        writer.add_segmentations("c", ["elsewhere/c.dcm"], ["no segmentation: x"])
     lines = [json.loads(line) for line in (tmp_path / "volumes.jsonl").read_text().splitlines()]
     assert [line["series"] for line in lines] == list("abcde") and [line["slices"] for line in lines] == [2, 1, 2, 2, 2]
     assert (lines[2]["segmentations"], lines[2]["notes"]) == (["elsewhere/c.dcm"], ["no segmentation: x"])
@@ -356,7 +352,7 @@ def test_volumes_have_lines_and_those_of_several_slices_a_row_of_the_page(tmp_pa
     assert not [path for path in (tmp_path / "page").iterdir() if b"<" in path.read_bytes()]
 
 
-def test_a_report_without_volumes_has_no_lines_of_them(tmp_path):
+def test_a_report_without_volumes_has_no_volumes_file(tmp_path):
     with ReportWriter(tmp_path, {}) as writer:
         writer.add(Finding("a.png", organ="brain"))
     assert not (tmp_path / "volumes.jsonl").exists() and head_of(tmp_path)["volumes"] == 0
@@ -377,20 +373,20 @@ def test_a_report_without_volumes_has_no_lines_of_them(tmp_path):
         b"5",
     ],
 )
-def test_a_line_that_is_no_finding_is_an_error_that_names_it(line, tmp_path):
+def test_a_line_that_is_not_a_finding_is_an_error_with_its_number(line, tmp_path):
     path = tmp_path / "findings.jsonl"
     path.write_bytes(Finding("a", organ_prob=1.0, spacing_mm=[1.0, 2.0]).to_json().encode() + b"\n" + line + b"\n")
     with pytest.raises(ReportError, match="line 2 is not a finding"):
         list(finding.read_findings(path))
 
 
-def test_numbers_that_are_not_finite_come_back_as_nothing(tmp_path):
+def test_numbers_that_are_not_finite_are_read_as_none(tmp_path):
     path = tmp_path / "findings.jsonl"
     path.write_text(Finding("a", organ_prob=1, label_probs={"tumor": float("nan")}).to_json() + "\n")
     assert list(finding.read_findings(path)) == [Finding("a", organ_prob=1, label_probs={"tumor": None})]
 
 
-def test_what_has_no_end_is_no_report(tmp_path, monkeypatch):
+def test_pipes_devices_and_overlong_lines_are_not_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zeros").symlink_to("/dev/zero")
     for name in ("pipe", "zeros"):

@@ -1,4 +1,4 @@
-"""Between the server's routes and its predictor: uploads read, answered in batches, and their masks gathered."""
+"""The service between routes and predictor: shared batches, disconnected clients, segmentations, names."""
 
 import asyncio
 import dataclasses
@@ -9,13 +9,15 @@ import pytest
 
 from mcis.imaging.formats import LoadedScan
 from mcis.imaging.pool import WorkerPool
-from mcis.serve.middleware import Limits, Refused
-from mcis.serve.service import Asking, Batches, Upload, label_of
+from mcis.serve.middleware import Limits, Rejected
+from mcis.serve.service import Batches, Service, Upload, display_name
+from tests.fixtures.bundles import numpy_predictor
 from tests.fixtures.dicom_files import write_series
-from tests.serve.test_app import LIMITS, PICTURE, predictor  # noqa: F401
+from tests.serve.test_app import LIMITS, PICTURE
 
 
-def test_a_mask_of_another_organ_is_no_part_of_a_volumes_segmentation(predictor, tmp_path):  # noqa: F811
+def test_masks_of_another_organ_are_not_part_of_a_segmentation(tmp_path):
+    predictor = numpy_predictor(task="segment_brain")
     paths = write_series(tmp_path, [PICTURE[..., 0]] * 3, step=2.0)
     uploads = [Upload(path.name, str(path)) for path in paths]
 
@@ -25,19 +27,19 @@ def test_a_mask_of_another_organ_is_no_part_of_a_volumes_segmentation(predictor,
                 organ = "breast" if one.finding.scan == uploads[1].name else "brain"
                 yield dataclasses.replace(one, finding=dataclasses.replace(one.finding, organ=organ))
 
-    async def here():
+    async def connected():
         return False
 
-    async def asked():
+    async def run():
         batches, readers = Batches(Mixed()), WorkerPool(1)
         running = asyncio.create_task(batches.run())
         try:
-            return await Asking(readers, batches, LIMITS, "").segmentations(uploads, str(tmp_path), False, here)
+            return await Service(readers, batches, LIMITS, "").segmentations(uploads, str(tmp_path), False, connected)
         finally:
             running.cancel()
             await readers.close()
 
-    ((suffix, data),), failed = asyncio.run(asked())
+    ((suffix, data),), failed = asyncio.run(run())
     found = pydicom.dcmread(io.BytesIO(data))
     drawn = {
         tuple(map(float, group.PlanePositionSequence[0].ImagePositionPatient)): bool(frame.any())
@@ -48,8 +50,7 @@ def test_a_mask_of_another_organ_is_no_part_of_a_volumes_segmentation(predictor,
     assert [drawn[place] for place in places] == [True, False, True]
 
 
-def test_who_leaves_is_not_answered_to_the_end(predictor):  # noqa: F811
-    """Of a request whose answer comes as a whole."""
+def test_the_rest_of_a_request_is_skipped_when_its_client_disconnects():
     read = []
 
     class Reading(WorkerPool):
@@ -57,40 +58,40 @@ def test_who_leaves_is_not_answered_to_the_end(predictor):  # noqa: F811
             read.append(path)
             return LoadedScan(path, frame, error="nothing")
 
-    async def gone():
+    async def disconnected():
         return len(read) >= 3
 
-    async def asked():
-        batches = Batches(predictor)
+    async def run():
+        batches = Batches(numpy_predictor())
         running = asyncio.create_task(batches.run())
         uploads = [Upload(f"{k}.png", "/nowhere") for k in range(100)]
-        asking = Asking(Reading(), batches, Limits(), "")
-        with pytest.raises(Refused):
-            async for _ in asking.results(uploads, gone):
+        service = Service(Reading(), batches, Limits(), "")
+        with pytest.raises(Rejected):
+            async for _ in service.results(uploads, disconnected):
                 pass
-        await asking.readers.close()
+        await service.readers.close()
         running.cancel()
 
-    asyncio.run(asked())
+    asyncio.run(run())
     assert len(read) < 20
 
 
-def test_a_batch_that_breaks_is_an_error_of_those_who_asked_and_of_nobody_else():
+def test_an_error_in_a_batch_is_raised_only_to_the_requests_in_it():
     class Breaking:
         def results(self, scans, size):
             if any(scan == "bad" for scan in scans):
                 raise RuntimeError
             return [f"result of {scan}" for scan in scans]
 
-    async def asked():
+    async def run():
         batches = Batches(Breaking())
         running = asyncio.create_task(batches.run())
-        first = await asyncio.gather(batches.ask("bad"), batches.ask("bad"), return_exceptions=True)
-        second = await asyncio.gather(*(batches.ask(k) for k in range(20)))
+        first = await asyncio.gather(batches.predict("bad"), batches.predict("bad"), return_exceptions=True)
+        second = await asyncio.gather(*(batches.predict(k) for k in range(20)))
         running.cancel()
         return first, second
 
-    first, second = asyncio.run(asked())
+    first, second = asyncio.run(run())
     assert [type(error) for error in first] == [RuntimeError] * 2
     assert second == [f"result of {k}" for k in range(20)]
 
@@ -106,4 +107,4 @@ def test_a_batch_that_breaks_is_an_error_of_those_who_asked_and_of_nobody_else()
     ],
 )
 def test_names_are_printable_and_not_too_long(name, label):
-    assert label_of(name) == label
+    assert display_name(name) == label
