@@ -157,11 +157,11 @@ def _predict(options: Predict) -> int:
     if options.resume and report.counts["scans"] != done:
         raise ReportError(f"{out}: another process has just written to this report")
     results = predictor.predict_all(scans[done:], 1 if len(scans) == 1 else BATCH)
-    results = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
+    tracked = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
     errors = failed = 0
     try:
         with report, asked_to_stop() as stop:
-            for result in results:
+            for result in tracked:
                 finding = report.add(result.finding, result.image, result.mask)
                 if finding.error is not None:
                     errors += 1

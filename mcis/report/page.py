@@ -1,5 +1,6 @@
 """The HTML page of a report: run.json, index.html and script files of CHUNK rows, which open from disk. No JAX."""
 
+import functools
 import html
 import json
 import pathlib
@@ -19,6 +20,12 @@ MAX_BOXES, MAX_ERROR = 20, 1000
 """Boxes and characters of an error that a row of the page keeps; findings.jsonl has all of them."""
 
 
+@functools.cache
+def read_part(name: str) -> str:
+    """The text of a part of the page; shared.css and shared.js are parts of the page of `mcis serve` too."""
+    return pathlib.Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
 class Page:
     """Counts findings, and writes run.json, index.html, page/rows_*.js and page/volumes_*.js."""
 
@@ -32,7 +39,10 @@ class Page:
             "labels": {label: 0 for organ in organs.ORGANS for label in organ.classes},
         }
         self._out = out
-        self._template = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+        template = read_part("page.html").replace("__NOTICE__", html.escape(mcis.NOTICE))
+        for token, suffix in (("__STYLE__", "css"), ("__SCRIPT__", "js")):
+            template = template.replace(token, read_part(f"shared.{suffix}") + read_part(f"page.{suffix}"))
+        self._template = template
         self._rows = _Chunks(out / "page", "rows", "mcisRows")
         self._volumes = _Chunks(out / "page", "volumes", "mcisVolumes")
         self._has_mm = False
@@ -67,9 +77,8 @@ class Page:
         write_text(self._out / "run.json", json.dumps(run, indent=2) + "\n")
         head = {"run": run, "chunk": CHUNK, "keys": [*KEYS, "lesions", "overlay"]}
         head |= {"volumes": self._volumes.total, "volumeKeys": VOLUME_KEYS, "mm": self._has_mm}
-        # __NOTICE__ first: the run's own text could contain any token
-        page = self._template.replace("__NOTICE__", html.escape(mcis.NOTICE))
-        write_text(self._out / "index.html", page.replace("__DATA__", _script_json(head)))
+        # __DATA__ is the last token to be replaced: the run's own text could contain any token
+        write_text(self._out / "index.html", self._template.replace("__DATA__", _script_json(head)))
 
 
 class _Chunks:

@@ -150,12 +150,11 @@ class _Accumulator:
         unsupported = self.organs[UNSUPPORTED]
         present = [name for name in ORGAN_NAMES if self.organs[name]]
         labels: dict[str, int] = {}
+        organ = UNSUPPORTED if unsupported else None
         if present:
-            organ: str | None = max(present, key=self.organs.__getitem__)
-            counts = ((label, self.labels[organ, label]) for label in organ_named(organ).classes)
+            organ = most_common = max(present, key=self.organs.__getitem__)
+            counts = ((label, self.labels[most_common, label]) for label in organ_named(most_common).classes)
             labels = {label: count for label, count in counts if count}
-        else:
-            organ = UNSUPPORTED if unsupported else None
         others = ", ".join(f"{self.organs[name]} {name}" for name in present if name != organ)
         notes = (
             (note, note),

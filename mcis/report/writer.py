@@ -245,8 +245,8 @@ def _remove_report(out: pathlib.Path) -> None:
         (out / mask_path(index, finding.scan)).unlink(missing_ok=True)
         (out / overlay_path(index, finding.scan)).unlink(missing_ok=True)
     for volume in summarise(read_findings(findings)):
-        for path in _segmentation_paths(volume):
-            (out / path).unlink(missing_ok=True)
+        for name in _segmentation_paths(volume):
+            (out / name).unlink(missing_ok=True)
     page = (path for name in ("rows", "volumes") for path in (out / "page").glob(f"{name}_*.js"))
     for path in (*page, out / "volumes.jsonl", out / "index.html", out / "run.json", findings):
         path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import csv
 import dataclasses
+import functools
 import html
 import io
 import json
@@ -29,6 +30,7 @@ from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
 from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import KEYS, Finding, plain
+from mcis.report.page import read_part
 from mcis.report.volume import summarise
 from mcis.serve.middleware import CLOSING, INTERNAL_ERROR, Guard, Limits
 from mcis.serve.service import Batches, Service
@@ -41,7 +43,7 @@ changes little anywhere, and the map is mostly noise."""
 FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv"}
 SEGMENTATIONS = {".dcm": "application/dicom", ".nii.gz": "application/gzip"}
 PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-PAGE = {kind: pathlib.Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in PAGE_TYPES}
+PAGE_PARTS = {"html": ("page.html",), "js": ("viewer.js", "page.js"), "css": ("page.css",)}
 
 
 def make_app(
@@ -134,13 +136,19 @@ Files = Annotated[list[UploadFile], File(description="scans: images, DICOM or NI
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page."""
-    return Response(PAGE["html"].replace("__NOTICE__", html.escape(mcis.NOTICE)), media_type=PAGE_TYPES["html"])
+    return Response(_page_part("html").replace("__NOTICE__", html.escape(mcis.NOTICE)), media_type=PAGE_TYPES["html"])
 
 
 @router.get("/page.{kind}", include_in_schema=False)
 async def page_part(kind: Literal["js", "css"]) -> Response:
     """Script and style of the page."""
-    return Response(PAGE[kind], media_type=PAGE_TYPES[kind])
+    return Response(read_part(f"shared.{kind}") + _page_part(kind), media_type=PAGE_TYPES[kind])
+
+
+@functools.cache
+def _page_part(kind: str) -> str:
+    paths = (pathlib.Path(__file__).with_name(name) for name in PAGE_PARTS[kind])
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 @router.get("/v1/about")

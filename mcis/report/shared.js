@@ -1,0 +1,30 @@
+"use strict";
+// Functions of both pages: that of a report, and that of `mcis serve`.
+// File names, labels and errors are untrusted: they enter the page only as text nodes, never as markup.
+const $ = id => document.getElementById(id);
+
+function el(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key in node) node[key] = value; else node.setAttribute(key, value);
+  }
+  node.append(...children.filter(child => child != null));
+  return node;
+}
+const quiet = text => el("span", { className: "quiet" }, text);
+const percent = p => p > 0.9995 && p < 1 ? "> 99.9 %" : p < 0.0005 && p > 0 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`;
+const number = (n, digits = 1) => n.toLocaleString("en", { maximumFractionDigits: digits });
+const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+const fact = (name, ...content) => [el("dt", {}, name), el("dd", {}, ...content)];
+
+// A bar per pair of name and probability; null is a name without a bar.
+function bars(pairs, top) {
+  return el("div", { className: "bars" }, ...pairs.flatMap(([name, p]) => {
+    const className = name === top ? "top" : "";
+    if (p == null) return [el("span", { className }, name), el("span"), el("span")];
+    const fill = el("i");
+    fill.style.width = `${100 * Math.min(1, Math.max(0, p))}%`;
+    const bar = el("div", { className: `bar ${className}` }, fill);
+    return [el("span", { className }, name), bar, el("span", { className }, percent(p))];
+  }));
+}
