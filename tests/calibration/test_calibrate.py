@@ -12,6 +12,7 @@ from mcis.checkpoints import bundle, checkpoint
 from mcis.cli import calibrate as calibrate_command
 from mcis.cli import evaluate
 from mcis.inference import cascade
+from mcis.inference.options import InferenceOptions
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import task_to_json
 
@@ -62,7 +63,7 @@ def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_sc
     for name, one in after.items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.variables, again[name].variables)
     tasks = {name: one.task for name, one in after.items()}
-    run = jax.jit(cascade.make_cascade(tasks, cascade.Settings(organ=1)))
+    run = jax.jit(cascade.make_cascade(tasks, InferenceOptions(organ="breast")))
     breast = phantom_scans.take(phantom_scans.organ == "breast")
     found = run({name: one.variables for name, one in after.items()}, breast.pixels.read()[0])
     limit = float(after["segment_breast"].variables["calibration"]["review"])
@@ -84,7 +85,7 @@ def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_sc
 def test_confidence_is_the_label_s_times_what_the_mask_expects(weights, phantom_scans):
     loaded = bundle.load_bundle(weights)
     tasks = {name: one.task for name, one in loaded.items()}
-    found = jax.jit(cascade.make_cascade(tasks, cascade.Settings(organ=1)))(
+    found = jax.jit(cascade.make_cascade(tasks, InferenceOptions(organ="breast")))(
         {name: one.variables for name, one in loaded.items()}, phantom_scans.pixels.read(slice(12))[0]
     )
     for i in range(12):
