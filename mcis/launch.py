@@ -1,4 +1,4 @@
-"""`python -m mcis.launch --task=segment_brain`, which is `mcis train --task=segment_brain`."""
+"""`python -m mcis.launch --task=NAME`, the same as `mcis train --task=NAME`."""
 
 import sys
 

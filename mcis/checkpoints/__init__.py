@@ -1,4 +1,4 @@
-"""Weights on disk: one network's folder, bundles of several, and which scans their training has seen."""
+"""Weights on disk: weights folders, bundles of them, and the scans and code that made them."""
 
 from mcis.checkpoints.bundle import load_bundle
 from mcis.checkpoints.checkpoint import load, save

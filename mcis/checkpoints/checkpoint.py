@@ -1,124 +1,71 @@
-"""Variables on disk: an Orbax checkpoint beside a manifest with the sha256 of every file and the shape of every array.
+"""A weights folder: `variables/`, an Orbax checkpoint, and `manifest.json`, which describes it.
 
-A weights folder holds `manifest.json` and `variables/`. Orbax restores array data with a flipped bit without an error,
-so every file is hashed before anything is restored. Nothing is ever unpickled.
+The manifest lists the shape of every array and the sha256 of every file. Orbax restores array data with a flipped bit
+without an error, so every file is hashed before anything is restored. Nothing is ever unpickled.
 """
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import math
 import os
 import pathlib
-import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-import mcis
+from mcis.checkpoints.provenance import versions
 from mcis.files import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 VARIABLES = "variables"
 COMMITTED = "commit_success.txt"
-"""What Orbax leaves when a checkpoint is whole."""
+"""File that Orbax writes when a checkpoint is complete."""
 PARAMETERS = ("params/", "members/params/")
-"""How the paths of parameters begin, of one network and of an ensemble's."""
+"""Prefixes of the paths of parameters, of a single network and of an ensemble."""
 MAX_BYTES = 1 << 32
-"""Of all arrays together: what a stranger's weights claim, whose missing parts Orbax would fill up with zeros."""
+"""Largest total size of the arrays that are read. An untrusted folder may claim more, which Orbax would fill with
+zeros."""
+SPARE = 4 << 20
+"""Bytes that a save may need in addition to its arrays."""
 BEST = "best"
-"""A run's folder of weights, those of its best epoch."""
+"""The weights folder in a run's folder: the weights of its best epoch."""
 
 
 class CheckpointError(ValueError):
-    """A weights folder that cannot be used; the message names the file and what is wrong with it."""
+    """An unusable weights folder. The message names the file and what is wrong with it."""
 
 
-def versions() -> dict[str, str]:
-    """Versions of what determines a result."""
-    import flax
-
-    return {
-        "mcis": mcis.__version__,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "orbax": ocp.__version__,
-    }
-
-
-@functools.cache
-def revision() -> str | None:
-    """The git revision of the code that runs, with a "+" where its files were changed since.
-
-    Where git cannot say (the code is installed, git is not, or the repository is another user's) it is $MCIS_REVISION,
-    which an image sets, or None.
-    """
-    here = pathlib.Path(__file__).parent
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(here), *words]  # somebody may be committing
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)  # else it lies in somebody else's repository
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return os.environ.get("MCIS_REVISION") or None
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one dict of "a/b/c" keys, sorted."""
-    flat: dict[str, Any] = {}
-    for key in sorted(tree):
-        path = f"{prefix}{key}"
-        flat |= flatten(tree[key], f"{path}/") if isinstance(tree[key], dict) else {path: tree[key]}
-    return flat
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts -> one dict with keys like "a/b/c", sorted level by level. Empty dicts are dropped."""
+    return {"/".join(path): leaf for path, leaf in sorted(flatten_dict(tree).items(), key=lambda item: item[0])}
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`, except that empty dicts are gone."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file; it is the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """The inverse of `flatten`."""
+    return unflatten_dict(flat, sep="/")
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
-    """sha256 of every file below a folder by its path there, in hex; a manifest on top is left out."""
+    """Relative path -> sha256 in hex, of every file below a folder but the manifest at its top."""
     return {name: _sha256(folder / name) for name in _files_in(folder)}
 
 
 def _files_in(folder: pathlib.Path) -> list[str]:
-    """Paths of the files below a folder, without the manifest on top."""
-    there = [p for p in folder.rglob("*") if not p.is_dir()]
-    for path in there:
-        if not path.is_file():  # Orbax would wait for what comes out of a pipe
-            raise CheckpointError(f"{path} is no plain file; such a folder was not written by mcis")
-    files = sorted(p for p in there if p != folder / MANIFEST)
-    return [p.relative_to(folder).as_posix() for p in files]
+    """Relative paths of the files below a folder, sorted, without the manifest at its top."""
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    for path in paths:
+        if not path.is_file():  # Orbax would wait for data from a pipe
+            raise CheckpointError(f"{path} is not a regular file; mcis did not write this folder")
+    return [path.relative_to(folder).as_posix() for path in paths if path != folder / MANIFEST]
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -126,70 +73,59 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-SPARE = 4 << 20
-"""Bytes that a save may take beside its arrays."""
+def check_free_space(folder: pathlib.Path, tree: Any) -> None:
+    """OSError if a folder's disk has no room for the arrays of a tree.
 
-
-def check_room(folder: pathlib.Path, tree: Any) -> None:
-    """OSError where there is no room to save the arrays of a tree in a folder.
-
-    Orbax, which meets a full disk in the middle of its writing, says so in a thousand lines.
+    Orbax notices a full disk only while it writes, and reports it in a thousand lines.
     """
     needed = SPARE + sum(leaf.nbytes for leaf in jax.tree.leaves(tree) if hasattr(leaf, "nbytes"))
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{free >> 20} MiB are free, {needed >> 20} are needed to save. What was saved before is whole: "
-            "make room, then type the same again",
-            str(folder),
-        )
+        message = f"{free >> 20} MiB are free, {needed >> 20} MiB are needed to save. Earlier saves are intact: "
+        raise OSError(errno.ENOSPC, f"{message}free some space, then run the same command again", str(folder))
 
 
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """OSError, and not Orbax's ValueError, where the disk of a folder is full, or is not to be written to."""
+def disk_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Turn the ValueError by which Orbax reports a full or read-only disk into an OSError."""
     try:
         yield
     except ValueError as error:
-        if (number := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+        if (match := re.search(r"os_error_code='(\d+)'", str(error))) is None:
             raise
-        code = int(number[1])
-        told = "what was saved before is whole. Mend this, then type the same again"
-        raise OSError(code, f"{os.strerror(code)}; {told}", str(folder)) from None
+        code = int(match[1])
+        message = f"{os.strerror(code)}; earlier saves are intact. Mend this, then run the same command again"
+        raise OSError(code, message, str(folder)) from None
 
 
 def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str, Any], half: bool = False) -> None:
-    """Write a weights folder; it appears whole or not at all, and replaces an older one.
+    """Write a weights folder. It appears complete or not at all, and replaces an older one.
 
     Args:
       path: the folder.
-      variables: nested dicts of arrays, collection names on top ("params", "batch_stats", ...).
-      manifest: JSON values to keep beside them; "format", "versions", "arrays" and "files" are added.
+      variables: nested dicts of arrays by collection ("params", "batch_stats", ...).
+      manifest: JSON values to store with them; "format", "versions", "arrays" and "files" are added.
       half: store parameters as float16; other collections keep their precision.
+
+    Raises:
+      CheckpointError: a parameter exceeds the range of float16.
+      OSError: the disk is full or read-only.
     """
     path = pathlib.Path(path).absolute()
     flat = {key: np.asarray(value) for key, value in flatten(variables).items()}
     if half:
-        with np.errstate(over="ignore"):
-            flat = {
-                key: value.astype(np.float16) if key.startswith(PARAMETERS) and value.dtype == np.float32 else value
-                for key, value in flat.items()
-            }
-        for key, value in flat.items():
-            if value.dtype == np.float16 and not np.isfinite(value).all():
-                raise CheckpointError(f"{path}: array {key} exceeds float16's range; save in full precision")
+        flat = {key: _halved(path, key, value) for key, value in flat.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_room(path.parent, flat)
+    check_free_space(path.parent, flat)
     temporary, old = path.with_name(f".{path.name}.tmp"), _old(path)
-    if path.exists():  # else the older one may be all there is
+    if path.exists():  # otherwise the old folder may be the only one
         shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    with writing(path), _alone() as checkpointer:
+    with disk_errors(path), _checkpointer() as checkpointer:
         checkpointer.save(temporary / VARIABLES, unflatten(flat))
-    for done in (temporary / VARIABLES).glob(COMMITTED):  # only its presence counts, and it names this machine's folder
-        done.write_text("committed\n")
+    for file in (temporary / VARIABLES).glob(COMMITTED):  # only its presence counts, and it holds this machine's path
+        file.write_text("committed\n")
     manifest = manifest | {
         "format": FORMAT,
         "versions": versions(),
@@ -203,11 +139,21 @@ def save(path: str | os.PathLike, variables: dict[str, Any], manifest: dict[str,
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _alone() -> ocp.StandardCheckpointer:
-    """Orbax's checkpointer of this process, which waits for no other that trains with it."""
-    me = jax.process_index()
+def _halved(path: pathlib.Path, key: str, value: np.ndarray) -> np.ndarray:
+    """A parameter as float16, any other array as it is. CheckpointError where a float16 array is not finite."""
+    if key.startswith(PARAMETERS) and value.dtype == np.float32:
+        with np.errstate(over="ignore"):
+            value = value.astype(np.float16)
+    if value.dtype == np.float16 and not np.isfinite(value).all():
+        raise CheckpointError(f"{path}: array {key} exceeds the range of float16; save it in full precision")
+    return value
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """An Orbax checkpointer for this process alone, which waits for no other process of a distributed training."""
+    process = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
     )
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
@@ -217,63 +163,63 @@ def _old(path: pathlib.Path) -> pathlib.Path:
 
 
 def present(path: pathlib.Path) -> pathlib.Path:
-    """A weights folder's path, or where it lies since a `save` was killed between its two renames."""
+    """A weights folder's path, or the path of its older version if a `save` was killed between its two renames."""
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 
 def is_weights_folder(path: pathlib.Path) -> bool:
-    """Whether a folder looks like one that `save` wrote; a `manifest.json` alone may be anybody's."""
+    """Whether a folder looks like one that `save` wrote; other programs write a `manifest.json` as well."""
     return (path / MANIFEST).is_file() and (path / VARIABLES).is_dir()
 
 
 def weights_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The weights folder that `path` means: itself, or the best one of a run."""
+    """The weights folder that a path means: the best weights of a run's folder, otherwise the path itself."""
     best = present(pathlib.Path(path) / BEST)
     return best if (best / MANIFEST).is_file() else pathlib.Path(path)
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a weights folder, checked against the files beside it.
+    """The manifest of a weights folder, after its file hashes have been checked.
 
     Raises:
-      CheckpointError: no manifest, one of another format, or a file that is missing, changed or left over.
+      CheckpointError: there is no manifest, it has another format, or a file is missing, changed or not listed.
     """
     path = present(pathlib.Path(path))
     file = path / MANIFEST
     if not file.is_file():
-        raise CheckpointError(f"{path} is no weights folder: it has no {MANIFEST}")
+        raise CheckpointError(f"{path} is not a weights folder: it has no {MANIFEST}")
     try:
         manifest = read_json(file)
-        files, found_format = dict(manifest["files"]), manifest["format"]
+        listed, version = dict(manifest["files"]), manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} is damaged ({type(error).__name__}: {error}); restore it from its source"
         ) from None
-    if found_format != FORMAT:
-        raise CheckpointError(f"{file} has format {str(found_format)[:40]}; this version reads {FORMAT}")
-    found = set(_files_in(path))
-    for name in sorted(files.keys() | found):
+    if version != FORMAT:
+        raise CheckpointError(f"{file} has format {str(version)[:40]}; this version of mcis reads format {FORMAT}")
+    found = _files_in(path)
+    for name in sorted(listed.keys() | set(found)):
         if name not in found:
             raise CheckpointError(f"{path / name} is missing; restore the folder from its source")
-        if name not in files:
+        if name not in listed:
             raise CheckpointError(f"{path / name} does not belong there: {MANIFEST} does not list it")
-    for name in sorted(found):
-        if files[name] != _sha256(path / name):
-            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in {MANIFEST}")
+    for name in found:
+        if listed[name] != _sha256(path / name):
+            raise CheckpointError(f"{path / name} is damaged: its sha256 differs from the one in {MANIFEST}")
     return manifest
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables and manifest of a weights folder; float16 comes back as float32, NumPy arrays.
+    """Variables and manifest of a weights folder: NumPy arrays; float16 becomes float32.
 
     Raises:
-      CheckpointError: as `read_manifest`.
+      CheckpointError: as `read_manifest`, or the arrays are damaged or too large.
     """
     path = present(pathlib.Path(path).absolute())
     manifest = read_manifest(path)
     try:
         flat = _restore(path, manifest)
-    except Exception as error:  # Orbax names few, and says much
+    except Exception as error:  # Orbax documents few of its errors, and its messages are long
         if isinstance(error, CheckpointError | MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise CheckpointError(
@@ -284,11 +230,11 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _restore(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays that Orbax has, which must be those that the manifest lists."""
+    """The arrays that Orbax has stored, by path. CheckpointError unless they are those that the manifest lists."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with _alone() as checkpointer:
+    with _checkpointer() as checkpointer:
         stored = flatten(checkpointer.metadata(path / VARIABLES).item_metadata.tree)
-        # the other files are whole by now, but nothing vouches for the manifest itself
+        # no hash protects the manifest itself
         if manifest.get("arrays") != {key: [np.dtype(x.dtype).name, list(x.shape)] for key, x in stored.items()}:
             raise CheckpointError(
                 f"{path / MANIFEST} is damaged: it lists other arrays than {VARIABLES} has; restore it from its source"
@@ -301,12 +247,12 @@ def _restore(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, np.ndarr
 
 
 def check_shapes(variables: dict[str, Any], expected: Any, path: str | os.PathLike) -> None:
-    """CheckpointError unless `variables` has the arrays of `expected` (arrays or shapes), naming what differs."""
+    """CheckpointError, which names the array, unless `variables` has the array shapes of `expected`."""
     found = {key: tuple(value.shape) for key, value in flatten(variables).items()}
     wanted = {key: tuple(value.shape) for key, value in flatten(expected).items()}
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise CheckpointError(
                 f"{path}: array {key} is {found.get(key, 'missing')}, the network has {wanted.get(key, 'none')}; "
-                "these weights are of another network"
+                "these weights belong to another network"
             )

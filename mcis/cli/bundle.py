@@ -3,34 +3,35 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+
+import tyro
+
+from mcis.cli.common import exit_status, parse_dataclass
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleOptions:
+    """Gather the best weights of some runs into a bundle for `mcis predict --weights DIR`.
+
+    Attributes:
+      runs: run folders; several of one task become an ensemble.
+      out: folder to make.
+      full: keep float32; by default parameters are stored as float16.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    out: str
+    full: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
-    """`mcis bundle RUN... --out DIR`."""
-    import tyro
-
-    from mcis.cli.common import exit_status, parse_dataclass
-
-    @dataclasses.dataclass(frozen=True)
-    class Bundle:
-        """Gather the best weights of some runs into a set for `mcis predict --weights DIR`.
-
-        Attributes:
-          runs: run folders, one a task.
-          out: folder to make.
-          full: keep float32; the default halves the parameters to float16.
-        """
-
-        runs: tyro.conf.Positional[tuple[str, ...]]
-        out: str
-        full: bool = False
-
-    options = parse_dataclass(Bundle, argv, "mcis bundle")
-    return exit_status("mcis bundle", lambda: _main(options))
+    """The command."""
+    options = parse_dataclass(BundleOptions, argv, "mcis bundle")
+    return exit_status("mcis bundle", lambda: bundle(options))
 
 
-def _main(options: Any) -> int:
+def bundle(options: BundleOptions) -> int:
+    """Make the bundle and print its sizes."""
     from mcis.checkpoints.bundle import make_bundle
     from mcis.tasks.table import TASKS
 
@@ -40,5 +41,5 @@ def _main(options: Any) -> int:
     print(f"{options.out}: {sum(sizes.values()) / 1e6:.2f} MB")
     missing = [name for name in TASKS if not (pathlib.Path(options.out) / name).exists()]
     if missing:
-        print(f"not in the set: {', '.join(missing)}")
+        print(f"not in the bundle: {', '.join(missing)}")
     return 0

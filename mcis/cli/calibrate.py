@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Calibrate) -> int:
     from mcis.calibration.calibrate import calibrate
-    from mcis.checkpoints.checkpoint import write_text
+    from mcis.files import write_text
 
     enable_compilation_cache()
     text = json.dumps(calibrate(options.weights, options.runs, options.data_dir), indent=1)

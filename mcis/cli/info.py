@@ -28,13 +28,13 @@ def info(options: Info) -> int:
     import jax
 
     import mcis
-    from mcis.checkpoints import bundle, checkpoint
+    from mcis.checkpoints import bundle, provenance
     from mcis.data import dataset
     from mcis.models import MODELS
     from mcis.tasks.table import TASKS
 
     print(mcis.NOTICE)
-    print("versions:", ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items()))
+    print("versions:", ", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     print("devices:", ", ".join(str(device) for device in jax.devices()))
     print("networks:", ", ".join(MODELS))
     print("tasks:")

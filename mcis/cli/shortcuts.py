@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Shortcuts) -> int:
     import numpy as np
 
-    from mcis.checkpoints.checkpoint import is_weights_folder, write_text
+    from mcis.checkpoints.checkpoint import is_weights_folder
+    from mcis.files import write_text
     from mcis.data import dataset
     from mcis.data.records import read_records
     from mcis.evaluation import shortcuts

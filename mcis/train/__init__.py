@@ -1,1 +1,1 @@
-"""Training: step.py is pure, parallel.py and processes.py spread it, loop.py runs it, and checkpoints.py keeps it."""
+"""Training: a pure step, spread over devices and processes, run by a loop that can be stopped and resumed."""

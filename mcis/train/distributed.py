@@ -1,16 +1,17 @@
-"""One training in several processes, on one host or many: how they join, and what they must agree on.
+"""One training in several processes, on one host or many: how they connect, and what they must agree on.
 
-Every process runs the same program over the devices of all, feeds its own devices, and ends each step with the same
-numbers; process 0 alone writes and prints. The folders of runs and of data must be the same for all of them.
+Every process runs the same program over the devices of all processes, feeds its own devices, and ends each step with
+the same numbers. Only process 0 writes and prints. All processes need the same folders of runs and data.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,28 +21,28 @@ from jax.experimental import multihost_utils
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 COLLECTIVE = re.compile(r"\b(Gloo|NCCL)\b")
-"""In what XLA says where processes cannot compute together; it is a ValueError where that is seen before the device."""
+"""Matches a ValueError of XLA that says that the connection between processes failed."""
 
 
 class Lost(OSError):
-    """Another process of this training is gone, or cannot be reached."""
+    """Another process of this training has ended or cannot be reached."""
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None, heartbeat: int) -> None:
-    """Become one process of a training, before JAX has begun; nothing where there is one process only.
+    """Connect this process with the others; must be called before JAX is used. Does nothing for a single process.
+
+    Where none of the first three is given, Slurm's are used if it started this process as one of several tasks of a
+    step (srun). Each task then uses the GPU whose number is the task's number on its node.
 
     Args:
-      coordinator: HOST:PORT at which process 0 listens and the others find it.
-      processes: how many there are.
-      process: which one this is, from 0.
-      heartbeat: seconds after which a process that says nothing counts as gone.
-
-    Where none of the three is given, they are Slurm's if it has started this as one of several tasks of a step (srun):
-    then each task has the one GPU of its number on its node, as JAX has it.
+      coordinator: HOST:PORT at which process 0 listens.
+      processes: number of processes.
+      process: number of this one, from 0.
+      heartbeat: seconds without a message after which a process counts as lost.
 
     Raises:
-      ValueError: some of the three are given, not all; or they contradict each other.
-      Lost: the others have not come.
+      ValueError: only some of the first three are given, or they contradict each other.
+      Lost: the other processes cannot be reached.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
@@ -51,116 +52,112 @@ def join(coordinator: str | None, processes: int | None, process: int | None, he
     if missing and tasks < 2:
         return
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
-        raise ValueError(f"--coordinator={coordinator}: HOST:PORT is needed")
+        raise ValueError(f"--coordinator={coordinator}: it must be HOST:PORT")
     if processes is not None and process is not None and not 0 <= process < processes:
-        raise ValueError(f"--process={process}: with --processes={processes} it is from 0 to {processes - 1}")
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: `with_wishes` spreads it
-    how = "slurm" if missing else "deactivate"
+        raise ValueError(f"--process={process}: with --processes={processes} it must be 0 to {processes - 1}")
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is handled by `with_control_flags`
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            cluster_detection_method=how,
+            cluster_detection_method="slurm" if missing else "deactivate",
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=heartbeat,
         )
     except jax.errors.JaxRuntimeError as error:
-        raise Lost(f"the other processes have not been found: {str(error).splitlines()[0]}") from None
+        raise Lost(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
     if missing and jax.process_count() != tasks:
-        raise ValueError(f"Slurm says that this step has {tasks} tasks, and {jax.process_count()} came")
+        raise ValueError(f"Slurm started {tasks} tasks in this step, but {jax.process_count()} connected")
 
 
 def alone() -> bool:
-    """Whether this is the only process."""
+    """Whether there is only one process."""
     return jax.process_count() == 1
 
 
-def naming_the_lost(train: Callable[[], int]) -> Callable[[], int]:
-    """`train`, whose error is Lost where a process it computes with is gone."""
-
-    def named() -> int:
-        try:
-            return train()
-        except (jax.errors.JaxRuntimeError, ValueError) as error:
-            if isinstance(error, ValueError) and not COLLECTIVE.search(str(error)):
-                raise
-            raise Lost(
-                f"process {jax.process_index()} of {jax.process_count()} has lost another one, and stops; type the "
-                f"same again, for each, to go on from the last checkpoint ({str(error).splitlines()[0][:200]})"
-            ) from None
-
-    return named
-
-
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this is process 0, which writes and prints."""
     return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turn the errors by which JAX reports that another process is gone into Lost."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and not COLLECTIVE.search(str(error)):
+            raise
+        raise Lost(
+            f"process {jax.process_index()} of {jax.process_count()} has lost another one and stops; run the same "
+            f"command again in each, to resume from the last checkpoint ({str(error).splitlines()[0][:200]})"
+        ) from None
+
+
 def wait(where: str) -> None:
-    """Go on when every process has come to `where`."""
+    """Wait until every process has reached `where`."""
     if not alone():
         multihost_utils.sync_global_devices(where)
 
 
-def neighbours() -> int:
-    """How many of the processes are on this machine, this one counted in; every process has to ask."""
+def processes_here() -> int:
+    """Number of processes on this machine. Every process must call it."""
     if alone():
         return 1
     name = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:4], "big")
     return int((multihost_utils.process_allgather(np.uint32(name)) == name).sum())
 
 
-def check_alike(settings: dict[str, Any]) -> None:
-    """ValueError in every process unless all of them have the same settings: JSON values."""
+def check_same_settings(settings: dict[str, Any]) -> None:
+    """ValueError in every process unless all of them have the same settings (JSON values)."""
     if alone():
         return
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
-    all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    others = [number for number, one in enumerate(all_of_them) if (one != all_of_them[0]).any()]
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    others = [number for number, other in enumerate(digests) if (other != digests[0]).any()]
     if others:
         raise ValueError(
-            f"process {', '.join(map(str, others))} of {jax.process_count()} has other settings, or other scans, than "
-            "process 0: start all with the same command, of the same code, on the same data"
+            f"process {', '.join(map(str, others))} of {jax.process_count()} has other settings or scans than process "
+            "0: start all with the same command, code and data"
         )
 
 
-def with_wishes(step: Step, axis_name: str | None = None) -> Step:
-    """A step (state, (batch, wishes)) -> (state, (metrics, those of all)): bool (devices, W) -> (W,), what any wants.
+def with_control_flags(step: Step, axis_name: str | None = None) -> Step:
+    """Add control flags to a step: (state, (batch, flags)) -> (state, (metrics, those flags that any process has set)).
 
-    They travel in the step's own program, and after it: a second one with a collective could run before the step's here
-    and after it there, and both would wait for ever. So could a collective of this one that nothing holds back until
-    the loops are through in which the step sums.
+    Flags are bool (devices, F) on the way in and int32 (F,) on the way out. They are reduced in the step's own program,
+    because processes might run a second program and the step's in different orders and then wait for each other
+    forever. The barrier puts the reduction after the sums inside the step's loops, for the same reason.
     """
 
-    def both(state: Any, given: tuple[Any, jax.Array]) -> tuple[Any, tuple[Any, jax.Array]]:
-        batch, wishes = given
+    def flagged(state: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, tuple[Any, jax.Array]]:
+        batch, flags = inputs
         state, metrics = step(state, batch)
-        wanted, metrics = jax.lax.optimization_barrier((wishes.any(0).astype(jnp.int32), metrics))
-        return state, (metrics, wanted if axis_name is None else jax.lax.pmax(wanted, axis_name))
+        any_flag, metrics = jax.lax.optimization_barrier((flags.any(0).astype(jnp.int32), metrics))
+        return state, (metrics, any_flag if axis_name is None else jax.lax.pmax(any_flag, axis_name))
 
-    return both
+    return flagged
 
 
 def make_agreement(delay: int) -> Callable[[Sequence[bool], jax.Array], Sequence[bool]]:
-    """A function that every process calls after each step with its wishes and `with_wishes`' of all.
+    """A function of (this process's flags, `with_control_flags`' result) that returns the same flags in every process.
 
-    It tells all processes the same: a wish is granted `delay` calls later. By then the device has it anyway, while what
-    it computes now would have to be waited for. Wishes on their way when one is granted are forgotten. One process
-    gets what it wants at once.
+    Every process calls it after each step. A flag takes effect `delay` calls after it was set: the result of an older
+    step is available without waiting for the device. When one takes effect, flags set meanwhile are dropped. A single
+    process gets its own flags back at once.
     """
-    waiting: collections.deque[jax.Array] = collections.deque()
+    pending: collections.deque[jax.Array] = collections.deque()
 
-    def agree(mine: Sequence[bool], of_all: jax.Array) -> Sequence[bool]:
+    def agree(own_flags: Sequence[bool], any_flags: jax.Array) -> Sequence[bool]:
         if alone():
-            return mine
-        waiting.append(of_all)
-        if len(waiting) <= delay:
-            return [False] * len(mine)
-        granted = [bool(wish) for wish in np.asarray(waiting.popleft())]
-        if any(granted):
-            waiting.clear()
-        return granted
+            return own_flags
+        pending.append(any_flags)
+        if len(pending) <= delay:
+            return [False] * len(own_flags)
+        agreed = [bool(flag) for flag in np.asarray(pending.popleft())]
+        if any(agreed):
+            pending.clear()
+        return agreed
 
     return agree

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: all that training carries, written now and then, sealed by hashes, resumed from.
+"""The checkpoints of a run: everything that training needs to resume, saved regularly, with hashes of every file.
 
-Orbax writes and restores them, each whole or not at all. It restores array data with a flipped bit without an error, so
-that the hashes of every file are written down when it is written, and compared before it is restored.
+Orbax writes and restores each of them completely or not at all. It restores array data with a flipped bit without an
+error, so the hashes of all files are stored when they are written, and compared before they are restored.
 """
 
 import json
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from mcis.checkpoints import checkpoint
+from mcis.checkpoints import checkpoint, provenance
+from mcis.files import write_text
 from mcis.train import distributed
 from mcis.train.run_record import differences
 from mcis.train.step import TrainState
@@ -20,13 +21,14 @@ CHECKPOINTS = "checkpoints"
 HASHES = "checkpoints.json"
 
 Sums = dict[str, list[float]]
-"""A metric's name -> its sum and count over the steps of an epoch so far."""
+"""Metric -> [sum, count] over the steps of the unfinished epoch."""
 
 
-class Carried(NamedTuple):
-    """All that training carries.
+class Progress(NamedTuple):
+    """How far training has come.
 
-    The state; the log's lines of finished epochs; of the epoch that is not finished the sums and seconds so far.
+    `state` is the state after the last step, `history` the log lines of finished epochs; `sums` and `seconds` are the
+    metrics and the duration of the unfinished epoch.
     """
 
     state: TrainState
@@ -36,48 +38,49 @@ class Carried(NamedTuple):
 
 
 def open_checkpoints(run_dir: pathlib.Path) -> ocp.CheckpointManager:
-    """Orbax's manager of a run's checkpoints, of which the two newest are kept; a context manager."""
-    distributed.wait("checkpoints")  # what every process had to look at before, none of them changes
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    """Orbax's manager of a run's checkpoints, a context manager; it keeps the two newest."""
+    distributed.wait("checkpoints")  # no process changes the folder before every process has checked it
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(2), cleanup_tmp_directories=True
+    )
     return ocp.CheckpointManager(run_dir.absolute() / CHECKPOINTS, options=options)
 
 
-def there_are(run_dir: pathlib.Path) -> bool:
-    """Whether a run has checkpoints, whole or not."""
+def any_checkpoint(run_dir: pathlib.Path) -> bool:
+    """Whether a run has checkpoints, intact or not."""
     return any(step.name.isdigit() for step in (run_dir / CHECKPOINTS).glob("*"))
 
 
-def save(run_dir: pathlib.Path, manager: ocp.CheckpointManager, carried: Carried, settings: dict[str, Any]) -> None:
-    """Write a checkpoint, which says of which run it is and what made it, and the hashes of its files."""
-    made = {"settings": settings, "versions": checkpoint.versions(), "revision": checkpoint.revision()}
-    told = {"history": carried.history, "sums": carried.sums, "seconds": carried.seconds, "made": made}
-    # from the host: every device has the same, of which Orbax would have each write a slice, at three times the cost
-    args = ocp.args.Composite(state=ocp.args.StandardSave(jax.device_get(carried.state)), told=ocp.args.JsonSave(told))
-    checkpoint.check_room(run_dir, carried.state)
-    with checkpoint.writing(run_dir):
-        manager.save(int(carried.state.step), args=args)
-        seal(run_dir, manager)
+def save(run_dir: pathlib.Path, manager: ocp.CheckpointManager, progress: Progress, settings: dict[str, Any]) -> None:
+    """Write a checkpoint, with the settings and the code of its run, and the hashes of its files."""
+    made = {"settings": settings, "versions": provenance.versions(), "revision": provenance.revision()}
+    told = {"history": progress.history, "sums": progress.sums, "seconds": progress.seconds, "made": made}
+    # from the host: Orbax would have each device write a slice of every array, which takes three times as long
+    state = ocp.args.StandardSave(jax.device_get(progress.state))
+    checkpoint.check_free_space(run_dir, progress.state)
+    with checkpoint.disk_errors(run_dir):
+        manager.save(int(progress.state.step), args=ocp.args.Composite(state=state, told=ocp.args.JsonSave(told)))
+        store_hashes(run_dir, manager)
 
 
 def restore(
     run_dir: pathlib.Path, manager: ocp.CheckpointManager, state: TrainState, settings: dict[str, Any]
-) -> Carried:
-    """What the newest checkpoint that is whole holds; `state` and nothing else where there never was one.
+) -> Progress:
+    """The newest intact checkpoint; if there never was one, the given `state` and an empty history.
 
-    One that was not sealed yet, because the process was killed just then, is taken as it is.
+    A checkpoint without stored hashes is accepted: the process was killed before it could store them.
 
     Raises:
-      ValueError: none of them is whole, the hashes are damaged, or it is of a run with other settings.
+      ValueError: no checkpoint is intact, the hashes are damaged, or it belongs to a run with other settings.
     """
     if manager.latest_step() is None:
-        return Carried(state, [], {}, 0.0)
-    sealed = _sealed(run_dir)
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        return Progress(state, [], {}, 0.0)
+    stored = _read_hashes(run_dir)
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         folder = run_dir / CHECKPOINTS / str(step)
-        if sealed.get(str(step)) not in (None, checkpoint.hashes(folder)):
-            print(f"{folder} is damaged: its files are not those that were written; it is left out", flush=True)
+        if stored.get(str(step)) not in (None, checkpoint.hashes(folder)):
+            print(f"{folder} is damaged: its files have changed since they were written; it is skipped", flush=True)
             damaged.append(step)
             continue
         told = manager.restore(step, args=ocp.args.Composite(told=ocp.args.JsonRestore())).told
@@ -85,34 +88,35 @@ def restore(
             raise ValueError(f"{folder} was written by an older version of mcis; start over with --fresh")
         if changed := differences(told.pop("made")["settings"], settings):
             raise ValueError(f"{folder} is a checkpoint of another run ({changed}); start over with --fresh")
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        for later in damaged:  # it is written anew, and sealed anew
+        target = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+        restored = manager.restore(step, args=ocp.args.Composite(state=target))
+        for later in damaged:  # training will write them again
             manager.delete(later)
         if damaged and distributed.is_first():
-            _write_sealed(run_dir, {name: names for name, names in sealed.items() if int(name) <= step})
-        return Carried(restored.state, **told)
-    raise ValueError(f"{run_dir / CHECKPOINTS} holds no checkpoint that is whole; start over with --fresh")
+            _write_hashes(run_dir, {name: files for name, files in stored.items() if int(name) <= step})
+        return Progress(restored.state, **told)
+    raise ValueError(f"{run_dir / CHECKPOINTS} holds no intact checkpoint; start over with --fresh")
 
 
-def seal(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
-    """Write down the hashes of a checkpoint when it is written: later ones would be of what it has become."""
+def store_hashes(run_dir: pathlib.Path, manager: ocp.CheckpointManager) -> None:
+    """Store the hashes of a checkpoint's files once it is written; those of older checkpoints stay as they are."""
     manager.wait_until_finished()
     if not distributed.is_first():
         return
-    before, folder = _sealed(run_dir), run_dir / CHECKPOINTS
+    stored, folder = _read_hashes(run_dir), run_dir / CHECKPOINTS
     steps = [str(step) for step in manager.all_steps()]
-    _write_sealed(run_dir, {step: before.get(step) or checkpoint.hashes(folder / step) for step in steps})
+    _write_hashes(run_dir, {step: stored.get(step) or checkpoint.hashes(folder / step) for step in steps})
 
 
-def _sealed(run_dir: pathlib.Path) -> dict[str, dict[str, str]]:
-    """Step -> the hashes of its checkpoint's files, as they were written down."""
+def _read_hashes(run_dir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """Step -> file -> hash, as stored."""
     file = run_dir / HASHES
     try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-        return {step: dict(names) for step, names in dict(found).items()}
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        return {step: dict(files) for step, files in dict(stored).items()}
     except (ValueError, TypeError):
         raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
 
 
-def _write_sealed(run_dir: pathlib.Path, sealed: dict[str, dict[str, str]]) -> None:
-    checkpoint.write_text(run_dir / HASHES, json.dumps(sealed, indent=1) + "\n")
+def _write_hashes(run_dir: pathlib.Path, hashes: dict[str, dict[str, str]]) -> None:
+    write_text(run_dir / HASHES, json.dumps(hashes, indent=1) + "\n")

@@ -1,9 +1,8 @@
-"""Which run a folder holds, and how it came about: run.json.
+"""What a run's folder records about it: run.json, its settings and sessions, and log.jsonl, a line per epoch.
 
-A run is its settings: a task, a seed, scans, and the weights it began with. A folder whose run has others is not gone
-on with. Each time training begins, or goes on, a session is added: the command and where it was typed, the revision of
-the code, versions, devices. With the same data it takes no more to repeat the run, but for changes to the code that no
-revision has, which are only marked.
+A run is defined by its settings: task, seed, scans and initial weights. A folder whose run has other settings is not
+resumed. Each time training starts or resumes, a session is added: command, folder, git revision, versions, devices.
+With the same data that is enough to repeat the run, except for uncommitted changes of the code, which are only flagged.
 """
 
 import dataclasses
@@ -19,22 +18,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcis.checkpoints import checkpoint
+from mcis.checkpoints import provenance
 from mcis.data.dataset import Scans
-from mcis.tasks.config import Task
-from mcis.tasks.table import task_to_json, with_defaults
+from mcis.files import write_text
+from mcis.tasks.config import LAST, Task
+from mcis.tasks.table import task_from_json, task_to_json, with_defaults
 
 RUN = "run.json"
+LOG = "log.jsonl"
+FURTHER = ("jaxlib", "optax", "grain", "numpy", "opencv-python-headless")
+"""Packages, in addition to those of `provenance.versions`, that a result depends on."""
+SAME_BITS = ("revision", "versions", "devices", "processes")
+"""Entries of a session that must not change if results are to be bit-identical."""
 
 
 def settings_of(task: Task, train_scans: Scans, validation_scans: Scans, seed: int, fold: str | None) -> dict[str, Any]:
-    """What a run must have in common with one that it goes on with, but for the weights it began with: JSON values."""
+    """The settings that define a run, but for its initial weights: JSON values."""
     scans = {"train": _digest(train_scans), "validation": _digest(validation_scans)}
     return {"seed": seed, "fold": fold, "data": scans} | task_to_json(task)
 
 
 def _digest(scans: Scans) -> str:
-    """What is learned from some scans, in 16 hex digits: which pictures, in which order, with which answers."""
+    """A hash of the scans, their order and their targets: 16 hex digits."""
     digest = hashlib.sha256()
     for column in (scans.fingerprint, scans.group, scans.organ, scans.label, scans.has_mask, scans.outline):
         digest.update(repr((column.shape, column.dtype.str)).encode() + np.ascontiguousarray(column).tobytes())
@@ -42,24 +47,19 @@ def _digest(scans: Scans) -> str:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In which settings two runs differ, in words; "" where they do not. Fields younger than `before` had defaults."""
+    """The settings in which two runs differ, as text; "" if none. A field that `before` lacks had its default."""
     before = with_defaults(before)
-    changed = [
-        f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}"
-        for k in now.keys() | before.keys()
-        if before.get(k) != now.get(k)
-    ]
-    return "; ".join(sorted(changed))
+    changed = sorted(name for name in now.keys() | before.keys() if before.get(name) != now.get(name))
+    return "; ".join(f"{name}: {_short(before.get(name))} -> {_short(now.get(name))}" for name in changed)
 
 
 def _short(value: Any) -> str:
-    """A setting in a message; of a hash the first digits."""
-    text = repr(value)
-    return f"{text[:13]}...'" if isinstance(value, str) and len(value) == 64 else text
+    """A setting as text; a hash is cut after its first digits."""
+    return f"'{value[:12]}...'" if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def read(run_dir: pathlib.Path) -> dict[str, Any] | None:
-    """{"settings", "sessions": [...]} of a run's folder; None where none has begun in it, as in a folder of findings.
+    """{"settings", "sessions": [...]} of a run's folder; None if no run has started there.
 
     Raises:
       ValueError: the file is damaged.
@@ -70,74 +70,76 @@ def read(run_dir: pathlib.Path) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict) and not {"settings", "sessions"} & set(found):
-            return None
+            return None  # `mcis predict` writes a file of that name too
         return {"settings": dict(found["settings"]), "sessions": list(found["sessions"])}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{file} is damaged; start over with --fresh, or restore it") from None
 
 
-FURTHER = ("jaxlib", "optax", "grain", "numpy", "opencv-python-headless")
-"""Packages, beside those of `checkpoint.versions`, on which a step, an order or a pixel depends."""
-ALIKE = ("revision", "versions", "devices", "processes")
-"""What two sessions must have in common to compute the same bits."""
-
-
-def add_session(run_dir: pathlib.Path, settings: dict[str, Any], step: int, command: str | None) -> str:
-    """Write down that training begins, or goes on, after some step.
-
-    Returns:
-      in what of ALIKE this session differs from the one before, in words; "" where in nothing.
-    """
-    further = {name: importlib.metadata.version(name) for name in FURTHER}
+def add_session(run_dir: pathlib.Path, settings: dict[str, Any], step: int, command: str | None) -> list[str]:
+    """Record that training starts or resumes after `step` steps; returns which of SAME_BITS have changed since."""
     session = {
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
         "command": command,
         "folder": os.getcwd(),
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_", "TFDS_", "CUDA_VISIBLE"))},
-        "revision": checkpoint.revision(),
-        "versions": checkpoint.versions() | further,
+        "revision": provenance.revision(),
+        "versions": provenance.versions() | {name: importlib.metadata.version(name) for name in FURTHER},
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "system": f"{platform.platform()}, {platform.processor() or platform.machine()}",
     }
-    before = read(run_dir)
-    sessions = [*(before["sessions"] if before else ()), session]
-    checkpoint.write_text(run_dir / RUN, json.dumps({"settings": settings, "sessions": sessions}, indent=1) + "\n")
-    if len(sessions) == 1:
-        return ""
-    return ", ".join(name for name in ALIKE if sessions[-2].get(name) != session[name])
+    record = read(run_dir)
+    sessions = [*(record["sessions"] if record else ()), session]
+    write_text(run_dir / RUN, json.dumps({"settings": settings, "sessions": sessions}, indent=1) + "\n")
+    return [name for name in SAME_BITS if len(sessions) > 1 and sessions[-2].get(name) != session[name]]
 
 
-def check_same_run(run_dir: pathlib.Path, now: dict[str, Any], start: bool = True) -> None:
-    """ValueError where a folder holds a run of other settings.
+def check_same_run(run_dir: pathlib.Path, settings: dict[str, Any], initial: bool = True) -> None:
+    """ValueError if a folder holds a run with other settings.
 
     Args:
-      run_dir: the run's folder, which need not be there.
-      now: `settings_of`, and "init_from" where there are weights to start from.
-      start: whether these are compared as well.
+      run_dir: the run's folder; it need not exist.
+      settings: `settings_of`, and "init_from" if there are initial weights.
+      initial: whether the initial weights are compared too.
     """
-    if (found := read(run_dir)) is None:
+    if (record := read(run_dir)) is None:
         return
-    before = found["settings"]
-    if not start:
-        before.pop("init_from", None)
-    if changed := differences(before, now):
+    if not initial:
+        record["settings"].pop("init_from", None)
+    if changed := differences(record["settings"], settings):
         raise ValueError(
             f"{run_dir} holds a run with other settings ({changed}). Repeat them to resume it, name another run with "
             "--run=NAME, or start over with --fresh"
         )
 
 
+def write_log(run_dir: pathlib.Path, history: list[dict[str, Any]]) -> None:
+    """Write a run's log, a line per epoch."""
+    write_text(run_dir / LOG, "".join(json.dumps(line) + "\n" for line in history))
+
+
+def best_epoch(select: str, history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The log line of the epoch whose weights are kept, the first of equals; None before the first epoch."""
+    return max(history, key=lambda line: line["epoch"] if select == LAST else line["validation"][select], default=None)
+
+
+def stops_early(select: str, patience: int, history: list[dict[str, Any]]) -> bool:
+    """Whether the best epoch is `patience` or more epochs ago; never with a patience of 0."""
+    best = best_epoch(select, history)
+    return patience > 0 and best is not None and history[-1]["epoch"] - best["epoch"] >= patience
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it.
+    """A run as its folder records it.
 
     Attributes:
       path: the folder.
-      settings: its task's fields, seed and data, as run.json has them.
-      sessions: when and how it was begun and gone on with.
-      epochs: the log's lines.
+      settings: fields of its task, seed and data, as in run.json.
+      sessions: when and how it was started and resumed.
+      epochs: lines of its log.
     """
 
     path: pathlib.Path
@@ -147,39 +149,30 @@ class Run:
 
     @property
     def kept(self) -> dict[str, Any] | None:
-        """The log's line of the epoch whose weights are kept."""
-        from mcis.train.loop import kept
-
-        return kept(self.settings["select"], self.epochs)
+        """The log line of the epoch whose weights are kept."""
+        return best_epoch(self.settings["select"], self.epochs)
 
     @property
     def state(self) -> str:
-        """How far it is."""
-        from mcis.train.loop import gives_up
-
-        early = gives_up(self.settings["select"], self.settings["patience"], self.epochs)
+        """The number of finished epochs, as text."""
+        early = stops_early(self.settings["select"], self.settings["patience"], self.epochs)
         return f"{len(self.epochs)}/{self.settings['epochs']}{', early end' if early else ''}"
 
     @property
     def minutes(self) -> float:
-        """How long it has trained and validated, without its start at another size."""
+        """Time spent in training and validation, without a pretraining stage."""
         return sum(line["train_seconds"] + line["validation_seconds"] for line in self.epochs) / 60
 
 
 def read_run(path: pathlib.Path) -> Run | None:
-    """A run's folder; None where it is none. A damaged one is a ValueError."""
-    from mcis.tasks.config import Task
-    from mcis.tasks.table import task_from_json, with_defaults
-    from mcis.train import run_record
-    from mcis.train.loop import LOG
-
-    if (found := run_record.read(path)) is None:
+    """The run in a folder; None if there is none. ValueError if its record or log is damaged."""
+    if (record := read(path)) is None:
         return None
-    lines = (path / LOG).read_text(encoding="utf-8").splitlines() if (path / LOG).exists() else []
     try:
-        run = Run(path, with_defaults(found["settings"]), found["sessions"], [json.loads(line) for line in lines])
+        lines = (path / LOG).read_text(encoding="utf-8").splitlines() if (path / LOG).exists() else []
+        run = Run(path, with_defaults(record["settings"]), record["sessions"], [json.loads(line) for line in lines])
         task_from_json({field.name: run.settings[field.name] for field in dataclasses.fields(Task)})
-        _ = run.minutes, run.state, run.kept  # all that is shown is there
+        _ = run.minutes, run.state, run.kept  # raises if a figure is missing
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {run_record.RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path}: {RUN} or {LOG} is damaged ({type(error).__name__}: {error})") from None
     return run

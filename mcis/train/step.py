@@ -14,7 +14,6 @@ import optax
 
 from mcis.data.batches import WHOLE, Batch, evaluation_batches
 from mcis.data.dataset import Scans
-from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
@@ -23,24 +22,24 @@ from mcis.tasks.apply import make_expert, prepare, present
 from mcis.tasks.config import Task
 
 MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")
-"""Metrics without which a step changes nothing."""
+"""If one of these metrics is not finite, a step leaves the state unchanged."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), float32 scalars: sums over examples, so that padding and devices never bias a mean."""
+"""Name -> (sum, count), float32 scalars. Sums over examples, so that neither padding nor devices bias a mean."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training carries from step to step.
+    """Everything that training passes from step to step.
 
     Attributes:
       step: int32, optimiser steps taken.
       params: the network's parameters, float32.
       batch_stats: running statistics of batch normalisation; {} where there is none.
-      opt_state: optax's.
+      opt_state: state of the optax optimiser.
       ema: {"params", "batch_stats"} averaged over steps: the variables that are evaluated and kept.
-      key: random key of the run; a step folds its number into it.
-      failed: int32, the step whose loss or gradient was not finite, -1 where there was none. From then on a step
-        changes nothing, so that the state stays what it was before the step that failed.
+      key: random key of the run; each step folds its number into it.
+      failed: int32, the first step whose loss or gradient was not finite, -1 if none was. From then on a step changes
+        nothing else, so the state stays the one before the failure.
     """
 
     step: jax.Array
@@ -55,19 +54,19 @@ class TrainState:
 def make_schedule(task: Task, steps: int) -> optax.Schedule:
     """The learning rate by step: a linear warm-up to `task.learning_rate`, then a decay to 0 at `steps`.
 
-    It follows half a cosine (Loshchilov & Hutter 2017), or (1 - progress)^0.9, "poly" (Liu et al. 2015, ParseNet).
+    The decay is half a cosine (Loshchilov & Hutter 2017) or "poly", (1 - progress)^0.9 (Liu et al. 2015, ParseNet).
     """
     warmup = max(1, round(steps * task.warmup))
-    left = max(steps, warmup + 1) - warmup
+    remaining = max(steps, warmup + 1) - warmup
     decay = {
-        "cosine": optax.cosine_decay_schedule(task.learning_rate, left),
-        "polynomial": optax.polynomial_schedule(task.learning_rate, 0.0, 0.9, left),
+        "cosine": optax.cosine_decay_schedule(task.learning_rate, remaining),
+        "polynomial": optax.polynomial_schedule(task.learning_rate, 0.0, 0.9, remaining),
     }[task.schedule]
     return optax.join_schedules([optax.linear_schedule(0.0, task.learning_rate, warmup), decay], [warmup])
 
 
 def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) with global-norm clipping, and the learning rate of `make_schedule`."""
+    """AdamW (Loshchilov & Hutter 2019) with clipping by global norm and `make_schedule`; it decays kernels only."""
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -83,12 +82,9 @@ def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: int,
-    start: Callable[[dict], dict] = lambda variables: variables,
+    replace: Callable[[dict], dict] = lambda variables: variables,
 ) -> TrainState:
-    """A fresh TrainState; the same seed gives the same state.
-
-    `start` may put other numbers into the variables of the initialisation, weights that somebody has trained.
-    """
+    """The state before the first step, a function of the seed; `replace` may put trained weights into the variables."""
 
     @jax.jit
     def initialise(key):
@@ -97,37 +93,36 @@ def create_state(
     @jax.jit
     def create(variables, run_key):
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        # a copy, because donated buffers must not be shared between two leaves
+        # a copy, because donated buffers must not be shared by two leaves
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
         key = jax.random.key_data(run_key)
         return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, key, jnp.int32(-1))
 
-    # rbg: the initialisation compiles several times faster than with the default generator
-    return create(start(initialise(jax.random.key(seed, impl="rbg"))), jax.random.key(seed))
+    # the initialisation compiles several times faster with rbg than with the default generator
+    return create(replace(initialise(jax.random.key(seed, impl="rbg"))), jax.random.key(seed))
 
 
 def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Dice + cross-entropy: (B, H, W, 1) logits, mask in [0, 1] of that shape -> (B,)."""
+    """Dice + cross-entropy: logits (B, H, W, 1) and a mask in [0, 1] of the same shape -> (B,)."""
     return losses.soft_dice(logits, mask) + losses.binary_cross_entropy(logits, mask)
 
 
 def make_train_step(
     task: Task, model: nn.Module, optimizer: optax.GradientTransformation, axis_name: str | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step: augment, forward, Dice + cross-entropy per example, AdamW, EMA. Pure: jit it or spread it.
+    """The step: augmentation, forward pass, loss per example, AdamW, moving average. Pure: jit it or spread it.
 
-    A batch may be taken in `task.accumulate` parts, whose gradients are added: the loss is the mean over the whole
-    batch either way. What looks at other examples, batch normalisation, sees a part alone, and dropout draws anew for
-    each. Where `axis_name` is given, with which the model is made too, each device has its share of the batch, and
-    they sum over it as they go. What they sum within the loop over the parts depends on what they have summed before,
-    and all that they sum after depends on it: a CPU's devices would come by two independent sums in any order.
+    The loss is the mean over the whole batch, also where its gradient is accumulated over `task.accumulate` parts; only
+    batch normalisation sees a part by itself, and dropout differs from part to part. With `axis_name`, which the model
+    must be made with too, each device has its part of the batch, and sums go over all devices. Each of these sums
+    depends on the one before it: a CPU's devices may run independent sums in different orders.
     """
 
-    def over_all(tree: Any) -> Any:
+    def over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
-    def each_ones(key: jax.Array, rows: int) -> jax.Array:
-        """Keys for the rows of a share, those that they have in the whole batch."""
+    def keys_of_rows(key: jax.Array, rows: int) -> jax.Array:
+        """A key for each row, the same for any number of devices."""
         if axis_name is None:
             return jax.random.split(key, rows)
         keys = jax.random.split(key, rows * jax.lax.axis_size(axis_name))
@@ -138,11 +133,11 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(key)
         image = prepare(batch.image, task.size, task.denoise)
         mask = resize(batch.mask.astype(jnp.float32), (task.size, task.size))
-        image, mask = augment(each_ones(augment_key, len(image)), image, mask, task.augmentation)
+        image, mask = augment(keys_of_rows(augment_key, len(image)), image, mask, task.augmentation)
         valid = batch.valid.astype(jnp.float32)
         with_mask = valid * batch.has_mask
         with_label = valid * (batch.label >= 0)
-        masks, labels = (jnp.maximum(over_all(each.sum()), 1.0) for each in (with_mask, with_label))
+        masks, labels = (jnp.maximum(over_devices(rows.sum()), 1.0) for rows in (with_mask, with_label))
 
         def loss_of(params, batch_stats, part, key):
             image, mask, label, with_mask, with_label = part
@@ -155,35 +150,34 @@ def make_train_step(
             )
             total, metrics = jnp.float32(0.0), {}
             if outputs.mask is not None and task.mask_loss:
-                each = mask_loss(outputs.mask, mask)
+                loss = mask_loss(outputs.mask, mask)
                 for level, auxiliary in enumerate(outputs.auxiliary):
                     coarse = resize(mask, auxiliary.shape[1:3])
-                    each += task.auxiliary_loss / 2**level * mask_loss(auxiliary, coarse)
-                total += task.mask_loss * jnp.sum(each * with_mask) / masks
-                metrics["mask_loss"] = (jnp.sum(each * with_mask), jnp.sum(with_mask))
+                    loss += task.auxiliary_loss / 2**level * mask_loss(auxiliary, coarse)
+                total += task.mask_loss * jnp.sum(loss * with_mask) / masks
+                metrics["mask_loss"] = (jnp.sum(loss * with_mask), jnp.sum(with_mask))
             if outputs.label is not None and task.label_loss:
-                each = losses.cross_entropy(outputs.label, label, task.label_smoothing)
-                total += task.label_loss * jnp.sum(each * with_label) / labels
+                loss = losses.cross_entropy(outputs.label, label, task.label_smoothing)
+                total += task.label_loss * jnp.sum(loss * with_label) / labels
                 correct = (outputs.label.argmax(-1) == label) * with_label
-                metrics["label_loss"] = (jnp.sum(each * with_label), jnp.sum(with_label))
+                metrics["label_loss"] = (jnp.sum(loss * with_label), jnp.sum(with_label))
                 metrics["accuracy"] = (jnp.sum(correct), jnp.sum(with_label))
             return total, (updated.get("batch_stats", {}), metrics)
 
         whole = (image, mask, batch.label, with_mask, with_label)
         gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), state.params)
-        (total, (batch_stats, metrics)), grads = _in_parts(
+        (total, (batch_stats, metrics)), grads = _accumulate(
             gradient, state.batch_stats, whole, dropout_key, task.accumulate
         )
-        total, metrics, grads = over_all((total, metrics, grads))
-        metrics["loss"] = (total, jnp.float32(1.0))
+        total, metrics, grads = over_devices((total, metrics, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # the average starts short, so that it does not remember the initialisation
+        # a short average at first, so that it forgets the initialisation
         decay = jnp.minimum(task.ema, (1.0 + state.step) / (10.0 + state.step))
-        fresh = {"params": params, "batch_stats": batch_stats}
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, fresh)
-        metrics["gradient_norm"] = (optax.global_norm(grads), jnp.float32(1.0))
-        metrics["update_norm"] = (optax.global_norm(updates), jnp.float32(1.0))
+        latest = {"params": params, "batch_stats": batch_stats}
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, latest)
+        norms = {"gradient_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        metrics |= {name: (value, jnp.float32(1.0)) for name, value in ({"loss": total} | norms).items()}
         good = (state.failed < 0) & jnp.isfinite(jnp.stack([metrics[name][0] for name in MUST_BE_FINITE])).all()
         failed = jnp.where((state.failed < 0) & ~good, state.step, state.failed)
         after = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key, failed)
@@ -193,37 +187,37 @@ def make_train_step(
     return step
 
 
-def _in_parts(gradient: Callable, batch_stats: Any, whole: Any, key: jax.Array, parts: int) -> Any:
-    """((loss, (batch_stats, metrics)), gradient) of a batch, summed over `parts` parts of it, one after the other.
+def _accumulate(gradient: Callable, batch_stats: Any, whole: Any, key: jax.Array, parts: int) -> Any:
+    """((loss, (batch_stats, metrics)), gradient) of a batch, added up over its parts one after the other.
 
-    Every `parts`-th example is in the same part, so that each device has its share of every part (`training_batches`
-    has laid them out so).
+    A part is every `parts`-th example, so that each device has its share of every part (`training_batches` arranges
+    them so).
     """
     if parts == 1:
         return gradient(batch_stats, whole, key)
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), whole)
 
-    def add(carried, item):
+    def add(carry, item):
         number, part = item
-        batch_stats, sums = carried
+        batch_stats, sums = carry
         (loss, (batch_stats, metrics)), grads = gradient(batch_stats, part, jax.random.fold_in(key, number))
         return (batch_stats, jax.tree.map(jnp.add, sums, (loss, metrics, grads))), None
 
     (loss, (_, metrics)), grads = jax.eval_shape(gradient, batch_stats, jax.tree.map(lambda x: x[0], split), key)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
-    (batch_stats, (loss, metrics, grads)), _ = jax.lax.scan(add, (batch_stats, nothing), (jnp.arange(parts), split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
+    (batch_stats, (loss, metrics, grads)), _ = jax.lax.scan(add, (batch_stats, zeros), (jnp.arange(parts), split))
     return (loss, (batch_stats, metrics)), grads
 
 
 def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Array]]:
-    """Per-scan results on the canvas, (B, ...) each: probs (B, K), features (B, F), and the mask counts of `metrics`.
+    """A function of (variables, Batch) to results per scan: probs (B, K), features (B, F), `mask_counts` (B,).
 
-    Rows that are not valid are computed like the rest; the caller drops them.
+    Rows that are not valid are computed like the others; the caller drops them.
     """
     expert = make_expert(task)
 
     def evaluate(variables: dict, batch: Batch) -> dict[str, jax.Array]:
-        outputs = expert(variables, batch.image.reshape(-1, INPUT_SIZE, INPUT_SIZE, 3))
+        outputs = expert(variables, batch.image)
         result: dict[str, jax.Array] = {}
         if outputs.label is not None and outputs.features is not None:
             result["probs"], result["features"] = outputs.label, outputs.features
@@ -237,9 +231,9 @@ def make_evaluation_step(task: Task) -> Callable[[dict, Batch], dict[str, jax.Ar
 def collect(
     step: Any, variables: dict, scans: Scans, label: np.ndarray, batch_size: int, share: slice = WHOLE
 ) -> dict[str, np.ndarray]:
-    """Per-scan results of a jitted evaluation step over all scans, each (N, ...); filling rows are dropped.
+    """Results of a jitted evaluation step for all scans, (N, ...) each; padding rows are dropped.
 
-    Of each batch it gives the step a share, and takes the results of all.
+    `share` selects the rows of each batch that are passed to the step, which returns the results of all rows.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for rows, batch in evaluation_batches(scans, label, batch_size, share):
@@ -249,7 +243,7 @@ def collect(
 
 
 def scores(task: Task, results: dict[str, np.ndarray], scans: Scans, label: np.ndarray) -> dict[str, float]:
-    """The task's metrics on the canvas from `collect`'s results: those of its labels, of its masks, or of both."""
+    """The task's metrics from the results of `collect`: of labels, of masks at the size of the model input, or both."""
     found: dict[str, float] = {}
     known = label >= 0
     if "probs" in results and known.any():

@@ -1,8 +1,6 @@
-"""TensorBoard: a run's curves, and examples of what its network outlines, epoch by epoch.
+"""TensorBoard: a run's curves, and examples of its network's masks, epoch by epoch: `tensorboard --logdir runs`.
 
-    tensorboard --logdir runs
-
-It is written without TensorFlow, and read by the tensorboard that the user has.
+The files are written without TensorFlow; the user needs to install tensorboard to read them.
 """
 
 import os
@@ -21,24 +19,24 @@ from mcis.tasks.apply import make_expert
 from mcis.tasks.config import Task
 from mcis.train.step import make_schedule
 
-BOARD = "tensorboard"
+FOLDER = "tensorboard"
 """A run's folder of event files."""
 EXAMPLES = 4
-
-Watch = Callable[[dict[str, Any], dict[str, Any]], None]
-"""What is told each epoch's log line and variables."""
+"""Number of scans that are shown."""
 
 
-def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
-    """A function that writes an epoch's figures, its learning rate and some examples into the run's BOARD.
+def make_summary_writer(
+    run_dir: pathlib.Path, task: Task, scans: Scans
+) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """A function of an epoch's log line and variables that writes its metrics, learning rate and example masks.
 
-    An epoch that is trained again, after a crash, takes back what was written of it and of later ones.
+    When an epoch is trained again after a crash, what was written of it and of later ones is taken back.
 
     Args:
-      run_dir: the run's folder.
-      task: what it learns.
-      scans: to validate on; of a segmenter EXAMPLES of them are shown, their outline at the left, the network's at the
-        right, evenly chosen among those with a lesion.
+      run_dir: the run's folder; events go into its FOLDER.
+      task: what is trained.
+      scans: to validate on; for a segmenter EXAMPLES of those with a lesion are shown, with the true mask on the left
+        and the predicted one on the right.
     """
     import jax
 
@@ -47,23 +45,23 @@ def make_board(run_dir: pathlib.Path, task: Task, scans: Scans) -> Watch:
 
     def write(line: dict[str, Any], variables: dict[str, Any]) -> None:
         step, rate = line["step"], make_schedule(task, line["step"] // line["epoch"] * task.epochs)
-        values = {f"{part}/{name}": value for part in ("train", "validation") for name, value in line[part].items()}
-        # a file an epoch, for only closing one writes all of it; its name tells seconds, which does not suffice
-        name = f".{os.getpid()}.{time.time_ns()}"
-        with SummaryWriter(str(run_dir / BOARD), purge_step=step, filename_suffix=name) as writer:
+        values = {f"{split}/{name}": value for split in ("train", "validation") for name, value in line[split].items()}
+        # a file per epoch, because only closing one writes all of it; the default name is only unique within a second
+        suffix = f".{os.getpid()}.{time.time_ns()}"
+        with SummaryWriter(str(run_dir / FOLDER), purge_step=step, filename_suffix=suffix) as writer:
             for name, value in (values | {"learning_rate": float(rate(step))}).items():
                 writer.add_scalar(name, value, step)
             if len(images):
-                found = np.asarray(expert(variables, images).mask) > MASK_THRESHOLD
-                for k, (image, true, mask) in enumerate(zip(images, masks, found, strict=True)):
-                    pair = [overlay(image, one[..., 0].astype(np.uint8)) for one in (true, mask)]
-                    writer.add_image(f"examples/{k}", np.concatenate(pair, 1), step, dataformats="HWC")
+                predicted = np.asarray(expert(variables, images).mask) > MASK_THRESHOLD
+                for k, (image, *pair) in enumerate(zip(images, masks, predicted, strict=True)):
+                    shown = [overlay(image, mask[..., 0].astype(np.uint8)) for mask in pair]
+                    writer.add_image(f"examples/{k}", np.concatenate(shown, 1), step, dataformats="HWC")
 
     return write
 
 
 def _examples(task: Task, scans: Scans) -> np.ndarray:
-    """Rows of the scans that are shown."""
+    """Rows of the scans that are shown, evenly spread over those with a lesion."""
     if not task.segments:
         return np.zeros(0, int)
     lesion = np.flatnonzero(scans.has_mask & (scans.area > 0))

@@ -45,7 +45,7 @@ def turns(spread, axis, mesh, batch):
     if spread is None:
         one, given = jax.jit(plain, donate_argnums=0), jax.device_put(batch, jax.devices()[0])
     else:
-        one = spread(distributed.with_wishes(plain, axis), mesh)
+        one = spread(distributed.with_control_flags(plain, axis), mesh)
         given, state = (batch, np.zeros((mesh.size, 2), bool)), parallel.put(state, mesh)
     reached = [state]
 
