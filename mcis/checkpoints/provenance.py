@@ -63,17 +63,13 @@ def scans_of(manifest: Mapping[str, Any], by: str, *splits: str) -> set[str]:
     return {scan for split in splits for scan in manifest.get(by, {}).get(split, ())}
 
 
-def used_scans(manifest: Mapping[str, Any], by: str) -> set[str]:
-    """All scans that weights have used (`uses`), by "fingerprints" or "names"."""
-    return scans_of(manifest, by, *uses(manifest))
-
-
 def merged_scans(manifests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
     """An ensemble's "fingerprints" and "names": a scan that one member was trained on counts as "train" for all."""
     found = {}
     for by in ("fingerprints", "names"):
         train, validation = (
-            set().union(*(scans_of(manifest, by, split) for manifest in manifests)) for split in ("train", "validation")
+            {scan for manifest in manifests for scan in scans_of(manifest, by, split)}
+            for split in ("train", "validation")
         )
         found[by] = {"train": sorted(train), "validation": sorted(validation - train)}
     return found

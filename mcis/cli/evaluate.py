@@ -232,10 +232,10 @@ def _write(
     heat: int,
 ) -> None:
     """Write report.json, then the page, for which the scans of its gallery are predicted again."""
-    from mcis.files import write_text
     from mcis.evaluation import gallery, page
     from mcis.evaluation.metrics import REPORT
     from mcis.evaluation.pointing_game import pointing_game
+    from mcis.files import write_text
     from mcis.ops.metrics import MASK_THRESHOLD
 
     chosen = gallery.choose(rows, found["task"])

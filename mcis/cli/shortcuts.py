@@ -45,11 +45,11 @@ def _main(options: Shortcuts) -> int:
     import numpy as np
 
     from mcis.checkpoints.checkpoint import is_weights_folder
-    from mcis.files import write_text
     from mcis.data import dataset
     from mcis.data.records import read_records
     from mcis.evaluation import shortcuts
     from mcis.evaluation.metrics import read_report
+    from mcis.files import write_text
     from mcis.tasks.table import task_named
 
     task, target = task_named(options.task), None

@@ -178,7 +178,7 @@ def _train(
     from mcis.tasks.config import LAST
     from mcis.tasks.table import task_named
     from mcis.train import distributed, loop, run_record
-    from mcis.train.initial_weights import STAGE
+    from mcis.train.setup import STAGE
     from mcis.train.tensorboard import make_summary_writer
 
     scans = _load(options, task, fold)

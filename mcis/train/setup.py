@@ -1,7 +1,8 @@
-"""What is decided before the first step of a run: its options, its checks, its steps, batches and initial state."""
+"""What is decided before the first step of a run: options, checks, initial weights, steps and batches."""
 
 import dataclasses
 import functools
+import hashlib
 import math
 import pathlib
 import tempfile
@@ -9,15 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from mcis.checkpoints import checkpoint
+from mcis.checkpoints import checkpoint, provenance
 from mcis.checkpoints.checkpoint import BEST
 from mcis.data.batches import WHOLE, balance, targets, training_batches
 from mcis.data.dataset import Scans, public_names
+from mcis.models.pretrained import import_state_dict, import_variables, read_state_dict
 from mcis.tasks.config import LAST, Task
-from mcis.train import distributed, initial_weights, parallel, resume, run_record, step
+from mcis.train import distributed, parallel, resume, run_record, step
 from mcis.train.run_record import LOG, stops_early
 from mcis.train.step import TrainState
+
+STAGE = "start"
+"""The folder, in a run's folder, of its pretraining stage (progressive resizing)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,29 +90,22 @@ class Setup:
 def set_up(
     task: Task, train_scans: Scans, validation_scans: Scans, run_dir: pathlib.Path, options: RunOptions
 ) -> tuple[Setup, TrainState]:
-    """Check everything that can be wrong, before the folder is touched; make the steps and the initial state."""
-    mesh = parallel.make_mesh()
+    """Check everything that can be wrong before the folder is touched; make the steps and the initial state."""
+    mesh, init_from = parallel.make_mesh(), options.init_from
     parallel.check_batch(task.batch_size, mesh, task.accumulate)
     settings = run_record.settings_of(task, train_scans, validation_scans, options.seed, options.fold)
-    if options.init_from is not None:
-        settings["init_from"] = initial_weights.fingerprint(options.init_from)
+    if init_from is not None:
+        settings["init_from"] = _hash_of(init_from)
     run_record.check_same_run(run_dir, settings)
     _check_files(run_dir)
     distributed.check_same_settings(settings)
     train, validation = ((scans, targets(scans, task)) for scans in (train_scans, validation_scans))
     _check_select(task, *validation)
-    share = parallel.share_of(task.batch_size, mesh)
-    epoch_steps = math.ceil(len(train_scans) / task.batch_size)
-    optimizer = step.make_optimizer(task, epoch_steps * task.epochs)
-    replace = functools.partial(initial_weights.replace_variables, options.init_from)
-    axis = parallel.AXIS if options.pmap or mesh.size > 1 else None
-    model = task.make_model(axis, train=True)
-    state = parallel.put(step.create_state(task, model, optimizer, options.seed, replace), mesh)
-    one_step = distributed.with_control_flags(step.make_train_step(task, model, optimizer, axis), axis)
-    spread = parallel.pmap_train_step if options.pmap else parallel.parallel_train_step
+    share, epoch_steps = parallel.share_of(task.batch_size, mesh), math.ceil(len(train_scans) / task.batch_size)
     batches_of = functools.partial(
         training_batches, *train, *balance(train_scans, task), task.batch_size, options.seed, task.accumulate
     )
+    model, optimizer, train_step, evaluation_step = make_steps(task, mesh, epoch_steps * task.epochs, options.pmap)
     setup = Setup(
         task=task,
         run_dir=run_dir,
@@ -114,24 +113,74 @@ def set_up(
         train=train,
         validation=validation,
         settings=settings,
-        used=_used_scans(train_scans, validation_scans, initial_weights.used_scans(options.init_from, run_dir)),
+        used=used_scans(train_scans, validation_scans, init_from, run_dir),
         epoch_steps=epoch_steps,
         share=share,
         batches=batches_of(share),
         whole_batches=batches_of(WHOLE),
-        train_step=spread(one_step, mesh),
-        evaluation_step=parallel.parallel_evaluation_step(step.make_evaluation_step(task), mesh),
+        train_step=train_step,
+        evaluation_step=evaluation_step,
     )
-    return setup, state
+    state = step.create_state(task, model, optimizer, options.seed, functools.partial(_with_weights, init_from))
+    return setup, parallel.put(state, mesh)
 
 
-def _used_scans(train: Scans, validation: Scans, initial: dict[str, set[str]]) -> dict[str, dict[str, list[str]]]:
-    """Fingerprints and names for the manifest; scans that the initial weights have used count as trained on."""
-    by = {"fingerprints": lambda scans: scans.fingerprint.tolist(), "names": public_names}
-    return {
-        name: {"train": sorted({*of(train)} | initial[name]), "validation": sorted({*of(validation)})}
-        for name, of in by.items()
-    }
+def make_steps(task: Task, mesh: Mesh, steps: int, pmap: bool) -> tuple[Any, Any, Callable, Callable]:
+    """The network, its optimizer, and the train and evaluation steps, jitted over the devices."""
+    axis = parallel.AXIS if pmap or mesh.size > 1 else None
+    model, optimizer = task.make_model(axis, train=True), step.make_optimizer(task, steps)
+    train_step = distributed.with_control_flags(step.make_train_step(task, model, optimizer, axis), axis)
+    spread = parallel.pmap_train_step if pmap else parallel.parallel_train_step
+    evaluation_step = parallel.parallel_evaluation_step(step.make_evaluation_step(task), mesh)
+    return model, optimizer, spread(train_step, mesh), evaluation_step
+
+
+def _hash_of(path: pathlib.Path) -> str:
+    """A hash of initial weights, in hex: of a folder's arrays, or of a state dict's file. ValueError if none exist."""
+    folder = checkpoint.weights_folder(path) if path.is_dir() else path
+    if folder.is_file():
+        return hashlib.sha256(folder.read_bytes()).hexdigest()
+    if not (folder / checkpoint.MANIFEST).is_file():
+        raise ValueError(f"init_from={path}: no such state dict, run or weights folder")
+    digest = hashlib.sha256()
+    for name, value in checkpoint.flatten(checkpoint.load(folder)[0]).items():
+        digest.update(repr((name, value.shape, value.dtype.str)).encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _with_weights(path: pathlib.Path | None, variables: dict[str, Any]) -> dict[str, Any]:
+    """A network's variables with the numbers of initial weights; prints what was loaded. ValueError if none fit."""
+    if path is None:
+        return variables
+    try:
+        if path.is_dir():
+            stored, _ = checkpoint.load(checkpoint.weights_folder(path))
+            imported, report = import_variables(stored, variables)
+        else:
+            imported, report = import_state_dict(read_state_dict(path), variables)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    print(f"{path}: {report}", flush=True)
+    return imported
+
+
+def used_scans(
+    train: Scans, validation: Scans, init_from: pathlib.Path | None, run_dir: pathlib.Path
+) -> dict[str, dict[str, list[str]]]:
+    """Fingerprints and names for the manifest. Scans that the initial weights have used count as trained on.
+
+    Those of a state dict are unknown. A run's own pretraining stage has used only its training scans: its last epoch is
+    kept, and what it fits to the validation scans, a router's OOD limit, is not passed on.
+    """
+    manifest, splits = {}, ()
+    if init_from is not None and init_from.is_dir():
+        manifest = checkpoint.read_manifest(checkpoint.weights_folder(init_from))
+        splits = ("train",) if init_from == run_dir / STAGE else provenance.uses(manifest)
+    found = {}
+    for by, of in (("fingerprints", lambda scans: scans.fingerprint.tolist()), ("names", public_names)):
+        trained = {*of(train)} | provenance.scans_of(manifest, by, *splits)
+        found[by] = {"train": sorted(trained), "validation": sorted({*of(validation)})}
+    return found
 
 
 def _check_files(run_dir: pathlib.Path) -> None:
@@ -149,8 +198,7 @@ def _check_files(run_dir: pathlib.Path) -> None:
 
 def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
     """ValueError unless `task.select` can be computed on the validation scans; tried with perfect predictions."""
-    true = scans.area
-    probs = np.eye(len(task.classes))[np.maximum(label, 0)]
+    true, probs = scans.area, np.eye(len(task.classes))[np.maximum(label, 0)]
     found = step.scores(task, {"probs": probs, "both": true, "predicted": true, "true": true}, scans, label)
     if task.select not in (LAST, *found):
         computable = ", ".join(name for name in task.metrics if name in found) or "none"
@@ -161,7 +209,7 @@ def _check_select(task: Task, scans: Scans, label: np.ndarray) -> None:
 
 
 def make_folder(run_dir: pathlib.Path) -> None:
-    """Make the run's folder; OSError if it cannot be written to."""
+    """Make a run's folder; OSError if it cannot be written to."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run_dir):

@@ -1,7 +1,8 @@
-"""What ships finds on phantoms what it found when it was put there: an upgrade of a library changes nothing unnoticed.
+"""The bundled weights predict the masks of phantoms that they predicted when they were added.
 
-Organ and segmentation are forced, so that every phantom has a mask whatever router and classifier say of it. New
-weights need new masks: `python tests/checkpoints/test_bundled.py`, and a look at them.
+So no upgrade of a library changes them unnoticed. The segmentation networks are run alone, without router and
+classifier, so every phantom has a mask. New weights need new masks: run `python tests/checkpoints/test_bundled.py` and
+look at them.
 """
 
 import pathlib
@@ -30,17 +31,17 @@ def phantoms(organ):
     ]
 
 
-def test_what_ships_knows_the_published_scans_it_has_used_by_name():
+def test_the_bundled_weights_list_the_names_of_the_published_scans_that_they_have_used():
     for name, weights in load_bundle().items():
         for use in ("train", "validation"):
-            used, called = (weights.manifest[by][use] for by in ("fingerprints", "names"))
-            # of the router's some are foreign, which have no such names
-            assert len(called) == len(used) or (name == "route" and len(used) > len(called) > 0.8 * len(used))
+            used, names = (weights.manifest[by][use] for by in ("fingerprints", "names"))
+            # some of the router's are out of distribution and have no such names
+            assert len(names) == len(used) or (name == "route" and len(used) > len(names) > 0.8 * len(used))
         assert weights.manifest["names"]["train"]
 
 
 def masks_of(organ):
-    """Masks of the shipped segmentation network on the phantoms' own grid: bool (N, *SIZE)."""
+    """Masks of the bundled segmentation network at the phantoms' own size: bool (N, *SIZE)."""
     weights = load_bundle()[f"segment_{organ.name}"]
     squares, geometries = zip(*(letterbox(image) for image in phantoms(organ)), strict=True)
     found = np.asarray(jax.jit(make_expert(weights.task))(weights.variables, np.stack(squares)).mask)
@@ -53,15 +54,15 @@ def file_of(organ):
 
 
 @pytest.mark.parametrize("organ", ORGANS, ids=lambda organ: organ.name)
-def test_shipped_weights_outline_phantoms_as_they_did(organ):
+def test_the_bundled_weights_predict_the_same_masks_as_before(organ):
     found = masks_of(organ)
     wanted = cv2.imread(str(file_of(organ)), cv2.IMREAD_UNCHANGED).reshape(found.shape) > 0
-    assert (wanted.any((1, 2))).mean() > 0.5  # empty masks would be equal, and say little
+    assert (wanted.any((1, 2))).mean() > 0.5  # equal empty masks would prove nothing
     counts = mask_counts(found[..., None], wanted[..., None])
     overlaps = dice(counts["both"], counts["predicted"], counts["true"])
     assert overlaps.min() > 0.99, overlaps.round(3)
 
 
 if __name__ == "__main__":
-    for organ in ORGANS:  # one below the other in one picture
+    for organ in ORGANS:  # one below the other in one image
         cv2.imwrite(str(file_of(organ)), np.concatenate(masks_of(organ)).astype(np.uint8) * 255)

@@ -1,3 +1,5 @@
+"""Weights folders: round trips to the bit, damage, replacement, limits."""
+
 import ast
 import json
 import os
@@ -22,7 +24,7 @@ ROOT = pathlib.Path(mcis.__file__).parent
 
 
 def variables(seed=0, width=4):
-    """Arrays of every kind that a network's variables hold, at magnitudes that half precision cannot."""
+    """Arrays of every type that a network's variables have, of magnitudes that half precision cannot represent."""
     rng = np.random.default_rng(seed)
     kernel = rng.normal(size=(3, 3, 2, width)).astype(np.float32)
     kernel[0, 0, 0, :2] = [1e-6, -0.0]
@@ -56,6 +58,8 @@ def test_flatten_and_unflatten():
     tree = {"b": {"y": 2, "x": {"z": 1}}, "a": 0}
     assert list(flatten(tree).items()) == [("a", 0), ("b/x/z", 1), ("b/y", 2)]
     assert unflatten(flatten(tree)) == tree
+    # level by level: as strings, "a-b/c" would come before "a/c"
+    assert list(flatten({"a-b": {"c": 1}, "a": {"d": 2, "c": 3}})) == ["a/c", "a/d", "a-b/c"]
     assert flatten({"a": {}, "b": 1}) == {"b": 1}
 
 
@@ -82,7 +86,7 @@ def test_a_saved_folder_can_be_moved_and_copied(saved, tmp_path):
     assert_same(checkpoint.load(os.path.relpath(moved))[0], variables())
 
 
-def test_no_file_says_where_it_was_written(tmp_path):
+def test_no_file_holds_the_path_of_its_folder(tmp_path):
     checkpoint.save(tmp_path / "weights", variables(), {})
     files = [path for path in (tmp_path / "weights").rglob("*") if path.is_file()]
     assert files and not [path for path in files if os.fsencode(tmp_path) in path.read_bytes()]
@@ -105,7 +109,7 @@ def test_half_precision_rounds_parameters_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("value", [1e5, -7e4, np.nan])
-def test_half_precision_refuses_what_it_cannot_hold_and_leaves_nothing(tmp_path, value):
+def test_parameters_beyond_half_precision_are_an_error_and_nothing_is_written(tmp_path, value):
     too_large = variables()
     too_large["params"]["label"]["bias"][1] = value
     with pytest.raises(CheckpointError, match="params/label/bias"):
@@ -152,7 +156,7 @@ def test_damage_to_any_file_is_an_error_that_names_it(saved, damage):
 
 
 @pytest.mark.parametrize("name", ["extra.txt", "variables/extra", ".hidden"])
-def test_a_file_too_many_is_an_error_that_names_it(saved, name):
+def test_an_additional_file_is_an_error_that_names_it(saved, name):
     (saved / name).write_text("x")
     with pytest.raises(CheckpointError, match=rf"{name}.*does not belong"):
         checkpoint.load(saved)
@@ -167,7 +171,7 @@ def without(manifest, key):
 
 
 def arrays(manifest, name, *entry):
-    """The manifest's text with one array's type and shape replaced, or its entry taken out."""
+    """The manifest's text with the type and shape of one array replaced, or its entry removed."""
     entries = {k: v for k, v in manifest["arrays"].items() if k != name} | ({name: list(entry)} if entry else {})
     return changed(manifest, arrays=entries)
 
@@ -205,10 +209,10 @@ def test_a_damaged_manifest_is_an_error_that_names_a_file(saved, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_weights_folder_says_so(tmp_path):
+def test_another_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
-        with pytest.raises(CheckpointError, match=f"{path}.*no weights folder"):
+        with pytest.raises(CheckpointError, match=f"{path} is not a weights folder"):
             checkpoint.load(path)
 
 
@@ -227,7 +231,7 @@ def test_check_shapes_names_the_array_that_differs():
 # Replacing
 
 
-def test_saving_again_replaces_everything_and_leaves_nothing_beside_it(saved):
+def test_saving_again_replaces_the_folder_and_leaves_no_other_file(saved):
     checkpoint.save(saved, variables(seed=1, width=4), {"task": "another"})
     found, manifest = checkpoint.load(saved)
     assert_same(found, variables(seed=1))
@@ -245,7 +249,7 @@ def one(value):
 
 
 def assert_old_or_new(path):
-    """The folder is whole, whichever it is; and the next save puts everything right. Returns which it was."""
+    """The folder is complete, the old one or the new one, and the next save works. Returns which it was."""
     found, manifest = checkpoint.load(path)
     assert_same(found, one(manifest["which"])[0])
     checkpoint.save(path, *one(3))
@@ -255,7 +259,7 @@ def assert_old_or_new(path):
 
 
 def test_a_save_that_dies_at_any_moment_leaves_the_old_or_the_new(tmp_path, monkeypatch):
-    """It dies before the n-th time that it touches the folder, or one beside it, by name; for every n."""
+    """It dies before its n-th operation on the folder or on one next to it; for every n."""
     checkpoint.save(tmp_path / "origin", *one(1))
     left = 0
 
@@ -287,7 +291,7 @@ def test_a_save_that_dies_at_any_moment_leaves_the_old_or_the_new(tmp_path, monk
         step += 1
     assert seen == sorted(seen)
     assert set(seen) == {1, 2}
-    assert len(seen) >= 5  # the manifest, two renames and the removals: there is something to die at
+    assert len(seen) >= 5  # the manifest, two renames and the removals
 
 
 def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path):
@@ -296,7 +300,7 @@ def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path):
     script = """
         import os, pathlib, signal, sys
         import numpy as np
-        from mcis import checkpoint
+        from mcis.checkpoints import checkpoint
 
         path, rename = pathlib.Path(sys.argv[1]), pathlib.Path.rename
 
@@ -319,7 +323,7 @@ def test_a_process_killed_between_the_two_renames_loses_nothing(tmp_path):
 
 
 def test_nothing_unpickles():
-    """No import of a module that unpickles, no allow_pickle, in any file of the package."""
+    """No file of the package imports a module that unpickles or allows NumPy to unpickle."""
     forbidden = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     files = sorted(ROOT.rglob("*.py"))
     assert len(files) > 20
@@ -336,22 +340,22 @@ def test_nothing_unpickles():
             assert not {name.split(".")[0] for name in names} & forbidden, f"{file}: {names}"
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written_and_the_older_weights_stay(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_anything_is_written_and_older_weights_stay(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "best", variables(), {})
     free = checkpoint.SPARE + 10
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=free))
-    with pytest.raises(OSError, match=r"4 MiB are free, 4 are needed to save.*make room, then type the same again"):
+    with pytest.raises(OSError, match=r"4 MiB are free, 4 MiB are needed to save.*free some space"):
         checkpoint.save(tmp_path / "best", variables(seed=1), {})
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert_same(checkpoint.load(tmp_path / "best")[0], variables())
 
 
-def test_what_orbax_says_of_a_full_disk_is_an_error_of_the_disk(tmp_path):
-    with pytest.raises(OSError, match="No space left on device; what was saved before is whole") as full:  # noqa: SIM117
-        with checkpoint.writing(tmp_path):
+def test_a_full_disk_that_orbax_meets_is_an_oserror(tmp_path):
+    with pytest.raises(OSError, match="No space left on device; earlier saves are intact") as full:  # noqa: SIM117
+        with checkpoint.disk_errors(tmp_path):
             raise ValueError("RESOURCE_EXHAUSTED: Failed to write 1 bytes [os_error_code='28']")
     assert full.value.errno == 28 and full.value.filename == str(tmp_path)
-    with pytest.raises(ValueError, match="shapes differ"), checkpoint.writing(tmp_path):
+    with pytest.raises(ValueError, match="shapes differ"), checkpoint.disk_errors(tmp_path):
         raise ValueError("shapes differ")
 
 
@@ -361,14 +365,14 @@ def rehashed(folder):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"tree_metadata": 5}', "[" * 9999])
-def test_strange_files_of_orbax_are_an_error_of_ours_whoever_vouches_for_them(content, saved):
+def test_malformed_files_of_orbax_are_a_checkpoint_error_even_with_matching_hashes(content, saved):
     (saved / "variables" / "_METADATA").write_text(content)
     rehashed(saved)
     with pytest.raises(CheckpointError, match=r"variables is damaged|lists other arrays"):
         checkpoint.load(saved)
 
 
-def test_a_manifest_without_end_or_nested_without_end_is_damaged(saved, monkeypatch):
+def test_a_huge_or_deeply_nested_manifest_is_damaged(saved):
     (saved / MANIFEST).write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="nested too deeply"):
         checkpoint.load(saved)
@@ -378,20 +382,20 @@ def test_a_manifest_without_end_or_nested_without_end_is_damaged(saved, monkeypa
         checkpoint.load(saved)
 
 
-def test_files_that_do_not_belong_there_are_not_read(saved):
+def test_files_that_are_not_listed_are_not_read(saved):
     with open(saved / "variables" / "extra", "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(CheckpointError, match="does not belong there"):
         checkpoint.load(saved)
 
 
-def test_more_arrays_than_fit_are_refused(saved, monkeypatch):
+def test_arrays_that_are_too_large_are_an_error(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "MAX_BYTES", 100)
     with pytest.raises(CheckpointError, match="MiB of arrays; at most"):
         checkpoint.load(saved)
 
 
-def test_an_error_says_no_more_of_a_manifest_than_can_be_read(saved):
+def test_an_error_quotes_only_the_beginning_of_a_long_entry(saved):
     manifest = json.loads((saved / MANIFEST).read_text())
     (saved / MANIFEST).write_text(json.dumps(manifest | {"format": [0] * 10_000}))
     with pytest.raises(CheckpointError, match="has format") as caught:

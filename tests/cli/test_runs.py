@@ -1,6 +1,5 @@
-"""Runs side by side."""
+"""`mcis runs`: the table of runs."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,29 +8,32 @@ import sys
 import pytest
 
 from mcis.cli import runs
-from mcis.train import loop, run_record
+from mcis.train import resume, run_record
 from tests.fixtures.runs import SMALL
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def change(run_dir, **settings):
+    """Change settings in the record of a run."""
+    record = run_record.read(run_dir)
+    (run_dir / run_record.RUN).write_text(json.dumps(record | {"settings": record["settings"] | settings}))
 
 
 @pytest.fixture(scope="module")
-def folder(finished, scans, tmp_path_factory):
-    """Two runs of one task, one of them stopped after its first epoch, and something else."""
-    folder = tmp_path_factory.mktemp("side by side")
-    shutil.copytree(finished[0], folder / "first")
+def folder(finished, tmp_path_factory):
+    """Two runs of one task, one of them stopped after its first epoch, and another folder."""
+    folder = tmp_path_factory.mktemp("several")
+    for name in ("first", "second"):
+        shutil.copytree(finished[0], folder / name, ignore=shutil.ignore_patterns(resume.CHECKPOINTS))
     (folder / "notes").mkdir()
-    steps = 0
-
-    def stop():
-        nonlocal steps
-        steps += 1
-        return (folder / "second" / loop.LOG).exists() and bool((folder / "second" / loop.LOG).read_text())
-
-    with pytest.raises(loop.Interrupted):
-        loop.train(dataclasses.replace(SMALL, learning_rate=0.02), *scans, folder / "second", seed=1, stop=stop)
+    change(folder / "second", seed=1, learning_rate=0.02)
+    log = folder / "second" / run_record.LOG
+    log.write_text(log.read_text().splitlines()[0] + "\n")
     return folder
 
 
-def test_runs_are_listed_with_what_they_kept_and_in_what_they_differ(folder, finished, capsys):
+def test_runs_are_listed_with_what_they_have_reached_and_how_they_differ(folder, finished, capsys):
     assert runs.main([str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     first, second = (next(line for line in lines if name in line) for name in ("first", "second"))
@@ -41,21 +43,23 @@ def test_runs_are_listed_with_what_they_kept_and_in_what_they_differ(folder, fin
     )
     assert "1/3" in second and "seed 1, learning_rate 0.02" in second
     assert "seed 0, learning_rate 0.01" in first and "features" not in first
-    assert runs.main([str(folder / "first")]) == 0  # a run itself; alone it differs from nobody
-    alone = capsys.readouterr().out
-    assert "3/3" in alone and "seed" not in alone and "nothing" not in alone
+    assert runs.main([str(folder / "first")]) == 0  # a single run differs from none
+    single = capsys.readouterr().out
+    assert "3/3" in single and "seed" not in single and "nothing" not in single
 
 
-def test_no_figure_is_cut_in_a_narrow_terminal(folder, finished):
-    program = "import io, sys; from rich.console import Console; from mcis.cli import runs; import pathlib; "
-    program += f"found = [runs.read_run(pathlib.Path({str(folder)!r}) / name) for name in ('first', 'second')]; "
+def test_no_number_is_cut_in_a_narrow_terminal(folder, finished):
+    program = "import pathlib; from rich.console import Console; from mcis.cli import runs\n"
+    program += "from tests.fixtures.runs import tiny_network\n"
+    program += f"with tiny_network(): found = [runs.read_run(pathlib.Path({str(folder)!r}) / name) "
+    program += "for name in ('first', 'second')]\n"
     program += "Console(width=80).print(runs._table('route', found))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert f"{finished[1]['validation']['accuracy']:.3f}" in done.stdout and "…" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_runs_as_json_hold_all_that_is_known(folder, finished, capsys):
+def test_runs_as_json_hold_everything_that_is_recorded(folder, finished, capsys):
     assert runs.main([str(folder), "--json"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["kept"] == finished[1] and first["settings"]["select"] == SMALL.select
@@ -64,37 +68,36 @@ def test_runs_as_json_hold_all_that_is_known(folder, finished, capsys):
     assert first["minutes"] >= 0 and (first["epochs"], second["epochs"]) == (3, 1)
 
 
-def test_where_there_is_no_run_or_a_damaged_one_that_is_said(folder, tmp_path, capsys):
+def test_missing_and_damaged_runs_are_reported(folder, tmp_path, capsys):
     assert runs.main([str(tmp_path / "none")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert runs.main([str(tmp_path)]) == 2
     assert "no run in" in capsys.readouterr().err
     (tmp_path / "findings").mkdir()
-    (tmp_path / "findings" / run_record.RUN).write_text('{"options": {}}')  # of `mcis predict`
+    (tmp_path / "findings" / run_record.RUN).write_text('{"options": {}}')  # written by `mcis predict`
     shutil.copytree(folder / "first", tmp_path / "whole")
     damages = [(run_record.RUN, '{"settings": 1}'), (run_record.RUN, '{"settings": {"name": "route"}, "sessions": []}')]
-    damages += [(loop.LOG, "{"), (loop.LOG, '{"epoch": 1}')]
+    damages += [(run_record.LOG, "{"), (run_record.LOG, '{"epoch": 1}'), (run_record.LOG, "\udcff")]
     for number, (name, content) in enumerate(damages):
         shutil.copytree(folder / "first", tmp_path / f"damaged{number}")
-        (tmp_path / f"damaged{number}" / name).write_text(content)
+        (tmp_path / f"damaged{number}" / name).write_text(content, errors="surrogateescape")
     assert runs.main([str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert "whole" in said.out and "findings" not in said.out and "damaged" not in said.out
-    lines = said.err.splitlines()
+    printed = capsys.readouterr()
+    assert "whole" in printed.out and "findings" not in printed.out and "damaged" not in printed.out
+    lines = printed.err.splitlines()
     assert len(lines) == len(damages)
     for number, line in enumerate(lines):
         assert f"damaged{number}" in line and "is damaged" in line
 
 
-def test_folds_are_told_apart_and_other_scans_are_said(folder, finished, tmp_path, capsys):
-    for name, change in (
+def test_folds_and_other_scans_are_shown_as_differences(folder, tmp_path, capsys):
+    for name, settings in (
         ("one", {"fold": "0/5"}),
         ("two", {"fold": "1/5"}),
         ("three", {"data": {"train": "x", "validation": "y"}}),
     ):
-        shutil.copytree(finished[0], tmp_path / name)
-        found = run_record.read(tmp_path / name)
-        (tmp_path / name / run_record.RUN).write_text(json.dumps(found | {"settings": found["settings"] | change}))
+        shutil.copytree(folder / "first", tmp_path / name)
+        change(tmp_path / name, **settings)
     assert runs.main([str(tmp_path)]) == 0
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1}
     assert "fold 0/5" in lines["one"] and "fold 1/5" in lines["two"] and ", scans" not in lines["one"]

@@ -1,68 +1,69 @@
-"""The command that trains: killed and typed again, and its folds."""
+"""`mcis train`: killed and run again, stopped, folds, a pretraining stage, options."""
 
 import dataclasses
-import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from mcis.checkpoints import checkpoint
-from mcis.cli import common, train
+from mcis.cli import common, evaluate, train
 from mcis.tasks import config, table
 from mcis.train import loop
+from mcis.train.setup import STAGE
+from tests.fixtures import processes
 
 
-def wait_for_lines(log, count, process):
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= count):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_killed_process_resumes(phantom_dir, tmp_path):
-    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
-    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=16", "--epochs=12"]
-    log = tmp_path / "route" / loop.LOG
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for_lines(log, 2, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    done = len(log.read_text().splitlines())
-    assert done < 12
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "epoch 12 of 12, the last" in again.stdout
-    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))
-    hint = next(line for line in again.stdout.splitlines() if line.startswith("score it once"))
-    words = shlex.split(hint.partition(": ")[2])
-    scored = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
-    assert scored.returncode == 0 and "balanced_accuracy" in scored.stdout, scored.stderr
+def assert_same_weights(run, other):
+    one, two = (checkpoint.flatten(checkpoint.load(folder / checkpoint.BEST)[0]) for folder in (run, other))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_process_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(number, phantom_dir, tmp_path):
-    command = [sys.executable, "-m", "mcis.launch", "--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]
-    command += [f"--runs_dir={tmp_path}", "--size=32", "--features=4", "--batch_size=4", "--epochs=8", "--select=last"]
-    subprocess.run([*command, "--run=whole"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--run=stopped"], stdout=subprocess.PIPE, text=True)
-    wait_for_lines(tmp_path / "stopped" / loop.LOG, 1, process)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, said
-    assert "is saved after step" in said and "type the same again" in said
-    again = subprocess.run([*command, "--run=stopped"], capture_output=True, text=True, check=True)
-    assert "resumed after epoch" in again.stdout
-    one, other = (checkpoint.load(tmp_path / run / loop.BEST)[0] for run in ("whole", "stopped"))
-    for (name, value), theirs in zip(checkpoint.flatten(one).items(), checkpoint.flatten(other).values(), strict=True):
-        np.testing.assert_array_equal(value, theirs, err_msg=name)
+def test_a_process_that_is_stopped_and_killed_resumes_bit_by_bit(number, phantom_dir, tmp_path, capsys, tiny):
+    size = ["--batch_size=4", "--epochs=12"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train.main(processes.command(whole, phantom_dir, *size)) == 0
+    arguments = processes.command(run, phantom_dir, *size)
+    started = processes.start(arguments, devices=2)
+    processes.wait_for_epochs(run, 1, started)
+    started.send_signal(number)
+    ((printed, _, status),) = processes.end(started)
+    assert status == 75, printed
+    assert "is saved after step" in printed and "run the same command again to resume" in printed
+    done = len(processes.log_lines(run))
+    started = processes.start(arguments, devices=2)
+    processes.wait_for_epochs(run, done + 1, started)
+    os.kill(started.pid, signal.SIGKILL)
+    processes.end(started)
+    assert len(processes.log_lines(run)) < 12
+    ((printed, _, _),) = processes.finish(processes.start(arguments, devices=2))
+    assert "resumed after epoch" in printed and "epoch 12 of 12, the last" in printed
+    assert [line["epoch"] for line in processes.log_lines(run)] == list(range(1, 13))
+    assert_same_weights(run, whole)
+    hint = next(line for line in printed.splitlines() if line.startswith("score it once"))
+    words = shlex.split(hint.partition(": ")[2])
+    assert words[:2] == ["mcis", "evaluate"] and evaluate.main(words[2:]) == 0
+    assert "balanced_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_real_network_resumes_bit_by_bit_after_a_kill(phantom_dir, tmp_path):
+    size = ["--model=cnn", "--batch_size=16", "--epochs=8"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    processes.finish(processes.start(processes.command(whole, phantom_dir, *size), module="mcis.launch"))
+    arguments = processes.command(run, phantom_dir, *size)
+    started = processes.start(arguments, module="mcis.launch")
+    processes.wait_for_epochs(run, 2, started)
+    os.kill(started.pid, signal.SIGKILL)
+    processes.end(started)
+    processes.finish(processes.start(arguments, module="mcis.launch"))
+    assert_same_weights(run, whole)
 
 
 def test_a_second_interrupt_stops_at_once():
@@ -79,12 +80,12 @@ def test_a_second_interrupt_stops_at_once():
         signal.signal(signal.SIGINT, before)
 
 
-def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_dir, tmp_path, monkeypatch, capsys):
+def test_folds_hold_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_dir, tmp_path, monkeypatch, capsys):
     seen, dirs = [], []
 
-    def record(task, train_scans, validation_scans, run_dir, *rest, **further):
+    def record(task, train_scans, validation_scans, run_dir, options):
         dirs.append(run_dir)
-        seen.append((set(train_scans.fingerprint), set(validation_scans.fingerprint)))
+        seen.append((set(train_scans.fingerprint), set(validation_scans.fingerprint), options.fold))
         return {"epoch": 1, "validation": {}}
 
     monkeypatch.setattr(loop, "train", record)
@@ -92,15 +93,18 @@ def test_folds_leave_out_each_scan_once_and_no_test_scan(phantom_scans, phantom_
     for fold in range(3):
         assert train.main([*options, f"--fold={fold}/3"]) == 0
     every = set(phantom_scans.fingerprint)
-    for trained, left_out in seen:
-        assert trained | left_out == every and not trained & left_out
-    assert sum(len(left_out) for _, left_out in seen) == len(every)
+    for trained, held_out, _ in seen:
+        assert trained | held_out == every and not trained & held_out
+    assert sum(len(held_out) for _, held_out, _ in seen) == len(every)
+    assert [fold for *_, fold in seen] == ["0/3", "1/3", "2/3"]
     assert train.main([*options, "--fold=3/3"]) == 2
-    assert "--fold=3/3: K/N is needed" in capsys.readouterr().err
+    assert "--fold=3/3: it must be K/N" in capsys.readouterr().err
     assert sorted(path.name for path in dirs) == ["route_fold0", "route_fold1", "route_fold2"]
+    assert train.main([*options, "--fold=999/1000"]) == 2
+    assert "this fold has no scan" in capsys.readouterr().err
 
 
-def test_a_fold_is_named_by_its_number_and_theirs():
+def test_a_fold_is_its_number_and_the_number_of_folds():
     assert train.parse_fold("2") == train.parse_fold("2/5") == (2, 5)
     assert train.parse_fold("0/3") == (0, 3)
     for text in ("5", "x/3", "0/1", "-1", "1/x", ""):
@@ -108,32 +112,31 @@ def test_a_fold_is_named_by_its_number_and_theirs():
             train.parse_fold(text)
 
 
-def test_a_task_starts_at_another_size_and_goes_on_from_there(phantom_dir, tmp_path, capsys):
-    options = ["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}"]
-    options += ["--features=4", "--start.epochs=2", "--start.size=32", "--start.learning_rate=1e-3"]
+def test_a_task_has_a_pretraining_stage_at_another_size(phantom_dir, tmp_path, capsys, tiny):
+    run = tmp_path / "route"
+    options = processes.command(run, phantom_dir, "--start.epochs=2", "--start.size=32", "--start.learning_rate=1e-3")
     options += ["--size=64", "--epochs=1", "--learning_rate=1e-12", "--weight_decay=0"]
     assert train.main(options) == 0
     assert "route: first 2 epochs at 32 px, then 1 at 64" in capsys.readouterr().out
-    run = tmp_path / "route"
-    first, last = (checkpoint.load(folder / loop.BEST) for folder in (run / train.START, run))
+    first, last = (checkpoint.load(folder / checkpoint.BEST) for folder in (run / STAGE, run))
     assert [manifest["task"]["size"] for _, manifest in (first, last)] == [32, 64]
     assert last[1]["task"]["start"] == {"epochs": 2, "size": 32, "learning_rate": 1e-3}
-    # the start kept its last epoch, so that no scan has chosen it and none counts as learned from but those that were
+    # the stage keeps its last epoch: no validation scan has chosen it, so none counts as trained on
     assert last[1]["fingerprints"]["train"] == first[1]["fingerprints"]["train"]
     assert not set(last[1]["fingerprints"]["train"]) & set(last[1]["fingerprints"]["validation"])
     before, after = (checkpoint.flatten(variables["params"]) for variables, _ in (first, last))
-    for name, value in before.items():  # a learning rate of nothing changes nothing
+    for name, value in before.items():  # at this learning rate nothing changes
         np.testing.assert_allclose(after[name], value, atol=1e-7)
     assert train.main(options) == 0
     assert capsys.readouterr().out.count("complete already") == 2
-    shutil.rmtree(run / train.START)
-    for option in ("--start.epochs=3", "--learning_rate=1e-3"):  # found before a start is trained
+    shutil.rmtree(run / STAGE)
+    for option in ("--start.epochs=3", "--learning_rate=1e-3"):  # noticed before a stage is trained
         assert train.main([*options, option]) == 2
         assert "holds a run with other settings" in capsys.readouterr().err
-    assert not (run / train.START).exists()
+    assert not (run / STAGE).exists()
 
 
-def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):
+def test_another_size_or_length_replaces_the_pretraining_stage(monkeypatch):
     row = dataclasses.replace(table.TASKS["route"], start=config.Pretraining(epochs=9))
     monkeypatch.setitem(table.TASKS, "route", row)
     starts = {
@@ -141,3 +144,21 @@ def test_a_size_or_a_length_that_is_asked_for_is_all_of_it(monkeypatch):
         for option in ("--batch_size=8", f"--size={row.size}", "--size=64", "--epochs=3", "--size=64 --start.epochs=2")
     }
     assert list(starts.values()) == [9, 9, 0, 0, 2]
+
+
+def test_the_task_decides_which_defaults_the_options_have(capsys):
+    options, task = train.parse(["--runs_dir", "here", "--task", "segment_brain", "--seed=3", "--init_from=~/best"])
+    assert task == table.TASKS["segment_brain"].check()
+    assert (options.task, options.runs_dir, options.seed) == ("segment_brain", "here", 3)
+    assert "~" not in str(options.init_from) and options.init_from.name == "best"
+    assert train.parse(["--task=route", "--task=segment_brain"])[1].name == "segment_brain"  # the last one counts
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--task=segment_brain", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--runs-dir" in printed and f"(default: {task.learning_rate})" in printed
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["--help"])
+    assert stop.value.code == 0 and "tasks: route, classify_brain" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--task=NAME is needed; there are: route"):
+        train.parse(["--size=32"])

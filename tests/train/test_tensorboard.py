@@ -1,4 +1,4 @@
-"""What TensorBoard is given, read as it reads it."""
+"""What is written for TensorBoard, read the way TensorBoard reads it."""
 
 import dataclasses
 import json
@@ -15,14 +15,15 @@ from mcis.cli import train
 from mcis.imaging.overlay import overlay
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import TASKS
-from mcis.train import loop, tensorboard
+from mcis.train import run_record, tensorboard
+from tests.fixtures.runs import tiny_network
 
-OPTIONS = ["--sources=phantom", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]
+OPTIONS = ["--sources=phantom", "--model=tiny", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]
 
 
 def events(folder):
     """Every event of a folder's files, in order: each record is its length, a checksum, itself, a checksum."""
-    for file in sorted(folder.iterdir(), key=lambda path: int(path.suffix[1:])):  # when it was begun
+    for file in sorted(folder.iterdir(), key=lambda path: int(path.suffix[1:])):  # by time
         content, at = file.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
@@ -31,14 +32,14 @@ def events(folder):
 
 
 def values(folder):
-    """(tag, step) -> a number or a picture; what is written again replaces what was there, as TensorBoard has it."""
+    """(tag, step) -> a number or an image; what is written again replaces the older one, as in TensorBoard."""
     found = {}
     for event in events(folder):
         if event.session_log.status == event.session_log.START:
             found = {key: value for key, value in found.items() if key[1] < event.step}
         for value in event.summary.value:
-            picture = value.image.encoded_image_string
-            shown = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else value.simple_value
+            image = value.image.encoded_image_string
+            shown = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) if image else value.simple_value
             found[value.tag, event.step] = shown
     return found
 
@@ -47,45 +48,46 @@ def values(folder):
 def run(phantom_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     where = [f"--data_dir={phantom_dir}", f"--runs_dir={folder}"]
-    assert train.main(["--task=segment_brain", "--model=light", *OPTIONS, *where]) == 0
+    with tiny_network():
+        assert train.main(["--task=segment_brain", *OPTIONS, *where]) == 0
     return folder / "segment_brain"
 
 
-def test_every_figure_of_the_log_is_a_curve_beside_the_learning_rate(run):
-    found = values(run / tensorboard.BOARD)
-    for line in map(json.loads, (run / loop.LOG).read_text().splitlines()):
-        for part in ("train", "validation"):
-            for name, value in line[part].items():
-                assert found[f"{part}/{name}", line["step"]] == pytest.approx(value, rel=1e-6)
+def test_every_metric_of_the_log_is_a_curve_and_so_is_the_learning_rate(run):
+    found = values(run / tensorboard.FOLDER)
+    for line in map(json.loads, (run / run_record.LOG).read_text().splitlines()):
+        for split in ("train", "validation"):
+            for name, value in line[split].items():
+                assert found[f"{split}/{name}", line["step"]] == pytest.approx(value, rel=1e-6)
         assert ("train/gradient_norm", line["step"]) in found
         rate = found["learning_rate", line["step"]]
         assert 0 < rate < TASKS["segment_brain"].learning_rate if line["epoch"] == 1 else rate == pytest.approx(0)
 
 
-def test_examples_are_outlined_by_hand_at_the_left_and_by_the_network_at_the_right(run, scans):
-    found = values(run / tensorboard.BOARD)
+def test_examples_show_the_true_mask_on_the_left_and_the_predicted_one_on_the_right(run, scans, tiny):
+    found = values(run / tensorboard.FOLDER)
     last = max(step for _, step in found)
-    pictures = [picture for (tag, step), picture in found.items() if tag.startswith("examples/") and step == last]
+    shown = [image for (tag, step), image in found.items() if tag.startswith("examples/") and step == last]
     lesions = [i for i in np.flatnonzero(scans[1].organ == "brain") if scans[1].area[i]]
-    assert 0 < len(pictures) == min(tensorboard.EXAMPLES, len(lesions))
+    assert 0 < len(shown) == min(tensorboard.EXAMPLES, len(lesions))
     weights = bundle.load_weights(run)  # of the last epoch
     expert = jax.jit(make_expert(weights.task))
-    for picture, row in zip(pictures, lesions, strict=False):
+    for example, row in zip(shown, lesions, strict=False):
         image, true = (x[0] for x in scans[1].pixels.read(np.array([row])))
         mask = np.asarray(expert(weights.variables, image[None]).mask)[0, ..., 0] > 0.5
         pair = [overlay(image, one) for one in (true[..., 0], mask.astype(np.uint8))]
-        np.testing.assert_array_equal(picture[..., ::-1], np.concatenate(pair, 1))
+        np.testing.assert_array_equal(example[..., ::-1], np.concatenate(pair, 1))
 
 
-def test_what_is_trained_again_takes_back_what_was_written_of_it_and_later(scans, tmp_path):
+def test_an_epoch_that_is_trained_again_replaces_itself_and_later_ones(scans, tmp_path):
     task = dataclasses.replace(TASKS["classify_brain"], epochs=4)
-    for session in (((1, 0.9), (2, 0.8), (3, 0.7)), ((2, 0.6),)):  # within one second, as in a test
-        write = tensorboard.make_board(tmp_path, task, scans[1])
+    for session in (((1, 0.9), (2, 0.8), (3, 0.7)), ((2, 0.6),)):  # within one second
+        write = tensorboard.make_summary_writer(tmp_path, task, scans[1])
         for epoch, loss in session:
             line = {"epoch": epoch, "step": 10 * epoch, "train": {"loss": loss}, "validation": {"accuracy": 0.5}}
             write(line, {})
-    assert len(list((tmp_path / tensorboard.BOARD).iterdir())) == 4
-    found = values(tmp_path / tensorboard.BOARD)
+    assert len(list((tmp_path / tensorboard.FOLDER).iterdir())) == 4
+    found = values(tmp_path / tensorboard.FOLDER)
     assert {key: value for key, value in found.items() if key[0] == "train/loss"} == {
         ("train/loss", 10): pytest.approx(0.9),
         ("train/loss", 20): pytest.approx(0.6),

@@ -1,10 +1,10 @@
-"""`mcis train` that gets SIGKILL a moment after it has touched a path for the n-th time.
+"""`mcis train` that kills itself by SIGKILL some time after the n-th operation on a path.
 
     python tests/lanes/drills/doomed.py PATTERN NTH SECONDS --task=...
 
-Python tells of each file it is about to open, rename, make or remove (PEP 578). The first time can be exactly before a
-file appears, the next before it is renamed; with some seconds more it falls into what is written meanwhile, by Orbax in
-C++ and in threads.
+Python reports each file that it is about to open, rename, make or remove to audit hooks (PEP 578). So the process can
+end exactly before a file appears or before it is renamed. With some seconds of delay it ends while Orbax writes, in C++
+and in threads.
 """
 
 import fnmatch
@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 
-TOUCHING = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
+EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 
 
 def doom(pattern: str, nth: int, seconds: float) -> None:
-    """Have this process killed so long after the `nth` time, from 0, that a path of `pattern` is touched."""
+    """Have this process killed some seconds after the `nth` operation, from 0, on a path that matches `pattern`."""
     seen = [0]
 
     def die() -> None:
@@ -26,7 +26,7 @@ def doom(pattern: str, nth: int, seconds: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, args: tuple) -> None:
-        if event not in TOUCHING:
+        if event not in EVENTS:
             return
         if not any(fnmatch.fnmatch(os.fsdecode(path), pattern) for path in args if isinstance(path, str | os.PathLike)):
             return

@@ -1,9 +1,9 @@
-"""`make drills`: a training killed a hundred times, and what became of it.
+"""`make drills`: trainings that are killed a hundred times must end with the bits of one that was not killed.
 
-Real processes train on phantoms and get SIGKILL: at a random moment from outside, or while a file of a save is written
-(`doomed.py`): of a checkpoint, of its hashes, of the best weights, of the log. Each run is typed again until it is
-complete, and must end bit by bit where the run that nobody killed has ended: the weights, the log's figures, and the
-state in its last checkpoint. Every other run starts at another size, in a run of its own.
+Real processes train on phantoms and get SIGKILL, at a random moment or while a file is written (`doomed.py`): a
+checkpoint, its hashes, the best weights, the log. Each run is started again until it is complete, and is then compared
+with an undisturbed one: the weights, the log but for durations, and the state in the last checkpoint. Every other run
+has a pretraining stage at another size.
 
     python tests/lanes/drills/kills.py --kills 100
 """
@@ -25,8 +25,7 @@ import time
 from collections.abc import Callable
 
 from mcis.checkpoints import checkpoint
-from mcis.train import loop, resume, run_record
-from mcis.train.tensorboard import BOARD
+from mcis.train import resume, run_record, tensorboard
 
 DOOMED = pathlib.Path(__file__).with_name("doomed.py")
 KILLS_A_RUN = 5
@@ -34,35 +33,35 @@ OPTIONS = ["--task=segment_brain", "--sources=phantom", "--features=4", "--batch
 OPTIONS += ["--save_minutes=0.01"]
 RECIPES = {
     "at one size": ["--size=32", "--epochs=4"],
-    "with a start at another": ["--size=64", "--epochs=2", "--start.size=32", "--start.epochs=2"],
+    "with a pretraining stage": ["--size=64", "--epochs=2", "--start.size=32", "--start.epochs=2"],
 }
 
-# A kind of moment -> the pattern of the paths whose touching is followed by a kill, at one of the first so many times
-# and within so many seconds.
+# A kind of moment -> the pattern of paths, the number of operations on them of which one is chosen, and the largest
+# delay in seconds after which the process is killed.
 MOMENTS = {
     "anywhere": ("", 0, 0.0),
     "a checkpoint is written": (f"*/{resume.CHECKPOINTS}/*tmp*", 20, 0.1),
     "its hashes are written": (f"*/.{resume.HASHES}.tmp", 6, 0.001),
-    "the best weights are written": (f"*/.{loop.BEST}.tmp*", 6, 0.1),
-    "the best weights are exchanged": (f"*/.{loop.BEST}.old", 4, 0.001),
-    "the log is written": (f"*/.{loop.LOG}.tmp", 6, 0.001),
+    "the best weights are written": (f"*/.{checkpoint.BEST}.tmp*", 6, 0.1),
+    "the best weights are exchanged": (f"*/.{checkpoint.BEST}.old", 4, 0.001),
+    "the log is written": (f"*/.{run_record.LOG}.tmp", 6, 0.001),
     "a session is written down": (f"*/.{run_record.RUN}.tmp", 2, 0.001),
-    "TensorBoard is written": (f"*/{BOARD}/*", 4, 0.01),
+    "TensorBoard is written": (f"*/{tensorboard.FOLDER}/*", 4, 0.01),
 }
 
 
 def checksum(run: pathlib.Path) -> dict[str, str]:
-    """What a run has come to, without what tells time: best weights, figures of the log, files of the last state."""
-    variables, _ = checkpoint.load(run / loop.BEST)
+    """Hashes of a run's best weights and of its last state, and its log without durations."""
+    variables, _ = checkpoint.load(run / checkpoint.BEST)
     weights = hashlib.sha256()
     for name, value in checkpoint.flatten(variables).items():
         weights.update(name.encode() + value.tobytes())
-    lines = [json.loads(line) for line in (run / loop.LOG).read_text().splitlines()]
-    figures = [{name: value for name, value in line.items() if not name.endswith("seconds")} for line in lines]
+    lines = [json.loads(line) for line in (run / run_record.LOG).read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if not name.endswith("seconds")} for line in lines]
     state = hashlib.sha256()
     for name, value in last_state(run).items():
         state.update(name.encode() + value.tobytes())
-    return {"weights": weights.hexdigest(), "log": json.dumps(figures), "state": state.hexdigest()}
+    return {"weights": weights.hexdigest(), "log": json.dumps(metrics), "state": state.hexdigest()}
 
 
 def last_state(run: pathlib.Path) -> dict:
@@ -79,40 +78,40 @@ def last_state(run: pathlib.Path) -> dict:
 
 
 def begin(run: pathlib.Path, data: pathlib.Path, recipe: list[str], *program: str) -> subprocess.Popen:
-    """A training process, by default the command as it is typed."""
+    """Start a training process, by default the command itself."""
     command = [sys.executable, *(program or ("-m", "mcis.launch")), *OPTIONS, *recipe, f"--data_dir={data}"]
     command += [f"--runs_dir={run.parent}", f"--run={run.name}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def kill(begin: Callable[..., subprocess.Popen], moment: str, life: float, rng: random.Random) -> bool:
-    """Begin a run and have it killed; whether it was. `life` is how long it lives unharmed, in seconds."""
+    """Start a run and kill it; returns whether it was killed. `life` is its duration in seconds when it is not."""
     pattern, times, seconds = MOMENTS[moment]
     if pattern:
-        late = rng.choice((0.0, rng.uniform(0.0, seconds)))
-        process = begin(str(DOOMED), pattern, str(rng.randrange(times)), str(late))
+        delay = rng.choice((0.0, rng.uniform(0.0, seconds)))
+        process = begin(str(DOOMED), pattern, str(rng.randrange(times)), str(delay))
     else:
         process = begin()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.0, life))
         process.kill()
-    said, _ = process.communicate()
+    printed, _ = process.communicate()
     if process.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"a run that was gone on with broke off:\n{said.decode()}")
+        raise SystemExit(f"a resumed run failed:\n{printed.decode()}")
     return process.returncode != 0
 
 
 def finish(begin: Callable[..., subprocess.Popen]) -> float:
-    """Train until the end; seconds it took."""
+    """Train to the end; returns the duration in seconds."""
     began, process = time.monotonic(), begin()
-    said, _ = process.communicate()
+    printed, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"a run could not be gone on with:\n{said.decode()}")
+        raise SystemExit(f"a run could not be resumed:\n{printed.decode()}")
     return time.monotonic() - began
 
 
 def main() -> int:
-    """Kill, go on, compare; exit status 0 where every run ended where it should have."""
+    """Kill, resume, compare; exit status 0 if every run ended as the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +125,7 @@ def main() -> int:
             undisturbed = functools.partial(begin, whole, folder / "data", words)
             finish(undisturbed)
             shutil.rmtree(whole)
-            life[recipe] = finish(undisturbed)  # a second time, with compiled programs at hand
+            life[recipe] = finish(undisturbed)  # the second time, programs are compiled already
             truth[recipe] = checksum(whole)
             shutil.rmtree(whole)
         runs, equal = 0, 0
@@ -137,9 +136,9 @@ def main() -> int:
                 fewest = min(counts[moment] for moment in MOMENTS)
                 moment = rng.choice([moment for moment in MOMENTS if counts[moment] <= fewest + 1])
                 tried[moment] += 1
-                if not kill(again, moment, life[recipe], rng):  # it came to its end
+                if not kill(again, moment, life[recipe], rng):  # it was complete before
                     if tried[moment] > 20 * (counts[moment] + 1):
-                        raise SystemExit(f"a run is never killed while {moment}: does it still come by that?")
+                        raise SystemExit(f"no run was killed while {moment}: does that still happen?")
                     break
                 counts[moment] += 1
             finish(again)
@@ -147,13 +146,13 @@ def main() -> int:
             same = found == truth[recipe]
             equal += same
             differing = [name for name in found if found[name] != truth[recipe][name]]
-            told = "the same" if same else f"{differing} differ"
-            print(f"{run.name}, {recipe}: {sum(counts.values())} kills so far, {told}", flush=True)
+            result = "the same" if same else f"{differing} differ"
+            print(f"{run.name}, {recipe}: {sum(counts.values())} kills so far, {result}", flush=True)
             shutil.rmtree(run)
     print("| killed while | times |\n|---|---|")
     for moment in MOMENTS:
         print(f"| {moment} | {counts[moment]} |")
-    print(f"{sum(counts.values())} kills in {runs} runs; {equal} of {runs} ended where the run that nobody killed did")
+    print(f"{sum(counts.values())} kills in {runs} runs; {equal} of {runs} ended with the bits of an undisturbed run")
     return 0 if equal == runs else 1
 
 

@@ -1,10 +1,10 @@
 """`make slurm`: the recipes of launch/slurm under a real Slurm, its controller and its node on this machine.
 
-It needs Debian's slurm-wlm and munge, and root. Jobs are submitted with sbatch: one of two tasks that nobody disturbs;
-one of which a process gets SIGKILL, and which comes back by itself; one that Slurm asks to stop, and that comes back
-by itself; one that is requeued by hand; one that is cancelled, and stays so; and an array of two folds. Those that are
-disturbed must end bit by bit where the first one has. Last, an array of three shares of scans to predict, of which one
-is asked to stop half way, and the report that is made of them.
+It needs Debian's slurm-wlm and munge, and root. Jobs are submitted with sbatch: an undisturbed one of two tasks; one of
+which a process gets SIGKILL and one that Slurm stops, which are both requeued by themselves; one that is requeued by
+hand; one that is cancelled and stays so; and an array of two folds. Disturbed jobs must end with the bits of the
+undisturbed one. Last, an array predicts three shares of scans, one of its jobs is stopped half way, and the shares are
+merged.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from mcis.checkpoints import checkpoint
 from mcis.imaging import phantom
-from mcis.train import loop, run_record
+from mcis.train import run_record
 
 HERE = pathlib.Path(__file__).parents[3]
 RECIPES = HERE / "launch" / "slurm"
@@ -60,7 +60,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 @contextlib.contextmanager
 def cluster(folder: pathlib.Path) -> Iterator[dict[str, str]]:
-    """A controller and a node; the environment in which Slurm's commands find them."""
+    """Run a controller and a node; yields the environment in which Slurm's commands find them."""
     for name in ("state", "spool"):
         (folder / name).mkdir()
     folder.chmod(0o755)
@@ -91,7 +91,7 @@ def cluster(folder: pathlib.Path) -> Iterator[dict[str, str]]:
 
 
 def asked(environment: dict[str, str], *command: str) -> str:
-    """What a command of Slurm's prints."""
+    """The output of one of Slurm's commands."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr}")
@@ -99,18 +99,18 @@ def asked(environment: dict[str, str], *command: str) -> str:
 
 
 def lines(run: pathlib.Path) -> int:
-    """Epochs that a run has logged."""
-    return len((run / loop.LOG).read_text().splitlines()) if (run / loop.LOG).exists() else 0
+    """Number of epochs that a run has logged."""
+    return len((run / run_record.LOG).read_text().splitlines()) if (run / run_record.LOG).exists() else 0
 
 
 class Lane:
-    """Jobs of one cluster, whose runs lie in one folder."""
+    """Jobs of one cluster, with their runs in one folder."""
 
     def __init__(self, folder: pathlib.Path, environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
 
     def submit(self, recipe: str, name: str, tasks: int, *more: str) -> str:
-        """The number of a new job that trains the run of that name."""
+        """Submit a job that trains the run of that name; returns its number."""
         options = [
             f"--data_dir={self.folder}/data",
             f"--runs_dir={self.folder}/runs",
@@ -121,16 +121,16 @@ class Lane:
         return asked(self.environment, *words).split(";")[0]
 
     def wait_for_epoch(self, name: str) -> None:
-        """Until a run has ended one more epoch."""
+        """Wait until a run has finished one more epoch."""
         run, until = self.folder / "runs" / name, time.monotonic() + 180
         before = lines(run)
         while lines(run) == before:
             if time.monotonic() > until:
-                raise SystemExit(f"{name} does not get on:\n{self.said()}")
+                raise SystemExit(f"{name} makes no progress:\n{self.said()}")
             time.sleep(0.02)
 
     def wait_for_end(self, job: str) -> str:
-        """The state in which a job has ended."""
+        """Wait for the end of a job; returns its state."""
         until = time.monotonic() + 150
         while time.monotonic() < until:
             states = asked(
@@ -142,13 +142,13 @@ class Lane:
         raise SystemExit(f"job {job} does not end ({states}):\n{self.said()}")
 
     def said(self) -> str:
-        """What the jobs have printed."""
+        """The output of the jobs."""
         return "\n".join(f"{file.name}:\n{file.read_text()[-3000:]}" for file in sorted(self.folder.glob("*.log")))
 
 
 def result(run: pathlib.Path) -> list[bytes]:
     """The bits of a run's weights."""
-    return [value.tobytes() for value in checkpoint.flatten(checkpoint.load(run / loop.BEST)[0]).values()]
+    return [value.tobytes() for value in checkpoint.flatten(checkpoint.load(run / checkpoint.BEST)[0]).values()]
 
 
 def processes_of(name: str) -> list[int]:
@@ -157,8 +157,13 @@ def processes_of(name: str) -> list[int]:
     return [int(number) for number in found.split()]
 
 
+def verdict(good: bool) -> str:
+    """The last column of a row."""
+    return "as expected" if good else "WRONG"
+
+
 def predicts(lane: Lane) -> bool:
-    """Whether an array finds something on each of many scans once, though one of its jobs is asked to stop."""
+    """Whether an array reports each of many scans once although one of its jobs is stopped."""
     scans, out, weights = (lane.folder / name for name in ("scans", "found", "weights"))
     mcis = [sys.executable, "-m", "mcis"]
     subprocess.run([*mcis, "bundle", str(lane.folder / "runs" / "route_fold0"), f"--out={weights}"], check=True)
@@ -173,17 +178,16 @@ def predicts(lane: Lane) -> bool:
     shard, until = out / "shard_1_of_3" / "findings.jsonl", time.monotonic() + 120
     while not shard.exists() or shard.read_bytes().count(b"\n") < 5:
         if time.monotonic() > until:
-            raise SystemExit(f"the array finds nothing:\n{lane.said()}")
+            raise SystemExit(f"the array makes no progress:\n{lane.said()}")
         time.sleep(0.01)
     asked(lane.environment, "scancel", "--signal=TERM", f"{job}_1")
     state = lane.wait_for_end(job)
     merged = subprocess.run([*mcis, "merge", str(out)], capture_output=True, text=True)
     found = [json.loads(line)["scan"] for line in (out / "findings.jsonl").read_text().splitlines()]
-    went_on = "goes on after" in lane.said()
-    good = state == "COMPLETED" and found == sorted(map(str, scans.iterdir())) and went_on and not merged.returncode
-    told = "as it should" if good else "WRONG"
+    resumed = "goes on after" in lane.said()
+    good = state == "COMPLETED" and found == sorted(map(str, scans.iterdir())) and resumed and not merged.returncode
     print(
-        f"| an array that predicts, one of its jobs asked to stop | {len(found)} of {SCANS} scans | {told} |",
+        f"| an array that predicts, one of its jobs stopped | {len(found)} of {SCANS} scans | {verdict(good)} |",
         flush=True,
     )
     if not good:
@@ -192,11 +196,11 @@ def predicts(lane: Lane) -> bool:
 
 
 def main() -> int:
-    """Exit status 0 where every job has ended as it should."""
+    """Exit status 0 if every job ended as expected."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
     if missing or os.geteuid():
         raise SystemExit(
-            f"make slurm needs root and Debian's slurm-wlm and munge; not there: {', '.join(missing) or 'root'}"
+            f"make slurm needs root and Debian's slurm-wlm and munge; missing: {', '.join(missing) or 'root'}"
         )
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -211,28 +215,28 @@ def main() -> int:
             good = state == wanted and sessions == restarts + 1 and same
             rows.append(good)
             words = f"{state.lower()} after {sessions} sessions" + ("" if same else ", NOT the same bits")
-            print(f"| {what} | {words} | {'as it should' if good else 'WRONG'} |", flush=True)
+            print(f"| {what} | {words} | {verdict(good)} |", flush=True)
             if not good:
                 print(lane.said())
 
         print("| a job of two tasks | ended | |\n|---|---|---|", flush=True)
-        check("that nobody disturbs", "whole", lane.submit("train.sbatch", "whole", 2), 0)
+        check("undisturbed", "whole", lane.submit("train.sbatch", "whole", 2), 0)
         job = lane.submit("train.sbatch", "killed", 2)
         lane.wait_for_epoch("killed")
         os.kill(processes_of("killed")[-1], 9)
-        check("one of whose processes gets SIGKILL", "killed", job, 1)
+        check("one of its processes gets SIGKILL", "killed", job, 1)
         job = lane.submit("train.sbatch", "asked", 2)
         lane.wait_for_epoch("asked")
         asked(environment, "scancel", "--signal=TERM", job)
-        check("that is asked to stop, as when its time is up", "asked", job, 1)
+        check("stopped, as when its time is up", "asked", job, 1)
         job = lane.submit("train.sbatch", "requeued", 2)
         lane.wait_for_epoch("requeued")
         asked(environment, "scontrol", "requeue", job)
-        check("that is requeued by hand", "requeued", job, 1)
+        check("requeued by hand", "requeued", job, 1)
         job = lane.submit("train.sbatch", "cancelled", 2)
         lane.wait_for_epoch("cancelled")
         asked(environment, "scancel", job)
-        check("that is cancelled", "cancelled", job, 0, "CANCELLED")
+        check("cancelled", "cancelled", job, 0, "CANCELLED")
         job = lane.submit("folds.sbatch", "", 1, "--array=0-1")
         state = lane.wait_for_end(job)
         folds = [json.loads((runs / f"route_fold{k}" / run_record.RUN).read_text())["settings"]["fold"] for k in (0, 1)]
@@ -241,10 +245,7 @@ def main() -> int:
             and folds == ["0/2", "1/2"]
             and all(lines(runs / f"route_fold{k}") == 8 for k in (0, 1))
         )
-        print(
-            f"| an array of two folds | {state.lower()}, folds {', '.join(folds)} | "
-            f"{'as it should' if rows[-1] else 'WRONG'} |"
-        )
+        print(f"| an array of two folds | {state.lower()}, folds {', '.join(folds)} | {verdict(rows[-1])} |")
         rows.append(predicts(lane))
     return 0 if all(rows) else 1
 
