@@ -38,6 +38,8 @@ def write(
       `series` of each volume, and a note if its file could not be written.
     """
     out = pathlib.Path(out)
+    for path in (out / "segmentations").glob(".[0-9]*.tmp"):
+        path.unlink()  # an incomplete file of a killed run
     offsets: dict[str, array.array] = {}  # byte offset of each line of a volume
     with open(out / "findings.jsonl", "rb") as file:
         offset = 0

@@ -163,7 +163,7 @@ def test_a_run_killed_at_any_moment_is_resumed_to_the_same_files(report, scans, 
         (out / "findings.jsonl").write_bytes(b"".join(lines[:3]))
     else:
         (out / "segmentations" / "000006_IM0000.dcm").unlink()
-        (out / "segmentations" / "000009_d.nii.gz").rename(out / "segmentations" / ".000009_d.nii.gz.tmp")
+        (out / "segmentations" / "000009_d.nii.gz").rename(out / "segmentations" / ".000009_d.nii.gz.123.tmp")
     assert run(scans, out, "--dicom_seg=unnamed", "--resume") == 1
     assert contents(out) == contents(report)
     assert (out / "volumes.jsonl").read_bytes() == (report / "volumes.jsonl").read_bytes()
