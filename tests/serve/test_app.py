@@ -41,7 +41,7 @@ def png(image=PICTURE):
 class WithMaps(Predictor):
     """A predictor whose saliency map is the brightness of the scan."""
 
-    def heat(self, loaded, finding):
+    def saliency_map(self, loaded, finding):
         return loaded.image[..., 0] / np.float32(1000)
 
 
