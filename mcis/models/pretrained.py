@@ -48,8 +48,6 @@ NAMES = (  # pattern of a name in a state dict without its last part -> path bel
     (r"decoder(\d)\.dec\d(conv|norm)(\d)", "decoder{0}_{2}/layer/{1}"),
     (r"conv", "mask"),
 )
-MAX_LISTED = 4
-"""Most arrays of one part that a report names one by one."""
 KNOWN_NAMES = (
     "Known are the names of torchvision for ResNet and DeepLabv3 (conv1.weight, backbone.conv1.weight) and of Buda's "
     "U-Net (encoder1.enc1conv1.weight), with or without 'module.' in front"
@@ -57,11 +55,7 @@ KNOWN_NAMES = (
 HEAD = r"(label|mask\d*(_norm)?|auxiliary(_head)?)/"
 """Paths of the heads, which may be missing in a file or have another width: they are then newly initialised."""
 ENCODER = "encoder"
-"""The part that a segmenter shares with a classifier. Parts of which a file with an encoder has nothing are newly
-initialised."""
-PYTORCH = (".pth", ".pt", ".bin")
-IGNORED = ("num_batches_tracked",)
-"""Last parts of names in a state dict that do not affect what a network computes."""
+"""The part that a classifier shares with a segmenter, whose parts that the file lacks are then newly initialised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +73,16 @@ class Imported:
     left_over: dict[str, tuple[int, ...]]
 
     def __str__(self) -> str:
-        """One line for each attribute."""
+        """One line for each attribute; more than four arrays of one part of the network are counted, not listed."""
         parts: dict[tuple[str, str], list[str]] = {}
         for path, reason in self.fresh.items():
             parts.setdefault((_part(path), reason), []).append(path)
-        listed = [
-            f"{', '.join(paths) if len(paths) <= MAX_LISTED else f'{len(paths)} arrays of {part}'} ({reason})"
+        fresh = "; ".join(
+            f"{', '.join(paths) if len(paths) <= 4 else f'{len(paths)} arrays of {part}'} ({reason})"
             for (part, reason), paths in parts.items()
-        ]
-        fresh, unused = "; ".join(listed) or "nothing", _listed(self.left_over) or "nothing"
-        return f"loaded: {len(self.loaded)} arrays\nnewly initialised: {fresh}\nnot used: {unused}"
+        )
+        unused = _listed(self.left_over) or "nothing"
+        return f"loaded: {len(self.loaded)} arrays\nnewly initialised: {fresh or 'nothing'}\nnot used: {unused}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +114,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return load_file(path)
         except (SafetensorError, AttributeError, TypeError) as error:  # the last two for types that NumPy lacks
             raise ValueError(f"{path} is no safetensors file that NumPy can hold ({error})") from None
-    if suffix not in PYTORCH:
-        raise ValueError(f"{path}: unknown type of file; use .safetensors, {', '.join(PYTORCH[:-1])} or {PYTORCH[-1]}")
+    if suffix not in (".pth", ".pt", ".bin"):
+        raise ValueError(f"{path}: unknown type of file; use .safetensors, .pth, .pt or .bin")
     try:
         import torch
     except ImportError:
@@ -182,7 +176,7 @@ def import_state_dict(state: Mapping[str, np.ndarray], variables: dict[str, Any]
     entries: dict[str, _Entry] = {}
     unknown: dict[str, tuple[int, ...]] = {}
     for name, value in state.items():
-        if name.rpartition(".")[2] in IGNORED:
+        if name.endswith("num_batches_tracked"):  # does not affect what a network computes
             continue
         path = path_of(name, value.ndim)
         if path is None:
@@ -237,7 +231,7 @@ def _merge(
         elif entry.array.shape == shape:
             loaded[path] = entry.array
             continue
-        elif _lacks_edge_map(entry.array.shape, shape):
+        elif len(shape) == 4 and entry.array.shape == (*shape[:2], 3, shape[3]) and shape[2] == 4:  # has an edge map
             loaded[path] = np.concatenate([entry.array, np.zeros_like(entry.array[:, :, :1])], 2)
             fresh[path] = "the channel of the edge map, zero"
             continue
@@ -265,8 +259,3 @@ def _part(path: str) -> str:
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-
-
-def _lacks_edge_map(stored: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether a first kernel is for three channels where ours has an edge map as a fourth."""
-    return len(stored) == 4 and stored[2] == 3 and expected == (*stored[:2], 4, stored[3])

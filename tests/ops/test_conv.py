@@ -59,7 +59,7 @@ CASES = {  # name: (ours, plain, shape of x, shape of kernel)
     "conv 3 dilation 2 as products": conv_case((2, 7, 8, 3), (3, 3, 3, 4), 1, 2),
     "conv 3 dilation 6 on a smaller image": conv_case((1, 5, 4, 2), (3, 3, 2, 3), 1, 6),
     "depthwise 3": (conv.depthwise, plain_depthwise, (2, 7, 5, 3), (3, 3, 3)),
-    "depthwise 7 on a smaller image": (conv.depthwise, plain_depthwise, (1, 3, 5, 2), (7, 7, 2)),
+    "depthwise 5 on a smaller image": (conv.depthwise, plain_depthwise, (1, 2, 4, 2), (5, 5, 2)),
     "pointwise": (conv.pointwise, plain_pointwise, (2, 5, 3, 4), (4, 6)),
     "transposed": (conv.conv_transpose2x2, plain_conv_transpose2x2, (2, 3, 5, 4), (2, 2, 4, 3)),
 }
@@ -123,11 +123,10 @@ def test_the_maximum_of_a_window_with_nan_is_nan():
             assert np.isnan(found[0, 0, 0, 0]), at
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 2, 1), (3, 10, 14, 2)])
 @pytest.mark.parametrize(("ours", "window"), [(conv.max_pool2x2, 2), (conv.max_pool3x3, 3)])
-def test_max_pooling_has_the_values_and_gradients_of_flax(ours, window, shape):
+def test_max_pooling_has_the_values_and_gradients_of_flax(ours, window):
     padding = [(window // 2 * (window % 2),) * 2] * 2
-    (x,) = arrays(shape)
+    (x,) = arrays((2, 6, 8, 2))
     x = np.concatenate([x, np.sign(x)])  # of equal pixels the first gets the gradient
     of_flax = functools.partial(nn.max_pool, window_shape=(window, window), strides=(2, 2), padding=padding)
     (value, gradient), (expected, expected_gradient) = values_and_gradients(ours, of_flax, inputs=[x])
