@@ -172,7 +172,8 @@ def used_scans(
     Those of a state dict are unknown. A run's own pretraining stage has used only its training scans: its last epoch is
     kept, and what it fits to the validation scans, a router's OOD limit, is not passed on.
     """
-    manifest, splits = {}, ()
+    manifest: dict[str, Any] = {}
+    splits: tuple[str, ...] = ()
     if init_from is not None and init_from.is_dir():
         manifest = checkpoint.read_manifest(checkpoint.weights_folder(init_from))
         splits = ("train",) if init_from == run_dir / STAGE else provenance.uses(manifest)
