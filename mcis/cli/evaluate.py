@@ -233,6 +233,7 @@ def _write(
 ) -> None:
     """Write report.json, then the page, for which the scans of its gallery are predicted again."""
     from mcis.evaluation import gallery, page
+    from mcis.evaluation.evaluator import saliency_map
     from mcis.evaluation.metrics import REPORT
     from mcis.evaluation.pointing_game import pointing_game
     from mcis.files import write_text
@@ -242,9 +243,9 @@ def _write(
     found["gallery"] = {
         title: [f"{rows.source[at]}/{rows.scan_id[at]}" for at in index] for title, index in chosen.items()
     }
-    saliency_map = evaluator.saliency_map() if heat else None
-    if saliency_map is not None:
-        found["heat"] = pointing_game(saliency_map, records, rows, heat)
+    saliency_of = saliency_map(evaluator) if heat else None
+    if saliency_of is not None:
+        found["heat"] = pointing_game(saliency_of, records, rows, heat)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / REPORT, json.dumps(found, indent=1, allow_nan=False) + "\n")
     shown = [(title, at) for title, index in chosen.items() for at in index]
@@ -254,8 +255,8 @@ def _write(
         true = scan.mask if rows.has_mask[at] else None
         predicted = None if scan.probability is None else scan.probability > MASK_THRESHOLD
         cards.append(page.Card(title, gallery.draw_outlines(scan.image, true, predicted), caption))
-        if saliency_map is not None and title in gallery.EXPLAINED:
-            saliency = saliency_map(scan.record, scan.image, gallery.predicted_label(rows, at))
+        if saliency_of is not None and title in gallery.EXPLAINED:
+            saliency = saliency_of(scan.record, scan.image, gallery.predicted_label(rows, at))
             if saliency is not None:
                 image = gallery.draw_saliency(scan.image, saliency)
                 cards.append(page.Card(title, image, [("saliency map", "of the scan above")]))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import numpy as np
@@ -76,34 +76,9 @@ class Evaluator(Protocol):
     def predict(self, records: Records) -> Iterator[PredictedScan]:
         """The records with their predictions, in order."""
 
-    def saliency_map(self) -> SaliencyMap | None:
-        """The saliency map of the classifiers; None without a classifier of lesions."""
-
-
-class _OfAllScans:
-    """The methods of evaluators whose networks predict all scans."""
-
-    weights: Mapping[str, Weights]
-
-    def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
-        return dict.fromkeys(self.weights, np.arange(len(fingerprints)))
-
-    def saliency_map(self) -> SaliencyMap | None:
-        tasks = {one.task.name: one.task for one in self.weights.values()}
-        maps = class_maps(tasks, {one.task.name: one.variables for one in self.weights.values()})
-
-        def saliency(record: Record, image: np.ndarray, label: int) -> np.ndarray | None:
-            of_organ = maps.get(organ_index(dataset.text(record["organ"])))
-            if of_organ is None or label < 0:
-                return None
-            square, geometry = letterbox(image)
-            return unletterbox(np.asarray(of_organ(square, label)), geometry)
-
-        return saliency if maps else None
-
 
 @dataclasses.dataclass(frozen=True)
-class NetworkEvaluator(_OfAllScans):
+class NetworkEvaluator:
     """One task's network.
 
     Attributes:
@@ -117,6 +92,10 @@ class NetworkEvaluator(_OfAllScans):
     weights: Mapping[str, Weights]
     folders: Mapping[str, pathlib.Path]
     function: Callable[[np.ndarray], tuple[Outputs, Any]]
+
+    def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
+        """All scans, by the network."""
+        return {self.task.name: np.arange(len(fingerprints))}
 
     def predict(self, records: Records) -> Iterator[PredictedScan]:
         """As of Evaluator."""
@@ -134,7 +113,7 @@ class NetworkEvaluator(_OfAllScans):
 
 
 @dataclasses.dataclass(frozen=True)
-class CascadeEvaluator(_OfAllScans):
+class CascadeEvaluator:
     """A bundle as one cascade: the predictor that `mcis predict` and `mcis serve` run.
 
     Attributes:
@@ -146,6 +125,10 @@ class CascadeEvaluator(_OfAllScans):
     folders: Mapping[str, pathlib.Path]
     predictor: Predictor
     task: None = None
+
+    def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
+        """All scans, by every network."""
+        return dict.fromkeys(self.weights, np.arange(len(fingerprints)))
 
     def predict(self, records: Records) -> Iterator[PredictedScan]:
         """As of Evaluator."""
@@ -204,20 +187,16 @@ class FoldEvaluator:
         for row in range(len(records)):
             yield next(scans[run_of[row]])
 
-    def saliency_map(self) -> SaliencyMap | None:
-        """As of Evaluator."""
-        maps = {name: run.saliency_map() for name, run in self.runs.items()}
 
-        def saliency(record: Record, image: np.ndarray, label: int) -> np.ndarray | None:
-            by_run = self.predicted_by([dataset.text(record["fingerprint"])])
-            (of_run,) = (maps[name] for name, index in by_run.items() if len(index))
-            return None if of_run is None else of_run(record, image, label)
+def load_evaluator(
+    path: str | os.PathLike, crf: bool = True, functions: dict[Task, Any] | None = None
+) -> NetworkEvaluator | CascadeEvaluator:
+    """The evaluator of a run, a weights folder or a bundle.
 
-        return saliency if all(maps.values()) else None
-
-
-def load_evaluator(path: str | os.PathLike, crf: bool = True) -> NetworkEvaluator | CascadeEvaluator:
-    """The evaluator of a run, a weights folder or a bundle, with the CRF that is kept with the weights or without.
+    Args:
+      path: the folder.
+      crf: whether masks are refined by the CRF that is kept with the weights.
+      functions: jitted functions of single networks, to be shared by evaluators of the same task.
 
     Raises:
       CheckpointError, ValueError: there are no such weights, or a bundle without a router.
@@ -233,8 +212,9 @@ def load_evaluator(path: str | os.PathLike, crf: bool = True) -> NetworkEvaluato
     if cascade:
         return CascadeEvaluator(weights, folders, make_predictor(weights, InferenceOptions(), str(path)))
     (one,) = weights.values()
-    function = functools.partial(jax.jit(_make_function(one.task)), one.variables)
-    return NetworkEvaluator(one.task, weights, folders, function)
+    functions = {} if functions is None else functions
+    function = functions.setdefault(one.task, jax.jit(_make_function(one.task)))
+    return NetworkEvaluator(one.task, weights, folders, functools.partial(function, one.variables))
 
 
 def _make_function(task: Task) -> Callable[[dict[str, Any], jax.Array], tuple[Outputs, Any]]:
@@ -258,12 +238,10 @@ def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> FoldEvalu
     Raises:
       CheckpointError, ValueError: there are no such weights, or they are no folds (`provenance.check_folds`).
     """
-    loaded: list[NetworkEvaluator] = []
-    for path in runs:
-        evaluator = load_evaluator(path, crf)
-        if not isinstance(evaluator, NetworkEvaluator):
-            raise ValueError(f"{path} is a bundle; only runs have held-out scans")
-        loaded.append(evaluator)
+    if bundles := [str(path) for path in runs if is_bundle(pathlib.Path(path))]:
+        raise ValueError(f"{bundles[0]} is a bundle; only runs have held-out scans")
+    functions: dict[Task, Any] = {}
+    loaded = [cast(NetworkEvaluator, load_evaluator(path, crf, functions)) for path in runs]
     manifests = [one.weights[one.task.name].manifest for one in loaded]
     tasks = [one.task for one in loaded]
     provenance.check_folds(list(zip(map(str, runs), tasks, manifests, strict=True)))
@@ -337,3 +315,19 @@ def check_unseen(evaluator: Evaluator, records: Records) -> None:
     """LeakError if a network has used any of the records."""
     for one in evaluator.weights.values():
         provenance.check_unseen(records.fingerprints, records.names, one.manifest)
+
+
+def saliency_map(evaluator: Evaluator) -> SaliencyMap | None:
+    """The saliency map of the classifiers; None without a classifier of lesions."""
+    maps = class_maps({one.task.name: one.task for one in evaluator.weights.values()})
+
+    def saliency(record: Record, image: np.ndarray, label: int) -> np.ndarray | None:
+        task, function = maps.get(organ_index(dataset.text(record["organ"])), (None, None))
+        if function is None or label < 0:
+            return None
+        here = evaluator.predicted_by([dataset.text(record["fingerprint"])])
+        (weights,) = (one for name, one in evaluator.weights.items() if one.task.name == task and len(here[name]))
+        square, geometry = letterbox(image)
+        return unletterbox(np.asarray(function(weights.variables, square, label)), geometry)
+
+    return saliency if maps else None

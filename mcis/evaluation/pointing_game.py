@@ -13,13 +13,11 @@ from mcis.ops.metrics import bootstrap_interval
 from mcis.organs import ORGANS, organ_index
 
 
-def pointing_game(
-    saliency_map: SaliencyMap, records: Sequence[Record], rows: Rows, count: int
-) -> dict[str, Any] | None:
+def pointing_game(saliency_of: SaliencyMap, records: Sequence[Record], rows: Rows, count: int) -> dict[str, Any] | None:
     """Play the game on some of the scored scans.
 
     Args:
-      saliency_map: of an evaluator.
+      saliency_of: saliency map of an evaluator.
       records: the scans that were scored.
       rows: their results.
       count: number of scans, evenly spaced among those whose class is a lesion's, was predicted, and has a mask.
@@ -43,7 +41,7 @@ def pointing_game(
     hits, shares = [], []
     for at in index.tolist():
         image, mask = storage.decode(dict(records[at]))
-        saliency = saliency_map(records[at], image, int(rows.label[at]))
+        saliency = saliency_of(records[at], image, int(rows.label[at]))
         assert saliency is not None  # a network has predicted the class
         hits.append(bool(mask[np.unravel_index(saliency.argmax(), saliency.shape)][0]))
         shares.append(float(mask.mean()))

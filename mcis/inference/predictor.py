@@ -209,10 +209,10 @@ class Predictor:
                 yield result_of(loaded, fields, rejections[row])
 
     @functools.cached_property
-    def _maps(self) -> dict[int, Callable[..., Any]]:
+    def _maps(self) -> dict[int, tuple[str, Callable[..., Any]]]:
         from mcis.inference.saliency import class_maps
 
-        return class_maps(self.tasks, self._on_device, MAP_CELLS, MAP_REACH)
+        return class_maps(self.tasks, MAP_CELLS, MAP_REACH)
 
     def saliency_map(self, loaded: LoadedScan, finding: Finding) -> np.ndarray | None:
         """How much hiding each pixel lowers the probability of the finding's label (`ops.occlusion`).
@@ -225,8 +225,9 @@ class Predictor:
         if loaded.square is None or loaded.geometry is None or finding.organ is None or finding.label is None:
             return None
         organ = organ_named(finding.organ)
-        drop = self._maps[ORGANS.index(organ)](loaded.square, organ.classes.index(finding.label))
-        return unletterbox(np.asarray(drop), loaded.geometry)
+        name, function = self._maps[ORGANS.index(organ)]
+        saliency = function(self._on_device[name], loaded.square, organ.classes.index(finding.label))
+        return unletterbox(np.asarray(saliency), loaded.geometry)
 
 
 def load(weights: str | os.PathLike | None = None, **options: Any) -> Predictor:

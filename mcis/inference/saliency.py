@@ -1,6 +1,5 @@
 """Saliency maps of classifiers: how much hiding a part of a scan lowers a class's probability (`ops.occlusion`)."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,13 +8,14 @@ from mcis.tasks.config import Task
 
 
 def class_maps(
-    tasks: Mapping[str, Task], variables: Mapping[str, Any], cells: int = CELLS, reach: int = REACH
-) -> dict[int, Callable[..., Any]]:
-    """Organ index -> (uint8 (S, S, 3), class) -> saliency map of the model input, float32 (S, S).
+    tasks: Mapping[str, Task], cells: int = CELLS, reach: int = REACH
+) -> dict[int, tuple[str, Callable[..., Any]]]:
+    """Organ index -> the task that classifies it, and a jitted function.
+
+    The function takes the task's variables, a model input uint8 (S, S, 3) and a class, and gives float32 (S, S).
 
     Args:
       tasks: by name, as for `make_cascade`; organs without a label head have no map.
-      variables: the networks', by task name.
       cells: of `ops.occlusion.occlusion_map`, like `reach`.
       reach: likewise.
     """
@@ -24,15 +24,15 @@ def class_maps(
     from mcis.inference.cascade import label_experts
     from mcis.tasks.apply import make_expert
 
-    def make(name: str) -> Callable[..., Any]:
-        expert = make_expert(tasks[name])
+    def make(task: Task) -> Callable[..., Any]:
+        expert = make_expert(task)
 
-        def saliency(network: dict[str, Any], image: Any, label: int) -> Any:
+        def saliency(variables: dict[str, Any], image: Any, label: int) -> Any:
             def predict(scans: Any) -> Any:
-                return expert(network, scans).label
+                return expert(variables, scans).label
 
             return occlusion_map(predict, image, label, cells, reach)
 
-        return functools.partial(jax.jit(saliency), variables[name])
+        return jax.jit(saliency)
 
-    return {organ: make(name) for organ, name in label_experts(tasks).items()}
+    return {organ: (name, make(tasks[name])) for organ, name in label_experts(tasks).items()}
