@@ -23,9 +23,10 @@ def run_process(*arguments):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(capsys, monkeypatch, tmp_path):
     """A function that runs `mcis` with arguments in this process and returns exit status, output and errors."""
-    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    # with a folder given, no command changes JAX's configuration
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path))
 
     def call(*arguments):
         try:
