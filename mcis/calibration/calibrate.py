@@ -166,9 +166,8 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
             fitted[name]["calibration"] |= {"review": np.float32(limit)}
     for name, more in fitted.items():
         weights = bundle[name]
-        half = any(dtype == "float16" for dtype, _ in weights.manifest["arrays"].values())
         manifest = weights.manifest | {"calibration": facts[name]}
-        checkpoint.save(pathlib.Path(folder) / name, weights.variables | more, manifest, half=half)
+        checkpoint.save(pathlib.Path(folder) / name, weights.variables | more, manifest, half=weights.half)
     return facts
 
 

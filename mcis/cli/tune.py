@@ -138,8 +138,7 @@ def _keep(options: Tune, weights: Sequence["Weights"], crf: "CRF") -> int:
         else:
             folder = checkpoint.weights_folder(path)
             manifest: dict[str, Any] = one.manifest | {"task": task_to_json(dataclasses.replace(one.task, crf=crf))}
-            half = any(dtype == "float16" for dtype, _ in manifest["arrays"].values())
-            checkpoint.save(folder, one.variables, manifest, half=half)
+            checkpoint.save(folder, one.variables, manifest, half=one.half)
             print(f"kept in {folder}: {_describe(crf)}; before: {_describe(before)}")
     return 0
 

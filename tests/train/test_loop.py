@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from mcis.checkpoints import bundle, checkpoint, provenance
 from mcis.cli import evaluate
 from mcis.data import dataset
-from mcis.evaluation import evaluator
+from mcis.evaluation import scoring
 from mcis.models import MODELS
 from mcis.tasks.table import TASKS, task_from_json, task_to_json
 from mcis.train import loop, run_record, setup, step
@@ -50,7 +50,7 @@ def test_the_last_epoch_is_kept_without_a_metric_and_the_ood_score_is_fitted_to_
 
 def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):
     run_dir, best = finished
-    found = evaluator.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
+    found = scoring.evaluate(str(run_dir), "validation", data_dir=str(phantom_dir))
     measured = found["sources"]["phantom"]["metrics"]
     assert measured["accuracy"]["value"] == pytest.approx(best["validation"]["accuracy"], abs=1e-9)
     assert measured["nll"]["value"] == pytest.approx(best["validation"]["nll"], abs=1e-5)
@@ -240,7 +240,7 @@ def test_a_bundle_is_scored_as_one_cascade_but_not_on_scans_it_has_used(finished
     manifest = checkpoint.read_manifest(weights / "route")
     arguments = [str(weights), "--sources=phantom", f"--data_dir={phantom_dir}"]
     assert evaluate.main(arguments) == 2  # a router alone is no cascade
-    assert "a router and nothing else" in capsys.readouterr().err
+    assert "hold a router only" in capsys.readouterr().err
     task = dataclasses.replace(TASKS["segment_breast"], model="tiny", features=4, size=32)
     init = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
     segmenter = manifest | {"task": task_to_json(task), "classes": list(task.classes)}

@@ -28,7 +28,7 @@ from mcis.cli.common import keep_memory
 from mcis.data import batches, dataset
 from mcis.tasks.config import Pretraining
 from mcis.tasks.table import TASKS
-from mcis.train import distributed, loop, parallel, step
+from mcis.train import distributed, loop, parallel, run_record, step
 
 STEPS = 5
 """Steps a turn, so that the device computes while the host prepares the next step, as in training."""
@@ -81,7 +81,7 @@ def main():
         found = {name: statistics.median(values) for name, values in times.items()}
         run_dir = pathlib.Path(folder) / "run"
         loop.train(TASK, *scans, run_dir)
-        lines = [json.loads(line) for line in (run_dir / loop.LOG).read_text().splitlines()]
+        lines = [json.loads(line) for line in (run_dir / run_record.LOG).read_text().splitlines()]
         per_epoch = lines[0]["step"]
         found["loop"] = statistics.median(1e3 * line["train_seconds"] / per_epoch for line in lines[1:])
     print(json.dumps(found))

@@ -41,11 +41,11 @@ RECIPES = {
 MOMENTS = {
     "anywhere": ("", 0, 0.0),
     "a checkpoint is written": (f"*/{resume.CHECKPOINTS}/*tmp*", 20, 0.1),
-    "its hashes are written": (f"*/.{resume.HASHES}.tmp", 6, 0.001),
+    "its hashes are written": (f"*/.{resume.HASHES}.*.tmp", 6, 0.001),
     "the best weights are written": (f"*/.{checkpoint.BEST}.tmp*", 6, 0.1),
     "the best weights are exchanged": (f"*/.{checkpoint.BEST}.old", 4, 0.001),
-    "the log is written": (f"*/.{run_record.LOG}.tmp", 6, 0.001),
-    "a session is written down": (f"*/.{run_record.RUN}.tmp", 2, 0.001),
+    "the log is written": (f"*/.{run_record.LOG}.*.tmp", 6, 0.001),
+    "a session is written down": (f"*/.{run_record.RUN}.*.tmp", 2, 0.001),
     "TensorBoard is written": (f"*/{tensorboard.FOLDER}/*", 4, 0.01),
 }
 

@@ -184,7 +184,7 @@ def predicts(lane: Lane) -> bool:
     state = lane.wait_for_end(job)
     merged = subprocess.run([*mcis, "merge", str(out)], capture_output=True, text=True)
     found = [json.loads(line)["scan"] for line in (out / "findings.jsonl").read_text().splitlines()]
-    resumed = "goes on after" in lane.said()
+    resumed = "continues after" in lane.said()
     good = state == "COMPLETED" and found == sorted(map(str, scans.iterdir())) and resumed and not merged.returncode
     print(
         f"| an array that predicts, one of its jobs stopped | {len(found)} of {SCANS} scans | {verdict(good)} |",
