@@ -1,6 +1,7 @@
 """Evaluators: fold runs predict the scans that each holds out, as they do alone."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -12,13 +13,16 @@ from mcis.data import dataset
 from mcis.data.records import read_records
 from mcis.evaluation import evaluator, metrics, scoring
 from mcis.inference.rows import Rows
+from mcis.inference.saliency import class_maps
 from mcis.ops.metrics import bootstrap_interval
 from mcis.tasks.table import TASKS, task_to_json
 
 
 @pytest.fixture(scope="module")
 def folds(fold_runs):
-    return evaluator.load_folds(fold_runs["segment_breast"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "class_maps", functools.partial(class_maps, cells=4, reach=2))
+        yield evaluator.load_folds(fold_runs["segment_breast"])
 
 
 def test_every_scan_is_predicted_by_the_run_that_holds_it_out(folds, phantom_dir):
@@ -60,7 +64,7 @@ def test_a_leak_is_counted_for_the_run_that_predicts_the_scan(folds, phantom_dir
 def test_the_command_reports_folds_with_label_and_mask(fold_runs, folds, phantom_dir, tmp_path, capsys, monkeypatch):
     runs = [str(run) for run in fold_runs["segment_breast"]]
     by_path = dict(zip(runs, folds.runs.values(), strict=True))
-    monkeypatch.setattr(evaluator, "load_evaluator", lambda path, crf: by_path[path])  # they are compiled already
+    monkeypatch.setattr(evaluator, "load_evaluator", lambda path, *_: by_path[path])  # they are compiled already
     monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     arguments = [*runs, f"--data_dir={phantom_dir}", f"--out={tmp_path / 'out'}"]
     assert evaluate.main([*arguments, "--heat=1", "--split=left_out"]) == 0
@@ -82,7 +86,8 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, folds, phantom
     assert left_out["runs"] == 1 and 0 < left_out["scans"] < left_out["of"] == 26
 
 
-def test_runs_that_are_no_folds_of_one_task_are_errors(fold_runs, folds, phantom_dir, tmp_path):
+def test_runs_that_are_no_folds_of_one_task_are_errors(fold_runs, phantom_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "check_arrays", lambda *_: None)  # it traces a network each time
     first, second = fold_runs["segment_breast"]
     with pytest.raises(ValueError, match="name each fold once"):
         evaluator.load_folds([first, first])

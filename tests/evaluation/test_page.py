@@ -1,7 +1,6 @@
 """The report of an evaluation: the page, its curves, gallery and saliency maps; and a user's own folder scored."""
 
 import csv
-import dataclasses
 import functools
 import html.parser
 import json
@@ -23,16 +22,13 @@ from mcis.evaluation.descriptions import MEANINGS, meaning
 from mcis.evaluation.metrics import measure, report
 from mcis.evaluation.pointing_game import pointing_game
 from mcis.imaging import formats, image_files, phantom, scan
+from mcis.imaging.letterbox import letterbox
 from mcis.inference.rows import Rows
+from mcis.inference.saliency import class_maps
 from mcis.ops.metrics import auc, bootstrap_interval
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
 from mcis.tasks.table import TASKS, task_to_json
-from tests.fixtures.bundles import SMALL
-
-TINY = {
-    name: dataclasses.replace(task, model=SMALL.get(task.model, task.model), features=4, size=32).check()
-    for name, task in TASKS.items()
-}
+from tests.fixtures.linear import linear_networks, linear_variables
 
 
 class Tags(html.parser.HTMLParser):
@@ -51,35 +47,37 @@ class Tags(html.parser.HTMLParser):
         self.text.append(text)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _linear():
+    with linear_networks():
+        yield
+
+
 @pytest.fixture(scope="module")
-def weights(random_variables, tmp_path_factory):
-    """A bundle of random networks that were trained on other scans."""
+def weights(tmp_path_factory):
+    """A bundle of networks that were trained on other scans."""
     folder = tmp_path_factory.mktemp("set")
-    for seed, (name, task) in enumerate(TINY.items()):
-        manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1, "validation": {}}
+    scans = np.stack([letterbox(one.image)[0] for one in phantom.make_phantoms(3, seed=100)])
+    for name, variables in linear_variables(scans).items():
+        task = TASKS[name]
+        manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs, "validation": {}}
         manifest |= {"fingerprints": {"train": ["a"], "validation": ["b"]}}
-        limits = {"threshold": np.float32(0)} if name == "route" else {}  # a random router's probabilities are low
-        checkpoint.save(folder / name, random_variables(task, seed) | limits, manifest)
+        limits = {"threshold": np.float32(0)} if name == "route" else {}
+        checkpoint.save(folder / name, variables | limits, manifest)
     return folder
 
 
 @pytest.fixture(scope="module")
-def load_once():
-    """`load_evaluator`, by which each evaluator is compiled once."""
-    return functools.cache(evaluator.load_evaluator)
-
-
-@pytest.fixture(scope="module")
-def pages(weights, load_once, phantom_dir, tmp_path_factory):
+def pages(weights, phantom_dir, tmp_path_factory):
     """Kind -> (report's values, page) of evaluations of the phantoms' training split."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "load_evaluator", load_once)
         patch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
+        patch.setattr(evaluator, "class_maps", functools.partial(class_maps, cells=4, reach=2))
         for kind, options in {
-            "cascade": [str(weights), "--heat=0"],
+            "cascade": [str(weights), "--heat=2"],
             "router": [str(weights / "route"), "--heat=0"],
-            "classifier": [str(weights / "classify_breast"), "--heat=2"],
+            "classifier": [str(weights / "classify_breast"), "--heat=0"],
             "segmenter": [str(weights / "segment_breast"), "--heat=0"],
         }.items():
             out = tmp_path_factory.mktemp("reports") / kind
@@ -91,13 +89,13 @@ def pages(weights, load_once, phantom_dir, tmp_path_factory):
     return made
 
 
-def test_evaluate_scores_what_predict_finds(weights, load_once, phantom_dir, tmp_path):
+def test_evaluate_scores_what_predict_finds(weights, phantom_dir, tmp_path):
     """Organ, label, probabilities and mask of each scan, thumbnails included."""
     records = list(dataset.records("phantom", "validation", phantom_dir))
     small = image_files.encode_png(cv2.resize(storage.decode(records[0])[0], (64, 64), interpolation=cv2.INTER_AREA))
     records.append(records[0] | {"image": small, "mask": image_files.encode_png(np.zeros((64, 64, 1), np.uint8))})
-    scans = list(load_once(str(weights)).predict(records))
-    rows = scoring.score(load_once(str(weights)), records)
+    loaded = evaluator.load_evaluator(weights)
+    scans, rows = list(loaded.predict(records)), scoring.score(loaded, records)
     paths = [tmp_path / f"{i}.png" for i in range(len(records))]
     for path, record in zip(paths, records, strict=True):
         path.write_bytes(record["image"])
@@ -124,9 +122,9 @@ def test_evaluate_scores_what_predict_finds(weights, load_once, phantom_dir, tmp
 
 
 SECTIONS = {
-    "cascade": {"figures", "lost", "classes", "masks", "subsets", "gallery", "audit", "weights"},
+    "cascade": {"figures", "lost", "classes", "heat", "masks", "subsets", "gallery", "audit", "weights"},
     "router": {"figures", "classes", "subsets", "gallery", "audit", "weights"},
-    "classifier": {"figures", "classes", "heat", "gallery", "audit", "weights"},
+    "classifier": {"figures", "classes", "gallery", "audit", "weights"},
     "segmenter": {"figures", "classes", "masks", "subsets", "gallery", "audit", "weights"},
 }
 

@@ -168,7 +168,7 @@ def test_a_report_has_every_source_and_all_together_with_intervals_by_group():
     records += [make_record(i, source="busbra", lesion=bool(i % 2)) for i in range(6, 10)]
     rows = score_scans(SEGMENT, bright, records)
     rows.both[0] = 0
-    found = report(SEGMENT, rows, "test", draws=50)
+    found = report(SEGMENT, rows, "test", draws=100)
     assert found["task"] == "segment_breast"
     assert found["split"] == "test"
     counts = {name: (part["scans"], part["groups"]) for name, part in found["sources"].items()}

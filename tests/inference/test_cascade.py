@@ -17,7 +17,7 @@ from mcis.inference.options import InferenceOptions
 from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks.table import TASKS
-from tests.fixtures.linear import FEATURES, features_of, linear_expert, linear_variables
+from tests.fixtures.linear import FEATURES, features_of, linear_expert, linear_networks, linear_variables
 
 SIDE, REVIEW = 16, np.float32(0.45)
 
@@ -52,8 +52,7 @@ def expected(name, variables, scans, tasks=TASKS):
 
 @pytest.fixture(scope="module", autouse=True)
 def _linear():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascade, "make_expert", linear_expert)
+    with linear_networks():
         yield
 
 

@@ -12,12 +12,11 @@ import mcis
 from mcis.cli import predict
 from mcis.imaging import formats, phantom
 from mcis.imaging.letterbox import letterbox
-from mcis.inference import cascade
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import make_predictor
 from mcis.organs import UNKNOWN
 from tests.fixtures.dicom_files import CANARY, items, write
-from tests.fixtures.linear import linear_expert, linear_weights
+from tests.fixtures.linear import linear_networks, linear_weights
 
 PHANTOM = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
 
@@ -34,8 +33,7 @@ def bundle():
 
 
 def make(bundle, **options):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascade, "make_expert", linear_expert)
+    with linear_networks():
         return make_predictor(bundle, InferenceOptions(**options), "somewhere")
 
 
