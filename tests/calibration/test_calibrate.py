@@ -1,4 +1,4 @@
-"""Calibration on folds: what is fitted, to which scans, and what is refused."""
+"""Calibration on folds: what is fitted, to which scans, and which runs are errors."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from mcis.cli import calibrate as calibrate_command
 from mcis.cli import evaluate
 from mcis.inference import cascade
 from mcis.inference.options import InferenceOptions
+from mcis.inference.rows import Rows
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import task_to_json
 
@@ -23,26 +24,26 @@ def weights(fold_runs, tmp_path):
     return tmp_path / "set"
 
 
-def test_every_scan_is_answered_by_the_network_that_has_not_seen_it(fold_runs, phantom_scans):
-    folds = [bundle.load_weights(run) for run in fold_runs["segment_breast"]]
+def test_every_scan_is_predicted_by_the_network_that_has_not_seen_it(fold_runs, phantom_scans):
+    folds = {str(run): bundle.load_weights(run) for run in fold_runs["segment_breast"]}
     breast = phantom_scans.take(phantom_scans.organ == "breast")
-    answers = calibrate.out_of_fold(folds, breast)
-    assert sorted(answers["fingerprint"].tolist()) == sorted(breast.fingerprint.tolist())
+    rows = calibrate.out_of_fold(folds, breast)
+    assert sorted(rows.fingerprint.tolist()) == sorted(breast.fingerprint.tolist())
+    expert = jax.jit(make_expert(next(iter(folds.values())).task))
     for row in (0, len(breast) // 2, len(breast) - 1):
-        at = int(np.flatnonzero(breast.fingerprint == answers["fingerprint"][row])[0])
-        (own,) = (f for f in folds if answers["fingerprint"][row] in f.manifest["fingerprints"]["validation"])
-        outputs = make_expert(folds[0].task)(own.variables, breast.pixels.read([at])[0])
-        np.testing.assert_allclose(answers["probs"][row], outputs.label[0], atol=1e-5)
-        np.testing.assert_allclose(answers["expected_dice"][row], cascade.expected_dice(outputs.mask)[0], atol=1e-4)
-        assert answers["true"][row] == breast.area[at]
-        assert answers["label"][row] == breast.label[at]
-    with pytest.raises(ValueError, match="left out the same scans"):
-        calibrate.out_of_fold([folds[0], folds[0]], breast)
-    with pytest.raises(ValueError, match=r"of the \d+ scans that a run of segment_breast left out"):
+        at = int(np.flatnonzero(breast.fingerprint == rows.fingerprint[row])[0])
+        (own,) = (f for f in folds.values() if rows.fingerprint[row] in f.manifest["fingerprints"]["validation"])
+        outputs = jax.device_get(expert(own.variables, breast.pixels.read([at])[0]))
+        np.testing.assert_allclose(rows.probs[row], outputs.label[0], atol=1e-5)
+        dice = jax.jit(cascade.expected_dice)(outputs.mask)[0]
+        np.testing.assert_allclose(rows.expected_dice[row], dice, atol=1e-4)
+        assert rows.true[row] == breast.area[at]
+        assert rows.label[row] == breast.label[at]
+    with pytest.raises(ValueError, match=r"of the \d+ held-out scans of the runs are not prepared here"):
         calibrate.out_of_fold(folds, breast.take(np.arange(3)))
 
 
-def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_scans, phantom_dir, tmp_path, capsys):
+def test_a_calibrated_bundle_predicts_with_its_limits(fold_runs, weights, phantom_scans, phantom_dir, tmp_path, capsys):
     before = bundle.load_bundle(weights)
     every = [str(run) for members in fold_runs.values() for run in members]
     done = calibrate_command.main(
@@ -73,7 +74,7 @@ def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_sc
     assert evaluate.main(asked) == 0
     page = (out / "report.html").read_text()
     assert (
-        'id="fitted"' in page and "What refusing more known scans would refuse" not in page
+        'id="fitted"' in page and "Rejection of OOD scans against known scans" not in page
     )  # nothing is foreign here
     assert "not of this version" not in page
     raw = run({name: one.variables for name, one in before.items()}, breast.pixels.read()[0])
@@ -82,7 +83,7 @@ def test_a_calibrated_set_answers_with_its_limits(fold_runs, weights, phantom_sc
     np.testing.assert_allclose(found.label_probs[:, :3], odds / odds.sum(1, keepdims=True), atol=1e-4)
 
 
-def test_confidence_is_the_label_s_times_what_the_mask_expects(weights, phantom_scans):
+def test_confidence_is_the_labels_probability_times_the_masks_expected_dice(weights, phantom_scans):
     loaded = bundle.load_bundle(weights)
     tasks = {name: one.task for name, one in loaded.items()}
     found = jax.jit(cascade.make_cascade(tasks, InferenceOptions(organ="breast")))(
@@ -95,31 +96,32 @@ def test_confidence_is_the_label_s_times_what_the_mask_expects(weights, phantom_
         assert float(found.confidence[i]) == pytest.approx(float(found.label_probs[i].max()) * expected, rel=1e-3)
 
 
-def test_review_holds_errors_by_hand():
-    labels = {
-        "fingerprint": np.array(list("abcde")),
-        "label": np.array([1, 1, 0, 2, -1]),
-        "probs": np.array([[0.1, 0.9, 0], [0.5, 0.4, 0.1], [0.9, 0.1, 0], [0, 0.2, 0.8], [0.3, 0.3, 0.4]]),
-    }
-    masks = {
-        "fingerprint": np.array(list("edcba")),
-        "expected_dice": np.array([0.9, 0.5, 0.9, 0.9, 0.9]),
-        "has_mask": np.array([True] * 5),
-        "both": np.array([0, 1, 0, 8, 8]),
-        "predicted": np.array([0, 10, 0, 10, 10]),
-        "true": np.array([0, 10, 0, 10, 10]),
-    }
+def test_the_review_limit_and_its_errors_by_hand():
+    def rows(fingerprint, **columns):
+        names = np.array(list(fingerprint))
+        facts = {"label": np.array([1, 1, 0, 2, -1]), "has_mask": np.ones(5, bool)} | columns
+        return Rows(source=names, group=names, scan_id=names, fingerprint=names, **facts)
+
+    probs = np.array([[0.1, 0.9, 0], [0.5, 0.4, 0.1], [0.9, 0.1, 0], [0, 0.2, 0.8], [0.3, 0.3, 0.4]])
+    labels = rows("abcde", probs=probs)
+    masks = rows(
+        "edcba",
+        expected_dice=np.array([0.9, 0.5, 0.9, 0.9, 0.9]),
+        both=np.array([0, 1, 0, 8, 8]),
+        predicted=np.array([0, 10, 0, 10, 10]),
+        true=np.array([0, 10, 0, 10, 10]),
+    )
     limit, facts = calibrate.fit_review(1, labels, masks)
-    # sure: 0.81, 0.5 (called normal: no mask), 0.9, 0.4; wrong: b by its label, d by its mask; e is of unknown label
+    # confidence: 0.81, 0.5 (predicted normal: no mask), 0.9, 0.4; wrong: b's label, d's mask; e has an unknown label
     assert facts["scans"] == 4 and facts["errors"] == 2
     assert 0.4 < limit < 0.5
     assert facts["errors_flagged"] == 0.5 and facts["error_rate_flagged"] == 1.0
     assert facts["error_rate_others"] == pytest.approx(1 / 3)
-    with pytest.raises(ValueError, match="2 of the 5 breast scans whose label was answered"):
-        calibrate.fit_review(1, labels, {name: column[:3] for name, column in masks.items()})
+    with pytest.raises(ValueError, match="2 of the 5 breast scans have a predicted label but no predicted mask"):
+        calibrate.fit_review(1, labels, masks.take(np.arange(3)))
 
 
-def test_runs_that_say_nothing_of_strangers_are_refused(fold_runs, weights, tmp_path, capsys):
+def test_runs_that_are_no_folds_of_the_bundle_are_errors(fold_runs, weights, tmp_path, capsys):
     variables, manifest = checkpoint.load(fold_runs["segment_breast"][0] / "best")
 
     def refusal(**changes):
@@ -129,8 +131,8 @@ def test_runs_that_say_nothing_of_strangers_are_refused(fold_runs, weights, tmp_
         return capsys.readouterr().err
 
     assert "chosen by dice_balanced" in refusal(select="dice_balanced")
-    assert "trained otherwise" in refusal(epochs=3)
+    assert "trained with other settings" in refusal(epochs=3)
     del_route = weights.parent / "only"
     bundle.make_bundle(fold_runs["segment_breast"], del_route)
     assert calibrate_command.main([str(del_route), str(fold_runs["route"][0])]) == 2
-    assert "which the set does not have" in capsys.readouterr().err
+    assert "which the bundle does not have" in capsys.readouterr().err

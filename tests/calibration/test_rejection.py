@@ -1,34 +1,39 @@
-"""Refusal: the limits' shares, intervals over kinds, near and far."""
+"""Rejection: the limits' shares, intervals over kinds, near and far."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 from mcis.calibration import rejection
+from mcis.inference.rows import Rows
 from mcis.organs import ORGANS
 
 COUNT = 2000
 
 
 @pytest.fixture
-def answers():
+def rows():
     """Known scans of two sources; far pictures all unsure, and near ones of which one kind is taken for known."""
     rng = np.random.default_rng(0)
     known = np.arange(2 * COUNT) < COUNT
     kind = np.array(["foreign/xray", "foreign/photo", "foreign/mri_knee", "foreign/us_lung"])[np.arange(2 * COUNT) % 4]
     prob = np.where(known, rng.uniform(0.9, 1.0, 2 * COUNT), rng.uniform(0.0, 0.8, 2 * COUNT))
     prob = np.where(~known & (kind == "foreign/us_lung"), 0.999, prob)
-    return {
-        "label": np.where(known, 0, len(ORGANS)),
-        "probs": np.stack([prob, np.zeros(2 * COUNT), 1 - prob], 1),
-        "novelty": np.where(known, rng.uniform(0, 1, 2 * COUNT), 0.5),
-        "source": np.where(known, np.where(np.arange(2 * COUNT) % 2 == 0, "a", "b"), "foreign"),
-        "group": np.where(known, [f"a/{i // 10}" for i in range(2 * COUNT)], kind),
-        "thumbnail": np.zeros(2 * COUNT, bool),
-    }
+    return Rows(
+        label=np.where(known, 0, len(ORGANS)),
+        probs=np.stack([prob, np.zeros(2 * COUNT), 1 - prob], 1),
+        novelty=np.where(known, rng.uniform(0, 1, 2 * COUNT), 0.5),
+        source=np.where(known, np.where(np.arange(2 * COUNT) % 2 == 0, "a", "b"), "foreign"),
+        group=np.where(known, [f"a/{i // 10}" for i in range(2 * COUNT)], kind),
+        scan_id=np.arange(2 * COUNT).astype(str),
+        has_mask=known,
+        thumbnail=np.zeros(2 * COUNT, bool),
+    )
 
 
-def test_a_hundredth_of_the_known_is_refused_and_it_is_said_what_else(answers):
-    limits, facts = rejection.fit_router(answers)
+def test_a_hundredth_of_the_known_scans_is_rejected(rows):
+    limits, facts = rejection.fit_router(rows)
     refused = facts["refused"]
     assert 0.009 <= refused["known"]["value"] <= 0.0101
     assert refused["known"]["low"] < refused["known"]["value"] < refused["known"]["high"] < 0.02
@@ -39,8 +44,8 @@ def test_a_hundredth_of_the_known_is_refused_and_it_is_said_what_else(answers):
     assert known == sorted(known) and known[-1] == pytest.approx(0.2, abs=0.02)
 
 
-def test_intervals_of_the_foreign_are_over_kinds(answers):
-    facts = rejection.fit_router(answers)[1]
+def test_intervals_of_ood_scans_are_over_kinds(rows):
+    facts = rejection.fit_router(rows)[1]
     assert facts["groups"] == {"known": COUNT // 10, "far": 2, "near": 2}
     assert facts["refused"]["far"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     # half of the near kinds' pictures; a draw of kinds has none, one or both of the kind that is taken for known
@@ -48,19 +53,19 @@ def test_intervals_of_the_foreign_are_over_kinds(answers):
     assert facts["kinds"]["foreign/us_lung"] == {"scans": COUNT // 4, "value": 0.0, "low": None, "high": None}
 
 
-def test_thumbnails_are_told_apart_from_what_the_router_sees(answers):
-    thumbnails = answers["group"] == "foreign/us_lung"
-    limits, facts = rejection.fit_router(answers | {"thumbnail": thumbnails})
-    plain_limits, plain = rejection.fit_router(answers)
+def test_thumbnails_are_reported_apart_from_the_router(rows):
+    thumbnails = rows.group == "foreign/us_lung"
+    limits, facts = rejection.fit_router(dataclasses.replace(rows, thumbnail=thumbnails))
+    plain_limits, plain = rejection.fit_router(rows)
     assert limits == plain_limits
     assert facts["with_thumbnails"]["near"]["value"] == 1.0 and plain["with_thumbnails"] == plain["refused"]
     assert facts | {"with_thumbnails": None} == plain | {"with_thumbnails": None}
 
 
-def test_known_scans_alone_have_limits_too(answers):
-    known = answers["label"] < len(ORGANS)
-    limits, facts = rejection.fit_router({name: value[known] for name, value in answers.items()})
-    assert limits == rejection.fit_router(answers)[0]
+def test_limits_are_fitted_without_ood_scans_too(rows):
+    known = rows.label < len(ORGANS)
+    limits, facts = rejection.fit_router(rows.take(known))
+    assert limits == rejection.fit_router(rows)[0]
     assert set(facts["refused"]) == {"known"} and "trade_off" not in facts and facts["kinds"] == {}
 
 

@@ -1,4 +1,4 @@
-"""Shortcuts that were put into a set are found, by the part of the frame that shows them; where none is, none is."""
+"""Shortcuts planted in a data set are found, in the metadata that show them; without a shortcut none is found."""
 
 import dataclasses
 import json
@@ -10,10 +10,11 @@ import pytest
 
 from mcis.cli import shortcuts as shortcuts_command
 from mcis.data import dataset
-from mcis.evaluation import shortcuts
-from mcis.evaluation.shortcuts import Frames, audit, frames_of, network_answers
+from mcis.evaluation import metrics, shortcuts
+from mcis.evaluation.shortcuts import ImageMetadata, audit, metadata_of, network_predictions
 from mcis.imaging.image_files import encode_png
-from mcis.ops.metrics import bootstrap_interval, class_scores, label_scores
+from mcis.inference.rows import Rows
+from mcis.ops.metrics import bootstrap_interval
 from mcis.tasks.table import TASKS
 
 BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
@@ -48,18 +49,19 @@ def by_margin(label, rng):
     return image
 
 
-def frames(picture, seed, n=60):
+def metadata(picture, seed, n=60):
     rng = np.random.default_rng(seed)
-    return frames_of(BRAIN, [make_record(picture(i % 2, rng), i % 2, i) for i in range(n)])
+    return metadata_of(BRAIN, [make_record(picture(i % 2, rng), i % 2, i) for i in range(n)])
 
 
 def made(x, label, source=None, seen=None):
-    """Frames of numbers (N,) of their own, the same for all that is seen unless `seen` says more."""
+    """Metadata of numbers (N,), the same for every view and family unless `seen` says more."""
     n = len(label)
     every = [f"{view} {family}" for view in shortcuts.VIEWS for family in (*shortcuts.FAMILIES, shortcuts.FRAME)]
     names = np.array([f"s{i}" for i in range(n)])
     source = np.full(n, "lgg") if source is None else np.array(source)
-    return Frames(dict.fromkeys(every, x[:, None]) | (seen or {}), np.array(label), source, names, names)
+    rows = Rows(source=source, group=names, scan_id=names, label=np.array(label), has_mask=np.ones(n, bool))
+    return ImageMetadata(rows, dict.fromkeys(every, x[:, None]) | (seen or {}))
 
 
 def values(part, metric="balanced_accuracy"):
@@ -67,7 +69,7 @@ def values(part, metric="balanced_accuracy"):
 
 
 def test_an_aspect_that_tells_the_class_is_found_and_the_letterbox_hands_it_to_the_border():
-    found = audit(BRAIN, frames(by_aspect, 0), frames(by_aspect, 1), None, draws=50)
+    found = audit(BRAIN, metadata(by_aspect, 0), metadata(by_aspect, 1), None, draws=50)
     said = values(found["sources"]["lgg"])
     assert said["stored size"] == said["stored frame"] == 1
     assert said["given size"] == said["chance"] == 0.5
@@ -78,14 +80,14 @@ def test_an_aspect_that_tells_the_class_is_found_and_the_letterbox_hands_it_to_t
 
 
 def test_a_margin_that_tells_the_class_is_found_and_the_crop_takes_it_away():
-    found = audit(BRAIN, frames(by_margin, 0), frames(by_margin, 1), None, draws=50)
+    found = audit(BRAIN, metadata(by_margin, 0), metadata(by_margin, 1), None, draws=50)
     said = values(found["sources"]["lgg"])
     assert said["stored border"] == said["stored frame"] == 1
     for who in ("stored size", "stored histogram", *(name for name in said if name.startswith("given"))):
         assert said[who] == pytest.approx(0.5, abs=0.2), who
 
 
-def test_labels_that_nothing_shows_are_guessed():
+def test_labels_without_a_shortcut_are_predicted_by_chance():
     rng = np.random.default_rng(0)
     train, scored = (made(rng.normal(size=400), rng.integers(0, 2, 400)) for _ in range(2))
     part = audit(BRAIN, train, scored, None, draws=200)["sources"]["lgg"]
@@ -104,7 +106,7 @@ def test_a_rare_class_weighs_as_much_as_a_common_one():
     assert values(part)["stored frame"] > 0.85
 
 
-def test_a_source_left_out_is_scored_by_what_the_others_teach():
+def test_a_source_is_scored_by_trees_that_learned_from_the_others():
     label = np.arange(120) % 2
     source = np.repeat(["br35h", "lgg"], 60)
     x = np.where(source == "lgg", label, 1 - label) + 3.0 * (source == "lgg")  # each the other's contrary
@@ -120,7 +122,7 @@ def test_a_source_left_out_is_scored_by_what_the_others_teach():
     assert set(values(audit(BRAIN, told, told, None, draws=50)["sources"]["all"]).values()) == {0.5, 1.0}
 
 
-def test_a_class_that_only_the_source_left_out_has_is_left_out_and_said():
+def test_a_class_that_the_other_sources_lack_is_not_scored_and_noted():
     label = np.concatenate([np.arange(90) % 3, 1 + np.arange(60) % 2])
     both = made(label.astype(float), label, np.repeat(["busi", "busbra"], [90, 60]))
     found = audit(BREAST, both, both, None, draws=50)
@@ -128,7 +130,7 @@ def test_a_class_that_only_the_source_left_out_has_is_left_out_and_said():
     assert found["left_out"]["busi"]["classes"] == ["benign", "malignant"]
     assert values(found["left_out"]["busi"])["stored frame"] == 1
     assert found["left_out"]["busbra"]["scans"] == 60
-    assert found["notes"] == ["busi left out is scored without normal: no other source has such scans"]
+    assert found["notes"] == ["busi is scored by the other sources without normal: they have no such scans"]
     one_each = made(label.astype(float), np.repeat([0, 1], [90, 60]), np.repeat(["busi", "busbra"], [90, 60]))
     found = audit(BREAST, one_each, one_each, None, draws=50)
     assert not found["left_out"]
@@ -140,16 +142,6 @@ def test_one_class_teaches_nothing():
     one = made(np.arange(20.0), np.ones(20, int))
     with pytest.raises(ValueError, match="all tumor: two classes"):
         audit(BRAIN, one, one, None)
-
-
-def test_scores_are_those_of_an_evaluation():
-    rng = np.random.default_rng(0)
-    probs, label = rng.dirichlet([1, 1, 1], 50), rng.integers(0, 3, 50)
-    for rows in (label >= 0, label > 0, label == 1):
-        every = label_scores(probs[rows], label[rows]) | class_scores(probs[rows], label[rows], BREAST.classes)
-        found = shortcuts.worth(probs[rows], label[rows])
-        assert found == pytest.approx({metric: every[metric] for metric in shortcuts.METRICS if metric in every})
-    assert set(found) == {"accuracy", "balanced_accuracy"}
 
 
 def test_border_and_histogram_by_hand():
@@ -176,20 +168,19 @@ def test_border_and_histogram_by_hand():
 def test_scans_of_unknown_class_and_of_other_organs_are_left_out():
     flat = np.full((40, 40, 3), 90, np.uint8)
     records = [make_record(flat, -1, 0), make_record(flat, 1, 1), make_record(flat, 1, 2, "busi", "breast")]
-    assert frames_of(BRAIN, records).scan_id.tolist() == ["s1"]
-    assert frames_of(TASKS["segment_brain"], records).label.tolist() == [1]
-    assert frames_of(TASKS["route"], records).label.tolist() == [0, 0, 1]
-    assert frames_of(TASKS["route"], records).group.tolist() == ["lgg/p0", "lgg/p1", "busi/p2"]
-    with pytest.raises(ValueError, match=r"of 1 scans none has a class of classify_brain \(no_tumor, tumor\)"):
-        frames_of(BRAIN, records[:1])
+    assert metadata_of(BRAIN, records).rows.scan_id.tolist() == ["s1"]
+    assert metadata_of(TASKS["segment_brain"], records).rows.label.tolist() == [1]
+    assert metadata_of(TASKS["route"], records).rows.label.tolist() == [0, 0, 1]
+    assert metadata_of(TASKS["route"], records).rows.group.tolist() == ["lgg/p0", "lgg/p1", "busi/p2"]
+    with pytest.raises(ValueError, match=r"none of 1 scans has a class of classify_brain \(no_tumor, tumor\)"):
+        metadata_of(BRAIN, records[:1])
 
 
 def evaluation(scored, probs, task="classify_brain", split="validation"):
-    rows = {"source": scored.source, "scan_id": scored.scan_id, "label": scored.label, "probs": probs}
-    return {"task": task, "split": split, "rows": {name: value.tolist() for name, value in rows.items()}}
+    return {"task": task, "split": split, "rows": dataclasses.replace(scored.rows, probs=probs).to_json()}
 
 
-def test_a_network_is_found_scan_by_scan_and_stands_beside_the_frame():
+def test_a_network_is_matched_scan_by_scan_and_compared_with_metadata():
     rng = np.random.default_rng(0)
     label = np.arange(80) % 2
     scored = made(rng.normal(size=80), label)
@@ -197,7 +188,7 @@ def test_a_network_is_found_scan_by_scan_and_stands_beside_the_frame():
     backwards = np.arange(80)[::-1]
     report = evaluation(scored, right)
     report["rows"] = {name: [column[i] for i in backwards] for name, column in report["rows"].items()}
-    network = network_answers(report, BRAIN, "validation", scored)
+    network = network_predictions(report, BRAIN, "validation", scored)
     assert (network == right).all()
     part = audit(BRAIN, scored, scored, network, draws=100)["sources"]["lgg"]
     for metric in shortcuts.METRICS:
@@ -221,11 +212,11 @@ def test_a_network_is_found_scan_by_scan_and_stands_beside_the_frame():
 )
 def test_an_evaluation_of_something_else_is_refused(change, error):
     scored = made(np.arange(8.0), np.arange(8) % 2)
-    report = evaluation(scored, np.eye(2)[scored.label])
-    network_answers(report, BRAIN, "validation", scored)
+    report = evaluation(scored, np.eye(2)[scored.rows.label])
+    network_predictions(report, BRAIN, "validation", scored)
     change(report)
     with pytest.raises(ValueError, match=error):
-        network_answers(report, BRAIN, "validation", scored)
+        network_predictions(report, BRAIN, "validation", scored)
 
 
 @pytest.fixture
@@ -243,12 +234,11 @@ def planted(monkeypatch):
 
 
 def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypatch, capsys):
-    scored = frames_of(BRAIN, dataset.records("lgg", "validation") + dataset.records("br35h", "validation"))
-    evaluated = evaluation(scored, np.eye(2)[1 - scored.label])
-    evaluated["rows"] |= {"group": scored.group.tolist(), "has_mask": [True] * 80}
+    scored = metadata_of(BRAIN, dataset.records("lgg", "validation") + dataset.records("br35h", "validation"))
+    evaluated = evaluation(scored, np.eye(2)[1 - scored.rows.label])
     (tmp_path / "network.json").write_text(json.dumps(evaluated))
     planted.clear()
-    monkeypatch.setattr(shortcuts, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
+    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     out = tmp_path / "audit.json"
     options = [f"--against={tmp_path / 'network.json'}", f"--out={out}"]
     assert shortcuts_command.main(["--task=segment_brain", *options]) == 2
@@ -264,51 +254,51 @@ def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypa
     assert "network" not in found["left_out"]["lgg"]["metrics"]  # it has learned from that source
     printed = capsys.readouterr().out
     assert "1.000 [1.000, 1.000]" in printed and "-1.000 [-1.000, -1.000]" in printed
-    assert "lgg left out" in printed and str(out) in printed
+    assert "lgg by the others" in printed and str(out) in printed
 
 
 def test_the_command_on_prepared_phantoms(phantom_dir, capsys):
     assert shortcuts_command.main(["--task=route", "--sources=phantom", f"--data_dir={phantom_dir}"]) == 0
     printed = capsys.readouterr().out
     assert "stored frame" in printed and "network" not in printed
-    assert "phantom cannot be left out" in printed
+    assert "phantom is not scored by the other sources" in printed
 
 
-def test_each_fold_is_answered_by_what_the_others_teach():
+def test_each_fold_is_predicted_by_trees_that_learned_from_the_others():
     """A scan's own fold knows its answer, the others know nothing: only a leak would be right."""
     rng = np.random.default_rng(0)
     fold = np.repeat(np.arange(4), 30)
     label = rng.integers(0, 2, 120)
     told = made(np.where(fold == 0, label * 9.0, rng.normal(size=120)), label)
-    said = shortcuts.folded_answers(told, fold, 2)
-    assert set(said) == {"chance", *told.seen}
+    said = shortcuts.cross_predictions(told, fold, 2)
+    assert set(said) == {"chance", *told.features}
     assert (said["chance"] == said["chance"][:1]).all()  # shares of each fold's others would tell the folds apart
     first = fold == 0
-    for name in told.seen:
+    for name in told.features:
         assert said[name].shape == (120, 2)
-        by_hand = shortcuts.answers(told.take(~first), told.take(first), 2)[name]
+        by_hand = shortcuts.predictions(told.take(~first), told.take(first), 2)[name]
         np.testing.assert_array_equal(said[name][first], by_hand)
         assert (said[name].argmax(1) == label)[first].mean() < 0.8
 
 
-def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted, tmp_path, monkeypatch, capsys):
+def test_fold_runs_are_compared_with_metadata_on_their_held_out_scans(planted, tmp_path, monkeypatch, capsys):
     every = [dataset.records(source, split) for source in ("lgg", "br35h") for split in ("train", "validation")]
-    scans = frames_of(BRAIN, [r | {"scan_id": f"{i}_{r['scan_id']}"} for i, part in enumerate(every) for r in part])
-    some = scans.take(np.arange(len(scans.label)) % 3 > 0)
-    evaluated = evaluation(some, np.eye(2)[some.label]) | {"split": "left_out"}
-    monkeypatch.setattr(shortcuts, "frames_of", lambda *_: scans)
+    scans = metadata_of(BRAIN, [r | {"scan_id": f"{i}_{r['scan_id']}"} for i, part in enumerate(every) for r in part])
+    some = scans.take(np.arange(len(scans)) % 3 > 0)
+    evaluated = evaluation(some, np.eye(2)[some.rows.label]) | {"split": "left_out"}
+    monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: scans)
     (tmp_path / "folds.json").write_text(json.dumps(evaluated))
-    monkeypatch.setattr(shortcuts, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
+    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     options = ["--task=classify_brain", f"--against={tmp_path / 'folds.json'}", f"--out={tmp_path / 'audit.json'}"]
     assert shortcuts_command.main([*options, "--split=left_out", "--folds=3"]) == 0
-    assert f"{len(some.label)} of {len(scans.label)} training and validation scans" in capsys.readouterr().out
+    assert f"{len(some)} of {len(scans)} training and validation scans" in capsys.readouterr().out
     found = json.loads((tmp_path / "audit.json").read_text())
-    assert found["split"] == "left_out" and found["sources"]["all"]["scans"] == len(some.label)
+    assert found["split"] == "left_out" and found["sources"]["all"]["scans"] == len(some)
     assert values(found["sources"]["all"])["network"] == 1
     assert values(found["sources"]["all"])["stored size"] == 1
-    monkeypatch.setattr(shortcuts, "frames_of", lambda *_: dataclasses.replace(scans, scan_id=scans.group))
+    monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: dataclasses.replace(scans, rows=dataclasses.replace(scans.rows, scan_id=scans.rows.group)))
     assert shortcuts_command.main([*options, "--split=left_out"]) == 2
-    assert "--against has answered none of the scans" in capsys.readouterr().err
+    assert "--against has none of the scans" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -317,16 +307,16 @@ def test_fold_runs_are_held_against_the_frame_on_the_scans_they_left_out(planted
         (["--task=classify_liver"], "no task 'classify_liver'; there are: route, classify_brain"),
         (["--task=route", "--split=train"], "--split=train: allowed are validation, test, left_out"),
         (["--task=route", "--split=dev"], "--split=dev: allowed are validation, test, left_out"),
-        (["--task=route", "--split=left_out", "--folds=1"], "--folds=1: at least 2 are needed"),
+        (["--task=route", "--split=left_out", "--folds=1"], "--folds=1: must be at least 2"),
         (["--task=route", "--out=no/such/folder/a.json"], "--out=no/such/folder/a.json cannot be written"),
         (["--task=route", "--out=mcis/weights/route/a.json"], "lies in a weights folder"),
         (["--task=route", "--against=no_such.json"], "no_such.json: no such file"),
         (["--task=route", "--sources=busi", "--data_dir=no_such"], "mcis build busi"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_any_work(options, error, monkeypatch, capsys):
+def test_wrong_options_are_errors_before_any_work(options, error, monkeypatch, capsys):
     monkeypatch.chdir(shortcuts_command.pathlib.Path(__file__).parents[2])
-    monkeypatch.setattr(shortcuts, "frames_of", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: pytest.fail("work was done"))
     assert shortcuts_command.main(options) == 2
     assert error in capsys.readouterr().err
 
