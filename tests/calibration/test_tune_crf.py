@@ -105,7 +105,8 @@ def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
         none = counts(base, np.full(8, 100), np.full(8, 100), np.arange(8))
         noise = rng.normal(0, 3, (1, 8)) * 0.8**0.5 + rng.normal(0, 3, (30, 8)) * 0.2**0.5  # much alike, as CRFs are
         found = {tune_crf.NONE: none}
-        found |= {CRF(weight=1.0 + i): dataclasses.replace(none, both=np.clip(base + row, 0, 100)) for i, row in enumerate(noise)}
+        changed = [dataclasses.replace(none, both=np.clip(base + row, 0, 100)) for row in noise]
+        found |= {CRF(weight=1.0 + i): rows for i, rows in enumerate(changed)}
         best = max(found, key=lambda crf: tune_crf.objective(found[crf], none, "dice_patient"))
         looks += best != tune_crf.NONE
         kept += tune_crf.gain(tune_crf.cross_validated(found, "dice_patient"), none, "dice_patient")[1] > 0

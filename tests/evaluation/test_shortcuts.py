@@ -296,7 +296,8 @@ def test_fold_runs_are_compared_with_metadata_on_their_held_out_scans(planted, t
     assert found["split"] == "left_out" and found["sources"]["all"]["scans"] == len(some)
     assert values(found["sources"]["all"])["network"] == 1
     assert values(found["sources"]["all"])["stored size"] == 1
-    monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: dataclasses.replace(scans, rows=dataclasses.replace(scans.rows, scan_id=scans.rows.group)))
+    other = dataclasses.replace(scans, rows=dataclasses.replace(scans.rows, scan_id=scans.rows.group))
+    monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: other)
     assert shortcuts_command.main([*options, "--split=left_out"]) == 2
     assert "--against has none of the scans" in capsys.readouterr().err
 
