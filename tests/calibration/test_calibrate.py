@@ -73,9 +73,7 @@ def test_a_calibrated_bundle_predicts_with_its_limits(fold_runs, weights, phanto
     asked = [str(weights), "--split=test", "--sources=phantom", f"--data_dir={phantom_dir}", f"--out={out}", "--heat=0"]
     assert evaluate.main(asked) == 0
     page = (out / "report.html").read_text()
-    assert (
-        'id="fitted"' in page and "Rejection of OOD scans against known scans" not in page
-    )  # nothing is foreign here
+    assert 'id="fitted"' in page and "Rejection of OOD scans against known scans" not in page  # nothing is foreign here
     assert "not of this version" not in page
     raw = run({name: one.variables for name, one in before.items()}, breast.pixels.read()[0])
     assert (np.asarray(raw.review) == -1).all()  # no limit was set

@@ -222,7 +222,7 @@ def test_a_pixel_is_lesion_above_one_half(prob, covered):
 
 def test_the_command_names_what_is_wrong(tmp_path, capsys, phantom_dir):
     assert evaluate.main([str(tmp_path), f"--data_dir={phantom_dir}"]) == 2
-    assert "no weights folder" in capsys.readouterr().err
+    assert "is not a weights folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match=", ".join(dataset.SPLITS)):
         dataset.records("phantom", "tset", phantom_dir)
 

@@ -118,7 +118,7 @@ def test_a_scan_that_cannot_be_read_gives_a_result_with_an_error(predictor, tmp_
     assert "no such file" in result._repr_html_()
     with pytest.raises(ValueError, match="no such file"):
         result.overlay()
-    assert "of shape (3,)" in predictor.predict(np.ones(3)).finding.error
+    assert "shape (3,)" in predictor.predict(np.ones(3)).finding.error
     assert "NaN" in predictor.predict(np.full((9, 9), np.nan)).finding.error
 
 

@@ -73,7 +73,7 @@ def read_report(folder: pathlib.Path) -> str:
     for name, goes_on in (("resume", True), ("overwrite", False)):
         if goes_on:
             with contextlib.suppress(ReportError):  # it has other scans, but is read first
-                predict.already(folder, scans, {"paths": ["a"]}, {"folder": "w"})
+                predict.finished(folder, scans, {"paths": ["a"]}, {"folder": "w"})
         with ReportWriter(folder, {"paths": ["a"]}, weights={"folder": "w"}, **{name: True}) as report:
             report.add(Finding("z.png", organ="brain"), seeds.picture(), seeds.picture()[..., 0] & 1)
     return "read"

@@ -113,7 +113,7 @@ def main():
     import jax
 
     from mcis.checkpoints.bundle import load_bundle
-    from mcis.data import dataset
+    from mcis.data import dataset, storage
     from mcis.imaging.letterbox import INPUT_SIZE, letterbox
     from mcis.ops.crf import CRF, mean_field
     from mcis.tasks.apply import make_network
@@ -129,7 +129,7 @@ def main():
         dices, changed, times, errors = [], [], [], []
         records = dataset.records(source, "validation", options.data_dir)
         for i in np.linspace(0, len(records) - 1, 6 * options.scans).astype(int):
-            square, _ = letterbox(dataset.decode(records[i])[0])
+            square, _ = letterbox(storage.decode(records[i])[0])
             outputs, prepared = network(one.variables, square[None])
             before = np.asarray(outputs.mask)[0, ..., 0]
             if not (before > 0.5).mean() > 0.005 or len(dices) == options.scans:
