@@ -80,7 +80,7 @@ def check_unseen(fingerprints: Sequence[str], names: Sequence[str | None], manif
 
     Args:
       fingerprints: hashes of the scans' contents; a copy of another size has another one.
-      names: `data.public_name` of each scan, the same for every copy.
+      names: `dataset.public_name` of each scan, the same for every copy.
       manifest: of the weights.
     """
     for use in uses(manifest):

@@ -62,7 +62,7 @@ def test_every_record_is_scored_once_in_order_on_its_own_grid():
     rows = score_scans(SEGMENT, bright, records)
     assert rows.scan_id.tolist() == [f"s{i}" for i in range(len(records))]
     assert rows.group.tolist() == [f"busi/p{i}" for i in range(len(records))]
-    assert rows.true.tolist() == [41 * 57] * len(records)  # pixels of the scan, not of the canvas
+    assert rows.true.tolist() == [41 * 57] * len(records)  # pixels of the scan, not of the model input
     assert np.abs(rows.both / rows.true - 1).max() < 0.05
     assert measure(SEGMENT, rows)["dice_lesion"] > 0.96
     assert measure(SEGMENT, rows)["dice_patient"] == pytest.approx(measure(SEGMENT, rows)["dice_lesion"])

@@ -22,7 +22,7 @@ PHANTOM = phantom.make_phantom("brain", 1, 5, size=(120, 160)).image
 
 
 BATCH = 4
-"""The only batch size beside 1, so that little is compiled."""
+"""The only batch size other than 1, so that little is compiled."""
 
 
 @pytest.fixture(scope="module")
