@@ -1,6 +1,7 @@
 """Bundled weights: a folder with one weights folder per task, made by `mcis bundle` and read by the cascade."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from mcis.checkpoints import checkpoint
 from mcis.checkpoints.checkpoint import CheckpointError
 from mcis.checkpoints.provenance import check_finished, differing_fields, merged_scans
 from mcis.imaging.letterbox import INPUT_SIZE
+from mcis.models.network import Network, Outputs
 from mcis.tasks.apply import MEMBERS, NETWORK
 from mcis.tasks.config import Task
 from mcis.tasks.table import TASKS, task_from_json
@@ -73,8 +75,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
 
 def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) -> None:
     """CheckpointError unless the arrays fit the task's network, and what was fitted after training fits it too."""
-    image = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, task.channels), "float32")
-    outputs, expected = jax.eval_shape(task.make_model().init_with_output, jax.random.key(0), image)
+    outputs, expected = _network_shapes(task.make_model(), task.channels)
     network = {name: tree for name, tree in variables.items() if name in NETWORK}
     if MEMBERS in variables:
         sizes = {value.shape[:1] for value in checkpoint.flatten(variables[MEMBERS]).values()}
@@ -88,6 +89,13 @@ def check_arrays(task: Task, variables: dict[str, Any], folder: pathlib.Path) ->
             raise CheckpointError(f"{folder}: {name} is a single array; it must be a dict of arrays")
     width = 0 if outputs.features is None else outputs.features.shape[1]
     checkpoint.check_shapes(fitted, _fitted_shapes(task, fitted, width), folder)
+
+
+@functools.lru_cache(maxsize=32)  # tracing a network takes most of a second, and the runs of an ensemble share theirs
+def _network_shapes(model: Network, channels: int) -> tuple[Outputs, dict[str, Any]]:
+    """Shapes and dtypes of a network's outputs for one image, and of its variables."""
+    image = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, channels), "float32")
+    return jax.eval_shape(model.init_with_output, jax.random.key(0), image)
 
 
 def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[str, Any]:
