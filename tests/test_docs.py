@@ -128,6 +128,7 @@ def test_python_code_compiles_and_named_files_exist(page):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tiny_models")
 def test_python_api_page_runs_in_one_session(weights, tmp_path, monkeypatch):
     """As `make pictures` runs it, but with small random weights instead of the demo's."""
     matplotlib.use("agg")

@@ -220,16 +220,17 @@ def bootstrap_interval(
     >>> bootstrap_interval(score, np.array(["p1", "p1", "p2", "p2"]))["accuracy"]
     (0.0, 1.0)
     """
-    _, index = np.unique(group, return_inverse=True)
-    members = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
-    if len(members) < 2:
+    _, index, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
         return {name: (float("nan"), float("nan")) for name in score(np.arange(len(group)), index)}
+    by_group, starts = np.argsort(index, kind="stable"), np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
     values: dict[str, list[float]] = {}
     for _ in range(draws):
-        chosen = [members[g] for g in rng.integers(0, len(members), len(members))]
-        drawn = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
-        for name, value in score(np.concatenate(chosen), drawn).items():
+        chosen = rng.integers(0, len(sizes), len(sizes))
+        drawn = np.repeat(np.arange(len(sizes)), sizes[chosen])
+        shift = starts[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])  # from a place in the draw to one in by_group
+        for name, value in score(by_group[np.arange(len(drawn)) + shift[drawn]], drawn).items():
             values.setdefault(name, []).append(value)
     fewest = (1 - PARTIAL) * draws
     ends = {name: np.percentile(v, [2.5, 97.5]) if len(v) >= fewest else (np.nan, np.nan) for name, v in values.items()}

@@ -17,6 +17,8 @@ from mcis.inference.rows import Rows
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import task_to_json
 
+pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
+
 
 @pytest.fixture
 def weights(fold_runs, tmp_path):
@@ -34,7 +36,7 @@ def test_every_scan_is_predicted_by_the_network_that_has_not_seen_it(fold_runs, 
         at = int(np.flatnonzero(breast.fingerprint == rows.fingerprint[row])[0])
         (own,) = (f for f in folds.values() if rows.fingerprint[row] in f.manifest["fingerprints"]["validation"])
         outputs = jax.device_get(expert(own.variables, breast.pixels.read([at])[0]))
-        np.testing.assert_allclose(rows.probs[row], outputs.label[0], atol=1e-5)
+        np.testing.assert_allclose(rows.probs[row], outputs.label[0], atol=1e-4)
         dice = jax.jit(cascade.expected_dice)(outputs.mask)[0]
         np.testing.assert_allclose(rows.expected_dice[row], dice, atol=1e-4)
         assert rows.true[row] == breast.area[at]

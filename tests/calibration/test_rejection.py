@@ -9,6 +9,8 @@ from mcis.calibration import rejection
 from mcis.inference.rows import Rows
 from mcis.organs import ORGANS
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 COUNT = 2000
 
 

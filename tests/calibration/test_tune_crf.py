@@ -20,6 +20,8 @@ from mcis.ops.metrics import mask_scores
 from mcis.tasks.apply import make_expert, make_network
 from mcis.tasks.table import TASKS, task_to_json
 
+pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
+
 
 def test_the_search_climbs_to_the_best_of_its_values_and_asks_for_none_twice():
     goal = CRF(weight=4.0, sigma=20.0, grey_sigma=6.0, smooth_weight=1.0, smooth_sigma=2.0)

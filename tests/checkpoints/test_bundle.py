@@ -18,6 +18,8 @@ from mcis.tasks.apply import make_expert
 from mcis.tasks.table import TASKS, task_to_json
 from tests.fixtures.runs import tiny_network
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():

@@ -17,6 +17,8 @@ from mcis.organs import ORGANS
 from mcis.tasks.table import TASKS
 from tests.fixtures.bundles import findings, numpy_predictor
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 NO_NETWORKS = pytest.mark.usefixtures("no_networks")
 
 

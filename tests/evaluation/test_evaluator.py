@@ -14,8 +14,9 @@ from mcis.data.records import read_records
 from mcis.evaluation import evaluator, metrics, scoring
 from mcis.inference.rows import Rows
 from mcis.inference.saliency import class_maps
-from mcis.ops.metrics import bootstrap_interval
 from mcis.tasks.table import TASKS, task_to_json
+
+pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,6 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, folds, phantom
     runs = [str(run) for run in fold_runs["segment_breast"]]
     by_path = dict(zip(runs, folds.runs.values(), strict=True))
     monkeypatch.setattr(evaluator, "load_evaluator", lambda path, *_: by_path[path])  # they are compiled already
-    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     arguments = [*runs, f"--data_dir={phantom_dir}", f"--out={tmp_path / 'out'}"]
     assert evaluate.main([*arguments, "--heat=1", "--split=left_out"]) == 0
     assert "held out by 2 runs (26 scans of 26)" in " ".join(capsys.readouterr().out.split())

@@ -16,7 +16,7 @@ from mcis.checkpoints import checkpoint
 from mcis.cli import evaluate
 from mcis.data import dataset, storage
 from mcis.data.records import BATCH
-from mcis.evaluation import evaluator, figures, gallery, metrics, scoring
+from mcis.evaluation import evaluator, figures, gallery, scoring
 from mcis.evaluation import page as evaluation_page
 from mcis.evaluation.descriptions import MEANINGS, meaning
 from mcis.evaluation.metrics import measure, report
@@ -25,10 +25,12 @@ from mcis.imaging import formats, image_files, phantom, scan
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.rows import Rows
 from mcis.inference.saliency import class_maps
-from mcis.ops.metrics import auc, bootstrap_interval
+from mcis.ops.metrics import auc
 from mcis.organs import ORGANS, UNSUPPORTED, organ_index
 from mcis.tasks.table import TASKS, task_to_json
 from tests.fixtures.linear import linear_networks, linear_variables
+
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 class Tags(html.parser.HTMLParser):
@@ -72,7 +74,6 @@ def pages(weights, phantom_dir, tmp_path_factory):
     """Kind -> (report's values, page) of evaluations of the phantoms' training split."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
         patch.setattr(evaluator, "class_maps", functools.partial(class_maps, cells=4, reach=2))
         for kind, options in {
             "cascade": [str(weights), "--heat=2"],
@@ -313,7 +314,6 @@ def folder(tmp_path):
 
 
 def test_a_users_own_folder_is_scored_whole_and_left_as_it_was(weights, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     before = sorted(folder.rglob("*"))
     out = tmp_path / "report"
     assert evaluate.main([str(weights / "segment_breast"), f"--folder={folder}", f"--out={out}", "--heat=0"]) == 0

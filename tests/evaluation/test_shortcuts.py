@@ -10,12 +10,13 @@ import pytest
 
 from mcis.cli import shortcuts as shortcuts_command
 from mcis.data import dataset
-from mcis.evaluation import metrics, shortcuts
+from mcis.evaluation import shortcuts
 from mcis.evaluation.shortcuts import ImageMetadata, audit, metadata_of, network_predictions
 from mcis.imaging.image_files import encode_png
 from mcis.inference.rows import Rows
-from mcis.ops.metrics import bootstrap_interval
 from mcis.tasks.table import TASKS
+
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
 
@@ -238,7 +239,6 @@ def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypa
     evaluated = evaluation(scored, np.eye(2)[1 - scored.rows.label])
     (tmp_path / "network.json").write_text(json.dumps(evaluated))
     planted.clear()
-    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     out = tmp_path / "audit.json"
     options = [f"--against={tmp_path / 'network.json'}", f"--out={out}"]
     assert shortcuts_command.main(["--task=segment_brain", *options]) == 2
@@ -288,7 +288,6 @@ def test_fold_runs_are_compared_with_metadata_on_their_held_out_scans(planted, t
     evaluated = evaluation(some, np.eye(2)[some.rows.label]) | {"split": "left_out"}
     monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: scans)
     (tmp_path / "folds.json").write_text(json.dumps(evaluated))
-    monkeypatch.setattr(metrics, "bootstrap_interval", lambda score, group, _: bootstrap_interval(score, group, 20))
     options = ["--task=classify_brain", f"--against={tmp_path / 'folds.json'}", f"--out={tmp_path / 'audit.json'}"]
     assert shortcuts_command.main([*options, "--split=left_out", "--folds=3"]) == 0
     assert f"{len(some)} of {len(scans)} training and validation scans" in capsys.readouterr().out

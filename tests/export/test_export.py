@@ -26,14 +26,16 @@ from mcis.organs import ORGANS
 from mcis.tasks.apply import MEMBERS, make_expert
 from mcis.tasks.table import TASKS, task_to_json
 
+pytestmark = pytest.mark.usefixtures("tiny_models")
+
 TOLERANCE = 1e-4
 THRESHOLD = 0.5
 """Of the tiny router, so that some phantoms are unsupported."""
 NETWORKS = {
     "route": {},
-    "segment_brain": {"model": "unet_folded"},  # an ensemble with calibration that predicts label and mask
+    "segment_brain": {"model": "tiny"},  # an ensemble with calibration that predicts label and mask
     "classify_breast": {"model": "cnn"},
-    "segment_breast": {"model": "unet_folded", "crf": CRF(steps=2)},
+    "segment_breast": {"model": "tiny", "crf": CRF(steps=2)},
 }
 
 

@@ -21,7 +21,7 @@ from mcis.train import loop, run_record, setup, step
 from mcis.train.loop import RunOptions
 from tests.fixtures.runs import SMALL
 
-pytestmark = pytest.mark.usefixtures("tiny")
+pytestmark = pytest.mark.usefixtures("tiny", "few_draws")
 
 
 def test_a_run_writes_its_task_log_and_best_weights(finished, scans):
