@@ -61,7 +61,8 @@ install: $(INSTALLED)  ## install mcis, all it can use and its test tools into .
 demo: $(INSTALLED)  ## run the whole pipeline on synthetic scans, in ./demo: data, training, findings, report page
 	@$(IN_VENV) launch/demo.sh
 
-PYTEST := python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+# Python may keep the tests it has compiled: to rewrite their assertions takes each worker nine seconds.
+PYTEST := PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 test: $(INSTALLED)  ## run the tests on all cores
 	@$(IN_VENV) $(PYTEST) -m "not slow"

@@ -21,6 +21,11 @@ pytestmark = pytest.mark.usefixtures("few_draws")
 BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
 
 
+@pytest.fixture(autouse=True)
+def _few_trees(monkeypatch):
+    monkeypatch.setitem(shortcuts.LEARNER, "max_iter", 20)
+
+
 def make_record(image, label, number, source="lgg", organ="brain"):
     facts = {
         "organ": organ,
