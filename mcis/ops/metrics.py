@@ -229,7 +229,7 @@ def bootstrap_interval(
     for _ in range(draws):
         chosen = rng.integers(0, len(sizes), len(sizes))
         drawn = np.repeat(np.arange(len(sizes)), sizes[chosen])
-        shift = starts[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])  # from a place in the draw to one in by_group
+        shift = starts[chosen] - (np.cumsum(sizes[chosen]) - sizes[chosen])  # from a draw to by_group
         for name, value in score(by_group[np.arange(len(drawn)) + shift[drawn]], drawn).items():
             values.setdefault(name, []).append(value)
     fewest = (1 - PARTIAL) * draws
