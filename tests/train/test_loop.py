@@ -276,7 +276,7 @@ def check_task(task, scans, run_dir):
     assert task_from_json(bundle.load_weights(run_dir).manifest["task"]) == task.check()
 
 
-@pytest.mark.parametrize("name", ["segment_brain", "classify_breast"])
+@pytest.mark.parametrize("name", ["segment_brain", pytest.param("classify_breast", marks=pytest.mark.slow)])
 def test_a_task_trains_and_is_scored_on_its_own_metrics(name, scans, tmp_path):
     small = {"sources": ("phantom",), "model": "tiny", "features": 4, "size": 32, "epochs": 1, "batch_size": 8}
     check_task(dataclasses.replace(TASKS[name], **small), scans, tmp_path / name)
