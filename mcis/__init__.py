@@ -19,7 +19,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 
 def load(weights: str | os.PathLike | None = None, **options: Any) -> "Predictor":
-    """A predictor: `mcis.load().predict("scan.png")`. See `mcis.inference.predictor.load` for the options."""
+    """Load weights: `mcis.load().predict("scan.png")`. See `mcis.inference.predictor.load` for the options."""
     from mcis.inference import predictor
 
     return predictor.load(weights, **options)

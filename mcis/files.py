@@ -48,7 +48,7 @@ def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def from_json(kind: type[T], text: bytes | str) -> T:
-    """A dataclass from a JSON object. Keys that are no fields are ignored.
+    """A dataclass from a JSON object. Keys that are not fields are ignored.
 
     Raises:
       ValueError: invalid JSON, or the dataclass raises it.

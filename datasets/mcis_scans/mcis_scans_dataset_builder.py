@@ -149,7 +149,7 @@ def sift(name: str, items: Iterable[Staged | Rejection]) -> tuple[list[Staged], 
         listed = "".join(f"\n    {entry.scan_id}: {entry.reason}" for entry in rejections[:20])
         raise ValueError(
             f"{name}: {len(scans)} scans could be read and {len(rejections)} files were rejected. "
-            f"Expected is {SOURCES[name].layout}{listed}"
+            f"Expected: {SOURCES[name].layout}{listed}"
         )
     return list(scans.values()), rejections
 

@@ -247,7 +247,7 @@ SOURCES: dict[str, Source] = {
         read=folder,
         requires=("images", "labels.csv"),
         layout="labels.csv (columns scan, label, patient; optional organ), images/, masks/ (optional; named as images)",
-        origin="your own",
+        origin="your own scans",
     ),
 }
 
@@ -256,6 +256,6 @@ def expected(name: str) -> str:
     """The layout of source `name` and where to get it, for error messages."""
     source = SOURCES[name]
     return (
-        f"Expected for the source {name!r} is a folder or zip (or one up to {MAX_DEPTH} folders down) with\n"
-        f"    {source.layout}\n  from {source.origin}"
+        f"The source {name!r} is read from a folder or zip that contains, at most {MAX_DEPTH} folders down,\n"
+        f"    {source.layout}\n  origin: {source.origin}"
     )

@@ -1,1 +1,1 @@
-"""Fitted after training: probabilities, rejection and review limits, and a segmentation network's CRF."""
+"""Fits after training: calibration of probabilities, rejection and review limits, a segmentation network's CRF."""

@@ -187,7 +187,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     path = present(pathlib.Path(path))
     file = path / MANIFEST
     if not file.is_file():
-        raise CheckpointError(f"{path} is not a weights folder: it has no {MANIFEST}")
+        raise CheckpointError(f"{path} is not a weights folder or a run with weights: it has no {MANIFEST}")
     try:
         manifest = read_json(file)
         listed, version = dict(manifest["files"]), manifest["format"]

@@ -85,11 +85,11 @@ def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) 
         raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
     needs_files = bool(SOURCES[source].requires)
     if needs_files and from_ is None:
-        raise ValueError(f"--from is missing: it names the folder or zip to read. {expected(source)}")
+        raise ValueError(f"--from is missing: name the folder or zip to read. {expected(source)}")
     if needs_files and per_class is not None:
         raise ValueError(f"--per_class goes with the source 'phantom' only, not with {source!r}")
     if not needs_files and from_ is not None:
-        raise ValueError(f"the source {source!r} is generated, not read; leave --from away")
+        raise ValueError(f"the source {source!r} is generated, not read; omit --from")
     if per_class is not None and per_class < 1:
         raise ValueError(f"--per_class is {per_class}; it must be 1 or more")
 
@@ -163,7 +163,7 @@ class Arguments:
     data_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of prepared data. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Rebuild of a set that is prepared already; scans keep their splits."""
+    """Rebuild a set that is prepared already; scans keep their splits."""
     per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of phantoms of each class (phantom only). Default: 40."""
     beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None

@@ -12,12 +12,12 @@ from mcis.cli.common import Options, enable_compilation_cache, run
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate(Options):
-    """Fit probabilities, rejection and review of a bundle on the held-out scans of fold runs.
+    """Calibrate a bundle: fit probabilities, rejection and review limits on the held-out scans of fold runs.
 
     Attributes:
-      weights: folder of the bundle, which is changed.
+      weights: folder of the bundle, whose manifests and weights are changed.
       runs: folders of the fold runs, of one task or of several: trained with `--fold=0/5 --select=last`, and so on.
-      out: JSON file for the results; the manifests hold them too.
+      out: JSON file for the results, which are also stored in the manifests of the bundle.
     """
 
     weights: tyro.conf.Positional[str] = tyro.MISSING

@@ -37,19 +37,19 @@ class Evaluate(Options):
     """Score the best weights of a run, per source and together, with 95 % bootstrap intervals by group.
 
     Attributes:
-      runs: folder of a run, or a weights folder; or of a bundle, which is scored as one cascade; or those of fold runs
-        of one task, each of which is scored on its held-out scans.
-      split: train, validation or test, which is to be looked at once, at the end; or left_out, the held-out scans of
-        runs that kept their last epoch.
+      runs: a run's folder or a weights folder; a bundle, which is scored as one cascade; or several fold runs of one
+        task, each of which is scored on its held-out scans.
+      split: train, validation, test or left_out. Use test only once, at the end. left_out are the scans that fold runs
+        held out; these runs must have kept their last epoch.
       sources: prepared data sets to score, separated by commas; by default those the task was trained on.
       folder: folder of your own scans to score instead (images/, masks/, labels.csv, as for `mcis build folder`). They
         are prepared in a temporary folder, which is removed.
       crf: use the CRF that `mcis tune` kept with the weights.
       heat: number of lesion scans on which the classifier's saliency maps are compared with the lesion; the gallery
-        shows maps as well. A second or two each on a CPU. 0 leaves both out.
+        shows maps as well. Each takes a second or two on a CPU. 0 omits both.
       against: folder of another evaluation of the same scans, or its report.json, to compare each metric with.
-      out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder, and none
-        for a weights folder, whose files are sealed, a bundle and several runs.
+      out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder. For a
+        weights folder, a bundle or several runs there is no default, and only a table is printed.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
@@ -137,7 +137,7 @@ def _output_folder(options: Evaluate) -> pathlib.Path | None:
     name = "_".join(["evaluation", *parts, *([] if options.crf else ["no_crf"])])  # other scans' reports stay
     out = pathlib.Path(options.out or path / name)
     if any(map(is_weights_folder, (out.resolve(), *out.resolve().parents))):
-        raise ValueError(f"--out={out} lies in a weights folder, which takes no further files; name another place")
+        raise ValueError(f"--out={out} lies in a weights folder, which takes no further files; choose another place")
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"--out={out} cannot be written: {above} is not a folder that can be written to")

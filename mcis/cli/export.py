@@ -20,7 +20,7 @@ class Export:
 
     Attributes:
       out: output folder. An older export in it is replaced; any other content is an error.
-      format: stablehlo, for JAX, of the cascade or one task; onnx of one task.
+      format: stablehlo (for JAX): the cascade or one task; onnx: one task only.
       weights: folder of a bundle of weights; by default the bundled weights.
       inference: inference options.
     """

@@ -39,10 +39,11 @@ def info(options: Info) -> int:
     print("networks:", ", ".join(MODELS))
     print("tasks:")
     for task in TASKS.values():
-        print(f"  {task.name:16s} {task.model} {task.width} at {task.size} px on {', '.join(task.sources)}")
+        print(f"  {task.name:16s} {task.model}, {task.width} features, at {task.size} px on {', '.join(task.sources)}")
     root = dataset.data_folder(options.data_dir)
-    print(f"prepared data in {root}:")
-    for source in sorted(path.name for path in dataset.sources_in(root)):
+    sources = sorted(path.name for path in dataset.sources_in(root))
+    print(f"prepared data in {root}:{'' if sources else ' none'}")
+    for source in sources:
         print(f"  {source:16s} {dataset.prepared(source, root)}")
     folder = options.weights or bundle.BUNDLED
     print(f"weights in {folder}:")

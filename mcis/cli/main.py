@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": "score a run on a held-out split, with confidence intervals",
     "shortcuts": "measure how well image metadata alone predicts a task's labels",
     "tune": "choose the CRF settings of a segmentation run on validation scans",
-    "calibrate": "fit probabilities, rejection and review limits to out-of-fold predictions",
+    "calibrate": "calibrate a bundle: probabilities, rejection and review limits, from fold runs",
     "info": "show versions, devices, tasks, prepared data and weights",
 }
 """Command, which is also the name of its module in mcis.cli -> summary."""

@@ -13,7 +13,7 @@ from mcis.report.shards import merge
 
 @dataclasses.dataclass(frozen=True)
 class Merge:
-    """One report of the shards of `mcis predict --shard=K/N`; masks and overlays stay in the shards' folders.
+    """Merge the shards of `mcis predict --shard=K/N` into one report; masks and overlays stay in the shards' folders.
 
     Attributes:
       out: the folder that was the --out of each shard.

@@ -32,15 +32,15 @@ class Predict:
 
     Attributes:
       paths: images, DICOM or NIfTI files, folders of them, or globs.
-      out: folder for the report; it must not contain one already.
+      out: folder for the report. If it contains a report already, --overwrite or --resume is needed.
       weights: folder of a bundle of weights; by default the bundled weights.
       inference: inference options.
       overwrite: replace an existing report in the folder.
       resume: continue an interrupted report in the folder, if there is one.
       dicom_seg: masks of each DICOM series or file as DICOM SEG: "unnamed" refers to the scans but contains nothing
         about the patient; "named" contains name, number, birth date and sex as in the scans.
-      shard: part K, from 0, of N parts of the scans, written to a subfolder of --out; `mcis merge` makes one report of
-        all parts.
+      shard: K/N: predict only part K, from 0, of N parts of the scans, into a subfolder of --out; `mcis merge` makes
+        one report of all parts.
     """
 
     paths: tyro.conf.Positional[tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""`mcis runs`: a table of what runs have reached and in what they differ."""
+"""`mcis runs`: a table of the results of runs, and of the settings in which they differ."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class RunsOptions:
-    """Show what runs have reached and in what they differ.
+    """Show the results of runs, and the settings in which they differ.
 
     Attributes:
       paths: runs, or folders of runs; by default ./runs.

@@ -26,7 +26,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclasses.dataclass(frozen=True)
 class Serve:
-    """A page for scans, and a REST API (POST /v1/findings). Research use, not a medical device.
+    """Serve a web page and a REST API (POST /v1/findings) for scans. Research use, not a medical device.
 
     Attributes:
       host: address to listen at. Any address but loopback requires a token: $MCIS_TOKEN, or a random one that is
@@ -34,9 +34,9 @@ class Serve:
       port: port to listen at; 0 for any free port.
       weights: folder of a bundle of weights; by default the bundled weights.
       inference: inference options.
-      max_mib: size of one request, and of the content of its archives, MiB.
-      max_scans: images, frames and slices of one request.
-      max_seconds: duration of one request, seconds.
+      max_mib: largest size of one request, and of the content of its archives, MiB.
+      max_scans: largest number of images, frames and slices in one request.
+      max_seconds: longest duration of one request, seconds.
     """
 
     host: str = "127.0.0.1"

@@ -17,13 +17,13 @@ class Shortcuts(Options):
     """Measure how well a task's labels can be predicted from size, border and grey levels of its scans alone.
 
     Attributes:
-      task: task whose labels are predicted; of a segmentation task, those of its label head.
+      task: task whose labels are predicted; for a segmentation task, the labels of its label head.
       sources: prepared data sets, separated by commas; by default those of the task.
-      split: validation or test, scored by models that learned from the training split (look at test only once); or
-        left_out, the training and validation scans, scored in cross-validation and with --against those that fold runs
-        have held out.
-      folds: number of folds of left_out, by group; they differ from the runs' folds where those have other sources or
-        scans of unknown class.
+      split: validation or test (use it only once): the models learn from the training split. Or left_out: the models
+        are cross-validated on the training and validation scans; with --against, only scans of that evaluation are
+        scored.
+      folds: number of folds for left_out; groups stay whole. These folds may differ from those of the fold runs, if the
+        runs have other sources or scans of unknown class.
       against: folder of an evaluation of a network on the same scans, or its report.json, to compare with.
       out: JSON file to write.
     """
@@ -59,7 +59,7 @@ def _main(options: Shortcuts) -> int:
     if options.out is not None:  # checked before the work is done
         target = pathlib.Path(options.out)
         if any(map(is_weights_folder, target.resolve().parents)):
-            raise ValueError(f"--out={target} lies in a weights folder, which takes no further files; name another")
+            raise ValueError(f"--out={target} lies in a weights folder, which takes no further files; choose another")
         if target.is_dir() or not os.access(target.parent, os.W_OK):
             raise ValueError(f"--out={target} cannot be written: a file name in an existing folder is needed")
     if options.folds < 2:

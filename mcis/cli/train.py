@@ -2,7 +2,8 @@
 
 Every field of the task is an option: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`. An
 unknown option fails and lists the options. A task may have a pretraining stage at another size (`--start.epochs` etc.),
-a run of its own in the run's folder; with another --size or --epochs there is none, unless it is asked for as well.
+which is stored as a run of its own in the run's folder. Changing --size or --epochs removes this stage, unless
+--start.epochs is given too.
 """
 
 import contextlib
@@ -41,12 +42,12 @@ class TrainOptions(Options):
       runs_dir: folder of the runs.
       run: name of the run, a folder in runs_dir; by default the names of the task and the fold.
       fold: cross-validation: validate on this fold of the training and validation scans, and train on the others; 0/5
-        to 4/5, or of another number of folds; 2 means 2/5. Together the folds predict every scan by a network that has
-        not seen its patient or cluster.
-      seed: of the initialisation, the data order and the augmentation.
-      fresh: start over; an older run of that name is moved aside, not overwritten.
-      save_minutes: time between saves of the state within a long epoch.
-      stream: whether scans are decoded each time they are needed and not kept in memory; by default where they would
+        to 4/5, or of another number of folds; 2 means 2/5. Together, the runs of all folds predict each scan with a
+        network that was not trained on its patient or cluster.
+      seed: random seed of the initialisation, the data order and the augmentation.
+      fresh: start over; an older run of that name is renamed, not overwritten.
+      save_minutes: minutes between saves of the state within a long epoch.
+      stream: decode scans each time they are needed, instead of keeping them in memory; by default only if they would
         take more than a third of the free memory.
       pmap: spread the batch over the devices by pmap; by default by jit over a mesh. Both give the same numbers.
       coordinator: HOST:PORT of process 0, for training in several processes; not needed for tasks of a Slurm step.

@@ -23,7 +23,7 @@ class Tune(Options):
       by: metric that the CRF is chosen by; by default the one that chose the epoch, or dice_patient.
       sources: prepared data sets to tune on, separated by commas; by default those the task was trained on.
       dry_run: only print the table.
-      always: keep the best CRF even where its gain may be chance, to measure its effect.
+      always: keep the best CRF even if its gain may be due to chance, to measure its effect.
       off: remove the CRF that is kept with the weights; choose none.
     """
 

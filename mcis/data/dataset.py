@@ -104,10 +104,10 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     raise MissingData(
         f"source {source!r} is not prepared in {root} "
         f"(prepared there: {', '.join(folder.name for folder in sources_in(root)) or 'none'}). Build it with\n"
-        f"    mcis build {source}{'' if phantom else ' --from <its folder or zip>'}"
+        f"    mcis build {source}{'' if phantom else ' --from <folder or zip>'}"
         f"{'' if data_dir is None else f' --data_dir={data_dir}'}\n"
-        "or name its folder with --data_dir. `mcis build --help` lists the sources"
-        f"{'' if phantom else '; --sources=phantom needs no data'}"
+        "or name the folder of the prepared data with --data_dir. `mcis build --help` lists the sources"
+        f"{'' if phantom else '; `mcis train --sources=phantom` needs no data'}"
     )
 
 

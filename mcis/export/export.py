@@ -222,7 +222,7 @@ def check_out(out: pathlib.Path) -> None:
     names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
     if names and not ("metadata.json" in names and names <= set(FILES)):
         reason = ", ".join(sorted(names - set(FILES))[:3]) or "no metadata.json"
-        raise ValueError(f"{out} exists and is not an export ({reason}); use another --out")
+        raise ValueError(f"{out} exists and is not an export ({reason}); choose another --out")
 
 
 def write(out: pathlib.Path, metadata: dict[str, Any], model: bytes, licence: str | None) -> None:

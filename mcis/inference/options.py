@@ -15,8 +15,8 @@ class InferenceOptions:
       threshold: smallest router probability that is accepted; below it a scan is unsupported. By default the one that
         `mcis calibrate` fitted, or 0.9.
       novelty: reject out-of-distribution scans and thumbnails as unsupported, however high the router's probability.
-      members: number of networks to run of each ensemble, the first ones. Fewer are faster and less accurate; by
-        default all.
+      members: run only the first networks of each ensemble, this many. Fewer are faster and less accurate; by default
+        all.
     """
 
     organ: str | None = None
@@ -30,9 +30,9 @@ class InferenceOptions:
         if self.organ is not None:
             organ_named(self.organ)
         if self.organ and self.task:
-            raise ValueError("--organ and --task exclude each other: --task names one network, whatever the organ")
+            raise ValueError("--organ and --task exclude each other: --task runs one network on every scan")
         if (self.organ or self.task) and (self.threshold is not None or not self.novelty):
-            raise ValueError("--threshold and --no-novelty set the router, which --organ and --task skip")
+            raise ValueError("--threshold and --no-novelty are settings of the router, which --organ and --task skip")
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"--threshold={self.threshold}: must be a probability in [0, 1]")
         if self.members is not None and self.members < 1:

@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """LoadedScan weights. The networks are compiled on first use, separately for one scan and for a batch.
+    """Loaded weights. The networks are compiled on first use, separately for one scan and for a batch.
 
     Attributes:
       options: how the networks are run.
@@ -311,7 +311,7 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: str 
     if index == UNSUPPORTED_INDEX:
         closest = f"most like {ORGANS[int(row['choice'])].scan}, probability {found['organ_prob']:.6f}"
         if rejection is None and (times := float(row["novelty"])) > 1:
-            rejection = f"unlike the scans the router learned from, {times:.2f} times the distance allowed ({closest})"
+            rejection = f"too far from the router's training scans: {times:.2f} times the allowed distance ({closest})"
         elif rejection is None:
             rejection = f"the router is unsure: {closest}, {row['needed']:.6f} is needed"
         found |= {"organ": UNSUPPORTED, "reason": rejection, "notes": notes or None}

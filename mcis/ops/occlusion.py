@@ -36,7 +36,7 @@ def occlusion_map(
       reach: side of the window, in steps.
 
     Returns:
-      float32 (S, S) in [-1, 1]; above 0 the pixel speaks for the class.
+      float32 (S, S) in [-1, 1]; above 0, hiding the pixel lowers the probability of the class.
     """
     side = image.shape[0]
     hidden = gaussian_blur(image[None].astype(jnp.float32), BLUR)[0].astype(image.dtype)

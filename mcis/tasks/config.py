@@ -63,7 +63,7 @@ class Pretraining:
     Attributes:
       epochs: length of the stage; 0 = no such stage. An option that changes the task's size or epochs sets it to 0.
       size: side of the network's input in this stage, pixels.
-      learning_rate: peak of the stage's own schedule.
+      learning_rate: peak learning rate of the stage's own schedule.
     """
 
     epochs: int = 0
@@ -96,11 +96,11 @@ class Task:
       patience: epochs without a better value of `select` after which training ends; 0 = training never ends early.
       batch_size: scans in a step, over all devices.
       accumulate: parts of a batch, processed one after the other to save memory; batch normalisation sees one part.
-      learning_rate: peak of the schedule.
+      learning_rate: peak learning rate of the schedule.
       weight_decay: weight decay of AdamW, on kernels only.
       warmup: share of training in which the learning rate rises linearly.
       ema: decay per step of the averaged variables, which are evaluated and kept.
-      clip: largest global norm of a gradient.
+      clip: largest global norm of the gradient; a larger gradient is scaled down to it.
       select: validation metric whose best epoch is kept; "last" = the last epoch is kept.
       each_channel: whether each channel is standardised by itself instead of all channels together.
       start: a pretraining stage at another size.
