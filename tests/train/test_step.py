@@ -175,9 +175,12 @@ def test_the_step_is_pure_and_missing_masks_and_unknown_labels_give_no_gradient(
     assert float(metrics["loss"][0]) == 0.0
     after, _ = train_step(state, batch)
     close(train_step(state, batch)[0], after, 0.0)
-    # the decay of the average at step 0 is min(0.5, 1/10)
-    expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params, after.params)
-    close(after.ema["params"], expected, 1e-6)
+    # the first step has a learning rate of 0; the decay of the average at step 1 is min(0.5, 2/11)
+    last, _ = train_step(after, batch)
+    expected = jax.tree.map(lambda old, new: (2 * old + 9 * new) / 11, after.ema["params"], last.params)
+    close(last.ema["params"], expected, 1e-6)
+    moved = jax.tree.map(lambda old, new: float(jnp.abs(new - old).max()), after.ema["params"], last.ema["params"])
+    assert max(jax.tree.leaves(moved)) > 1e-4
 
 
 @pytest.mark.slow
