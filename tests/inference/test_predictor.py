@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import cv2
 import nibabel
@@ -206,3 +208,12 @@ def test_no_written_file_names_a_patient(segmenter, tmp_path, capfd, monkeypatch
             assert piece not in path.name.upper()
             if path.is_file():
                 assert piece.encode() not in path.read_bytes().upper(), path
+
+
+def test_the_public_names_of_the_package_are_imported_on_first_use():
+    script = (
+        "import sys, mcis; assert not {'jax', 'numpy', 'cv2'} & sys.modules.keys(); mcis.Finding; "
+        "assert all(hasattr(mcis, name) for name in mcis.__all__) and 'jax' not in sys.modules; "
+        "assert not hasattr(mcis, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
