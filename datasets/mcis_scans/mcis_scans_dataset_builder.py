@@ -14,11 +14,14 @@ import tensorflow_datasets as tfds
 
 from mcis.data.storage import free_memory
 from mcis.imaging import image_files
+from mcis.paths import allow_unnamed_owners
 
 from . import archive, audit, duplicates, splits, staging
 from .record import Item, Job, Rejection, find_base
 from .sources import SOURCES, expected
 from .staging import Staged
+
+allow_unnamed_owners()
 
 
 class Builder(tfds.core.ShardBasedBuilder):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mcis.cli.common import Options, check_extra, enable_compilation_cache, print_table, run
+from mcis.cli.common import Options, PathText, check_extra, enable_compilation_cache, print_table, run
 
 if TYPE_CHECKING:
     from mcis.data.records import Records
@@ -52,14 +52,14 @@ class Evaluate(Options):
         for a weights folder, whose files are sealed, a bundle and several runs.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
+    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
     split: str = "test"
     sources: str = ""
-    folder: str | None = None
+    folder: PathText | None = None
     crf: bool = True
     heat: int = 40
-    against: str | None = None
-    out: str | None = None
+    against: PathText | None = None
+    out: PathText | None = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tyro
 
-from mcis.cli.common import run
+from mcis.cli.common import PathText, run
 from mcis.files import read_json
 from mcis.imaging import formats
 from mcis.imaging.geometry import digest
@@ -43,9 +43,9 @@ class Predict:
         all parts.
     """
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
-    out: str
-    weights: str | None = None
+    paths: tyro.conf.Positional[tuple[PathText, ...]]
+    out: PathText
+    weights: PathText | None = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
     overwrite: bool = False
     resume: bool = False

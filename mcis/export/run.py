@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
     parser.add_argument("--masks", type=pathlib.Path, help="folder for lesion masks, PNG, 0 and 255")
     options = parser.parse_args(argv)
     if options.masks:
+        options.masks = options.masks.expanduser()
         options.masks.mkdir(parents=True, exist_ok=True)
     print(metadata["notice"], file=sys.stderr)
     try:
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
     except (ImportError, OSError, ValueError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
-    for number, path in enumerate(options.scans):
+    for number, path in enumerate(map(os.path.expanduser, options.scans)):
         try:
             image = read(path)
         except (OSError, ValueError, cv2.error) as error:
