@@ -1,16 +1,17 @@
 """One scan of a source, or the reason why it is rejected, and how both are read from files. No TFDS."""
 
-import csv
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from mcis.imaging import image_files, scan
 from mcis.organs import UNKNOWN, organ_named
+
+from . import table
 
 LOSSY = (".jpg", ".jpeg")
 MAX_DEPTH = 3
@@ -131,22 +132,9 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     return (values >= 128).astype(np.uint8)
 
 
-def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, values stripped; ValueError where it is unreadable or lacks one of `columns`."""
-    if path.exists() and not path.is_file():  # reading a pipe would block
-        raise ValueError(f"{path}: not a regular file; a CSV file in UTF-8 is needed")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise ValueError(f"{path}: has no column {', '.join(missing)}; it has: {', '.join(names) or 'none'}")
-    return rows
+def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[Mapping[str, str]]:
+    """Rows of a CSV file, as `table.read` gives them."""
+    return [row.values for row in table.read(path, columns).rows]
 
 
 def find_base(root: pathlib.Path, requires: Sequence[str]) -> pathlib.Path | None:
