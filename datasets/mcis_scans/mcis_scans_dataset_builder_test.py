@@ -30,7 +30,7 @@ def no_bars():
 
 def read(name, root=None):
     base = record.find_base(root or DUMMY / name, SOURCES[name].requires)
-    items = [record.done(item) for item in SOURCES[name].read(base)]
+    items = [item for item in map(record.done, SOURCES[name].read(base)) if not isinstance(item, record.Remark)]
     records = {item.scan_id: item for item in items if isinstance(item, Record)}
     rejections = {item.scan_id: item.reason for item in items if isinstance(item, Rejection)}
     assert len(records) + len(rejections) == len(items)
@@ -221,10 +221,19 @@ def test_bad_rows_of_labels_csv_are_rejected(copy, row, scan_id, words):
 def test_a_second_row_of_a_scan_is_rejected(copy):
     root = copy("folder")
     with (root / "labels.csv").open("a") as file:
-        csv.writer(file).writerow(["a.png", "benign", "p9", ""])
+        csv.writer(file).writerow(["a", "malignant", "p1", ""])
     records, rejections = read("folder", root)
     assert records["a"].label == 2
-    assert "was named before" in rejections["a.png"]
+    assert "line 6: was named before, in line 2" in rejections["a"]
+
+
+def test_a_scan_with_two_labels_is_left_out(copy):
+    root = copy("folder")
+    with (root / "labels.csv").open("a") as file:
+        csv.writer(file).writerow(["a.png", "benign", "p9", ""])
+    records, rejections = read("folder", root)
+    assert "a" not in records
+    assert "line 6: labelled otherwise in line 2" in rejections["a.png"]
 
 
 def test_a_scan_of_a_class_without_lesion_needs_no_mask(copy):
@@ -282,7 +291,7 @@ def test_more_rejected_than_read_is_an_error(tmp_path):
 
 def test_a_second_scan_of_one_name_is_rejected(tmp_path):
     (item,) = stage(tmp_path, [next(iter(sources.phantoms(per_class=1)))])
-    scans, rejections = sift("phantom", [item, dataclasses.replace(item, label=0)])
+    scans, rejections, _ = sift("phantom", [item, dataclasses.replace(item, label=0)])
     assert len(scans) == 1
     assert rejections[0].scan_id == item.scan_id
 

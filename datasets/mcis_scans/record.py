@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mcis.imaging import image_files, scan
-from mcis.organs import UNKNOWN, organ_named
+from mcis.imaging import formats, image_files, scan
+from mcis.organs import UNKNOWN, UNSUPPORTED, organ_named
 
 from . import table
+from .remarks import BLANK_FRAME, is_blank, is_inverted, of_mask
 
 LOSSY = (".jpg", ".jpeg")
 MAX_DEPTH = 3
@@ -30,6 +31,8 @@ class Record:
       organ: a name of `mcis.organs.ORGANS`, or UNSUPPORTED.
       label: index into the organ's classes, or UNKNOWN.
       patient: the patient, or None where the source names none.
+      series: what the file says it belongs to (a DICOM study, a volume), or None; in place of an unknown patient.
+      remarks: what somebody should look at, each a row of `remarks.REMARKS`.
     """
 
     scan_id: str
@@ -39,6 +42,16 @@ class Record:
     organ: str
     label: int
     patient: str | None
+    series: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """A file or scan that somebody should look at: `kind` is a row of `remarks.REMARKS`. It is counted in the audit."""
+
+    scan_id: str
+    kind: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Rejection:
     reason: str
 
 
-Item = Record | Rejection
+Item = Record | Rejection | Remark
 Job = Callable[[], Item]
 """A function that reads one scan. Jobs run at the same time; workers on other machines receive them pickled."""
 MakeMask = Callable[[tuple[int, int]], np.ndarray]
@@ -59,31 +72,66 @@ is part of a Job."""
 
 def done(job: Item | Job) -> Item:
     """The item, read if it is a job."""
-    return job if isinstance(job, Record | Rejection) else job()
+    return job if isinstance(job, Item) else job()
 
 
 def load(
-    scan_id: str, image: pathlib.Path, make_mask: MakeMask | None, *, organ: str, label: int, patient: str | None
+    scan_id: str,
+    image: pathlib.Path,
+    make_mask: MakeMask | None,
+    *,
+    organ: str,
+    label: int,
+    patient: str | None,
+    frame: int | None = None,
+    series: str | None = None,
+    without_lesion: int | None = None,
+    remarks: Sequence[str] = (),
 ) -> Item:
-    """Read the image file of a scan and make its mask; None where no mask is known.
+    """Read a scan from a file and make its mask.
+
+    Args:
+      scan_id: see Record.
+      image: a file of any format.
+      make_mask: None where no mask is known.
+      organ: see Record.
+      label: see Record.
+      patient: see Record.
+      frame: frame of a file of several, from 0; None for a file of one.
+      series: see Record.
+      without_lesion: label that a scan of a lesion class gets if its mask is empty, as most slices of a volume with a
+        lesion do; None where that is a contradiction.
+      remarks: remarks that are known already.
 
     Returns:
-      A Record; or a Rejection where a file cannot be read, the mask has another size, or mask and label contradict
-      each other.
+      A Record; a Remark for a blank frame of several; or a Rejection where a file cannot be read or is blank, the mask
+      has another size or is inverted, or mask and label contradict each other.
     """
     try:
-        pixels = image_files.read(image).image
+        pixels = formats.read(image, frame or 0).image
         size = pixels.shape[:2]
         mask = empty(size) if make_mask is None else make_mask(size)
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
+    if organ != UNSUPPORTED and is_blank(pixels):
+        if frame is not None:
+            return Remark(scan_id, BLANK_FRAME)
+        return Rejection(scan_id, "a blank picture: all of its pixels have nearly the same value")
+    if mask.any() and is_inverted(mask):
+        reason = "its mask covers the picture up to the border and looks inverted; 0 must be background"
+        return Rejection(scan_id, reason)
     if label != UNKNOWN and make_mask is not None:
         name, lesion = organ_named(organ).classes[label], organ_named(organ).is_lesion(label)
         if lesion and not mask.any():
-            return Rejection(scan_id, f"labelled {name}, yet its mask is empty; leave the mask out if none is known")
+            if without_lesion is None:
+                return Rejection(
+                    scan_id, f"labelled {name}, yet its mask is empty; leave the mask out if none is known"
+                )
+            label = without_lesion
         if not lesion and mask.any():
             return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; correct one of the two")
-    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient)
+    found = (*remarks, *(of_mask(pixels, mask) if mask.any() else ()))
+    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found)
 
 
 def empty(size: tuple[int, int]) -> np.ndarray:
@@ -96,11 +144,22 @@ def union_of(paths: Sequence[pathlib.Path]) -> MakeMask:
     return functools.partial(_union, tuple(paths))
 
 
+def joined(makers: Sequence[MakeMask]) -> MakeMask:
+    """The union of masks."""
+    return makers[0] if len(makers) == 1 else functools.partial(_joined, tuple(makers))
+
+
+def _joined(makers: Sequence[MakeMask], size: tuple[int, int]) -> np.ndarray:
+    return np.any([make(size) for make in makers], axis=0).astype(np.uint8)
+
+
 def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
     if not paths:
         raise scan.ScanError("has no mask file")
     union = empty(size)
     for path in paths:
+        if (count := image_files.count_frames(path)) > 1:
+            raise scan.ScanError(f"mask {path.name} has {count} pages; a mask has one")
         mask = read_mask(path)
         if mask.shape[:2] != size:
             sizes = [f"{width} x {height}" for height, width in (mask.shape[:2], size)]
