@@ -176,6 +176,7 @@ def _jobs(
             try:
                 found = find_masks(masks, name, number, path, names, header)
             except ScanError as error:
+                used |= masks.named_after(name, number)
                 if row.label != UNUSABLE:
                     yield Rejection(scan_id, str(error))
                 continue

@@ -55,6 +55,12 @@ class Masks:
     segmentations: Mapping[str, Sequence[Segmentation]]
     problems: Sequence[Rejection | Remark]
 
+    def named_after(self, name: str, frame: int | None) -> set[pathlib.Path]:
+        """All files that may be meant for a scan by their names, whether that is clear or not."""
+        keys = [name, stem_of(name)]
+        keys += [] if frame is None else [f"{key}#{frame}" for key in keys]
+        return {path for key in keys for path in self.by_base.get(key, ())}
+
     def left_over(self, used: set[pathlib.Path], names: Names, labels: Mapping[str, Any]) -> Iterator[Rejection]:
         """Rejections of the masks that belong to no labelled scan."""
         segs = {pathlib.Path(seg.pixels.path) for each in self.segmentations.values() for seg in each}
