@@ -210,7 +210,7 @@ SOURCES: dict[str, Source] = {
         title="your own scans",
         read=folder,
         requires=("images", "labels.csv"),
-        layout="labels.csv (columns scan, label, patient; optional organ), images/, masks/ (optional; named as images)",
+        layout="labels.csv (columns scan, label, patient; optional organ, frame), images/, masks/ (optional)",
         origin="your own",
     ),
 }

@@ -170,8 +170,10 @@ def _records(options: Evaluate, evaluator: "Evaluator") -> Iterator[tuple["Recor
         audit = json.loads((prepared("folder", place) / "audit.json").read_text(encoding="utf-8"))
         for one in audit["rejections"]:
             print(f"not scored: {one['scan']}: {one['reason']}")
+        for one in audit["warnings"]:
+            print(f"warning: {one['what']}: {one['count']} ({', '.join(one['scans'][:3])})")
         facts = {"name": pathlib.Path(options.folder).resolve().name, "rejected": audit["rejections"]}
-        facts["contradictions"] = len(audit["contradictions"])
+        facts |= {"contradictions": len(audit["contradictions"]), "warnings": audit["warnings"]}
         yield read_records(("folder",), SPLITS, place, organ_of(evaluator)), {"split": "all", "folder": facts}
 
 
