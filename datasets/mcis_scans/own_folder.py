@@ -222,6 +222,7 @@ def _job(
         series=series,
         without_lesion=healthy[0] if whole and mask_of_all and len(healthy) == 1 else None,
         remarks=tuple(found),
+        published=False,
     )
 
 

@@ -12,7 +12,7 @@ from mcis.imaging import formats, image_files, scan
 from mcis.organs import UNKNOWN, UNSUPPORTED, organ_named
 
 from . import table
-from .remarks import BLANK_FRAME, is_blank, is_inverted, of_mask
+from .remarks import BLANK, BLANK_FRAME, is_blank, is_inverted, of_mask
 
 LOSSY = (".jpg", ".jpeg")
 MAX_DEPTH = 3
@@ -87,6 +87,7 @@ def load(
     series: str | None = None,
     without_lesion: int | None = None,
     remarks: Sequence[str] = (),
+    published: bool = True,
 ) -> Item:
     """Read a scan from a file and make its mask.
 
@@ -102,6 +103,7 @@ def load(
       without_lesion: label that a scan of a lesion class gets if its mask is empty, as most slices of a volume with a
         lesion do; None where that is a contradiction.
       remarks: remarks that are known already.
+      published: whether the source is published: others have the same scans, so a blank one stays.
 
     Returns:
       A Record; a Remark for a blank frame of several; or a Rejection where a file cannot be read or is blank, the mask
@@ -113,9 +115,10 @@ def load(
         mask = empty(size) if make_mask is None else make_mask(size)
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
-    if organ != UNSUPPORTED and is_blank(pixels):
-        if frame is not None:
-            return Remark(scan_id, BLANK_FRAME)
+    blank = organ != UNSUPPORTED and is_blank(pixels)
+    if blank and frame is not None:
+        return Remark(scan_id, BLANK_FRAME)
+    if blank and not published:
         return Rejection(scan_id, "a blank picture: all of its pixels have nearly the same value")
     if mask.any() and is_inverted(mask):
         reason = "its mask covers the picture up to the border and looks inverted; 0 must be background"
@@ -130,7 +133,7 @@ def load(
             label = without_lesion
         if not lesion and mask.any():
             return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; correct one of the two")
-    found = (*remarks, *(of_mask(pixels, mask) if mask.any() else ()))
+    found = (*remarks, *((BLANK,) if blank else ()), *(of_mask(pixels, mask) if mask.any() else ()))
     return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found)
 
 

@@ -11,6 +11,7 @@ DARK = 2
 ON_BLACK = 0.95
 """Share of a mask's pixels on black from which on it is remarked."""
 
+BLANK = "blank"
 BLANK_FRAME = "blank_frame"
 COVERS_MOST = "covers_most"
 MASK_ON_BLACK = "mask_on_black"
@@ -27,6 +28,7 @@ SAME_PICTURE = "same_picture"
 SAME_MASK = "same_mask"
 
 REMARKS = {
+    BLANK: "blank pictures, in which all pixels have nearly the same value",
     BLANK_FRAME: "blank frames of volumes, left out",
     COVERS_MOST: "masks that cover more than half of their picture; are they inverted?",
     MASK_ON_BLACK: "masks that lie where their picture is black; are they of another picture?",
