@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from mcis.imaging import image_files, scan
+from mcis.imaging import image_files, masks, scan
 from mcis.organs import UNKNOWN, organ_named
 
-LOSSY = (".jpg", ".jpeg")
 MAX_DEPTH = 3
 """Number of folder levels below the given folder in which a source's own folder is searched."""
 
@@ -109,26 +108,17 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask image, uint8 {0,1} (H, W, 1), of any kind that `image_files.read` reads.
-
-    Values of 128 and more are lesion. A lossless mask that never exceeds 31 is a map of class numbers: everything but
-    0 is lesion. Of a colour the brightest channel counts; alpha is composited over black.
+    """Read a mask image, uint8 {0,1} (H, W, 1), by the rules of `masks.lesion_in`: all but 0 is lesion.
 
     Raises:
-      ScanError: unreadable, or neither of the two kinds.
+      ScanError: missing or unreadable.
     """
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        values = image_files.read(path).image.max(axis=2, keepdims=True)
+        return masks.read(path).lesion
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
-    top = int(values.max())
-    if 0 < top < 32 and path.suffix.lower() not in LOSSY:
-        return (values > 0).astype(np.uint8)
-    if 32 <= top < 128:
-        raise scan.ScanError(f"mask {path.name} has no value above {top}; 0 and 255, or 0 and class numbers, are read")
-    return (values >= 128).astype(np.uint8)
 
 
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
