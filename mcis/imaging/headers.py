@@ -1,5 +1,6 @@
 """Sizes that image files state in their headers, read before a decoder allocates memory; and their orientation."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -69,6 +70,26 @@ def png_of_indexes(data: bytes) -> bytes | None:
     return made
 
 
+BMP_MASKS = ((0xFF0000, 0xFF00, 0xFF), (0x7C00, 0x3E0, 0x1F), (0xF800, 0x7E0, 0x1F))
+"""Bits of red, green and blue that OpenCV reads: it takes all others for one of these."""
+
+
+def bmp_for_opencv(data: bytes) -> bytes | None:
+    """A BMP file as OpenCV reads it in the right colours; None if it has them in an order that OpenCV does not read."""
+    try:
+        start, size = struct.unpack_from("<II", data, 10)
+        if size == 12:
+            width, height, planes, bits = struct.unpack_from("<HHHH", data, 18)
+            if bits == 24:  # else it becomes grey
+                head = struct.pack("<IiiHHIIiiII", 40, width, height, planes, bits, *[0] * 6)
+                return data[:10] + struct.pack("<I", 54) + head + data[start:]
+        elif struct.unpack_from("<I", data, 30)[0] in (3, 6) and struct.unpack_from("<III", data, 54) not in BMP_MASKS:
+            return None
+    except struct.error:
+        pass  # the decoder reports a damaged header
+    return data
+
+
 class Codestream(NamedTuple):
     """Header of a JPEG, JPEG-LS or JPEG 2000 codestream; `memory` are the bytes needed to decode it."""
 
@@ -94,6 +115,19 @@ def codestream(data: bytes) -> Codestream | None:
         width, height = right - left, bottom - top
         return Codestream(width, height, samples, (bits & 0x7F) + 1, 4 * width * height * samples)
     return None
+
+
+def why_unreadable(data: bytes) -> str:
+    """What is wrong with a PNG, JPEG or BMP file that the decoder rejects, and what to do."""
+    if data.startswith(b"\xff\xd8"):
+        with contextlib.suppress(struct.error):
+            if data[2:4] == b"\xff\xf7":
+                return "it is a JPEG-LS file, which is not supported; save it again as PNG"
+            if (stream := codestream(data)) is not None and stream.bits > 8:
+                return f"it is a JPEG of {stream.bits} bits, which is not supported; save it again as PNG of 16 bits"
+        return "the JPEG file is damaged or truncated"
+    kind = "PNG" if data.startswith(b"\x89PNG") else "BMP"
+    return f"the {kind} file is damaged or truncated"
 
 
 def has_codestream_box(data: bytes) -> bool:

@@ -158,6 +158,10 @@ def _picture(data: bytes, name: str, frame: int) -> Picture:
     if frame:
         raise ScanError(f"{name}: has no readable page {frame}, numbered from 0")
     _check_size(data, name)
+    if data.startswith(b"BM"):
+        if (bmp := headers.bmp_for_opencv(data)) is None:
+            raise ScanError(f"{name}: a BMP with its colours in an unusual order; save it again as PNG")
+        data = bmp
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -165,7 +169,7 @@ def _picture(data: bytes, name: str, frame: int) -> Picture:
         reason = TOO_LARGE if too_large else f"cannot be decoded ({error.err or 'damaged'})"
         raise ScanError(f"{name}: {reason}") from None
     if array is None or array.size == 0:
-        raise ScanError(f"{name}: {UNREADABLE}")
+        raise ScanError(f"{name}: not a readable image: {headers.why_unreadable(data)}")
     array = _channels_reversed(array.reshape(*array.shape[:2], -1))
     turn, notes = headers.exif_orientation(data), ()
     if turn != 1:

@@ -80,6 +80,8 @@ class _Layout:
 def read_page(file: BinaryIO, page: tiff_header.TiffPage, name: str) -> Page:
     """Decode a page. ScanError, with `name`, if it is damaged, unsupported or too large."""
     try:
+        if page.entries == 0:
+            raise ValueError("it has no tags")
         layout = _layout(tiff_header.tags_of(file, page), page.order, name)
         stored = _read(file, layout)
     except ScanError:

@@ -1,5 +1,6 @@
 """PNG, JPEG, TIFF and BMP files, and the search of folders."""
 
+import io
 import os
 import pathlib
 import struct
@@ -10,6 +11,7 @@ import zlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from mcis import MAX_PIXELS
@@ -169,6 +171,66 @@ def test_an_encoded_png_is_read_back_and_a_wrong_shape_is_an_error():
         image_files.encode_png(np.zeros((4, 4, 7), np.uint8))
 
 
+def bmp(bits, rows, *, size=40, compression=0, masks=b"", height=33, width=47):
+    """A BMP of `rows` (bytes), with a header of 12 or 40 bytes."""
+    if size == 12:
+        head = struct.pack("<IHHHH", 12, width, height, 1, bits)
+    else:
+        head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, *[0] * 5)
+    start = 14 + len(head) + len(masks)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + head + masks + rows
+
+
+@pytest.mark.parametrize("size", [12, 40])
+def test_a_bmp_of_24_bits_keeps_its_colours_whatever_its_header(size):
+    rows = b"".join(row[:, ::-1].tobytes() + b"\0" * (-3 * 47 % 4) for row in RGB[::-1])
+    np.testing.assert_array_equal(image_files.decode(bmp(24, rows, size=size)).image, RGB)
+
+
+def test_a_bmp_with_other_channels_than_blue_green_red_is_right_or_an_error():
+    rows = np.dstack([RGB[::-1, :, ::-1], np.full((33, 47), 255, np.uint8)]).tobytes()
+    usual, swapped = (0xFF0000, 0xFF00, 0xFF), (0xFF, 0xFF00, 0xFF0000)
+    found = image_files.decode(bmp(32, rows, compression=3, masks=struct.pack("<III", *usual)))
+    np.testing.assert_array_equal(found.image, RGB)
+    with pytest.raises(ScanError, match="colours in an unusual order; save it again as PNG"):
+        image_files.decode(bmp(32, rows, compression=3, masks=struct.pack("<III", *swapped)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_of_every_depth_and_order_is_read(bits, interlaced):
+    full = (1 << bits) - 1
+    values = np.rint(GREY / 255 * full).astype(int)
+
+    def rows(part):
+        bytes_of = [(row[:, None] >> np.arange(bits - 1, -1, -1)) & 1 for row in part if part.size]
+        return b"".join(b"\0" + np.packbits(bits_of.reshape(-1).astype(np.uint8)).tobytes() for bits_of in bytes_of)
+
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = passes if interlaced else ((0, 0, 1, 1),)
+    data = b"".join(rows(values[y::down, x::right]) for y, x, down, right in passes)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 47, 33, bits, 0, 0, 0, interlaced))
+    made = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    found = image_files.decode(made).image[..., 0]
+    np.testing.assert_allclose(found, np.rint(values * (255 / full)), atol=1)
+
+
+def test_a_jpeg_of_cmyk_is_read_as_adobe_writes_it():
+    ink = np.dstack([255 - RGB, np.zeros_like(GREY)])
+    file = io.BytesIO()
+    PIL.Image.fromarray(ink, "CMYK").save(file, "JPEG", quality=95)
+    expected = np.asarray(PIL.Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
+    found = image_files.decode(file.getvalue()).image
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(("marker", "bits", "words"), [(0xF7, 8, "JPEG-LS"), (0xC1, 12, "a JPEG of 12 bits")])
+def test_another_kind_of_jpeg_is_named(marker, bits, words):
+    frame = struct.pack(">BBHBHHB", 255, marker, 11, bits, 33, 47, 1) + bytes([1, 0x11, 0])
+    with pytest.raises(ScanError, match=f"{words}.*, which is not supported; save it again as PNG"):
+        image_files.decode(b"\xff\xd8" + frame + bytes(99) + b"\xff\xd9")
+
+
 # Errors
 
 
@@ -182,10 +244,12 @@ BROKEN = {
     "empty.png": (b"", "empty file"),
     "text.png": (b"I am not an image\n" * 40, "not a readable image"),
     "text.tif": (b"I am not an image\n" * 40, "not a readable image"),
-    "header.png": (encoded(".png", RGB)[:20], "not a readable image"),
-    "half.png": (encoded(".png", RGB)[: len(encoded(".png", RGB)) // 2], "not a readable image"),
-    "half.bmp": (encoded(".bmp", RGB)[:900], "not a readable image"),
-    "half.tif": (encoded(".tif", RGB)[:900], "not a readable image"),
+    "header.png": (encoded(".png", RGB)[:20], "the PNG file is damaged or truncated"),
+    "half.png": (encoded(".png", RGB)[: len(encoded(".png", RGB)) // 2], "the PNG file is damaged or truncated"),
+    "half.jpg": (encoded(".jpg", RGB)[: len(encoded(".jpg", RGB)) // 2], "the JPEG file is damaged or truncated"),
+    "header.jpg": (encoded(".jpg", RGB)[:20], "the JPEG file is damaged or truncated"),
+    "half.bmp": (encoded(".bmp", RGB)[:900], "the BMP file is damaged or truncated"),
+    "half.tif": (encoded(".tif", RGB)[:900], "its TIFF page is damaged or truncated"),
     "nan.tif": (nan_tiff(np.nan), "NaN or infinite"),
     "infinite.tif": (nan_tiff(-np.inf), "NaN or infinite"),
 }
