@@ -294,7 +294,7 @@ def test_pages_of_a_tiff_are_scans_and_masks_have_one_page(own, tmp_path):
 
 def test_dicom_is_learned_from_and_masked_by_segmentations_under_any_name(own, tmp_path):
     images = list(np.random.default_rng(0).integers(0, 900, (4, 20, 28), np.uint16))
-    paths = dicom_files.write_series(tmp_path / "own" / "images", images)
+    paths = dicom_files.write_series(tmp_path / "own" / "images", images, spacing=(0.5, 0.5))
     masks = [outline(k) // 255 * (k in (1, 2)) for k in range(4)]
     (tmp_path / "own" / "masks").mkdir()
     (tmp_path / "own" / "masks" / "any.dcm").write_bytes(dicom_seg.encode(paths, masks, organ="brain"))
@@ -310,7 +310,7 @@ def test_dicom_is_learned_from_and_masked_by_segmentations_under_any_name(own, t
 
 
 def test_a_multi_frame_file_is_masked_by_its_segmentation(own, tmp_path):
-    made = dicom_files.enhanced(np.random.default_rng(0).integers(0, 900, (4, 20, 28), np.uint16))
+    made = dicom_files.enhanced(np.random.default_rng(0).integers(0, 900, (4, 20, 28), np.uint16), (0.5, 0.5))
     (tmp_path / "own" / "images").mkdir(parents=True)
     (tmp_path / "own" / "masks").mkdir()
     made.save_as(tmp_path / "own" / "images" / "mr.dcm", enforce_file_format=True)
@@ -330,6 +330,17 @@ def test_segmentations_of_other_scans_and_other_dicom_files_are_no_masks(own, tm
     assert dict(rejected)["masks/a"].startswith("a DICOM SEG of scans that are not under images/")
     assert "no segmentation; masks are DICOM SEG, NIfTI or pictures" in dict(rejected)["masks/b.dcm"]
     assert ("images/notes.txt", remarks.PASSED_OVER) in noted and ("masks/readme.txt", remarks.PASSED_OVER) in noted
+
+
+def test_pixels_that_are_not_square_are_made_square_with_their_mask(own):
+    flat = np.diag([1, 1.5, 4, 1])
+    root = own({"v.nii": nifti(VOLUME, flat)}, ["v,tumor,P1"], {"v.nii": nifti(LESION, flat)})
+    found, rejected, _ = read(root)
+    assert not rejected
+    item = found["v#1"]
+    assert item.image.shape == (42, 20, 3) and item.mask.shape == (42, 20, 1)
+    assert item.mask.sum() == 1.5 * LESION[..., 1].sum()
+    assert abs(item.image.mean() - formats.read(root / "images" / "v.nii", 1).image.mean()) < 2
 
 
 # Masks

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mcis.imaging import formats, image_files, scan
+from mcis.imaging import formats, image_files, masks, scan
 from mcis.organs import UNKNOWN, UNSUPPORTED, organ_named
 
 from . import table
 from .remarks import BLANK, BLANK_FRAME, is_blank, is_inverted, of_mask
+from .square_pixels import resize, square_size
 
-LOSSY = (".jpg", ".jpeg")
 MAX_DEPTH = 3
 """Number of folder levels below the given folder in which a source's own folder is searched."""
 
@@ -25,7 +25,7 @@ class Record:
 
     Attributes:
       scan_id: unique in its source: the path below the source's folder, without suffix.
-      image: uint8 (H, W, 3), RGB, at the scan's own size.
+      image: uint8 (H, W, 3), RGB, at the scan's own size, or larger if its pixels are not square.
       mask: uint8 {0,1} (H, W, 1), 1 = lesion; all zero where `has_mask` is False.
       has_mask: whether the mask is ground truth. An empty mask that is ground truth means that there is no lesion.
       organ: a name of `mcis.organs.ORGANS`, or UNSUPPORTED.
@@ -89,7 +89,7 @@ def load(
     remarks: Sequence[str] = (),
     published: bool = True,
 ) -> Item:
-    """Read a scan from a file and make its mask.
+    """Read a scan from a file and make its mask; both get square pixels.
 
     Args:
       scan_id: see Record.
@@ -110,11 +110,12 @@ def load(
       has another size or is inverted, or mask and label contradict each other.
     """
     try:
-        pixels = formats.read(image, frame or 0).image
-        size = pixels.shape[:2]
+        read = formats.read(image, frame or 0)
+        size = (read.image.shape[0], read.image.shape[1])
         mask = empty(size) if make_mask is None else make_mask(size)
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
+    pixels, mask = resize(read.image, mask, square_size(size, read.spacing))
     blank = organ != UNSUPPORTED and is_blank(pixels)
     if blank and frame is not None:
         return Remark(scan_id, BLANK_FRAME)
@@ -172,26 +173,17 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask image, uint8 {0,1} (H, W, 1), of any kind that `image_files.read` reads.
-
-    Values of 128 and more are lesion. A lossless mask that never exceeds 31 is a map of class numbers: everything but
-    0 is lesion. Of a colour the brightest channel counts; alpha is composited over black.
+    """Read a mask image, uint8 {0,1} (H, W, 1), by the rules of `masks.lesion_in`: all but 0 is lesion.
 
     Raises:
-      ScanError: unreadable, or neither of the two kinds.
+      ScanError: missing or unreadable.
     """
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        values = image_files.read(path).image.max(axis=2, keepdims=True)
+        return masks.read(path).lesion
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
-    top = int(values.max())
-    if 0 < top < 32 and path.suffix.lower() not in LOSSY:
-        return (values > 0).astype(np.uint8)
-    if 32 <= top < 128:
-        raise scan.ScanError(f"mask {path.name} has no value above {top}; 0 and 255, or 0 and class numbers, are read")
-    return (values >= 128).astype(np.uint8)
 
 
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[Mapping[str, str]]:

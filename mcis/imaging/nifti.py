@@ -16,7 +16,7 @@ import numpy as np
 import mcis
 from mcis.imaging import nifti_header
 from mcis.imaging.geometry import SliceGeometry, digest, slice_geometry
-from mcis.imaging.nifti_grid import Grid, as_slices, grid_of, usable
+from mcis.imaging.nifti_grid import Grid, as_slices, grid_of, qform_of, usable
 from mcis.imaging.nifti_header import DAMAGED, MAX_BYTES, open_volume, opened
 from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_file, check_frame
 
@@ -114,7 +114,7 @@ def encode(path: str | os.PathLike, masks: Mapping[int, np.ndarray]) -> bytes:
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     made = kind(stored, np.eye(4) if grid.affine is None else grid.affine)
     if "qform_code" in header:
-        kept = [name for name in KEPT_FIELDS if not name.startswith("q") or usable(header.get_qform) is not None]
+        kept = [name for name in KEPT_FIELDS if not name.startswith("q") or usable(qform_of(header)) is not None]
         for name in kept:
             made.header[name] = header[name]
         if "qform_code" not in kept:  # nibabel and others refuse a volume with an invalid quaternion

@@ -1,6 +1,7 @@
 """How volumes of NIfTI and Analyze are cut into slices: orientation, spacing and units. No JAX."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def _affine(volume: VolumeFile) -> tuple[np.ndarray | None, list[str]]:
         )
         return affine, notes if affine is not None else [*notes, NO_POSITION]
     notes = []
-    for name, get in (("sform", header.get_sform), ("qform", header.get_qform)):
+    for name, get in (("sform", header.get_sform), ("qform", qform_of(header))):
         if int(header[f"{name}_code"]) > 0:
             if (affine := usable(get)) is not None:
                 break
@@ -95,7 +96,20 @@ def _affine(volume: VolumeFile) -> tuple[np.ndarray | None, list[str]]:
     return affine, notes
 
 
-def _by_pixdim(header: Any) -> Any:
+def qform_of(header: Any) -> Callable[[], np.ndarray]:
+    """A function for the matrix by the quaternion; signs of the voxel sizes that say nothing are left out."""
+
+    def get() -> np.ndarray:
+        mended = header.copy()
+        mended["pixdim"][1:4] = np.abs(mended["pixdim"][1:4])
+        if mended["pixdim"][0] not in (1, -1):  # 0 in many files
+            mended["pixdim"][0] = 1
+        return mended.get_qform()
+
+    return get
+
+
+def _by_pixdim(header: Any) -> Callable[[], np.ndarray]:
     """A function for the matrix by the voxel sizes alone, their signs left out."""
 
     def get() -> np.ndarray:
@@ -105,7 +119,7 @@ def _by_pixdim(header: Any) -> Any:
     return get
 
 
-def usable(get: Any) -> np.ndarray | None:
+def usable(get: Callable[[], np.ndarray]) -> np.ndarray | None:
     """The matrix that a function returns; None if it raises, or the matrix is not invertible."""
     import nibabel
 

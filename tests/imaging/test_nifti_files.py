@@ -144,6 +144,19 @@ def test_the_next_best_field_gives_the_spacing(fields, tmp_path):
     assert any("singular" in note or "swapped" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("sizes", [[0, 0.5, 0.75, 4], [7, 0.5, 0.75, 4], [np.nan, 0.5, -0.75, 4]])
+def test_a_quaternion_is_read_whatever_the_signs_of_the_voxel_sizes(sizes, tmp_path):
+    quaternion = {"quatern_b": 0, "quatern_c": 0, "quatern_d": 0, "qform_code": 1, "sform_code": 0}
+    (tmp_path / "a.nii").write_bytes(volume(pixdim=[*sizes, np.nan, 0, 0, 0], **quaternion))
+    for frame, image in enumerate(expected(tmp_path)):
+        found = nifti.read(tmp_path / "a.nii", frame)
+        np.testing.assert_array_equal(found.image, image)
+        assert found.spacing == (0.75, 0.5)
+    mask = np.ones((16, 20), np.uint8)
+    written = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti.encode(tmp_path / "a.nii", {2: mask})))
+    np.testing.assert_allclose(np.abs(np.diag(written.affine)), [0.5, 0.75, 4, 1])
+
+
 @pytest.mark.parametrize(
     ("dim", "frames"),
     [

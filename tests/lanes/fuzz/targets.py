@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.lanes.fuzz import crafted, crafted_pictures, crafted_scans, seeds
+from tests.lanes.fuzz import crafted, crafted_pictures, crafted_scans, known_pictures, known_volumes, seeds
+from tests.lanes.fuzz.known import as_mutator, read_known
 from tests.lanes.fuzz.mutations import (
     BYTES,
     CHANGES,
@@ -255,6 +256,8 @@ JSON = in_a_file(json_value, ".json")
 LINES = in_a_file(json_value, ".jsonl")
 ORBAX = tuple(rehashed(mutate) for mutate in (*BYTES, in_a_file(json_value, "_METADATA"), *PLACED))
 
+KNOWN = (*known_pictures.PICTURES, *known_volumes.VOLUMES)
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -285,6 +288,13 @@ TARGETS: dict[str, Target] = {
             ),
             read_scans,
             crafted_scans.NIFTI,
+        ),
+        Target(
+            "known",
+            1500,
+            lambda: [make(random.Random(0)) for make in KNOWN],
+            tuple(as_mutator(make) for make in KNOWN),
+            read_known,
         ),
         Target("zips", 600, seeds.zips, (*BYTES, *PLACED), unpack, crafted.ZIPS),
         Target(
