@@ -22,7 +22,9 @@ if "jax" in sys.modules:
     raise RuntimeError("something imported jax before tests/conftest.py could set its environment")
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["OMP_NUM_THREADS"] = "1"  # scikit-learn's threads wait in a loop for each other, on cores that other workers use
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # scikit-learn's threads wait in a loop for each other, on cores that other workers use
+)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Compilation is most of the cost of these tests, and what they run is small: LLVM need not optimise it.
 FLAGS = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"

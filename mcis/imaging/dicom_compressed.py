@@ -13,14 +13,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mcis.imaging.dicom_file import BIG_ENDIAN, EXPLICIT, IMPLICIT, MAX_HEADER, DicomFile, import_pydicom
+from mcis.imaging.dicom_file import BIG_ENDIAN, EXPLICIT, IMPLICIT, DicomFile, import_pydicom
 from mcis.imaging.dicom_header import frames_of
 from mcis.imaging.headers import JPEG_FRAME_HEADERS, Codestream, codestream, has_codestream_box
-from mcis.imaging.scan import MAX_DECODED, ScanError, check_passes
+from mcis.imaging.scan import MAX_DECODED, MAX_FRAMES, ScanError, check_passes
 
 JPEG_START, J2K_START, JP2_START = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
 JPEG_END = 0xFFD9
 JPEG_SCAN = 0xFFDA
+MAX_TABLE = 8 * MAX_FRAMES
+"""Bytes of a table of offsets of frames."""
 MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 """A marker within or after the coded data of a JPEG or JPEG-LS; restart markers belong to the data."""
 
@@ -51,15 +53,15 @@ class Layout:
 
 PS3_5 = "1.2.840.10008.1.2."
 VIDEO = (
-    "is a video, whose pictures are not read. Write its stream with `dcmdump +W . FILE` (DCMTK) and its pictures with "
-    "`ffmpeg -i STREAM frame_%05d.png`, or let the archive export single frames"
+    "is a video, whose pictures are not read. `dcmdump +W . FILE` (DCMTK) writes its stream, FILE.1.raw, and `ffmpeg -i "
+    "FILE.1.raw frame_%05d.png` its pictures; or let the archive export single frames"
 )
 UNSUPPORTED = {
     **dict.fromkeys((f"4.{number}" for number in range(100, 110)), VIDEO),
     **dict.fromkeys(
         ("4.110", "4.111", "4.112"),
-        "is not decoded. Write its stream with `dcmdump +W . FILE` (DCMTK) and the picture with `djxl STREAM "
-        "frame.png` (libjxl), or let the archive export it as Explicit VR Little Endian",
+        "is not decoded. `dcmdump +W . FILE` (DCMTK) writes its stream, FILE.1.raw, and `djxl FILE.1.raw frame.png` "
+        "(libjxl) the picture; or let the archive export it as Explicit VR Little Endian",
     ),
     **dict.fromkeys(
         ("4.94", "4.95", "4.204", "4.205"),
@@ -314,7 +316,7 @@ def frame_bytes(file: DicomFile, frame: int) -> bytes:
     frames = frame_items(file)
     if frame >= len(frames) or not frames[frame]:
         raise ScanError(f"{file.path}: truncated: it has the compressed pixels of {len(frames)} frames only")
-    with file.open(MAX_DECODED + MAX_HEADER) as source:
+    with file.open(2 * MAX_DECODED) as source:
         parts = []
         for at, length in frames[frame]:
             source.seek(at)
@@ -334,9 +336,9 @@ def frame_items(file: DicomFile) -> list[list[tuple[int, int]]]:
     if len(fragments) == count:
         return [[one] for one in fragments]
     number_at = {at - fragments[0][0]: number for number, (at, _) in enumerate(fragments)}
-    with file.open(MAX_HEADER) as source:
+    with file.open(2 * MAX_DECODED) as source:
         source.seek(table_at)
-        tables = [(source.read(min(table_size, MAX_HEADER // 2)), "<I")]
+        tables = [(source.read(min(table_size, MAX_TABLE)), "<I")]
         if isinstance(extended := file.header.get("ExtendedOffsetTable"), bytes):
             tables.append((extended, "<Q"))
         for table, form in tables:

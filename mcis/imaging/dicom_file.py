@@ -10,21 +10,21 @@ import dataclasses
 import functools
 import io
 import logging
+import mmap
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
+from mcis.imaging.dicom_elements import UNDEFINED, Data, Walker, pick
 from mcis.imaging.scan import MAX_DECODED, ScanError, check_file
 
 MAX_BYTES = 1 << 31
 """Bytes of a file; frames are read separately, so that memory holds only one."""
-MAX_HEADER = 1 << 26
-"""Bytes read from a header. Skipped elements do not count; a read counts as at least MIN_READ."""
-MIN_READ = 16
-"""So that at most two million small elements are read, in some ten seconds; a thousand frames may have half as many."""
+MIN_READ = 64
+"""Bytes that a read counts as, at least."""
 MAX_ITEMS = 1 << 20
 """Items of encapsulated pixel data: each frame has at least one."""
 MAX_INFLATED = MAX_DECODED
@@ -32,17 +32,20 @@ MAX_INFLATED = MAX_DECODED
 CACHED = 2
 """Files whose headers are kept: the frames of a file follow each other."""
 GZIP = b"\x1f\x8b"
+META = {0x00020002, 0x00020010}
+"""Tags of SOP class and transfer syntax in the file meta information."""
+GROUPS = {0x52009229, 0x52009230}
+"""Tags of the functional groups shared by all frames, and of those of each."""
 PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
-LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-"""Value representations with a length of 32 bits (PS3.5, 7.1.2)."""
 IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of a DICOMDIR."""
 MACROS = (
     *("FrameVOILUTSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence"),
-    *("PlanePositionSequence", "PlaneOrientationSequence", "FrameContentSequence", "MRImageFrameTypeSequence"),
+    *("PlanePositionSequence", "PlaneOrientationSequence", "FrameContentSequence", "FrameAnatomySequence"),
+    *("MRImageFrameTypeSequence", "CTImageFrameTypeSequence"),
 )
-"""What is kept of a frame's functional groups; private ones are often large."""
+"""What is kept of functional groups; private ones are often large."""
 
 
 class BoundedFile(io.BufferedReader):
@@ -60,7 +63,7 @@ class BoundedFile(io.BufferedReader):
         count = len(data)
         self._left = left = left - (count if count > MIN_READ else MIN_READ)
         if left < 0:
-            raise ScanError(f"{self._path}: the header or one frame is larger than the limit")
+            raise ScanError(f"{self._path}: one frame is larger than the limit")
         return data
 
 
@@ -112,7 +115,7 @@ class DicomFile:
         if self.pixels is None:
             return found
         end = None if self.pixels.length is None else self.pixels.offset + self.pixels.length
-        with self.open(MAX_HEADER) as file:
+        with self.open(MIN_READ * MAX_ITEMS) as file:
             at = self.pixels.offset
             while (end is None or at < end) and len(found) < MAX_ITEMS:
                 file.seek(at)
@@ -171,99 +174,73 @@ def _read(path: str, tags: tuple[str, ...], modified: int, size: int) -> DicomFi
 def parse(path: str, tags: Sequence[str], last: int = 0xFFFFFFFF) -> DicomFile:
     """A file's header up to the tag `last`, of which only `tags` are kept. ScanError if it is not readable as DICOM."""
     check_file(path, MAX_BYTES)
-    pydicom = import_pydicom(path)
-    with safe_errors(path):
-        content = _unpacked(path)
-        with BoundedFile(path, MAX_HEADER, content) as file:
-            _seek_start(path, file)
-            meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-            syntax = str(_meta_value(meta, "TransferSyntaxUID") or "")
-            if syntax == DEFLATED:
-                packed = _rest(path, file.tell()) if content is None else content[file.tell() :]
-                content = _inflate(path, packed, -zlib.MAX_WBITS)
-                with BoundedFile(path, MAX_HEADER, content) as inflated:
-                    return _data_set(path, inflated, meta, EXPLICIT, tags, last, content)
-            return _data_set(path, file, meta, syntax, tags, last, content)
+    import_pydicom(path)
+    with safe_errors(path), _opened(path) as (data, content):
+        start = _first_element(path, data[:512])
+        meta, at = _meta(path, data, start)
+        syntax = str(_value(meta, "TransferSyntaxUID") or "")
+        if syntax == DEFLATED:
+            data = content = _inflate(path, data[at : at + MAX_INFLATED], -zlib.MAX_WBITS)
+            syntax, at = EXPLICIT, 0
+        explicit = data[at + 4 : at + 6].isalpha() and data[at + 4 : at + 6].isupper()
+        big = syntax == BIG_ENDIAN or (not syntax and explicit and data[at + 1 : at + 2] > b"\3")
+        header, at = _data_set(path, Walker(data, explicit, big), at, tags, last)
+        if "SOPClassUID" not in header and (sop_class := _value(meta, "MediaStorageSOPClassUID")):
+            header.SOPClassUID = sop_class  # a DICOMDIR has it only there
+        syntax = syntax or (BIG_ENDIAN if big else EXPLICIT if explicit else IMPLICIT)
+        return DicomFile(path, header, syntax, not big, _pixels(data, at, explicit, big), content)
 
 
-def _seek_start(path: str, file: BinaryIO) -> None:
-    """Position the file at its first element. ScanError if it has none."""
-    head = file.read(512)
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[Data, bytes | None]]:
+    """The bytes of a file, and these again if gzip had packed it."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        content = _inflate(path, data[: MAX_INFLATED + 1], 16 + zlib.MAX_WBITS) if data[:2] == GZIP else None
+        yield data if content is None else content, content
+
+
+def _first_element(path: str, head: bytes) -> int:
+    """Offset of a file's first element. ScanError if it has none."""
     start = 132 if head[128:132] == b"DICM" else 4 if head[:4] == b"DICM" else 0
     if start == 0 and not _begins_data_set(head):
         raise ScanError(f"{path}: not a DICOM file, by its content; an image needs the suffix of its format")
-    file.seek(start)
+    return start
 
 
-def _meta_value(meta: Any, name: str) -> Any:
+def _meta(path: str, data: Data, start: int) -> tuple[Any, int]:
+    """The file meta information at an offset, and the offset after it."""
+    picked, at = pick(Walker(data, True, False), start, META, set(), set(), lambda tag: tag >> 16 != 2)
+    return import_pydicom(path).filereader.read_dataset(io.BytesIO(picked), False, True), at
+
+
+def _value(header: Any, name: str) -> Any:
     try:
-        return meta.get(name)
-    except Exception:
+        return header.get(name)
+    except Exception:  # of pydicom, for a value of another form
         return None
 
 
-def _data_set(
-    path: str, file: BinaryIO, meta: Any, syntax: str, tags: Sequence[str], last: int, content: bytes | None
-) -> DicomFile:
-    """The data set at the file's position."""
+def _data_set(path: str, walker: Walker, at: int, tags: Sequence[str], last: int) -> tuple[Any, int]:
+    """The pydicom Dataset of some elements of the data set at an offset, and the offset of the pixels or the end."""
     pydicom = import_pydicom(path)
-    head = file.read(6)
-    file.seek(-len(head), os.SEEK_CUR)
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    big = syntax == BIG_ENDIAN or (not syntax and explicit and struct.unpack("<H", head[:2])[0] >= 1024)
-    wanted = [pydicom.tag.Tag(tag) for tag in tags]
-
-    def stop(tag: int, *_: Any) -> bool:
-        return tag in PIXELS or tag > last
-
-    header = pydicom.filereader.read_dataset(file, not explicit, not big, stop_when=stop, specific_tags=wanted)
-    if "SOPClassUID" not in header and (sop_class := _meta_value(meta, "MediaStorageSOPClassUID")):
-        header.SOPClassUID = sop_class  # a DICOMDIR has it only there
-    if not syntax:
-        syntax = BIG_ENDIAN if big else EXPLICIT if explicit else IMPLICIT
-    with contextlib.suppress(Exception):  # whoever needs its values notes that they cannot be read
-        for group in header.get("PerFrameFunctionalGroupsSequence") or ():
-            for tag in tuple(group.keys()):
-                if pydicom.datadict.keyword_for_tag(tag) not in MACROS:
-                    del group[tag]
-    return DicomFile(path, header, syntax, not big, _pixels(file, explicit, big), content)
+    names = (*tags, "SpecificCharacterSet")
+    wanted, macros = ({pydicom.datadict.tag_for_keyword(name) for name in some} for some in (names, MACROS))
+    try:
+        picked, at = pick(walker, at, wanted, wanted & GROUPS, macros, lambda tag: tag in PIXELS or tag > last)
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from None
+    return pydicom.filereader.read_dataset(io.BytesIO(picked), not walker.explicit, not walker.big), at
 
 
-def _pixels(file: BinaryIO, explicit: bool, big: bool) -> Pixels | None:
-    """The element at the file's position, if it has pixels."""
-    start = file.read(12)
-    file_order = ">" if big else "<"
-    if len(start) < 8:
+def _pixels(data: Data, at: int, explicit: bool, big: bool) -> Pixels | None:
+    """The element at an offset, if it has pixels."""
+    try:
+        group, element, length, offset = Walker(data, explicit, big).header(at)
+    except struct.error:
         return None
-    group, element = struct.unpack_from(f"{file_order}HH", start)
     keyword = PIXELS.get(group << 16 | element)
-    if keyword is None:
-        return None
-    position = file.tell() - len(start)
-    if explicit and start[4:6] in LONG:
-        length, offset = struct.unpack_from(f"{file_order}I", start, 8)[0], position + 12
-    elif explicit:
-        length, offset = struct.unpack_from(f"{file_order}H", start, 6)[0], position + 8
-    else:
-        length, offset = struct.unpack_from(f"{file_order}I", start, 4)[0], position + 8
-    return Pixels(keyword, offset, None if length == 0xFFFFFFFF else length, start[4:6] != b"OB")
-
-
-def _unpacked(path: str) -> bytes | None:
-    """The content of a file that gzip packed; None for any other."""
-    with open(path, "rb") as file:
-        if file.read(2) != GZIP:
-            return None
-    return _inflate(path, _rest(path, 0), 16 + zlib.MAX_WBITS)
-
-
-def _rest(path: str, start: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read(MAX_INFLATED + 1)
-    if len(data) > MAX_INFLATED:
-        raise ScanError(f"{path}: packed, and larger than {MAX_INFLATED >> 20} MiB; unpack it first")
-    return data
+    words = data[at + 4 : at + 6] != b"OB"
+    return None if keyword is None else Pixels(keyword, offset, None if length == UNDEFINED else length, words)
 
 
 def _inflate(path: str, data: bytes, window: int) -> bytes:

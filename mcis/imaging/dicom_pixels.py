@@ -8,7 +8,7 @@ import numpy as np
 from mcis import MAX_PIXELS
 from mcis.imaging import dicom_compressed
 from mcis.imaging.dicom_compressed import Layout
-from mcis.imaging.dicom_file import BIG_ENDIAN, MAX_HEADER, DicomFile
+from mcis.imaging.dicom_file import BIG_ENDIAN, DicomFile
 from mcis.imaging.dicom_header import frames_of, text_of, whole_of
 from mcis.imaging.scan import MAX_DECODED, ScanError
 
@@ -143,7 +143,7 @@ def _native_bytes(
     if frame_data is not None:
         data = frame_data[start : start + size]
     else:
-        with file.open(MAX_DECODED + MAX_HEADER) as source:
+        with file.open(2 * MAX_DECODED) as source:
             source.seek(pixels.offset + start)
             data = source.read(max(0, min(size, (pixels.length or 0) - start)))
     missing = size - len(data)

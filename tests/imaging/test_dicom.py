@@ -10,7 +10,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
-from mcis.imaging import dicom, dicom_compressed, dicom_file, dicom_header, formats, phantom, scan
+from mcis.imaging import dicom, dicom_compressed, dicom_elements, dicom_header, formats, phantom, scan
 from tests.fixtures.dicom_files import CANARY, dataset, items, write
 from tests.lanes.fuzz.crafted_pictures import jpeg_scans
 from tests.lanes.fuzz.crafted_scans import J2K, JLS, JPEG, LOSSLESS, RLE, dicom_of, element, j2k, jpeg_in_dicom, packed
@@ -241,16 +241,17 @@ def test_a_frame_of_too_many_bytes_is_rejected_before_it_is_read(tmp_path):
 
 
 def test_a_limited_number_of_bytes_is_read_from_a_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_file, "MAX_HEADER", 1 << 16)
+    monkeypatch.setattr(dicom_elements, "MAX_PICKED", 1 << 16)
+    monkeypatch.setattr(dicom_elements, "MAX_WALKED", 4000)
     for name, private in (("a", True), ("b", False)):  # an element that is not in TAGS is skipped
         tag = (0x11, 0x1001) if private else (0x28, 0x1201)
         data = dicom_of(8, 8, more=element(tag, b"OW", bytes(1 << 17)), pixels=bytes(64))
         (tmp_path / name).write_bytes(data)
     assert dicom.read(tmp_path / "a").image.shape == (8, 8, 3)
-    with pytest.raises(scan.ScanError, match="the header or one frame is larger"):
+    with pytest.raises(scan.ScanError, match="b: the header is larger than the limit"):
         dicom.read(tmp_path / "b")
     (tmp_path / "c").write_bytes(bytes(128) + b"DICM" + bytes(1 << 15))  # four thousand empty elements
-    with pytest.raises(scan.ScanError, match="the header or one frame is larger"):
+    with pytest.raises(scan.ScanError, match="more than 4000 elements"):
         dicom.read(tmp_path / "c")
 
 
