@@ -53,8 +53,8 @@ class Layout:
 
 PS3_5 = "1.2.840.10008.1.2."
 VIDEO = (
-    "is a video, whose pictures are not read. `dcmdump +W . FILE` (DCMTK) writes its stream, FILE.1.raw, and `ffmpeg -i "
-    "FILE.1.raw frame_%05d.png` its pictures; or let the archive export single frames"
+    "is a video, whose pictures are not read. `dcmdump +W . FILE` (DCMTK) writes its stream, FILE.1.raw, and `ffmpeg "
+    "-i FILE.1.raw frame_%05d.png` its pictures; or let the archive export single frames"
 )
 UNSUPPORTED = {
     **dict.fromkeys((f"4.{number}" for number in range(100, 110)), VIDEO),
@@ -204,10 +204,7 @@ def _decoder(
         changes["photometric_interpretation"] = "YBR_FULL_422"  # the colours of a JPEG codestream have the full range
     if codec == J2K and layout.kind.startswith("YBR") and _j2k_is_transformed(data):
         changes["photometric_interpretation"] = "YBR_RCT"  # the decoder returns RGB
-    plugin = decoder_for(path, syntax)
-    if codec == J2K and stream.samples > 1 and stream.bits > 8:
-        plugin = ""  # Pillow makes 8 bits of such colours
-    return import_pydicom(path).uid.UID(syntax), plugin, changes
+    return import_pydicom(path).uid.UID(syntax), decoder_for(path, syntax), changes
 
 
 def _j2k_is_transformed(data: bytes) -> bool:
@@ -217,7 +214,10 @@ def _j2k_is_transformed(data: bytes) -> bool:
 
 
 def _decode_j2k(data: bytes, layout: Layout) -> np.ndarray | None:
-    """A JPEG 2000 frame by OpenCV, which reads damaged ones that Pillow rejects; None if it is not of 8 or 16 bits."""
+    """A JPEG 2000 frame by OpenCV; None if it is not of 8 or 16 bits.
+
+    It reads colours of 16 bits, which Pillow lacks, and damaged files that Pillow rejects.
+    """
     stream = codestream(data)
     if stream is None or stream.bits not in (8, 16) or layout.signed or layout.kind.startswith("YBR_FULL"):
         return None

@@ -2,14 +2,15 @@
 
     PYTHONPATH=. python tests/lanes/field/field.py [FOLDER...]
 
-The files are pydicom's own test files and those in FOLDERs. Every frame that two of the other three read must be read
-by mcis, equal in grey values under the same window to one of them: within 1 of 255, within 3 after lossy compression.
-Exit status 1 if a frame is not. Each file is read in a process of its own: decoders may crash.
+The files are the test files of pydicom and nibabel, and those in FOLDERs. Every frame that two of the other three read
+must be read by mcis, equal in grey values under the same window to one of them: within 1 of 255, within 3 after lossy
+compression. Exit status 1 if a frame is not. Each file is read in a process of its own: decoders may crash.
 """
 
 import argparse
 import collections
 import importlib.util
+import io
 import math
 import multiprocessing
 import pathlib
@@ -124,7 +125,7 @@ def apart(read, path):
 
     def run():
         try:
-            sys.stdout = sys.stderr = open("/dev/null", "w")
+            sys.stdout = sys.stderr = io.StringIO()
             send.send(read(path)[:MAX_FRAMES])
         except BaseException as error:
             send.send(f"{type(error).__name__}: {error}")
@@ -213,8 +214,11 @@ def main():
     parser.add_argument("folders", nargs="*", help="folders of further DICOM files, searched in depth")
     options = parser.parse_args()
     lacking = [name for name in ("gdcm", "SimpleITK") if importlib.util.find_spec(name) is None]
+    nibabel = pathlib.Path(importlib.util.find_spec("nibabel").origin).parent / "nicom" / "tests" / "data"
+    folders = [nibabel, *map(pathlib.Path, options.folders)]
+    lacking += [str(folder) for folder in folders if not any(folder.rglob("*.dcm"))]
     paths = sorted({pathlib.Path(path) for path in get_testdata_files() if pathlib.Path(path).is_file()})
-    paths += sorted(path for folder in options.folders for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    paths += sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     paths = [path for path in paths if dicom.matches(path.name, path.read_bytes()[:512])]
     rows, problems, unread = collections.defaultdict(collections.Counter), [], []
     for path in paths:
