@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mcis.imaging import formats, image_files, nifti_header
+from mcis.imaging import formats, image_files, nifti_header, search
 from mcis.imaging.dicom_header import read_header
 from mcis.imaging.geometry import digest
 from mcis.imaging.scan import ScanError
@@ -56,7 +56,7 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     which mask belongs to which scan. A scan whose class has no lesion needs no mask: its mask is empty.
     """
     every = image_files.files_in(root / "images", lambda path: True)
-    scans = formats.files_in(root / "images")
+    scans = [pathlib.Path(path) for path in search.in_folder(root / "images").files]
     names = Names.of(scans, root / "images")
     rows = table.read(root / TABLE, ("scan", "label", "patient"))
     if rows.encoding == table.WINDOWS:

@@ -13,22 +13,14 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.imaging import nifti
-from mcis.imaging.dicom_header import (
-    MAX_HEADER,
-    BoundedFile,
-    import_pydicom,
-    position_of,
-    read_header,
-    safe_errors,
-)
+from mcis.imaging import dicom_file, nifti
+from mcis.imaging.dicom_file import EXPLICIT, IMPLICIT, DicomFile, safe_errors
+from mcis.imaging.dicom_header import position_of, read_header
 from mcis.imaging.nifti_grid import Grid, as_slices
 from mcis.imaging.scan import MAX_FRAMES, ScanError, check_file
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes of DICOM SEG: binary and fractional; label maps."""
-PLAIN = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
-"""Uncompressed transfer syntaxes -> bytes before the value of the pixel data: tag, representation, length."""
 SEG_TAGS = (
     *("SOPClassUID", "SegmentationType", "MaximumFractionalValue", "SourceImageSequence", "ReferencedSeriesSequence"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
@@ -150,7 +142,8 @@ def read_segmentation(path: str | os.PathLike) -> Segmentation:
     Raises:
       ScanError: it cannot be read, is compressed, or does not say what its frames outline.
     """
-    header = read_header(path, SEG_TAGS)
+    file = dicom_file.read(path, SEG_TAGS)
+    header = file.header
     with safe_errors(path):
         frames: dict[str, dict[int | None, tuple[int, ...]]] = {}
         for series in header.get("ReferencedSeriesSequence") or []:
@@ -175,12 +168,12 @@ def read_segmentation(path: str | os.PathLike) -> Segmentation:
             instance.update({number: (number,) for number in range(len(groups))})
         if not frames or (groups and not any(frames.values())):
             raise ScanError(f"{path}: a DICOM SEG that does not say which scan each frame outlines")
-        return Segmentation(_stored_frames(path, header), frames, tuple(places))
+        return Segmentation(_stored_frames(file), frames, tuple(places))
 
 
-def _stored_frames(path: str | os.PathLike, header: Any) -> StoredFrames:
-    name, syntax, bits = os.path.basename(path), str(header.file_meta.TransferSyntaxUID), int(header.BitsAllocated)
-    if syntax not in PLAIN:
+def _stored_frames(file: DicomFile) -> StoredFrames:
+    header, name, bits = file.header, os.path.basename(file.path), int(file.header.BitsAllocated)
+    if file.syntax not in (IMPLICIT, EXPLICIT) or file.pixels is None or file.content is not None:
         raise ScanError(f"mask {name} is compressed; save it uncompressed, with `gdcmconv --raw` for example")
     if bits not in (1, 8, 16) or int(header.get("SamplesPerPixel") or 1) != 1:
         raise ScanError(f"mask {name} has {bits} bits per pixel; one value of 1, 8 or 16 bits is read")
@@ -189,10 +182,7 @@ def _stored_frames(path: str | os.PathLike, header: Any) -> StoredFrames:
     least = 1
     if header.get("SegmentationType") == "FRACTIONAL":
         least = max(1, (int(header.get("MaximumFractionalValue") or 255) + 1) // 2)
-    with BoundedFile(path, MAX_HEADER) as file:
-        import_pydicom(path).dcmread(file, stop_before_pixels=True, specific_tags=[])
-        offset = file.tell() + PLAIN[syntax]
-    return StoredFrames(os.fspath(path), offset, bits, (int(header.Rows), int(header.Columns)), least)
+    return StoredFrames(file.path, file.pixels.offset, bits, (int(header.Rows), int(header.Columns)), least)
 
 
 def _sources(group: Any) -> list[Any]:

@@ -39,11 +39,11 @@ from tests.lanes.fuzz.target import Target
 
 def read_scans(folder: pathlib.Path) -> str:
     """Read as `mcis predict FOLDER` does, and each file by its name."""
-    from mcis.imaging import formats, scan
+    from mcis.imaging import formats, scan, search
     from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 
     errors = []
-    files = sorted({*formats.files_in(folder), *(path for path in folder.iterdir())})
+    files = sorted({*map(pathlib.Path, search.in_folder(folder).files), *folder.iterdir()})
     for path, frame in itertools.islice(formats.frames(map(str, files)), 6):
         try:
             found = formats.read(path, frame or 0)
