@@ -12,7 +12,7 @@ import SimpleITK
 from pydicom import dcmread
 
 from mcis.cli import predict
-from mcis.imaging import formats, search, phantom
+from mcis.imaging import phantom, search
 from mcis.report import finding, segmentations, shards, volume
 from tests.fixtures.bundles import findings
 from tests.fixtures.dicom_files import CANARY, dataset, write_series
