@@ -1,5 +1,6 @@
 """Pick elements out of a DICOM data set without parsing the others: enhanced files have thousands a frame. No JAX."""
 
+import itertools
 import mmap
 import struct
 from collections.abc import Callable, Set
@@ -8,6 +9,8 @@ from mcis.imaging.scan import ScanError
 
 MAX_WALKED = 1 << 21
 """Elements of a header that are passed, in some two seconds; a thousand frames have a million at most."""
+MAX_ELEMENTS = 1 << 16
+"""Elements of a header outside sequences; there are some hundreds."""
 MAX_PICKED = 1 << 24
 """Bytes of the elements picked from a header, which pydicom parses: 4 KiB for each of MAX_FRAMES frames."""
 UNDEFINED = 0xFFFFFFFF
@@ -65,8 +68,9 @@ class Walker:
         if length != UNDEFINED:
             return value + length
         at, depth = value, 1
+        header = self.header
         while depth:
-            group, element, length, value = self.header(at)
+            group, element, length, value = header(at)
             if group == DELIMITERS and element in (ITEM_END, SEQUENCE_END):
                 depth, at = depth - 1, value
             elif length == UNDEFINED:
@@ -96,7 +100,9 @@ def pick(
       ScanError: too many elements, or too many bytes of wanted ones.
     """
     parts: list[bytes] = []
-    while True:
+    for number in itertools.count():
+        if number > MAX_ELEMENTS:
+            raise ScanError(f"more than {MAX_ELEMENTS} elements in the header")
         try:
             group, element, length, value = walker.header(at)
             tag = group << 16 | element
