@@ -130,8 +130,8 @@ def _unpacked(path: str, folder: str, inside: dict[str, str], errors: dict[str, 
         header = asyncio.run(unpack())
         entries = [(str(name), target, error) for name, target, error in header["entries"]]
         passed = collections.Counter({str(kind): int(count) for kind, count in header["passed"].items()})
-    except (ScanError, ValueError, TypeError, AttributeError) as error:
-        errors[path] = f"{path}: {error}"
+    except (ScanError, ValueError, TypeError, AttributeError) as problem:
+        errors[path] = f"{path}: {problem}"
         return search.Found([path], collections.Counter())
     files = []
     for name, target, error in entries:

@@ -138,8 +138,10 @@ def _predict_files(options: Predict, found: Inputs) -> int:
     if done:
         print(f"{out}: continues after {done} of {len(scans)} scans", file=sys.stderr)
     passed = {"files": sum(found.passed.values()), "kinds": found.passed}
-    flags = {"passed_over": passed, "overwrite": options.overwrite, "resume": options.resume}
-    report = ReportWriter(out, record, versions=versions(), weights=predictor.weights_record, **flags)
+    flags = {"overwrite": options.overwrite, "resume": options.resume}
+    report = ReportWriter(
+        out, record, versions=versions(), weights=predictor.weights_record, passed_over=passed, **flags
+    )
     if options.resume and report.counts["scans"] != done:
         raise ReportError(f"{out}: another process has just written to this report")
     places = [(found.paths.get(name, name), frame) for name, frame in scans[done:]]

@@ -1,13 +1,16 @@
 """Pick elements out of a DICOM data set without parsing the others: enhanced files have thousands a frame. No JAX."""
 
+import itertools
 import mmap
 import struct
 from collections.abc import Callable, Set
 
 from mcis.imaging.scan import ScanError
 
-MAX_WALKED = 1 << 23
-"""Elements of a header that are passed, in some ten seconds; a thousand frames have a million at most."""
+MAX_WALKED = 1 << 21
+"""Elements of a header that are passed, in some two seconds; a thousand frames have a million at most."""
+MAX_ELEMENTS = 1 << 16
+"""Elements of a header outside sequences; there are some hundreds."""
 MAX_PICKED = 1 << 24
 """Bytes of the elements picked from a header, which pydicom parses: 4 KiB for each of MAX_FRAMES frames."""
 UNDEFINED = 0xFFFFFFFF
@@ -33,7 +36,7 @@ class Walker:
     def __init__(self, data: Data, explicit: bool, big: bool):
         order = ">" if big else "<"
         self.data, self.explicit, self.big = data, explicit, big
-        self._walked = 0
+        self._walked = self._copied = 0
         self._start = struct.Struct(f"{order}HH2sH").unpack_from
         self._length = struct.Struct(f"{order}I").unpack_from
 
@@ -52,13 +55,22 @@ class Walker:
                 return group, element, length, at + 8
         return group, element, self._length(self.data, at + 4)[0], at + 8
 
+    def copy(self, at: int, end: int) -> bytes:
+        """Some bytes of the file. ScanError once these are more than MAX_PICKED."""
+        end = min(end, len(self.data))
+        self._copied += max(0, end - at)
+        if self._copied > MAX_PICKED:
+            raise ScanError("the header is larger than the limit")
+        return self.data[at:end]
+
     def after(self, length: int, value: int) -> int:
         """The offset after a value. Sequences of undefined length are passed element by element."""
         if length != UNDEFINED:
             return value + length
         at, depth = value, 1
+        header = self.header
         while depth:
-            group, element, length, value = self.header(at)
+            group, element, length, value = header(at)
             if group == DELIMITERS and element in (ITEM_END, SEQUENCE_END):
                 depth, at = depth - 1, value
             elif length == UNDEFINED:
@@ -88,8 +100,9 @@ def pick(
       ScanError: too many elements, or too many bytes of wanted ones.
     """
     parts: list[bytes] = []
-    size = 0
-    while True:
+    for number in itertools.count():
+        if number > MAX_ELEMENTS:
+            raise ScanError(f"more than {MAX_ELEMENTS} elements in the header")
         try:
             group, element, length, value = walker.header(at)
             tag = group << 16 | element
@@ -97,16 +110,11 @@ def pick(
                 break
             end = walker.after(length, value)
             if tag in groups and length:
-                part = _filtered(walker, at, value, end, macros)
-            else:
-                part = walker.data[at:end] if tag in wanted else b""
+                parts.append(_filtered(walker, at, value, end, macros))
+            elif tag in wanted:
+                parts.append(walker.copy(at, end))
         except struct.error:  # the data end
             break
-        if part:
-            parts.append(part)
-            size += len(part)
-            if size > MAX_PICKED:
-                raise ScanError("the header is larger than the limit")
         at = min(end, len(walker.data))
     return b"".join(parts), at
 
@@ -130,7 +138,7 @@ def _filtered(walker: Walker, at: int, value: int, end: int, macros: Set[int]) -
                 break
             after = walker.after(length, first)
             if group << 16 | element in macros:
-                kept.append(walker.data[position:after])
+                kept.append(walker.copy(position, after))
             position = after
         content = b"".join(kept)
         parts += [mark(DELIMITERS, ITEM, len(content)), content]

@@ -36,6 +36,8 @@ def no_scan(path: str | os.PathLike, name: str | None = None) -> str | None:
       name: its name, if it is stored under another.
     """
     name = os.path.basename(os.fspath(path) if name is None else name).lower()
+    if name.endswith(image_files.SUFFIXES):
+        return None
     head = formats.head_of(path)
     if formats.is_by_content(head):
         other = dicom.survey(path).other

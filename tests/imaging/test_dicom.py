@@ -242,7 +242,7 @@ def test_a_frame_of_too_many_bytes_is_rejected_before_it_is_read(tmp_path):
 
 def test_a_limited_number_of_bytes_is_read_from_a_header(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_elements, "MAX_PICKED", 1 << 16)
-    monkeypatch.setattr(dicom_elements, "MAX_WALKED", 4000)
+    monkeypatch.setattr(dicom_elements, "MAX_ELEMENTS", 4000)
     for name, private in (("a", True), ("b", False)):  # an element that is not in TAGS is skipped
         tag = (0x11, 0x1001) if private else (0x28, 0x1201)
         data = dicom_of(8, 8, more=element(tag, b"OW", bytes(1 << 17)), pixels=bytes(64))

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from mcis.imaging import dicom, dicom_file, formats, image_files, scan
+from mcis.imaging import dicom, dicom_elements, dicom_file, formats, image_files, scan
 from tests.fixtures.dicom_files import CANARY, dataset, enhanced, items, write
 
 RAMP = np.arange(200).reshape(10, 20).astype(np.uint16)
@@ -170,3 +170,10 @@ def test_a_region_without_a_scale_costs_the_millimetres(tmp_path):
     write(tmp_path / "a.dcm", RAMP, Modality="US", SequenceOfUltrasoundRegions=region)
     found = dicom.read(tmp_path / "a.dcm")
     assert found.spacing is None and any("no measurements in mm" in note for note in found.notes)
+
+
+def test_elements_of_nested_sequences_are_limited_too(tmp_path, monkeypatch):
+    many(4, 400, tmp_path / "a.dcm")
+    monkeypatch.setattr(dicom_elements, "MAX_WALKED", 1000)
+    with pytest.raises(scan.ScanError, match="more than 1000 elements"):
+        dicom.read(tmp_path / "a.dcm")
