@@ -5,6 +5,7 @@ error that names it: a wrong picture would get a confident label.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -24,6 +25,8 @@ COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, MASK: 1, CMYK
 OTHER_COLOURS = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "raw colour filter", 32844: "LogL", 32845: "LogLuv"}
 PREMULTIPLIED, ALPHA = 1, 2
 """Kinds of extra samples."""
+MAX_BLOCKS = 1 << 17
+"""Strips or tiles of a page: those of 16 x 16 pixels in 33 million."""
 AGAIN = "save it again as PNG, or as TIFF with LZW or no compression"
 BLOCK_ERRORS = (ValueError, zlib.error, cv2.error, *tiff_header.DAMAGED)
 
@@ -70,7 +73,7 @@ class _Layout:
     extras: tuple[int, ...]
     tags: dict[int, np.ndarray]
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype:
         """Type of the samples in memory; of fewer than 8 bits or odd numbers of bits, one that holds them."""
         size = next(size for size in (8, 16, 32, 64) if self.bits <= size)
@@ -137,6 +140,8 @@ def _layout(tags: dict[int, np.ndarray], order: str, name: str) -> _Layout:
     if offsets is None:
         raise ScanError(f"{name}: not a readable image: its TIFF page has no pixels")
     number = -(-height // block[0]) * -(-width // block[1]) * (samples if planar else 1)
+    if number > MAX_BLOCKS:
+        raise ScanError(f"{name}: {number} strips or tiles; at most {MAX_BLOCKS} are read: save it with larger ones")
     if counts is None:  # old writers leave it out: up to the end of the file
         counts = np.full(len(offsets), 1 << 31, np.int64)
     if min(len(offsets), len(counts)) < number:
