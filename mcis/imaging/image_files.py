@@ -190,7 +190,7 @@ def _channels_reversed(array: np.ndarray) -> np.ndarray:
     """From OpenCV's order of channels to RGB, or back; alpha stays the last."""
     if array.shape[2] < 3:
         return array
-    return array[..., ::-1] if array.shape[2] == 3 else np.concatenate([array[..., 2::-1], array[..., 3:]], axis=2)
+    return cv2.cvtColor(array, cv2.COLOR_BGR2RGB if array.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Scan:
@@ -235,10 +235,11 @@ def _to_scan(picture: Picture, name: str) -> Scan:
         array, note = _scaled(array, name)
         notes.append(note)
     if channels in (2, 4):
-        if array[..., -1].min() < 255:
+        *colours, alpha = cv2.split(array)
+        if alpha.min() < 255:
             notes.append("alpha blended with black")
-        alpha = np.repeat(array[..., -1:], channels - 1, axis=2)
-        array = cv2.multiply(np.ascontiguousarray(array[..., :-1]), alpha, scale=1 / 255).reshape(alpha.shape)
+            colours = [cv2.multiply(colour, alpha, scale=1 / 255) for colour in colours]
+        array = cv2.merge(colours).reshape(*alpha.shape, -1)
     image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
     return Scan(np.ascontiguousarray(image), tuple(notes))
 

@@ -1,6 +1,6 @@
 """Decode a page of a TIFF file as it is displayed. No JAX.
 
-What is supported is listed in COMPRESSIONS of `tiff_codecs`, in `_layout` and in `_displayed`. Everything else is an
+What is supported is listed in SUPPORTED of `tiff_codecs`, in `tiff_layout` and in `_displayed`. Everything else is an
 error that names it: a wrong picture would get a confident label.
 """
 
@@ -12,19 +12,24 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from mcis import MAX_PIXELS
 from mcis.imaging import tiff_codecs, tiff_header
 from mcis.imaging.scan import MAX_DECODED, ScanError
-from mcis.imaging.tiff_codecs import FAX, JPEG, NAMES, REVERSED, SUPPORTED
+from mcis.imaging.tiff_codecs import FAX, JPEG, REVERSED
+from mcis.imaging.tiff_layout import (
+    AGAIN,
+    ALPHA,
+    CMYK,
+    COLOURS,
+    MASK,
+    PALETTE,
+    PREMULTIPLIED,
+    RGB,
+    WHITE_IS_ZERO,
+    YCBCR,
+    Layout,
+    layout_of,
+)
 
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK, CMYK, YCBCR = range(7)
-"""Photometric interpretations."""
-COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, MASK: 1, CMYK: 4, YCBCR: 3}
-"""Samples of each, without extra ones."""
-OTHER_COLOURS = {8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "raw colour filter", 32844: "LogL", 32845: "LogLuv"}
-PREMULTIPLIED, ALPHA = 1, 2
-"""Kinds of extra samples."""
-AGAIN = "save it again as PNG, or as TIFF with LZW or no compression"
 BLOCK_ERRORS = (ValueError, zlib.error, cv2.error, *tiff_header.DAMAGED)
 
 
@@ -48,41 +53,12 @@ class Page:
     white_is_zero: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """How a page is stored: sizes in pixels, `order` of bytes, blocks (strips or tiles) of `block` (height, width)."""
-
-    width: int
-    height: int
-    bits: int
-    samples: int
-    form: int
-    order: str
-    photometric: int
-    compression: int
-    planar: bool
-    tiled: bool
-    block: tuple[int, int]
-    offsets: np.ndarray
-    counts: np.ndarray
-    reverse: bool
-    predictor: int
-    extras: tuple[int, ...]
-    tags: dict[int, np.ndarray]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the samples in memory; of fewer than 8 bits or odd numbers of bits, one that holds them."""
-        size = next(size for size in (8, 16, 32, 64) if self.bits <= size)
-        return np.dtype(f"{'uif'[max(0, self.form - 1)] if self.form in (1, 2, 3) else 'u'}{size // 8}")
-
-
 def read_page(file: BinaryIO, page: tiff_header.TiffPage, name: str) -> Page:
     """Decode a page. ScanError, with `name`, if it is damaged, unsupported or too large."""
     try:
         if page.entries == 0:
             raise ValueError("it has no tags")
-        layout = _layout(tiff_header.tags_of(file, page), page.order, name)
+        layout = layout_of(tiff_header.tags_of(file, page), page.order, name)
         stored = _read(file, layout)
     except ScanError:
         raise
@@ -99,69 +75,7 @@ def read_page(file: BinaryIO, page: tiff_header.TiffPage, name: str) -> Page:
     return Page(array, tuple(notes), layout.compression == JPEG, indexes, white_is_zero)
 
 
-def _layout(tags: dict[int, np.ndarray], order: str, name: str) -> _Layout:
-    """Check a page's tags; ScanError says what is not supported."""
-
-    def one(tag: int, default: int) -> int:
-        return int(tags[tag][0]) if tag in tags else default
-
-    width, height, samples, bits = one(256, 0), one(257, 0), one(277, 1), one(258, 1)
-    if width < 1 or height < 1:
-        raise ScanError(f"{name}: not a readable image: its TIFF page states no size")
-    size = width * height * max(1, samples) * max(8, bits) // 8
-    if width * height > MAX_PIXELS or size > MAX_DECODED:
-        limit = f"{size >> 20} MiB, at most {MAX_DECODED >> 20} MiB are read"
-        raise ScanError(f"{name}: too many pixels ({limit}); reduce its size")
-    compression, form = one(259, 1), one(339, 1)
-    if compression not in SUPPORTED:
-        named = NAMES.get(compression, f"method {compression}")
-        raise ScanError(f"{name}: a TIFF compressed by {named}, which is not supported; {AGAIN}")
-    photometric = one(262, RGB if samples >= 3 else BLACK_IS_ZERO)
-    if photometric not in COLOURS:
-        named = OTHER_COLOURS.get(photometric, f"photometric interpretation {photometric}")
-        raise ScanError(f"{name}: a TIFF of colours as {named}, which are not supported; save it again as RGB or grey")
-    if not 0 <= samples - COLOURS[photometric] <= 64:
-        raise ScanError(f"{name}: {samples} channels; grey, RGB, RGBA and CMYK are supported")
-    depths = tags.get(258, np.array([1])).tolist()
-    whole = {1: (32, 64, *range(1, 17)), 2: (8, 16, 32, 64), 3: (16, 32, 64), 4: (32, 64, *range(1, 17))}.get(form, ())
-    if bits not in whole or len(set(depths)) > 1:
-        kind = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}.get(form, "integers")
-        stated = "/".join(map(str, depths[:4] if len(set(depths)) > 1 else depths[:1]))
-        raise ScanError(f"{name}: a TIFF of {stated}-bit {kind}, which are not supported; save it as 8 or 16 bits")
-    tiled = 322 in tags
-    block = (one(323, 0), one(322, 0)) if tiled else (min(one(278, height), height) or height, width)
-    if min(block) < 1 or block[0] * block[1] > 4 * MAX_PIXELS:
-        raise ScanError(f"{name}: not a readable image: its TIFF page states strips or tiles without a size")
-    offsets, counts = tags.get(324 if tiled else 273), tags.get(325 if tiled else 279)
-    planar = one(284, 1) == 2 and samples > 1
-    if offsets is None:
-        raise ScanError(f"{name}: not a readable image: its TIFF page has no pixels")
-    number = -(-height // block[0]) * -(-width // block[1]) * (samples if planar else 1)
-    if counts is None:  # old writers leave it out: up to the end of the file
-        counts = np.full(len(offsets), 1 << 31, np.int64)
-    if min(len(offsets), len(counts)) < number:
-        raise ScanError(f"{name}: not a readable image: {len(offsets)} of {number} strips or tiles of its TIFF page")
-    extras = tuple(tags.get(338, np.zeros(0, np.int64)).tolist())
-    extras = (*extras, *[0] * 64)[: samples - COLOURS[photometric]]
-    return _Layout(
-        *(
-            width,
-            height,
-            bits,
-            samples,
-            1 if form == 4 else form,
-            order,
-            photometric,
-            compression,
-            planar,
-            tiled,
-            block,
-        ),
-        *(offsets[:number], counts[:number], one(266, 1) == 2, one(317, 1), extras, tags),
-    )
-
-
-def _read(file: BinaryIO, layout: _Layout) -> np.ndarray:
+def _read(file: BinaryIO, layout: Layout) -> np.ndarray:
     """The samples as stored, (H, W, samples) of `layout.dtype`."""
     planes, samples = (layout.samples, 1) if layout.planar else (1, layout.samples)
     rows, columns = layout.block
@@ -179,7 +93,7 @@ def _read(file: BinaryIO, layout: _Layout) -> np.ndarray:
     return found
 
 
-def _blocks(file: BinaryIO, layout: _Layout) -> Iterator[np.ndarray]:
+def _blocks(file: BinaryIO, layout: Layout) -> Iterator[np.ndarray]:
     """The strips or tiles, (rows, columns, samples), plane by plane. The last strip of a plane may be shorter."""
     rows, columns = layout.block
     down = -(-layout.height // rows)
@@ -205,7 +119,7 @@ def _blocks(file: BinaryIO, layout: _Layout) -> Iterator[np.ndarray]:
             yield _samples(content, layout, (height, columns, samples))
 
 
-def _samples(content: bytes, layout: _Layout, shape: tuple[int, int, int]) -> np.ndarray:
+def _samples(content: bytes, layout: Layout, shape: tuple[int, int, int]) -> np.ndarray:
     """Unpacked bytes as samples of `layout.dtype`, after undoing the predictor."""
     height, width, samples = shape
     if layout.predictor == 3 and layout.form == 3:  # bytes of equal weight follow each other, in any byte order
@@ -234,7 +148,7 @@ def _samples(content: bytes, layout: _Layout, shape: tuple[int, int, int]) -> np
     return found
 
 
-def _displayed(stored: np.ndarray, layout: _Layout, name: str) -> tuple[np.ndarray, list[str], np.ndarray | None]:
+def _displayed(stored: np.ndarray, layout: Layout, name: str) -> tuple[np.ndarray, list[str], np.ndarray | None]:
     """Stored samples as displayed, notes, and the indexes of a palette."""
     colours, notes = COLOURS[layout.photometric], []
     array, extra = stored[..., :colours], stored[..., colours:]
@@ -270,14 +184,14 @@ def _displayed(stored: np.ndarray, layout: _Layout, name: str) -> tuple[np.ndarr
     return array, notes, indexes
 
 
-def _full(layout: _Layout) -> int:
+def _full(layout: Layout) -> int:
     """What exclusive or with it inverts: all bits of a sample."""
     if layout.form == 2:
         return -1
     return (1 << (8 if layout.bits < 8 else layout.bits)) - 1
 
 
-def _coloured(index: np.ndarray, layout: _Layout, name: str) -> np.ndarray:
+def _coloured(index: np.ndarray, layout: Layout, name: str) -> np.ndarray:
     """The colours of a palette's indexes, uint8 (H, W, 3)."""
     table = layout.tags.get(320)
     if table is None or len(table) != 3 << layout.bits or layout.form != 1:
@@ -287,7 +201,7 @@ def _coloured(index: np.ndarray, layout: _Layout, name: str) -> np.ndarray:
     return table.reshape(3, -1).T.astype(np.uint8)[index]
 
 
-def _of_cmyk(array: np.ndarray, layout: _Layout, name: str) -> np.ndarray:
+def _of_cmyk(array: np.ndarray, layout: Layout, name: str) -> np.ndarray:
     """RGB of CMYK without a colour profile: each ink and black darken in proportion."""
     if layout.compression == JPEG or layout.dtype not in (np.uint8, np.uint16) or layout.bits not in (8, 16):
         raise ScanError(f"{name}: a TIFF of CMYK, of this depth or compression not supported; save it again as RGB")

@@ -72,7 +72,7 @@ def stored_tiff(rng: random.Random) -> Tree:
     tags: list = [(274, 3, [turn])] if turn > 1 else []
     right, atol = picture, 0
     if picture.ndim == 3:
-        options |= {"photometric": 2, "planar": rng.random() < 0.5, "predictor": rng.choice((1, 2))}
+        options |= {"photometric": 2, "planar": rng.random() < 0.5, "predictor": _predictor(rng, options, 2)}
         if rng.random() < 0.3:
             kind = rng.choice((0, 2))
             alpha = np.full_like(picture[..., :1], 255 if kind == 2 else 9)
@@ -96,7 +96,7 @@ def stored_tiff(rng: random.Random) -> Tree:
             made = (255 - picture if options["photometric"] == 0 else picture).astype(form) + np.dtype(form).type(
                 offset
             )
-            options["predictor"] = rng.choice((1, 3 if form[0] == "f" else 2))
+            options["predictor"] = _predictor(rng, options, 3 if form[0] == "f" else 2)
             if options["photometric"] == 0 and form[0] == "f":
                 made = -picture.astype(form)
             picture, atol = made, 1
@@ -107,6 +107,10 @@ def stored_tiff(rng: random.Random) -> Tree:
             options["photometric"], tags = 3, [*tags, (320, 3, np.tile(levels, 3).tolist())]
     data = tiff(picture, tags=tags, **options)
     return known(shown(TURNS[turn](right)), {"a.tif": data}, atol=atol)
+
+
+def _predictor(rng: random.Random, options: dict[str, Any], number: int) -> int:
+    return rng.choice((1, number)) if options["compression"] in (LZW, DEFLATE) else 1
 
 
 def exif(turn: int, order: str) -> bytes:
