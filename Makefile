@@ -21,7 +21,7 @@ ONNX_INSTALLED := .venv-onnx/.installed
 IN_VENV := source $(VENV)/bin/activate &&
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf onnx bench beside drills fuzz large slurm \
+.PHONY: help install demo test slow follow lint recipes tfds browser parity densecrf onnx bench beside drills fuzz field large slurm \
   pictures docs lock clean
 
 help:  ## list the targets
@@ -129,6 +129,16 @@ drills: $(INSTALLED)  ## kill a training run a hundred times and compare its res
 
 fuzz: $(INSTALLED)  ## give thousands of bad inputs to every reader; failures in ./fuzz; FUZZ="--target dicom --only 1234" repeats one
 	@$(IN_VENV) PYTHONPATH=. python -m tests.lanes.fuzz.fuzz $(FUZZ)
+
+# Test files that pydicom publishes in a package of their own.
+.venv-field/.installed:
+	mkdir -p .venv-field
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-field pydicom-data==1.0.0 || \
+	  echo "pydicom-data cannot be installed: without its files" >&2
+	touch $@
+
+field: $(INSTALLED) .venv-field/.installed  ## compare DICOM files of others with pydicom, GDCM and SimpleITK; FIELD="FOLDER..." adds files
+	@$(IN_VENV) PYTHONPATH=. python tests/lanes/field/field.py .venv-field $(FIELD)
 
 large: $(INSTALLED)  ## measure memory and speed with 10,000 and 100,000 synthetic scans; an hour; LARGE="--scans 1000 --data_dir DIR"
 	@$(IN_VENV) PYTHONPATH=. python tests/lanes/bench/large.py $(LARGE)

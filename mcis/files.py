@@ -118,11 +118,3 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def expand_user(path: str | os.PathLike) -> pathlib.Path:
-    """`path` with a leading ~ or ~user replaced; ValueError if there is no such user."""
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{path}: there is no such user; write the full path") from None

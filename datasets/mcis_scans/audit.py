@@ -6,15 +6,23 @@ from typing import Any
 
 from mcis.organs import ORGANS, UNKNOWN
 
-from .record import Rejection
-from .splits import SHARES, SPLITS, Member, Plan, class_name
+from .record import Rejection, Remark
+from .remarks import REMARKS, SAME_MASK, SAME_PICTURE, SEVERAL_PATIENTS
+from .splits import SHARES, SPLITS, Member, Plan, binding_series, class_name
 
 FILE = "audit.json"
 _SHOWN = 10
+_TOGETHER = 4
+"""Names of scans shown together on a line."""
 
 
 def make_audit(
-    source: str, members: Sequence[Member], has_mask: Sequence[bool], plan: Plan, rejections: Sequence[Rejection]
+    source: str,
+    members: Sequence[Member],
+    has_mask: Sequence[bool],
+    plan: Plan,
+    rejections: Sequence[Rejection],
+    remarks: Sequence[Remark] = (),
 ) -> dict[str, Any]:
     """The audit as JSON values. AssertionError as `check_splits`."""
     names = [class_name(member.organ, label) for member, label in zip(members, plan.labels, strict=True)]
@@ -45,14 +53,59 @@ def make_audit(
         "moved": list(plan.history.moved),
         "moved_now": len(plan.moved),
         "rejections": [{"scan": r.scan_id, "reason": r.reason} for r in rejections],
+        "warnings": _counted(remarks),
         "proof": check_splits(members, plan),
     }
 
 
-def check_splits(members: Sequence[Member], plan: Plan) -> dict[str, dict[str, int]]:
-    """Number of groups, patients, pictures (by pixels) and clusters, and of those in two splits, which is 0.
+def _counted(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
+    """Remarks by kind, in the order of REMARKS."""
+    found: dict[str, list[str]] = {kind: [] for kind in REMARKS}
+    for remark in remarks:
+        found[remark.kind].append(remark.scan_id)
+    return [
+        {"kind": kind, "what": REMARKS[kind], "count": len(names), "scans": names}
+        for kind, names in found.items()
+        if names
+    ]
 
-    Clusters of known patients alone are left out: they need not be in one split (`splits.assign`).
+
+def compare(members: Sequence[Member], outlines: Sequence[str]) -> list[Remark]:
+    """Remarks on scans that have something in common.
+
+    Args:
+      members: the scans.
+      outlines: fingerprint of each mask; "" where it is empty.
+    """
+    pictures, masks, owners = (collections.defaultdict[str, list[Member]](list) for _ in range(3))
+    for member, outline in zip(members, outlines, strict=True):
+        pictures[member.fingerprint].append(member)
+        owners[member.fingerprint].append(member)
+        if member.series is not None:
+            owners[member.series].append(member)
+        if outline:
+            masks[outline].append(member)
+    found = [Remark(_names(same), SAME_PICTURE) for same in pictures.values() if len(same) > 1]
+    for same in owners.values():
+        if len({member.patient for member in same} - {None}) > 1:
+            found.append(Remark(_names(same), SEVERAL_PATIENTS))
+    for same in masks.values():
+        one_volume = len({member.series for member in same}) == 1 and same[0].series is not None
+        if len({member.fingerprint for member in same}) > 1 and not one_volume:
+            found.append(Remark(_names(same), SAME_MASK))
+    return found
+
+
+def _names(members: Sequence[Member]) -> str:
+    """Names of scans; of many, the first."""
+    names = [member.scan_id for member in members]
+    return " = ".join(names[:_TOGETHER]) + (f" = {len(names) - _TOGETHER} more" if len(names) > _TOGETHER else "")
+
+
+def check_splits(members: Sequence[Member], plan: Plan) -> dict[str, dict[str, int]]:
+    """Number of groups, patients, pictures (by pixels), clusters and series, and of those in two splits, which is 0.
+
+    Clusters and series of known patients alone are left out: they need not be in one split (`splits.assign`).
 
     Raises:
       AssertionError: one of them is in two splits, because of a bug.
@@ -64,6 +117,8 @@ def check_splits(members: Sequence[Member], plan: Plan) -> dict[str, dict[str, i
         "pictures": [m.fingerprint for m in members],
         "clusters": [m.cluster if m.cluster in binding else None for m in members],
     }
+    if series := binding_series(members):
+        keys = {**keys, "series": [m.series if m.series in series else None for m in members]}
     checked: dict[str, dict[str, int]] = {}
     for name, values in keys.items():
         splits: dict[Hashable, set[str]] = collections.defaultdict(set)
@@ -104,6 +159,8 @@ def summary(audit: dict[str, Any]) -> str:
     )
     moved = [f"{m['group']} from {' and '.join(m['from'])} to {m['to']}: {m['why']}" for m in audit["moved"]]
     lines += _listed(f"groups that changed their split, {audit['moved_now']} of them in this build", moved)
+    for entry in audit["warnings"]:
+        lines += _listed(f"WARNING: {entry['what']}", entry["scans"])
     lines += _listed("rejected", [f"{entry['scan']}: {entry['reason']}" for entry in audit["rejections"]])
     return "\n".join(lines)
 

@@ -14,11 +14,14 @@ import tensorflow_datasets as tfds
 
 from mcis.data.storage import free_memory
 from mcis.imaging import image_files
+from mcis.paths import allow_unnamed_owners
 
 from . import archive, audit, duplicates, splits, staging
-from .record import Item, Job, Rejection, find_base
+from .record import Item, Job, Rejection, Remark, find_base
 from .sources import SOURCES, expected
 from .staging import Staged
+
+allow_unnamed_owners()
 
 
 class Builder(tfds.core.ShardBasedBuilder):
@@ -96,10 +99,11 @@ class Builder(tfds.core.ShardBasedBuilder):
                 count = self._stage(source.read(base), folder)
         else:
             count = self._stage(source.read(**self._options), folder)
-        scans, rejections = sift(name, staging.read_all(folder, count))
+        scans, rejections, remarks = sift(name, staging.read_all(folder, count))
         members = find_members(scans, folder)
         plan = splits.assign(members, splits.read(here.parent / splits.FILE))
-        report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections)
+        remarks += audit.compare(members, [row.outline for row in scans]) if name == "folder" else []
+        report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections, remarks)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
         rows: dict[str, list[staging.Placed]] = {split: [] for split in splits.SPLITS}
@@ -130,28 +134,31 @@ class Builder(tfds.core.ShardBasedBuilder):
     _log_download_done = _log_download_bytes
 
 
-def sift(name: str, items: Iterable[Staged | Rejection]) -> tuple[list[Staged], list[Rejection]]:
-    """The scans and the rejections of a source. A second scan with the same id is rejected.
+def sift(name: str, items: Iterable[Staged | Rejection | Remark]) -> tuple[list[Staged], list[Rejection], list[Remark]]:
+    """The scans, the rejections and the remarks of a source. A second scan with the same id is rejected.
 
     Raises:
       ValueError: there is no scan, or more was rejected than was read.
     """
     scans: dict[str, Staged] = {}
-    rejections = []
+    rejections, remarks = [], []
     for item in items:
-        if isinstance(item, Rejection):
+        if isinstance(item, Remark):
+            remarks.append(item)
+        elif isinstance(item, Rejection):
             rejections.append(item)
         elif item.scan_id in scans:
             rejections.append(Rejection(item.scan_id, "a second scan of this name; give it another"))
         else:
             scans[item.scan_id] = item
+            remarks += (Remark(item.scan_id, kind) for kind in item.remarks)
     if len(rejections) > len(scans) or not scans:
         listed = "".join(f"\n    {entry.scan_id}: {entry.reason}" for entry in rejections[:20])
         raise ValueError(
             f"{name}: {len(scans)} scans could be read and {len(rejections)} files were rejected. "
             f"Expected: {SOURCES[name].layout}{listed}"
         )
-    return list(scans.values()), rejections
+    return list(scans.values()), rejections, remarks
 
 
 def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.Member]:
@@ -175,7 +182,7 @@ def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.M
         images = (image_files.decode(staging.images_of(row, folder)[0]).image for row in scans)
         clusters = duplicates.find_clusters(images, correlation)
     return [
-        splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster)
+        splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster, row.series)
         for row, cluster in zip(scans, clusters, strict=True)
     ]
 

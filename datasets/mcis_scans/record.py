@@ -1,18 +1,20 @@
 """One scan of a source, or the reason why it is rejected, and how both are read from files. No TFDS."""
 
-import csv
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mcis.imaging import image_files, scan
-from mcis.organs import UNKNOWN, organ_named
+from mcis.imaging import formats, image_files, masks, scan
+from mcis.organs import UNKNOWN, UNSUPPORTED, organ_named
 
-LOSSY = (".jpg", ".jpeg")
+from . import table
+from .remarks import BLANK, BLANK_FRAME, is_blank, is_inverted, of_mask
+from .square_pixels import resize, square_size
+
 MAX_DEPTH = 3
 """Number of folder levels below the given folder in which a source's own folder is searched."""
 
@@ -23,12 +25,14 @@ class Record:
 
     Attributes:
       scan_id: unique in its source: the path below the source's folder, without suffix.
-      image: uint8 (H, W, 3), RGB, at the scan's own size.
+      image: uint8 (H, W, 3), RGB, at the scan's own size, or larger if its pixels are not square.
       mask: uint8 {0,1} (H, W, 1), 1 = lesion; all zero where `has_mask` is False.
       has_mask: whether the mask is ground truth. An empty mask that is ground truth means that there is no lesion.
       organ: a name of `mcis.organs.ORGANS`, or UNSUPPORTED.
       label: index into the organ's classes, or UNKNOWN.
       patient: the patient, or None where the source names none.
+      series: what the file says it belongs to (a DICOM study, a volume), or None; in place of an unknown patient.
+      remarks: what somebody should look at, each a row of `remarks.REMARKS`.
     """
 
     scan_id: str
@@ -38,6 +42,16 @@ class Record:
     organ: str
     label: int
     patient: str | None
+    series: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """A file or scan that somebody should look at: `kind` is a row of `remarks.REMARKS`. It is counted in the audit."""
+
+    scan_id: str
+    kind: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Rejection:
     reason: str
 
 
-Item = Record | Rejection
+Item = Record | Rejection | Remark
 Job = Callable[[], Item]
 """A function that reads one scan. Jobs run at the same time; workers on other machines receive them pickled."""
 MakeMask = Callable[[tuple[int, int]], np.ndarray]
@@ -58,31 +72,70 @@ is part of a Job."""
 
 def done(job: Item | Job) -> Item:
     """The item, read if it is a job."""
-    return job if isinstance(job, Record | Rejection) else job()
+    return job if isinstance(job, Item) else job()
 
 
 def load(
-    scan_id: str, image: pathlib.Path, make_mask: MakeMask | None, *, organ: str, label: int, patient: str | None
+    scan_id: str,
+    image: pathlib.Path,
+    make_mask: MakeMask | None,
+    *,
+    organ: str,
+    label: int,
+    patient: str | None,
+    frame: int | None = None,
+    series: str | None = None,
+    without_lesion: int | None = None,
+    remarks: Sequence[str] = (),
+    published: bool = True,
 ) -> Item:
-    """Read the image file of a scan and make its mask; None where no mask is known.
+    """Read a scan from a file and make its mask; both get square pixels.
+
+    Args:
+      scan_id: see Record.
+      image: a file of any format.
+      make_mask: None where no mask is known.
+      organ: see Record.
+      label: see Record.
+      patient: see Record.
+      frame: frame of a file of several, from 0; None for a file of one.
+      series: see Record.
+      without_lesion: label that a scan of a lesion class gets if its mask is empty, as most slices of a volume with a
+        lesion do; None where that is a contradiction.
+      remarks: remarks that are known already.
+      published: whether the source is published: others have the same scans, so a blank one stays.
 
     Returns:
-      A Record; or a Rejection where a file cannot be read, the mask has another size, or mask and label contradict
-      each other.
+      A Record; a Remark for a blank frame of several; or a Rejection where a file cannot be read or is blank, the mask
+      has another size or is inverted, or mask and label contradict each other.
     """
     try:
-        pixels = image_files.read(image).image
-        size = pixels.shape[:2]
+        read = formats.read(image, frame or 0)
+        size = (read.image.shape[0], read.image.shape[1])
         mask = empty(size) if make_mask is None else make_mask(size)
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
+    pixels, mask = resize(read.image, mask, square_size(size, read.spacing))
+    blank = organ != UNSUPPORTED and is_blank(pixels)
+    if blank and frame is not None:
+        return Remark(scan_id, BLANK_FRAME)
+    if blank and not published:
+        return Rejection(scan_id, "a blank picture: all of its pixels have nearly the same value")
+    if mask.any() and is_inverted(mask):
+        reason = "its mask covers the picture up to the border and looks inverted; 0 must be background"
+        return Rejection(scan_id, reason)
     if label != UNKNOWN and make_mask is not None:
         name, lesion = organ_named(organ).classes[label], organ_named(organ).is_lesion(label)
         if lesion and not mask.any():
-            return Rejection(scan_id, f"labelled {name}, yet its mask is empty; leave the mask out if none is known")
+            if without_lesion is None:
+                return Rejection(
+                    scan_id, f"labelled {name}, yet its mask is empty; leave the mask out if none is known"
+                )
+            label = without_lesion
         if not lesion and mask.any():
             return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; correct one of the two")
-    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient)
+    found = (*remarks, *((BLANK,) if blank else ()), *(of_mask(pixels, mask) if mask.any() else ()))
+    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found)
 
 
 def empty(size: tuple[int, int]) -> np.ndarray:
@@ -95,11 +148,22 @@ def union_of(paths: Sequence[pathlib.Path]) -> MakeMask:
     return functools.partial(_union, tuple(paths))
 
 
+def joined(makers: Sequence[MakeMask]) -> MakeMask:
+    """The union of masks."""
+    return makers[0] if len(makers) == 1 else functools.partial(_joined, tuple(makers))
+
+
+def _joined(makers: Sequence[MakeMask], size: tuple[int, int]) -> np.ndarray:
+    return np.any([make(size) for make in makers], axis=0).astype(np.uint8)
+
+
 def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
     if not paths:
         raise scan.ScanError("has no mask file")
     union = empty(size)
     for path in paths:
+        if (count := image_files.count_frames(path)) > 1:
+            raise scan.ScanError(f"mask {path.name} has {count} pages; a mask has one")
         mask = read_mask(path)
         if mask.shape[:2] != size:
             sizes = [f"{width} x {height}" for height, width in (mask.shape[:2], size)]
@@ -109,44 +173,22 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask image, uint8 {0,1} (H, W, 1), of any kind that `image_files.read` reads.
-
-    Values of 128 and more are lesion. A lossless mask that never exceeds 31 is a map of class numbers: everything but
-    0 is lesion. Of a colour the brightest channel counts; alpha is composited over black.
+    """Read a mask image, uint8 {0,1} (H, W, 1), by the rules of `masks.lesion_in`: all but 0 is lesion.
 
     Raises:
-      ScanError: unreadable, or neither of the two kinds.
+      ScanError: missing or unreadable.
     """
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        values = image_files.read(path).image.max(axis=2, keepdims=True)
+        return masks.read(path).lesion
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
-    top = int(values.max())
-    if 0 < top < 32 and path.suffix.lower() not in LOSSY:
-        return (values > 0).astype(np.uint8)
-    if 32 <= top < 128:
-        raise scan.ScanError(f"mask {path.name} has no value above {top}; 0 and 255, or 0 and class numbers, are read")
-    return (values >= 128).astype(np.uint8)
 
 
-def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, values stripped; ValueError where it is unreadable or lacks one of `columns`."""
-    if path.exists() and not path.is_file():  # reading a pipe would block
-        raise ValueError(f"{path}: not a regular file; a CSV file in UTF-8 is needed")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as a CSV file in UTF-8 ({error})") from error
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise ValueError(f"{path}: has no column {', '.join(missing)}; it has: {', '.join(names) or 'none'}")
-    return rows
+def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[Mapping[str, str]]:
+    """Rows of a CSV file, as `table.read` gives them."""
+    return [row.values for row in table.read(path, columns).rows]
 
 
 def find_base(root: pathlib.Path, requires: Sequence[str]) -> pathlib.Path | None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from mcis.imaging import image_files, phantom
-from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 
 from . import via
+from .own_folder import folder
 from .record import MAX_DEPTH, Item, Job, MakeMask, Record, Rejection, empty, load, read_table, union_of
 
 BRAIN, BREAST = organ_named("brain"), organ_named("breast")
@@ -72,7 +73,7 @@ def lgg(folder: pathlib.Path) -> Iterator[Item | Job]:
 
 def _slice(scan_id: str, path: pathlib.Path, make_mask: MakeMask, patient: str) -> Item:
     item = load(scan_id, path, make_mask, organ="brain", label=UNKNOWN, patient=patient)
-    if isinstance(item, Rejection):
+    if not isinstance(item, Record):
         return item
     return dataclasses.replace(item, label=BRAIN.classes.index("tumor" if item.mask.any() else "no_tumor"))
 
@@ -107,43 +108,6 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
     label = BRAIN.classes.index("no_tumor")
     for path in image_files.files_in(folder / "no"):
         yield partial(load, f"no/{path.stem}", path, empty, organ="brain", label=label, patient=None)
-
-
-def folder(root: pathlib.Path) -> Iterator[Item | Job]:
-    """The user's own folder: `images/`, `masks/` (optional), `labels.csv` (scan, label, patient).
-
-    An empty label is unknown; the column `organ` is then needed. Without a patient, near-duplicates are kept together.
-    A mask has its image's path. A scan whose class has no lesion needs no mask: its mask is empty.
-    """
-    images = {_key(path, root / "images"): path for path in image_files.files_in(root / "images")}
-    masks = {_key(path, root / "masks"): [path] for path in image_files.files_in(root / "masks")}
-    organ_of = {name: organ.name for organ in ORGANS for name in organ.classes}
-    names, seen = set(images), set()
-    for number, row in enumerate(read_table(root / "labels.csv", ("scan", "label", "patient")), start=2):
-        scan_id, label = row["scan"], row["label"].lower()
-        if scan_id not in names:
-            named = pathlib.PurePath(scan_id)
-            scan_id = named.with_suffix("").as_posix() if named.name else ""
-        organ = row.get("organ", "").lower() or organ_of.get(label, "")
-        if scan_id not in names or scan_id in seen:
-            reason = "was named before" if scan_id in seen else "is not under images/"
-            yield Rejection(row["scan"], f"labels.csv line {number}: {reason}")
-            continue
-        seen.add(scan_id)
-        image, mask = images.pop(scan_id), masks.pop(scan_id, None)
-        if label and label not in organ_of:
-            yield Rejection(scan_id, f"labels.csv line {number}: label {label!r}; there are: {', '.join(organ_of)}")
-        elif organ not in ORGAN_NAMES or (label and organ_of[label] != organ):
-            allowed = "; ".join(f"{o.name} ({', '.join(o.classes)})" for o in ORGANS)
-            came = f"organ {organ!r} with label {label!r}"
-            yield Rejection(scan_id, f"labels.csv line {number}: {came}; allowed: {allowed}")
-        else:
-            index = organ_named(organ).classes.index(label) if label else UNKNOWN
-            healthy = label and not organ_named(organ).is_lesion(index)
-            make_mask = union_of(mask) if mask else empty if healthy else None
-            yield partial(load, scan_id, image, make_mask, organ=organ, label=index, patient=row["patient"] or None)
-    yield from (Rejection(scan_id, "has no row in labels.csv; add one (its label may be empty)") for scan_id in images)
-    yield from _orphans(masks, "masks")
 
 
 def foreign(root: pathlib.Path) -> Iterator[Item | Job]:
@@ -246,7 +210,7 @@ SOURCES: dict[str, Source] = {
         title="your own scans",
         read=folder,
         requires=("images", "labels.csv"),
-        layout="labels.csv (columns scan, label, patient; optional organ), images/, masks/ (optional; named as images)",
+        layout="labels.csv (columns scan, label, patient; optional organ, frame), images/, masks/ (optional)",
         origin="your own scans",
     ),
 }

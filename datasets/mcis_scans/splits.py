@@ -27,7 +27,10 @@ MAX_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """What the splits need to know of a scan; see Record. `cluster` is None where near-duplicates were not searched."""
+    """What the splits need to know of a scan; see Record. `cluster` is None where near-duplicates were not searched.
+
+    `series` is what the scan's file belongs to, None where the file does not say.
+    """
 
     scan_id: str
     fingerprint: str
@@ -35,6 +38,7 @@ class Member:
     label: int
     patient: str | None
     cluster: int | None = None
+    series: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +81,13 @@ def assign(members: Sequence[Member], history: History) -> Plan:
     """Group scans and assign each group its split.
 
     Scans of the same patient or with the same pixels form a group, and so does a cluster of near-duplicates in which a
-    patient is unknown. (A cluster of known patients alone joins nothing.) A group keeps the split that its scans or
+    patient is unknown, and scans of one series in which a patient is unknown. (A cluster or series of known patients
+    alone joins nothing.) A group keeps the split that its scans or
     patients had. It goes to train, and is listed, where they had several, or where near-duplicates in it have
     contradicting labels; these labels become UNKNOWN.
     """
-    images = _images(members)
-    groups = _groups(members, images)
+    images, binding = _images(members), binding_series(members)
+    groups = _groups(members, images, binding)
     contradictions = _contradictions(members, images, groups)
     unlabelled = {scan_id for entry in contradictions for scan_id in entry["scans"]}
     contradicted = {entry["group"] for entry in contradictions}
@@ -92,7 +97,7 @@ def assign(members: Sequence[Member], history: History) -> Plan:
         members_of[group].append(member)
     split_of, moved = {}, []
     for group, own in sorted(members_of.items()):
-        before = _splits_before(own, history)
+        before = _splits_before(own, history, binding)
         split = TRAIN if group in contradicted or len(before) > 1 else next(iter(before), _split_of_new(own))
         if before - {split}:
             why = "contradicting labels" if group in contradicted else "its scans joined groups of several splits"
@@ -105,6 +110,8 @@ def assign(members: Sequence[Member], history: History) -> Plan:
         fingerprints[member.fingerprint] = split_of[group]
         if member.patient is not None:
             names[member.patient] = split_of[group]
+        if member.series in binding:
+            names[member.series] = split_of[group]
     return Plan(
         groups=tuple(groups),
         splits=tuple(split_of[group] for group in groups),
@@ -133,10 +140,16 @@ def _split_of_new(own: Sequence[Member]) -> str:
     return TRAIN if u < SHARES[TRAIN] else VALIDATION if u < SHARES[TRAIN] + SHARES[VALIDATION] else TEST
 
 
-def _splits_before(own: Sequence[Member], history: History) -> set[str]:
-    """The splits that a group's scans and patients had."""
+def binding_series(members: Sequence[Member]) -> frozenset[str]:
+    """The series of which all scans belong together, as the patient of one of them is unknown."""
+    return frozenset(m.series for m in members if m.patient is None and m.series is not None)
+
+
+def _splits_before(own: Sequence[Member], history: History, binding: frozenset[str]) -> set[str]:
+    """The splits that a group's scans, patients and series had."""
     found = {history.fingerprints.get(member.fingerprint) for member in own}
     found |= {history.groups.get(member.patient) for member in own if member.patient is not None}
+    found |= {history.groups.get(member.series) for member in own if member.series in binding}
     return {split for split in found if split is not None}
 
 
@@ -146,8 +159,8 @@ def _images(members: Sequence[Member]) -> list[Hashable]:
     return [member.cluster if member.cluster in counting else member.fingerprint for member in members]
 
 
-def _groups(members: Sequence[Member], images: Sequence[Hashable]) -> list[str]:
-    """Each scan's group, joined by image and by patient, named by its patients, else by its smallest fingerprint."""
+def _groups(members: Sequence[Member], images: Sequence[Hashable], binding: frozenset[str]) -> list[str]:
+    """Each scan's group, joined by image, patient and series; named by its patients, else its smallest fingerprint."""
     parent: dict[Hashable, Hashable] = {}
 
     def root(key: Hashable) -> Hashable:
@@ -159,6 +172,8 @@ def _groups(members: Sequence[Member], images: Sequence[Hashable]) -> list[str]:
     for member, image in zip(members, images, strict=True):
         if member.patient is not None:
             parent[root(("patient", member.patient))] = root(("image", image))
+        if member.series in binding:
+            parent[root(("series", member.series))] = root(("image", image))
     patients: dict[Hashable, set[str]] = collections.defaultdict(set)
     smallest: dict[Hashable, str] = {}
     roots = [root(("image", image)) for image in images]
@@ -173,8 +188,9 @@ def _contradictions(
     members: Sequence[Member], images: Sequence[Hashable], groups: Sequence[str]
 ) -> list[dict[str, Any]]:
     same: dict[Hashable, list[int]] = collections.defaultdict(list)
-    for index, image in enumerate(images):
-        same[image].append(index)
+    for index, (image, member) in enumerate(zip(images, members, strict=True)):
+        # neighbouring slices of a volume are alike, and one may have a lesion where the next has none
+        same[image if member.series is None else member.fingerprint].append(index)
     found = []
     for indices in same.values():
         own = [members[i] for i in indices]

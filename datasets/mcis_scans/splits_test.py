@@ -40,13 +40,14 @@ def test_splits_in_use_do_not_change():
 
 @st.composite
 def member_lists(draw):
-    """Scans of few patients, pixels and clusters; equal pixels are in one cluster, as `find_clusters` gives them."""
+    """Scans of few patients, pixels, series and clusters; equal pixels are in one cluster, as `find_clusters` says."""
     clusters = draw(st.lists(st.integers(0, 12), min_size=16, max_size=16))
     pixels, labels = st.integers(0, 15), st.sampled_from([-1, 0, 1, 1, 1, 2])
-    rows = draw(st.lists(st.tuples(pixels, labels, st.sampled_from([None, None, *"pqrs"])), min_size=1, max_size=24))
+    patients, series = st.sampled_from([None, None, *"pqrs"]), st.sampled_from([None, None, None, "x", "y"])
+    rows = draw(st.lists(st.tuples(pixels, labels, patients, series), min_size=1, max_size=24))
     return [
-        Member(f"s{number}", f"{pixels:016x}", "breast", label, patient, clusters[pixels])
-        for number, (pixels, label, patient) in enumerate(rows)
+        Member(f"s{number}", f"{pixels:016x}", "breast", label, patient, clusters[pixels], series)
+        for number, (pixels, label, patient, series) in enumerate(rows)
     ]
 
 
@@ -188,6 +189,19 @@ def test_several_classes_of_a_patient_do_not_contradict():
     plan = assign([member(1, patient="p", label=1), member(2, patient="p", label=2)], History())
     assert plan.contradictions == ()
     assert plan.groups == ("p", "p")
+
+
+def test_the_slices_of_a_series_join_where_a_patient_is_unknown_and_keep_their_labels():
+    rows = [dataclasses.replace(member(k, cluster=1, label=k % 2), series="study") for k in range(3)]
+    plan = assign(rows, History())
+    assert len(set(plan.groups)) == len(set(plan.splits)) == 1
+    assert plan.labels == (0, 1, 0) and not plan.contradictions
+    later = dataclasses.replace(member(9), series="study")
+    assert assign([later], plan.history).splits == plan.splits[:1]
+    known = [dataclasses.replace(row, patient=f"p{k}", cluster=None) for k, row in enumerate(rows)]
+    assert assign(known, History()).groups == ("p0", "p1", "p2")
+    mixed = [*known[:2], dataclasses.replace(rows[2], cluster=None)]
+    assert assign(mixed, History()).groups == ("p0 + p1",) * 3
 
 
 def test_near_duplicates_join_only_where_a_patient_is_unknown():

@@ -22,7 +22,7 @@ from tensorflow_datasets.core import hashing
 from mcis.data.storage import THREADS
 from mcis.imaging import image_files, scan
 
-from .record import Item, Job, Rejection, done
+from .record import Item, Job, Rejection, Remark, done
 
 PREFIX = ".staged"
 """Prefix of the staging folder's name. The folder lies next to the version that is built, and goes with the build."""
@@ -37,7 +37,7 @@ SHARD_BYTES = 128 << 20
 class Staged:
     """A record (`record.Record`) whose image and mask are staged: in `file`, after the facts at index `place`.
 
-    size: bytes of the two PNGs.
+    size: bytes of the two PNGs. outline: 16 hex digits of SHA-256 over the mask; "" where it is empty.
     """
 
     scan_id: str
@@ -49,6 +49,9 @@ class Staged:
     size: int
     file: str
     place: int
+    series: str | None = None
+    remarks: Sequence[str] = ()
+    outline: str = ""
 
 
 Images = tuple[bytes, bytes]
@@ -58,13 +61,17 @@ Packed = tuple[dict[str, Any], Images]
 
 
 def pack(job: Item | Job) -> Packed:
-    """Read a scan. Where it is rejected, the facts say why, and the images are empty."""
+    """Read a scan. Where it is rejected or only remarked, the facts say why, and the images are empty."""
     item = done(job)
+    if isinstance(item, Remark):
+        return {"remark": dataclasses.asdict(item)}, (b"", b"")
     if isinstance(item, Rejection):
         return {"rejection": dataclasses.asdict(item)}, (b"", b"")
     images = image_files.encode_png(item.image), image_files.encode_png(item.mask)
     facts = {"scan_id": item.scan_id, "has_mask": item.has_mask, "organ": item.organ, "label": item.label}
     facts |= {"patient": item.patient, "fingerprint": scan.fingerprint(item.image), "size": sum(map(len, images))}
+    facts |= {"series": item.series, "remarks": item.remarks}
+    facts["outline"] = scan.fingerprint(item.mask) if item.mask.any() else ""
     return {"scan": facts}, images
 
 
@@ -96,15 +103,17 @@ def stage_all(jobs: Sequence[Item | Job], folder: pathlib.Path, bar: Any = iter)
             add(number, waiting.popleft().result())
 
 
-def read_all(folder: pathlib.Path, count: int) -> list[Staged | Rejection]:
-    """The staged scans and rejections of a source's `count` items, in its order. OSError where some are missing."""
-    items: dict[int, Staged | Rejection] = {}
+def read_all(folder: pathlib.Path, count: int) -> list[Staged | Rejection | Remark]:
+    """What was staged of a source's `count` items, in its order. OSError where some are missing."""
+    items: dict[int, Staged | Rejection | Remark] = {}
     for file in sorted(folder.glob(f"*{SUFFIX}")):
         reader = _reader(file)
         places = range(0, reader.num_records(), 3)
         for place, facts in zip(places, map(json.loads, reader.read(list(places))), strict=True):
             if "scan" in facts:
                 items[facts["number"]] = Staged(**facts["scan"], file=file.name, place=place)
+            elif "remark" in facts:
+                items.setdefault(facts["number"], Remark(**facts["remark"]))
             else:  # Beam may read an item twice; a reading that succeeded counts
                 items.setdefault(facts["number"], Rejection(**facts["rejection"]))
     if missing := set(range(count)) - set(items):

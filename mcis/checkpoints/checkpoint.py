@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mcis.checkpoints.provenance import versions
 from mcis.files import read_json
+from mcis.paths import allow_unnamed_owners
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -38,6 +39,9 @@ SPARE = 4 << 20
 """Bytes that a save may need in addition to its arrays."""
 BEST = "best"
 """The weights folder in a run's folder: the weights of its best epoch."""
+
+
+allow_unnamed_owners()
 
 
 class CheckpointError(ValueError):

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import tyro
 from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
-from mcis.cli.common import exit_status, parse_dataclass
+from mcis.cli.common import PathText, run
 from mcis.data.dataset import data_folder
-from mcis.files import expand_user
+from mcis.paths import local_path
 
 DATASET = "mcis_scans"
 
@@ -59,7 +59,7 @@ def build(
     target = home / str(Builder.VERSION)
     with _locked(home):
         _clean(home, target)
-        if from_ is not None and not expand_user(from_).exists():
+        if from_ is not None and not local_path(from_, "--from").exists():
             raise ValueError(f"--from {from_}: no such file or folder")
         if (target / "dataset_info.json").is_file() and not overwrite:
             print(f"{source} is prepared already, in {target}; --overwrite builds it again")
@@ -120,7 +120,7 @@ def _build(
     if history.exists():
         shutil.copyfile(history, stage / DATASET / source / "splits.json")
     builder = Builder(config=source, data_dir=stage, per_class=per_class)
-    with contextlib.nullcontext(stage) if from_ is None else archive.opened(expand_user(from_)) as folder:
+    with contextlib.nullcontext(stage) if from_ is None else archive.opened(local_path(from_, "--from")) as folder:
         requires = SOURCES[source].requires
         if requires and find_base(folder, requires) is None and not (folder / f"{source}.zip").is_file():
             raise ValueError(f"{from_} does not hold the files of {source!r}. {expected(source)}")
@@ -132,8 +132,13 @@ def _build(
 @contextlib.contextmanager
 def _locked(home: pathlib.Path) -> Iterator[None]:
     """Hold the source's lock. The system releases it when the process ends."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / ".lock").open("w") as file:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / ".lock").open("w")
+    except OSError as error:
+        advice = "name another folder with --data_dir"
+        raise OSError(f"{home}: cannot be written to ({error.strerror}); {advice}") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -158,9 +163,9 @@ class Arguments:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(SOURCES))]
     """The source to build."""
-    from_: Annotated[pathlib.Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    from_: Annotated[PathText | None, tyro.conf.arg(name="from", metavar="PATH")] = None
     """Folder or zip with the source's files (all sources but phantom)."""
-    data_dir: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
+    data_dir: Annotated[PathText | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of prepared data. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Rebuild a set that is prepared already; scans keep their splits."""
@@ -173,13 +178,12 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 where the set is prepared."""
-    arguments = parse_dataclass(Arguments, sys.argv[1:] if argv is None else argv, prog="mcis build")
 
-    def command() -> int:
+    def command(arguments: Arguments) -> int:
         build(**vars(arguments))
         return 0
 
-    return exit_status("mcis build", command)
+    return run("mcis build", Arguments, command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from mcis.cli.common import exit_status, parse_dataclass
+from mcis.cli.common import PathText, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +19,14 @@ class BundleOptions:
       full: keep float32; by default parameters are stored as float16.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    out: str
+    runs: tyro.conf.Positional[tuple[PathText, ...]]
+    out: PathText
     full: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    options = parse_dataclass(BundleOptions, argv, "mcis bundle")
-    return exit_status("mcis bundle", lambda: bundle(options))
+    return run("mcis bundle", BundleOptions, bundle, argv)
 
 
 def bundle(options: BundleOptions) -> int:

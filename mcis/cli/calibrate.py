@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from mcis.cli.common import Options, enable_compilation_cache, run
+from mcis.cli.common import Options, PathText, enable_compilation_cache, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Calibrate(Options):
       out: JSON file for the results, which are also stored in the manifests of the bundle.
     """
 
-    weights: tyro.conf.Positional[str] = tyro.MISSING
-    runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
-    out: str | None = None
+    weights: tyro.conf.Positional[PathText] = tyro.MISSING
+    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
+    out: PathText | None = None
 
 
 def main(argv: Sequence[str]) -> int:

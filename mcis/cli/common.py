@@ -10,8 +10,15 @@ import pathlib
 import platform
 import signal
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from mcis import paths
+
+PATH = "a path"
+PathText = Annotated[str, PATH]
+"""The type of an option that is a path, as in `PathText | None`. `parse_dataclass` replaces ~ and refuses addresses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +29,19 @@ class Options:
       data_dir: folder of the prepared data sets; by default TFDS's ($TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
-    data_dir: str | None = None
+    data_dir: PathText | None = None
 
 
 def run(prog: str, cls: Any, command: Callable[[Any], int], argv: Sequence[str]) -> int:
     """The exit status of a command that takes an instance of a dataclass of options."""
-    options = parse_dataclass(cls, argv, prog)
-    return exit_status(prog, lambda: command(options))
+    return exit_status(prog, lambda: command(parse_dataclass(cls, argv, prog)))
 
 
 def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
     """An instance of a dataclass from command-line options.
 
     A wrong or unknown option exits with status 2, after all options and then the error are written to standard error.
+    ValueError for a path that is none of this machine; see `paths.local_path`.
     """
     import tyro
 
@@ -45,7 +52,8 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return parse(argv, compact=not {"-h", "--help"} & set(argv))
+            parsed = parse(argv, compact=not {"-h", "--help"} & set(argv))
+        return local_paths(parsed)
     except BrokenPipeError:  # `mcis predict --help | head`
         _discard_output()
         sys.exit(1)
@@ -56,6 +64,29 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
         raise
     finally:
         print(errors.getvalue(), end="", file=sys.stderr)
+
+
+def local_paths(options: Any) -> Any:
+    """A dataclass of options whose paths, of type PathText, are local ones; so are those of dataclasses in it."""
+    import tyro
+
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        if dataclasses.is_dataclass(value):
+            found[name] = local_paths(value)
+        elif value is not None and _is_path(kind):
+            shown = "" if tyro.conf.Positional in getattr(kind, "__metadata__", ()) else f"--{name.rstrip('_')}"
+            several = isinstance(value, tuple)
+            local = tuple(paths.local_text(part, shown) for part in (value if several else (value,)))
+            found[name] = local if several else local[0]
+    found = {name: value for name, value in found.items() if value != getattr(options, name)}
+    return dataclasses.replace(options, **found) if found else options
+
+
+def _is_path(kind: Any) -> bool:
+    """Whether a type is PathText, or None or a tuple of it; Annotated or not."""
+    return PATH in getattr(kind, "__metadata__", ()) or any(map(_is_path, typing.get_args(kind)))
 
 
 def exit_status(prog: str, command: Callable[[], int]) -> int:
@@ -145,8 +176,21 @@ def print_table(table: Any) -> None:
 
 
 def cache_dir() -> pathlib.Path:
-    """The user's cache folder for mcis: $XDG_CACHE_HOME/mcis or ~/.cache/mcis."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mcis"
+    """The user's cache folder for mcis: $XDG_CACHE_HOME/mcis or ~/.cache/mcis; else one in `paths.fallback()`.
+
+    Raises:
+      OSError: no folder can be written to.
+    """
+    named, home = os.environ.get("XDG_CACHE_HOME"), paths.home()
+    if named:
+        folder: pathlib.Path | None = paths.local_path(named, "$XDG_CACHE_HOME") / "mcis"
+    else:
+        folder = None if home is None else home / ".cache" / "mcis"
+    if folder is not None and paths.writable(folder):
+        return folder
+    folder = paths.fallback() / "cache"
+    os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))  # Matplotlib would warn in several lines
+    return folder
 
 
 CACHE_BYTES = 2 << 30
@@ -177,7 +221,12 @@ def enable_compilation_cache() -> None:
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / compiler_target()))
+    try:
+        folder = cache_dir() / compiler_target()
+    except OSError as error:
+        print(f"mcis: compiled programs are not kept: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if not os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE"):
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)

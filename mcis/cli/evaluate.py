@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mcis.cli.common import Options, check_extra, enable_compilation_cache, print_table, run
+from mcis.cli.common import Options, PathText, check_extra, enable_compilation_cache, print_table, run
 
 if TYPE_CHECKING:
     from mcis.data.records import Records
@@ -52,14 +52,14 @@ class Evaluate(Options):
         weights folder, a bundle or several runs there is no default, and only a table is printed.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
+    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
     split: str = "test"
     sources: str = ""
-    folder: str | None = None
+    folder: PathText | None = None
     crf: bool = True
     heat: int = 40
-    against: str | None = None
-    out: str | None = None
+    against: PathText | None = None
+    out: PathText | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -170,8 +170,10 @@ def _records(options: Evaluate, evaluator: "Evaluator") -> Iterator[tuple["Recor
         audit = json.loads((prepared("folder", place) / "audit.json").read_text(encoding="utf-8"))
         for one in audit["rejections"]:
             print(f"not scored: {one['scan']}: {one['reason']}")
+        for one in audit["warnings"]:
+            print(f"warning: {one['what']}: {one['count']} ({', '.join(one['scans'][:3])})")
         facts = {"name": pathlib.Path(options.folder).resolve().name, "rejected": audit["rejections"]}
-        facts["contradictions"] = len(audit["contradictions"])
+        facts |= {"contradictions": len(audit["contradictions"]), "warnings": audit["warnings"]}
         yield read_records(("folder",), SPLITS, place, organ_of(evaluator)), {"split": "all", "folder": facts}
 
 

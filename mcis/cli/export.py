@@ -8,9 +8,8 @@ from typing import Literal
 import tyro
 
 import mcis
-from mcis.cli.common import run
+from mcis.cli.common import PathText, run
 from mcis.export import export
-from mcis.files import expand_user
 from mcis.inference.options import InferenceOptions
 
 
@@ -25,9 +24,9 @@ class Export:
       inference: inference options.
     """
 
-    out: str
+    out: PathText
     format: Literal["stablehlo", "onnx"] = "stablehlo"
-    weights: str | None = None
+    weights: PathText | None = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
 
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _export(options: Export) -> int:
     inference = options.inference.check()
-    out = expand_user(options.out)
+    out = pathlib.Path(options.out)
     export.check_out(out)
     if options.format == "onnx" and inference.task is None:
         raise ValueError("--format=onnx needs one network, --task=NAME; export the cascade with --format=stablehlo")

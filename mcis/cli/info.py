@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mcis.cli.common import Options, run
+from mcis.cli.common import Options, PathText, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Info(Options):
       weights: folder of the bundle to describe; by default the bundled weights.
     """
 
-    weights: str | None = None
+    weights: PathText | None = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from mcis.cli.common import run
+from mcis.cli.common import PathText, run
 from mcis.report.finding import summary
 from mcis.report.shards import merge
 
@@ -20,7 +20,7 @@ class Merge:
       overwrite: replace an existing merged report.
     """
 
-    out: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[PathText]
     overwrite: bool = False
 
 

@@ -4,7 +4,6 @@ An unreadable scan becomes a finding with an error; the others continue.
 """
 
 import dataclasses
-import glob
 import json
 import os
 import pathlib
@@ -14,9 +13,11 @@ from typing import Any, Literal
 
 import tyro
 
-from mcis.cli.common import run
+from mcis.cli import inputs
+from mcis.cli.common import PathText, run
+from mcis.cli.inputs import Inputs
 from mcis.files import read_json
-from mcis.imaging import formats
+from mcis.imaging import search
 from mcis.imaging.geometry import digest
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import BATCH, load
@@ -31,7 +32,7 @@ class Predict:
     """Findings for scans: findings.jsonl, masks, overlays and a page. Research use, not a medical device.
 
     Attributes:
-      paths: images, DICOM or NIfTI files, folders of them, or globs.
+      paths: images, DICOM or NIfTI files, zip archives and DICOMDIR files, folders, or globs.
       out: folder for the report. If it contains a report already, --overwrite or --resume is needed.
       weights: folder of a bundle of weights; by default the bundled weights.
       inference: inference options.
@@ -43,9 +44,9 @@ class Predict:
         one report of all parts.
     """
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
-    out: str
-    weights: str | None = None
+    paths: tyro.conf.Positional[tuple[PathText, ...]]
+    out: PathText
+    weights: PathText | None = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
     overwrite: bool = False
     resume: bool = False
@@ -63,30 +64,6 @@ def main(argv: Sequence[str]) -> int:
     75 if it was stopped by SIGTERM or SIGINT; --resume continues.
     """
     return run("mcis predict", Predict, _predict, argv)
-
-
-def expand(paths: Sequence[str]) -> list[str]:
-    """Files of some paths: files as given, scans in folders, matches of globs; sorted within each.
-
-    A path that does not exist and a glob without a match are kept, and give a finding with an error.
-
-    Raises:
-      ValueError: there are no files.
-    """
-    if not paths:
-        raise ValueError("no scans given; name files, folders or globs")
-    files: list[str] = []
-    for path in paths:
-        if os.path.isdir(path):
-            files += map(str, formats.files_in(path))
-        elif not os.path.lexists(path) and glob.has_magic(path):
-            files += [p for p in sorted(glob.glob(path, recursive=True)) if os.path.isfile(p)] or [path]
-        else:
-            files.append(path)
-    if not files:
-        suffixes = ", ".join(formats.SUFFIXES)
-        raise ValueError(f"no scans in {', '.join(paths)}; scans are {suffixes} files and DICOM files without a suffix")
-    return files
 
 
 def finished(
@@ -124,11 +101,17 @@ def finished(
 
 
 def _predict(options: Predict) -> int:
+    options.inference.check()  # before archives are unpacked
+    with inputs.expanded(options.paths) as found:
+        return _predict_files(options, found)
+
+
+def _predict_files(options: Predict, found: Inputs) -> int:
     inference = options.inference.check()
-    shard = None if options.shard is None else parse_shard(options.shard)
-    paths = expand(options.paths)
-    if not any(map(os.path.lexists, paths)):
+    paths: Sequence[str] = found.files
+    if not any(os.path.lexists(found.paths.get(path, path)) for path in paths):
         raise ValueError(f"{', '.join(paths[:3])}: no such file or folder")
+    shard = None if options.shard is None else parse_shard(options.shard)
     if options.overwrite and options.resume:
         raise ValueError("--overwrite and --resume exclude each other")
     out, record = options.out, dataclasses.asdict(options)
@@ -136,7 +119,9 @@ def _predict(options: Predict) -> int:
     if shard is not None:
         record |= {"scans": digest(*paths), "shard": f"{shard.index}/{shard.count}"}
         out, paths = str(shard.folder(out)), shard.share(paths)
-    scans = list(formats.frames(paths))
+    scans = found.scans(paths)
+    if found.passed:
+        print(search.describe(found.passed), file=sys.stderr)
 
     from mcis.cli.common import INTERRUPTED, asked_to_stop, enable_compilation_cache
 
@@ -152,17 +137,21 @@ def _predict(options: Predict) -> int:
     done = finished(out, scans, record, predictor.weights_record) if options.resume else 0
     if done:
         print(f"{out}: continues after {done} of {len(scans)} scans", file=sys.stderr)
+    passed = {"files": sum(found.passed.values()), "kinds": found.passed}
     flags = {"overwrite": options.overwrite, "resume": options.resume}
-    report = ReportWriter(out, record, versions=versions(), weights=predictor.weights_record, **flags)
+    report = ReportWriter(
+        out, record, versions=versions(), weights=predictor.weights_record, passed_over=passed, **flags
+    )
     if options.resume and report.counts["scans"] != done:
         raise ReportError(f"{out}: another process has just written to this report")
-    results = predictor.predict_all(scans[done:], 1 if len(scans) == 1 else BATCH)
+    places = [(found.paths.get(name, name), frame) for name, frame in scans[done:]]
+    results = predictor.predict_all(places, 1 if len(scans) == 1 else BATCH)
     tracked = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
     errors = failed = 0
     try:
         with report, asked_to_stop() as stop:
-            for result in tracked:
-                finding = report.add(result.finding, result.image, result.mask)
+            for (name, _), result in zip(scans[done:], tracked, strict=True):
+                finding = report.add(found.named(result.finding, name), result.image, result.mask)
                 if finding.error is not None:
                     errors += 1
                     if errors <= 3:
@@ -171,7 +160,7 @@ def _predict(options: Predict) -> int:
                 if stop() and report.counts["scans"] < len(scans):
                     raise Stopped
             named = None if options.dicom_seg is None else options.dicom_seg == "named"
-            for series, note in segmentations.write(out, named) if report.volumes else ():
+            for series, note in segmentations.write(out, named, paths=found.paths) if report.volumes else ():
                 if note is not None:
                     report.add_segmentations(series, notes=[note])
                     failed += 1

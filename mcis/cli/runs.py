@@ -10,7 +10,8 @@ from typing import Any
 import tyro
 from flax.traverse_util import flatten_dict
 
-from mcis.cli.common import exit_status, parse_dataclass, print_table
+from mcis.cli import common
+from mcis.cli.common import PathText, print_table
 from mcis.train.run_record import RUN, Run, read_run
 
 METRICS = {
@@ -33,14 +34,13 @@ class RunsOptions:
       json: print one JSON object per run instead of a table.
     """
 
-    paths: tyro.conf.Positional[tuple[str, ...]] = ("runs",)
+    paths: tyro.conf.Positional[tuple[PathText, ...]] = ("runs",)
     json: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    options = parse_dataclass(RunsOptions, argv, "mcis runs")
-    return exit_status("mcis runs", lambda: show(options))
+    return common.run("mcis runs", RunsOptions, show, argv)
 
 
 def show(options: RunsOptions) -> int:

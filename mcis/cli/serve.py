@@ -15,7 +15,7 @@ from urllib.parse import quote
 import tyro
 
 import mcis
-from mcis.cli.common import run
+from mcis.cli.common import PathText, run
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import load
 
@@ -41,7 +41,7 @@ class Serve:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    weights: str | None = None
+    weights: PathText | None = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
     max_mib: int = 1024
     max_scans: int = 4096

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from mcis.cli.common import Options, check_extra, print_table, run
+from mcis.cli.common import Options, PathText, check_extra, print_table, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Shortcuts(Options):
     sources: str = ""
     split: str = "validation"
     folds: int = 5
-    against: str | None = None
-    out: str | None = None
+    against: PathText | None = None
+    out: PathText | None = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 from mcis.cli.common import (
     INTERRUPTED,
     Options,
+    PathText,
     asked_to_stop,
     enable_compilation_cache,
     exit_status,
@@ -59,7 +60,7 @@ class TrainOptions(Options):
     """
 
     task: str = ""
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     run: str = ""
     fold: str | None = None
     seed: int = 0
@@ -71,7 +72,7 @@ class TrainOptions(Options):
     processes: int | None = None
     process: int | None = None
     heartbeat: int = 100
-    init_from: pathlib.Path | None = None
+    init_from: PathText | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,6 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
     """
     import tyro
 
-    from mcis.files import expand_user
     from mcis.tasks.config import Pretraining, Task
     from mcis.tasks.table import TASKS, task_named
 
@@ -125,8 +125,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
         default = dataclasses.replace(default, start=Pretraining())  # and what was asked for is all of the training
     if default != row:
         both = parsed(default)
-    init_from = both.options.init_from and expand_user(both.options.init_from)
-    return dataclasses.replace(both.options, init_from=init_from), both.task.check()
+    return both.options, both.task.check()
 
 
 def parse_fold(text: str) -> tuple[int, int]:
@@ -206,7 +205,7 @@ def _train(
         run = dataclasses.replace(run_options, init_from=init_from, stop=stop, on_epoch=writer)
         return loop.train(task, *scans, folder, run)
 
-    init_from, stage = options.init_from, task.pretraining
+    init_from, stage = None if options.init_from is None else pathlib.Path(options.init_from), task.pretraining
     try:
         with asked_to_stop() as stop:
             if stage is not None:

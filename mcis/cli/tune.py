@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mcis.cli.common import Options, enable_compilation_cache, run
+from mcis.cli.common import Options, PathText, enable_compilation_cache, run
 
 if TYPE_CHECKING:
     from mcis.checkpoints.bundle import Weights
@@ -27,7 +27,7 @@ class Tune(Options):
       off: remove the CRF that is kept with the weights; choose none.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = tyro.MISSING
+    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
     by: str | None = None
     sources: str = ""
     dry_run: bool = False

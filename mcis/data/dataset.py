@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mcis import paths
 from mcis.data import storage
 from mcis.data.storage import BYTES, THREADS, Part, Pixels, Record, free_memory
-from mcis.files import expand_user
 
 DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
@@ -75,8 +75,18 @@ class Scans:
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """The folder of prepared data: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
-    return expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    """The folder of prepared data: `data_dir`, else TFDS's folder ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+
+    Without a home folder in which that is, or could be made, it is in `paths.fallback()`. ValueError for an address.
+    """
+    for name, given in (("--data_dir", data_dir), ("$TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR"))):
+        if given:
+            return paths.local_path(given, name)
+    home = paths.home()
+    folder = None if home is None else home / "tensorflow_datasets"
+    if folder is not None and (folder.is_dir() or paths.writable(folder)):
+        return folder
+    return paths.fallback() / "tensorflow_datasets"
 
 
 def versions_of(source: str, data_dir: str | os.PathLike | None = None) -> list[pathlib.Path]:
@@ -122,6 +132,7 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
         raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
     import tensorflow_datasets as tfds  # takes a second, which `mcis build --help` need not wait
 
+    paths.allow_unnamed_owners()
     builder = tfds.builder_from_directory(prepared(source, data_dir))
     if split not in builder.info.splits or builder.info.splits[split].num_examples == 0:
         return []

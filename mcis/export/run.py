@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,12 +60,20 @@ def load_model(folder: pathlib.Path, metadata: dict[str, Any]) -> Callable[[np.n
 def read(path: str | os.PathLike) -> np.ndarray:
     """An image as uint8 RGB (H, W, 3): 8 or 16 bits or float; grey, RGB, RGBA or palette; the first page of several.
 
-    More than 8 bits are scaled from the image's minimum and maximum, alpha is blended onto black, EXIF is ignored.
+    More than 8 bits are scaled from the image's minimum and maximum, alpha is blended onto black, and the image is
+    turned upright as its EXIF orientation says.
     """
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
-    data = np.frombuffer(pathlib.Path(path).read_bytes(), np.uint8)
+    content = pathlib.Path(path).read_bytes()
+    if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        check_tiff(content)
+    data = np.frombuffer(content, np.uint8)
     array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if array is not None and array.dtype == np.uint8 and not (array.ndim == 3 and array.shape[2] in (2, 4)):
+        array = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)  # UNCHANGED ignores the orientation
+    elif content.startswith(b"\x89PNG") and b"eXIf" in content:
+        raise ValueError("a PNG of this kind with Exif data; save it as 8 bits without alpha")
     if array is None:
         raise ValueError("not a readable image; supported are PNG, JPEG, TIFF and BMP")
     if array.dtype != np.uint8:
@@ -84,6 +93,34 @@ def read(path: str | os.PathLike) -> np.ndarray:
         array = np.rint(array[..., :-1] * (array[..., -1:].astype(np.float32) / 255.0)).astype(np.uint8)
     image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., ::-1]
     return np.ascontiguousarray(image)
+
+
+def check_tiff(content: bytes) -> None:
+    """Raise ValueError for a TIFF that OpenCV may decode wrongly without an error. `mcis predict` reads more kinds."""
+    try:
+        order = {b"II": "<", b"MM": ">"}[content[:2]]
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, start)
+        tags = {}
+        for at in range(start + 2, start + 2 + 12 * min(count, 1000), 12):
+            tag, form, number = struct.unpack_from(f"{order}HHI", content, at)
+            size = number * {3: 2, 4: 4}.get(form, 0)
+            place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", content, at + 8)[0]
+            if form in (3, 4) and size <= len(content):
+                tags[tag] = struct.unpack_from(f"{order}{number}{'HI'[form - 3]}", content, place)
+    except (KeyError, struct.error):
+        raise ValueError("not a readable image; this script reads no damaged and no very large TIFF") from None
+    compression, photometric = (tags.get(tag, (1,))[0] for tag in (259, 262))
+    whole = (
+        b"+" not in content[2:4]
+        and compression in (1, 5, 7, 8, 32946, 32773)
+        and 338 not in tags
+        and tags.get(284, (1,)) == (1,)
+    )
+    if not (whole and photometric in (1, 2) and set(tags.get(258, (1,))) <= {8, 16, 32} and {273, 279} <= set(tags)):
+        raise ValueError("a TIFF of a kind that this script does not read; save it again as PNG")
+    if any(place + size > len(content) for place, size in zip(tags[273], tags[279], strict=False)):
+        raise ValueError("not a readable image: the TIFF file is truncated")
 
 
 def content_box(image: np.ndarray) -> Box:
@@ -186,6 +223,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
     parser.add_argument("--masks", type=pathlib.Path, help="folder for lesion masks, PNG, 0 and 255")
     options = parser.parse_args(argv)
     if options.masks:
+        options.masks = options.masks.expanduser()
         options.masks.mkdir(parents=True, exist_ok=True)
     print(metadata["notice"], file=sys.stderr)
     try:
@@ -193,7 +231,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
     except (ImportError, OSError, ValueError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
-    for number, path in enumerate(options.scans):
+    for number, path in enumerate(map(os.path.expanduser, options.scans)):
         try:
             image = read(path)
         except (OSError, ValueError, cv2.error) as error:

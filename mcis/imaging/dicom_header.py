@@ -1,34 +1,24 @@
-"""Read DICOM headers within limits. No JAX; pydicom comes with the extra `dicom`.
+"""Side values of DICOM headers: pixel size and position. No JAX; pydicom comes with the extra `dicom`.
 
-Only TAGS are read from a header: the name of a patient never enters this process, so it cannot reach a finding, a log
-or a page. For the same reason no message quotes what pydicom says about a damaged file.
+They never take a scan with them: what cannot be read is missing, and a note says so.
 """
 
-import contextlib
-import io
-import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from mcis.imaging import dicom_file
 from mcis.imaging.geometry import SliceGeometry, digest, slice_geometry
-from mcis.imaging.scan import ScanError, check_file
 
-MAX_BYTES = 1 << 31
-"""Bytes of a file; frames are read separately, so that memory holds only one."""
-MAX_HEADER = 1 << 26
-"""Bytes read from a header. Skipped elements do not count; a read counts as at least MIN_READ."""
-MIN_READ = 256
-DEFLATED = "1.2.840.10008.1.2.1.99"
-"""Transfer syntax that is rejected: the whole file would be inflated at once, to any size."""
+NO_SPACING = "its pixel spacing cannot be read, or is not two positive numbers: no measurements in mm"
 CENTIMETRES = 3
 """Physical unit of an ultrasound region (PS3.3 C.8.5.5.1.15)."""
 TAGS = (
     *("SOPClassUID", "Modality", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "BurnedInAnnotation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
@@ -43,99 +33,109 @@ only their hash."""
 
 def read_header(path: str | os.PathLike, tags: Sequence[str] = TAGS) -> Any:
     """The pydicom Dataset of some elements, without pixels. ScanError if the file is not readable as DICOM."""
-    check_file(path, MAX_BYTES)
-    pydicom = import_pydicom(path)
-    with safe_errors(path), BoundedFile(path, MAX_HEADER) as file:
-        pydicom.filereader.read_preamble(file, False)
-        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-        if meta.get("TransferSyntaxUID") == DEFLATED:
-            raise ScanError(f"{path}: deflated DICOM is not supported; convert it with `dcmconv +te`")
-        file.seek(0)
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+    return dicom_file.read(path, tags).header
 
 
-class BoundedFile(io.BufferedReader):
-    """A file of which at most `max_bytes` are read, whatever lengths it claims; then ScanError."""
-
-    def __init__(self, path: str | os.PathLike, max_bytes: int):
-        self._path, self._left = path, max_bytes
-        super().__init__(io.FileIO(path))
-
-    def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes, or all that are left."""
-        data = super().read(self._left + 1 if size is None or size < 0 else min(size, self._left + 1))
-        self._left -= max(len(data), MIN_READ)
-        if self._left < 0:
-            raise ScanError(f"{self._path}: the header or one frame is larger than the limit")
-        return data
-
-
-def import_pydicom(path: str | os.PathLike) -> Any:
-    """The module pydicom, silenced. ScanError, about the file `path`, if it is not installed."""
-    try:
-        import pydicom
-        import pydicom.filereader
-        import pydicom.pixels
-    except ImportError:
-        raise ScanError(f"{path}: DICOM needs the extra `dicom`: pip install -e '.[dicom]'") from None
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # log and warnings quote values
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-    return pydicom
-
-
-@contextlib.contextmanager
-def safe_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Replace errors of decoders by a ScanError that quotes nothing of the file."""
-    try:
-        yield
-    except (ScanError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:  # from the file system
-            raise
-        raise ScanError(f"{path}: damaged or unsupported DICOM ({type(error).__name__})") from None
+class Unreadable(ValueError):
+    """A value that is not of its type, such as text in place of a number."""
 
 
 def value_of(header: Any, frame: int, sequence: str, name: str) -> Any:
-    """An attribute of a frame: from its own functional group, the group shared by all frames, or the file."""
-    groups = header.get("PerFrameFunctionalGroupsSequence") or []
-    for group in (*groups[frame : frame + 1], *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
-        for item in (group.get(sequence) or [])[:1]:
-            if name in item:
-                return item[name].value
-    return header.get(name)
+    """An attribute of a frame: from its own functional group, the group shared by all frames, or the file.
+
+    None if it is missing or empty.
+
+    Raises:
+      Unreadable: the header has the attribute, but not its type.
+    """
+    damaged = False
+    for place, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        try:
+            for group in (header.get(place) or [])[index : index + 1]:
+                for item in (group.get(sequence) or [])[:1]:
+                    if name in item:
+                        return item[name].value
+        except Exception:  # pydicom parses a value when it is read, and has many errors for those it cannot parse
+            damaged = True
+    try:
+        value = header.get(name)
+    except Exception:
+        value, damaged = None, True
+    if value is None and damaged:
+        raise Unreadable(name)
+    return value
+
+
+def text_of(header: Any, name: str) -> str:
+    """An attribute as text; "" if it is missing or cannot be read."""
+    try:
+        return str(header.get(name) or "")
+    except Exception:
+        return ""
+
+
+def whole_of(header: Any, name: str) -> int | None:
+    """An attribute as a whole number, the first of several; None if it is missing or cannot be read."""
+    try:
+        value = header.get(name)
+        value = value[0] if hasattr(value, "__iter__") and not isinstance(value, str | bytes) and len(value) else value
+        return None if value is None or value == "" else int(value)
+    except Exception:
+        return None
+
+
+def frames_of(header: Any) -> int:
+    """Number of frames; 1 if the header states none or no positive number."""
+    return max(1, whole_of(header, "NumberOfFrames") or 1)
 
 
 def floats(value: Any) -> list[float]:
-    """One or more numbers; empty if the value is missing or text."""
+    """One or more numbers; empty if the value is missing. Unreadable if it is something else."""
     if value is None or isinstance(value, str | bytes):
+        if value:
+            raise Unreadable("text in place of numbers")
         return []
-    return [float(part) for part in (value if hasattr(value, "__iter__") else [value])]
+    try:
+        return [float(part) for part in (value if hasattr(value, "__iter__") else [value])]
+    except (ValueError, TypeError, OverflowError):
+        raise Unreadable("no numbers") from None
 
 
 def spacing_of(header: Any, frame: int) -> tuple[tuple[float, float] | None, list[str]]:
     """Millimetres between rows and between columns, None if unknown; and notes."""
-    regions = [
-        (float(region.PhysicalDeltaY), float(region.PhysicalDeltaX))
-        for region in header.get("SequenceOfUltrasoundRegions") or []
-        if region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CENTIMETRES
-    ]
-    if len(set(regions)) > 1:
-        return None, ["several regions of different scale: no measurements in mm"]
-    if regions:
-        return _positive([10 * abs(delta) for delta in regions[0]]), []
-    value = value_of(header, frame, "PixelMeasuresSequence", "PixelSpacing")
-    if value is None and (value := header.get("NominalScannedPixelSpacing")) is None:
-        if header.get("ImagerPixelSpacing") is not None:
+    try:
+        regions = _region_spacings(header)
+        if len(set(regions)) > 1:
+            return None, ["several regions of different scale: no measurements in mm"]
+        if regions:
+            return _positive([10 * abs(delta) for delta in regions[0]])
+        for name in ("PixelSpacing", "NominalScannedPixelSpacing"):
+            if spacing := floats(value_of(header, frame, "PixelMeasuresSequence", name)):
+                return _positive(spacing)
+        if floats(value_of(header, frame, "PixelMeasuresSequence", "ImagerPixelSpacing")):
             return None, ["pixel spacing is that of the detector: no measurements in mm"]
         return None, []
-    return _positive(floats(value)), []
+    except Unreadable:
+        return None, [NO_SPACING]
 
 
-def _positive(spacing: list[float]) -> tuple[float, float] | None:
+def _region_spacings(header: Any) -> list[tuple[float, float]]:
+    """Centimetres between rows and between columns of the ultrasound regions that state them; 0 where one lacks."""
+    regions = value_of(header, 0, "", "SequenceOfUltrasoundRegions") or []
+    try:
+        return [
+            (float(region.get("PhysicalDeltaY") or 0), float(region.get("PhysicalDeltaX") or 0))
+            for region in regions
+            if region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CENTIMETRES
+        ]
+    except Exception:
+        raise Unreadable("SequenceOfUltrasoundRegions") from None
+
+
+def _positive(spacing: list[float]) -> tuple[tuple[float, float] | None, list[str]]:
     if len(spacing) != 2 or not all(math.isfinite(part) and part > 0 for part in spacing):
-        return None
-    return spacing[0], spacing[1]
+        return None, [NO_SPACING]
+    return (spacing[0], spacing[1]), []
 
 
 def geometry_of(header: Any, frame: int) -> SliceGeometry | None:
@@ -144,12 +144,12 @@ def geometry_of(header: Any, frame: int) -> SliceGeometry | None:
     The frames of one file are one volume, and so are the files of one series. A file without a position, such as most
     ultrasound, is a volume by itself.
     """
-    series = str(header.get("SeriesInstanceUID") or "")
+    series = text_of(header, "SeriesInstanceUID")
     if not series:
         return None
     vectors = position_of(header, frame)
-    if vectors is None or int(header.get("NumberOfFrames") or 1) > 1:
-        series = f"{series}/{header.get('SOPInstanceUID')}"
+    if vectors is None or frames_of(header) > 1:
+        series = f"{series}/{text_of(header, 'SOPInstanceUID')}"
     if vectors is None:
         return SliceGeometry(digest(series))
     position, orientation = vectors
@@ -161,7 +161,22 @@ def position_of(header: Any, frame: int) -> tuple[list[float], list[float]] | No
     try:
         position = floats(value_of(header, frame, "PlanePositionSequence", "ImagePositionPatient"))
         orientation = floats(value_of(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"))
-    except (ValueError, TypeError, OverflowError):
+    except Unreadable:
         return None
     valid = len(position) == 3 and len(orientation) == 6 and all(map(math.isfinite, position + orientation))
     return (position, orientation) if valid else None
+
+
+def position_notes(header: Any, frame: int) -> list[str]:
+    """A note if the position of a frame is stated, but cannot be read."""
+    for sequence, name, count in (
+        ("PlanePositionSequence", "ImagePositionPatient", 3),
+        ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ):
+        try:
+            values = floats(value_of(header, frame, sequence, name))
+        except Unreadable:
+            values = [math.nan]
+        if values and not (len(values) == count and all(map(math.isfinite, values))):
+            return ["its position cannot be read: it has no place in a volume"]
+    return []

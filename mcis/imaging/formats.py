@@ -3,9 +3,9 @@
 FORMATS has one row for each kind of file. DICOM and NIfTI need the extra `dicom`; the error without it says so.
 """
 
+import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -42,14 +42,17 @@ SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 
 def format_of(path: str | os.PathLike) -> Format:
     """The format of a file by its first bytes and its name; if it cannot be opened, by its name."""
-    head = b""
-    try:
+    head = head_of(path)
+    return next(one for one in FORMATS if one.matches(os.fspath(path), head))
+
+
+def head_of(path: str | os.PathLike) -> bytes:
+    """The first bytes of a file; none of one that cannot be opened: reading it reports the error."""
+    with contextlib.suppress(OSError):
         if os.path.isfile(path):  # a pipe would block
             with open(path, "rb") as file:
-                head = file.read(HEAD)
-    except OSError:
-        pass  # reading the file reports the error
-    return next(one for one in FORMATS if one.matches(os.fspath(path), head))
+                return file.read(HEAD)
+    return b""
 
 
 def frames(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[tuple[str, int | None]]:
@@ -59,11 +62,9 @@ def frames(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[t
         yield from ((path, None if count == 1 else frame) for frame in range(count))
 
 
-def files_in(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Files below a folder that may be scans, sorted: those with a suffix of a format, and DICOM files without one."""
-    return image_files.files_in(
-        folder, lambda path: path.name.lower().endswith(SUFFIXES) or dicom.is_dicom_without_suffix(path)
-    )
+def is_by_content(head: bytes) -> bool:
+    """Whether the first HEAD bytes of a file are those of a DICOM or NIfTI file, whatever its name."""
+    return any(one.matches("", head) for one in FORMATS[:-1])
 
 
 def read(path: str | os.PathLike, frame: int = 0) -> Scan:

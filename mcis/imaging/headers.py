@@ -1,17 +1,17 @@
-"""Sizes that image files state in their headers, read before a decoder allocates memory. Standard library only."""
+"""Sizes that image files state in their headers, read before a decoder allocates memory; and their orientation."""
 
+import contextlib
 import io
-import itertools
 import struct
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+import zlib
+from typing import NamedTuple
+
+from mcis.imaging.tiff_header import orientation_of
 
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 """First bytes of a PNG, JPEG, TIFF or BMP file."""
 JPEG_FRAME_HEADERS = {0xFFF7, *range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC}
 """Markers that precede the size in a JPEG or JPEG-LS file (ITU-T T.81, table B.1; T.87)."""
-DAMAGED = (OSError, KeyError, struct.error, OverflowError, ValueError)
-"""Errors of reading a damaged header."""
 
 
 def is_image(data: bytes) -> bool:
@@ -25,64 +25,69 @@ def png_bytes(data: bytes) -> int:
     return width * height * {0: 1, 4: 2, 6: 4}.get(colour, 3) * (2 if depth == 16 else 1)
 
 
-class TiffPage(NamedTuple):
-    """Directory of one page of a TIFF: offset of its entries, their number, byte order, whether a BigTIFF."""
-
-    offset: int
-    entries: int
-    order: str
-    big: bool
-
-
-def tiff_pages(file: BinaryIO) -> Iterator[TiffPage]:
-    """The pages of a TIFF file, each once.
-
-    A page outside the file is the last, without entries. Damage raises nothing here: decoding the page reports it.
-    """
+def exif_orientation(data: bytes) -> int:
+    """The orientation in the Exif data of a JPEG or PNG file, 1 to 8; 1 if there is none, or it is damaged."""
     try:
-        order = {b"II": "<", b"MM": ">"}[file.read(2)]
-        big = _number(file, f"{order}H") == 43
-        count, entry_size, link = ("Q", 20, "Q") if big else ("H", 12, "I")
-        file.seek(8 if big else 4)
-        seen: set[int] = set()
-        while (offset := _number(file, f"{order}{link}")) and offset not in seen:
-            seen.add(offset)
-            try:
-                file.seek(offset)
-                entries = _number(file, f"{order}{count}")
-            except DAMAGED:
-                yield TiffPage(offset, 0, order, big)
-                return
-            start = file.tell()
-            yield TiffPage(start, entries, order, big)
-            file.seek(start + entries * entry_size)
-    except DAMAGED:
-        return
+        found = _exif(data)
+    except struct.error:
+        found = b""
+    return orientation_of(io.BytesIO(found)) if found else 1
 
 
-def tiff_bytes(data: bytes, frame: int) -> int:
-    """Bytes of the decoded pixels of one page of a TIFF file, by the page's tags; 0 if there is no such page."""
-    file = io.BytesIO(data)
-    page = next(itertools.islice(tiff_pages(file), frame, None), None)
-    if page is None:
-        return 0
-    tags = {256: 0, 257: 0, 258: 1, 277: 1}  # width, height, bits, samples per pixel
-    types = {1: "B", 3: "H", 4: "I", 16: "Q"}
-    long = page.order + ("Q" if page.big else "I")
-    for number in range(min(page.entries, 4096)):
-        file.seek(page.offset + number * (20 if page.big else 12))
-        tag, kind = (_number(file, f"{page.order}H") for _ in range(2))
-        count = _number(file, long)
-        if tag in tags and kind in types:
-            if count * struct.calcsize(types[kind]) > struct.calcsize(long):  # the values are elsewhere in the file
-                file.seek(_number(file, long))
-            tags[tag] = _number(file, page.order + types[kind])
-    width, height, bits, samples = tags.values()
-    return width * height * samples * max(8, bits) // 8
+def _exif(data: bytes) -> bytes:
+    """The Exif data of a JPEG (APP1) or PNG file (eXIf), a TIFF without pictures; empty if there is none."""
+    if data.startswith(b"\xff\xd8"):
+        at = 2
+        while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:  # up to the pixels
+            if data[at + 1] == 0xFF:
+                at += 1
+                continue
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                return data[at + 10 : at + 2 + length]
+            at += 2 + length
+    elif data.startswith(b"\x89PNG"):
+        at = 8
+        while at + 12 <= len(data):
+            length, kind = struct.unpack_from(">I4s", data, at)
+            if kind == b"eXIf":
+                return data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+            at += 12 + length
+    return b""
 
 
-def _number(file: BinaryIO, form: str) -> int:
-    return struct.unpack(form, file.read(struct.calcsize(form)))[0]
+def png_of_indexes(data: bytes) -> bytes | None:
+    """A PNG file with a palette as a grey one of its indexes; None for another file."""
+    if not data.startswith(b"\x89PNG") or data[25:26] != b"\x03":
+        return None
+    head = data[12:25] + b"\0" + data[26:29]
+    made, at = data[:12] + head + struct.pack(">I", zlib.crc32(head)), 33
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"IDAT", b"IEND"):
+            made += data[at : at + 12 + length]
+        at += 12 + length
+    return made
+
+
+BMP_MASKS = ((0xFF0000, 0xFF00, 0xFF), (0x7C00, 0x3E0, 0x1F), (0xF800, 0x7E0, 0x1F))
+"""Bits of red, green and blue that OpenCV reads: it takes all others for one of these."""
+
+
+def bmp_for_opencv(data: bytes) -> bytes | None:
+    """A BMP file as OpenCV reads it in the right colours; None if it has them in an order that OpenCV does not read."""
+    try:
+        start, size = struct.unpack_from("<II", data, 10)
+        if size == 12:
+            width, height, planes, bits = struct.unpack_from("<HHHH", data, 18)
+            if bits == 24:  # else it becomes grey
+                head = struct.pack("<IiiHHIIiiII", 40, width, height, planes, bits, *[0] * 6)
+                return data[:10] + struct.pack("<I", 54) + head + data[start:]
+        elif struct.unpack_from("<I", data, 30)[0] in (3, 6) and struct.unpack_from("<III", data, 54) not in BMP_MASKS:
+            return None
+    except struct.error:
+        pass  # the decoder reports a damaged header
+    return data
 
 
 class Codestream(NamedTuple):
@@ -110,6 +115,19 @@ def codestream(data: bytes) -> Codestream | None:
         width, height = right - left, bottom - top
         return Codestream(width, height, samples, (bits & 0x7F) + 1, 4 * width * height * samples)
     return None
+
+
+def why_unreadable(data: bytes) -> str:
+    """What is wrong with a PNG, JPEG or BMP file that the decoder rejects, and what to do."""
+    if data.startswith(b"\xff\xd8"):
+        with contextlib.suppress(struct.error):
+            if data[2:4] == b"\xff\xf7":
+                return "it is a JPEG-LS file, which is not supported; save it again as PNG"
+            if (stream := codestream(data)) is not None and stream.bits > 8:
+                return f"it is a JPEG of {stream.bits} bits, which is not supported; save it again as PNG of 16 bits"
+        return "the JPEG file is damaged or truncated"
+    kind = "PNG" if data.startswith(b"\x89PNG") else "BMP"
+    return f"the {kind} file is damaged or truncated"
 
 
 def has_codestream_box(data: bytes) -> bool:

@@ -1,18 +1,21 @@
 """Read PNG, JPEG, TIFF and BMP files as scans; write PNG. No JAX."""
 
 import contextlib
-import itertools
+import dataclasses
+import functools
+import io
 import os
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.imaging import headers
-from mcis.imaging.scan import MAX_DECODED, MAX_FRAMES, Scan, ScanError, check_file, check_frame, check_passes, to_8_bits
+from mcis.imaging import headers, tiff, tiff_header
+from mcis.imaging.scan import MAX_DECODED, Scan, ScanError, check_file, check_frame, check_passes, to_8_bits
 
 MAX_BYTES = 1 << 28
 REPORT_FOLDERS = ("masks", "overlays", "page", "segmentations")
@@ -57,55 +60,137 @@ def files_in(folder: str | os.PathLike, accept: Callable[[pathlib.Path], bool] =
 def count_frames(path: str | os.PathLike) -> int:
     """Number of pages of a TIFF, at most MAX_FRAMES + 1; 1 for other formats and for a file that cannot be read.
 
-    A page that is missing from a truncated file is counted, so that reading it reports an error.
+    A page that is missing from a truncated file is counted, so that reading it reports an error. Thumbnails of other
+    pages and transparency masks are not.
     """
-    if pathlib.Path(path).suffix.lower() not in (".tif", ".tiff") or not os.path.isfile(path):  # a pipe would block
-        return 1
     try:
-        with open(path, "rb") as file:
-            return max(1, sum(1 for _ in itertools.islice(headers.tiff_pages(file), MAX_FRAMES + 1)))
+        if os.path.isfile(path):  # a pipe would block
+            return max(1, len(_pages(path)))
     except OSError:
-        return 1
+        pass  # reading the file reports the error
+    return 1
+
+
+def _pages(path: str | os.PathLike) -> tuple[tiff_header.TiffPage, ...]:
+    """The pages of a TIFF file; none of another format. Read once for all pages."""
+    status = os.stat(path)
+    return _pages_of(os.fspath(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _pages_of(path: str, modified: int, size: int) -> tuple[tiff_header.TiffPage, ...]:
+    with open(path, "rb") as file:
+        if not file.read(4).startswith(tiff_header.SIGNATURES):
+            return ()
+        file.seek(0)
+        return tuple(tiff_header.scan_pages(file))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A decoded file, before its values are scaled.
+
+    Attributes:
+      array: (H, W, C), grey, grey and alpha, RGB, or RGBA, as displayed; of the file's depth.
+      notes: what was done.
+      lossy: whether JPEG compressed it.
+      indexes: (H, W), of a palette's colours; None without a palette.
+      white_is_zero: whether stored values were inverted for display.
+    """
+
+    array: np.ndarray
+    notes: tuple[str, ...] = ()
+    lossy: bool = False
+    indexes: np.ndarray | None = None
+    white_is_zero: bool = False
 
 
 def read(path: str | os.PathLike, frame: int = 0) -> Scan:
-    """Read a PNG, JPEG, TIFF or BMP file of 8 or 16 bits, or a float TIFF; grey, RGB, RGBA or palette.
+    """Read a PNG, JPEG, TIFF or BMP file of any depth; grey, RGB, RGBA, CMYK or palette.
 
     Args:
       path: a file.
       frame: page of a multi-page TIFF, from 0.
 
     Returns:
-      The Scan, of the file's size. EXIF orientation is ignored, so that pixels of a finding are pixels of the file.
-      Alpha is blended with black. More than 8 bits are scaled linearly from minimum and maximum to [0, 255].
+      The Scan, upright: turned as the orientation in a JPEG's or PNG's Exif data or in a TIFF says. Alpha is blended
+      with black. More than 8 bits are scaled linearly from minimum and maximum to [0, 255].
 
     Raises:
       ScanError: the file is missing, empty, too large (MAX_BYTES, MAX_PIXELS, MAX_DECODED), no image, or has NaN.
     """
+    return _to_scan(read_picture(path, frame), os.fspath(path))
+
+
+def read_picture(path: str | os.PathLike, frame: int = 0) -> Picture:
+    """Read a file as `read` does, with the values that it stores."""
     check_frame(path, frame)
     check_file(path, MAX_BYTES)
-    return decode(pathlib.Path(path).read_bytes(), name=os.fspath(path), frame=frame)
+    if pages := _pages(path):
+        with open(path, "rb") as file:  # only the page's part of the file
+            return _page(file, pages, frame, os.fspath(path))
+    return _picture(pathlib.Path(path).read_bytes(), os.fspath(path), frame)
 
 
 def decode(data: bytes, name: str = "image", frame: int = 0) -> Scan:
     """Decode the content of an image file as `read` does; error messages call it `name`."""
+    return _to_scan(_picture(data, name, frame), name)
+
+
+def _page(file: BinaryIO, pages: Sequence[tiff_header.TiffPage], frame: int, name: str) -> Picture:
+    if frame >= len(pages):
+        raise ScanError(f"{name}: has no readable page {frame}, numbered from 0")
+    try:
+        page = tiff.read_page(file, pages[frame], name)
+    except ScanError as error:
+        if frame and str(error).startswith(f"{name}: not a readable image"):
+            raise ScanError(f"{name}: has no readable page {frame}, numbered from 0 ({error})") from None
+        raise
+    return Picture(page.array, page.notes, page.lossy, page.indexes, page.white_is_zero)
+
+
+def _picture(data: bytes, name: str, frame: int) -> Picture:
     if not headers.is_image(data):
         raise ScanError(f"{name}: {UNREADABLE}")
-    _check_size(data, name, frame)
-    buffer = np.frombuffer(data, np.uint8)
+    if data.startswith(tiff_header.SIGNATURES):
+        file = io.BytesIO(data)
+        return _page(file, tiff_header.scan_pages(file), frame, name)
+    if frame:
+        raise ScanError(f"{name}: has no readable page {frame}, numbered from 0")
+    _check_size(data, name)
+    if data.startswith(b"BM"):
+        if (bmp := headers.bmp_for_opencv(data)) is None:
+            raise ScanError(f"{name}: a BMP with its colours in an unusual order; save it again as PNG")
+        data = bmp
     try:
-        if frame == 0:
-            array = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-        else:
-            done, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(frame, frame + 1))
-            array = pages[0] if done and pages else None
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         too_large = "CV_IO_MAX_IMAGE" in str(error)
         reason = TOO_LARGE if too_large else f"cannot be decoded ({error.err or 'damaged'})"
         raise ScanError(f"{name}: {reason}") from None
     if array is None or array.size == 0:
-        raise ScanError(f"{name}: has no readable page {frame}, numbered from 0" if frame else f"{name}: {UNREADABLE}")
-    return _to_scan(array, name)
+        raise ScanError(f"{name}: not a readable image: {headers.why_unreadable(data)}")
+    array = _channels_reversed(array.reshape(*array.shape[:2], -1))
+    turn, notes = headers.exif_orientation(data), ()
+    if turn != 1:
+        array, notes = tiff_header.upright(array, turn), (f"turned upright, as its EXIF orientation {turn} says",)
+    return Picture(array, notes, data.startswith(b"\xff\xd8"))
+
+
+def palette_indexes(path: str | os.PathLike) -> np.ndarray | None:
+    """The indexes of a PNG's palette, (H, W), perhaps scaled, upright; None for another file."""
+    data = pathlib.Path(path).read_bytes()
+    if (grey := headers.png_of_indexes(data)) is None:
+        return None
+    array = cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if array is None else tiff_header.upright(array, headers.exif_orientation(data))
+
+
+def _channels_reversed(array: np.ndarray) -> np.ndarray:
+    """From OpenCV's order of channels to RGB, or back; alpha stays the last."""
+    if array.shape[2] < 3:
+        return array
+    return cv2.cvtColor(array, cv2.COLOR_BGR2RGB if array.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Scan:
@@ -114,9 +199,7 @@ def from_array(array: np.ndarray, name: str = "array") -> Scan:
         raise ScanError(f"{name}: shape {array.shape}, type {array.dtype}; numbers (H, W) or (H, W, 3) are needed")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise ScanError(f"{name}: {TOO_LARGE}")
-    if array.ndim == 3 and array.shape[2] >= 3:  # to the channel order of OpenCV
-        array = np.concatenate([array[..., 2::-1], array[..., 3:]], axis=2)
-    return _to_scan(array, name)
+    return _to_scan(Picture(array), name)
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -127,14 +210,12 @@ def encode_png(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _check_size(data: bytes, name: str, frame: int) -> None:
+def _check_size(data: bytes, name: str) -> None:
     """Raise ScanError if, by its header, an image needs too much memory or time to decode."""
     size, jpeg_pixels = 0, 0
     with contextlib.suppress(struct.error, OverflowError, ValueError):  # the decoder reports a damaged header
         if data.startswith(b"\x89PNG"):
             size = headers.png_bytes(data)
-        elif data.startswith((b"II", b"MM")):
-            size = headers.tiff_bytes(data, frame)
         elif data.startswith(b"\xff\xd8") and (stream := headers.codestream(data)):
             jpeg_pixels = stream.width * stream.height
     if size > MAX_DECODED:
@@ -143,33 +224,35 @@ def _check_size(data: bytes, name: str, frame: int) -> None:
     check_passes(data, jpeg_pixels, name)
 
 
-def _to_scan(array: np.ndarray, name: str) -> Scan:
-    """Convert an array in the channel order of OpenCV."""
+def _to_scan(picture: Picture, name: str) -> Scan:
+    """Scale a picture to 8 bits, blend its alpha with black, and give it three channels."""
+    array, notes = picture.array, list(picture.notes)
     channels = 1 if array.ndim == 2 else array.shape[2]
     if channels > 4:
         raise ScanError(f"{name}: {channels} channels; grey, RGB and RGBA are supported")
     array = array.reshape(*array.shape[:2], channels)
-    notes = []
     if array.dtype != np.uint8:
         array, note = _scaled(array, name)
         notes.append(note)
     if channels in (2, 4):
-        if array[..., -1].min() < 255:
+        *colours, alpha = cv2.split(array)
+        if alpha.min() < 255:
             notes.append("alpha blended with black")
-        alpha = np.repeat(array[..., -1:], channels - 1, axis=2)
-        array = cv2.multiply(array[..., :-1], alpha, scale=1 / 255).reshape(alpha.shape)
-    image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., ::-1]
+            colours = [cv2.multiply(colour, alpha, scale=1 / 255) for colour in colours]
+        array = cv2.merge(colours).reshape(*alpha.shape, -1)
+    image = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
     return Scan(np.ascontiguousarray(image), tuple(notes))
 
 
 def _scaled(array: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     """Scale (H, W, C) to 8 bits, colours from their minimum and maximum, alpha from 0 and its own; also a note."""
-    with np.errstate(over="ignore"):
-        limits = [float(np.float32(value)) for part in (array, array[..., :3]) for value in (part.min(), part.max())]
-    if not np.isfinite(limits).all():
+    has_alpha = array.shape[2] in (2, 4)
+    colours = array[..., :-1] if has_alpha else array
+    low, high = float(colours.min()), float(colours.max())
+    if not np.isfinite(high - low) or (has_alpha and not np.isfinite(float(array.max()) - float(array.min()))):
         raise ScanError(f"{name}: has NaN or infinite pixels; replace them")
-    *_, low, high = limits
     scaled = to_8_bits(array, low, high)
-    if array.shape[2] == 4:
-        scaled[..., 3] = to_8_bits(array[..., 3], 0, np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1)
+    if has_alpha:
+        opaque = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1
+        scaled[..., -1] = to_8_bits(array[..., -1], 0, opaque)
     return scaled, f"{array.dtype.name} scaled from [{low:g}, {high:g}] to 8 bits"

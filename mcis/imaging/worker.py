@@ -8,18 +8,15 @@ import ctypes
 import dataclasses
 import json
 import os
-import pathlib
 import resource
 import signal
-import stat
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mcis.imaging import dicom, dicom_seg, formats, image_files, nifti
+from mcis.imaging import archives, dicom_seg, formats, image_files, nifti, search
 from mcis.imaging.scan import ScanError
 
 Response = tuple[dict[str, Any], bytes]
@@ -37,83 +34,14 @@ def read(path: str, frame: int) -> Response:
 
 
 def frames(path: str) -> Response:
-    """{"frames": number of frames of a file}."""
-    return {"frames": formats.format_of(path).count(path)}, b""
+    """{"frames": number of frames of a file, "other": its kind if it holds no scan, else null}."""
+    other = search.no_scan(path)
+    return {"frames": formats.format_of(path).count(path), "other": other}, b""
 
 
 def unpack(path: str, folder: str, files: int, size: int) -> Response:
-    """Unpack the scans of a zip archive into a folder as numbered files: names in the archive are never used as paths.
-
-    Args:
-      path: the archive.
-      folder: the target.
-      files: most entries that the archive may have.
-      size: most bytes that all unpacked files together may have.
-
-    Returns:
-      {"entries": [[name in the archive, path, null], ...]}; of an entry that was not unpacked [name, null, reason].
-      Entries that are no scans by name or content are left out.
-    """
-    entries: list[list[str | None]] = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
-            if len(infos) > files:
-                raise ScanError(f"an archive of {len(infos)} files; at most {files} are read at once")
-            for info in infos:
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    continue
-                suffix = suffix_of(info.filename)
-                target = os.path.join(folder, f"{len(entries):06}{suffix}")
-                error = _check_entry(info, size) or _unpack_entry(archive, info, target, size)
-                if error is None and not suffix and not dicom.is_dicom_without_suffix(pathlib.Path(target)):
-                    os.unlink(target)
-                    continue
-                if error is None:
-                    size -= os.path.getsize(target)
-                entries.append([info.filename, None if error else target, error])
-    except ScanError:
-        raise
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
-        raise ScanError(f"not an archive, or damaged ({type(error).__name__})") from None
-    return {"entries": entries}, b""
-
-
-def _hidden(name: str) -> bool:
-    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
-
-
-def _check_entry(info: zipfile.ZipInfo, size: int) -> str | None:
-    """Why an entry cannot be unpacked; None if it can."""
-    if info.flag_bits & 1:
-        return "encrypted; unpack it first"
-    if info.filename.lower().endswith(".zip"):
-        return "an archive in an archive; unpack it first"
-    if info.file_size > size:
-        return "too large, alone or with the files before it; make the archive smaller"
-    return None
-
-
-def _unpack_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: str, size: int) -> str | None:
-    """Unpack an entry of at most `size` bytes; returns the error, if any, and leaves no file then."""
-    try:
-        with archive.open(info) as packed, open(target, "wb") as file:
-            while piece := packed.read(1 << 16):
-                size -= len(piece)  # the size stated in the archive may be wrong
-                if size < 0:
-                    break
-                file.write(piece)
-        error = "larger than the archive says" if size < 0 else None
-    except Exception as problem:  # zlib, lzma and bz2 have their own types
-        error = f"cannot be unpacked ({type(problem).__name__})"
-    if error is not None:
-        pathlib.Path(target).unlink(missing_ok=True)
-    return error
-
-
-def suffix_of(name: str) -> str:
-    """The suffix in `formats.SUFFIXES` that a file name has, lower case; "" if it has none."""
-    return max((suffix for suffix in formats.SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    """`archives.unpack`."""
+    return archives.unpack(path, folder, files, size), b""
 
 
 def segmentation(

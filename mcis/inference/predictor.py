@@ -32,6 +32,7 @@ from mcis.inference.plausibility import reject_implausible, thumbnail_reason
 from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+from mcis.paths import local_path
 from mcis.report.finding import Finding, measured
 
 if TYPE_CHECKING:
@@ -244,7 +245,8 @@ def load(weights: str | os.PathLike | None = None, **options: Any) -> Predictor:
 
     from mcis.checkpoints.bundle import BUNDLED, load_bundle
 
-    return make_predictor(load_bundle(weights or BUNDLED), checked, str(weights or "shipped"))
+    folder = local_path(weights, "weights") if weights else BUNDLED
+    return make_predictor(load_bundle(folder), checked, str(weights or "shipped"))
 
 
 def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, folder: str) -> Predictor:

@@ -11,7 +11,7 @@ import array
 import datetime
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -25,14 +25,18 @@ from mcis.report.writer import NO_SEGMENTATION, segmentation_path
 
 
 def write(
-    out: str | os.PathLike, named: bool | None, made: datetime.datetime | None = None
+    out: str | os.PathLike,
+    named: bool | None,
+    made: datetime.datetime | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, str | None]]:
     """Write the segmentations that a report lacks.
 
     Args:
-      out: the report's folder; the scans are still at the paths in findings.jsonl.
+      out: the report's folder; the scans are still at the paths in findings.jsonl, or those in `paths`.
       named: as for `dicom_seg.encode`; None writes no DICOM SEG.
       made: as for `dicom_seg.encode`.
+      paths: where a scan is, by its name in findings.jsonl, if it is elsewhere.
 
     Yields:
       `series` of each volume, and a note if its file could not be written.
@@ -54,7 +58,7 @@ def write(
                 for offset in offsets.get(volume.series, ()):
                     file.seek(offset)
                     slices.append(from_json(Finding, file.readline()))
-                encoded = _encode(out, volume, slices, named, made)
+                encoded = _encode(out, volume, slices, named, made, paths or {})
             except (ScanError, OSError, MemoryError) as error:
                 yield volume.series, f"{NO_SEGMENTATION}{str(error) or type(error).__name__}"
                 continue
@@ -66,20 +70,26 @@ def write(
 
 
 def _encode(
-    out: pathlib.Path, volume: Volume, slices: Sequence[Finding], named: bool | None, made: datetime.datetime | None
+    out: pathlib.Path,
+    volume: Volume,
+    slices: Sequence[Finding],
+    named: bool | None,
+    made: datetime.datetime | None,
+    paths: Mapping[str, str],
 ) -> tuple[pathlib.Path, bytes] | None:
     """Path and content of a volume's file; None if it has no masks, exists already, or was not requested."""
-    is_nifti = formats.format_of(volume.scan).name == "NIfTI"
+    scan = paths.get(volume.scan, volume.scan)
+    is_nifti = formats.format_of(scan).name == "NIfTI"
     path = out / segmentation_path(volume, ".nii.gz" if is_nifti else ".dcm")
     masks = [one.mask if one.organ == volume.organ else None for one in slices]
     if not any(masks) or path.exists() or (named is None and not is_nifti):
         return None
     arrays, frames = _read_masks(out, masks), [one.frame or 0 for one in slices]
     if is_nifti:
-        return path, nifti.encode(volume.scan, dict(zip(frames, arrays, strict=True)))
+        return path, nifti.encode(scan, dict(zip(frames, arrays, strict=True)))
     series = volume.kind == "series"
     data = dicom_seg.encode(
-        [one.scan for one in slices] if series else [volume.scan],
+        [paths.get(one.scan, one.scan) for one in slices] if series else [scan],
         arrays,
         frames=None if series else frames,
         organ=str(volume.organ),

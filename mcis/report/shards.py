@@ -70,7 +70,12 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
     first = next(iter(runs.values()))
     options = {name: value for name, value in first["options"].items() if name != "shard"} | {"merged": len(shards)}
     with ReportWriter(
-        out, options, versions=first["versions"], weights=first["weights"], overwrite=overwrite
+        out,
+        options,
+        versions=first["versions"],
+        weights=first["weights"],
+        passed_over=first.get("passed_over"),
+        overwrite=overwrite,
     ) as report:
         for path in shards.values():
             _append(report, path)

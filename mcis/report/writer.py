@@ -76,6 +76,7 @@ class ReportWriter:
       options: the run's options, for run.json; values without a JSON form are written as text.
       versions: further versions for run.json, by name (mcis, Python, NumPy and OpenCV are included).
       weights: description of the weights for run.json.
+      passed_over: {"files": number, "kinds": {kind: number}} of files that hold no scan, for run.json.
       overwrite: remove the files of the existing report, and no others.
       resume: append to the existing report, after its last complete line.
 
@@ -95,6 +96,7 @@ class ReportWriter:
         *,
         versions: Mapping[str, str] | None = None,
         weights: Any = None,
+        passed_over: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ):
@@ -129,6 +131,7 @@ class ReportWriter:
             "versions": {**own, "opencv": cv2.__version__, **(versions or {})},
             "weights": weights,
             "options": dict(options),
+            "passed_over": dict(passed_over or {"files": 0, "kinds": {}}),
         }
         self._page = Page(self.out)
         self.counts = self._page.counts

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -25,6 +26,7 @@ from starlette.exceptions import HTTPException
 import mcis
 from mcis import organs
 from mcis.files import from_json
+from mcis.imaging import search
 from mcis.imaging.image_files import encode_png
 from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
@@ -177,11 +179,12 @@ async def findings(
 ) -> Response:
     """Findings in the order of the scans, one per image, frame or slice; an unreadable scan has an `error`."""
     service: Service = request.app.state.service
+    passed = collections.Counter[str]()
 
     async def rows() -> AsyncIterator[dict[str, Any]]:
         with service.folder() as folder:
-            uploads = await service.save(files, folder)
-            async with contextlib.aclosing(service.results(uploads, request.is_disconnected)) as results:
+            uploads = await service.save(files, folder, passed)
+            async with contextlib.aclosing(service.results(uploads, request.is_disconnected, passed)) as results:
                 async for one in results:
                     yield await asyncio.to_thread(_row, one.result, pictures)
 
@@ -191,7 +194,8 @@ async def findings(
     values = [row async for row in rows()]
     if format == "csv":
         return Response(_csv(values), media_type=FORMATS[format])
-    return _json({"notice": mcis.NOTICE, "findings": values, "volumes": _volumes(values)})
+    over = {"files": sum(passed.values()), "kinds": dict(passed), "text": search.describe(passed)}
+    return _json({"notice": mcis.NOTICE, "findings": values, "volumes": _volumes(values), "passed_over": over})
 
 
 @router.post("/v1/volumes")

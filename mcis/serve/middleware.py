@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import mcis
+from mcis.imaging.archives import MAX_BYTES, MAX_FILES
 
 HEADERS = (
     (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -46,8 +47,8 @@ class Limits:
       reading: seconds to read one image.
     """
 
-    size: int = 1 << 30
-    scans: int = 4096
+    size: int = MAX_BYTES
+    scans: int = MAX_FILES
     seconds: float = 1800.0
     silence: float = 60.0
     linger: float = 5.0

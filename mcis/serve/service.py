@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
+from mcis.imaging import search
+from mcis.imaging.archives import display_name, suffix_of
 from mcis.imaging.formats import LoadedScan
 from mcis.imaging.image_files import encode_png
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
-from mcis.imaging.worker import suffix_of
 from mcis.inference.predictor import BATCH, Predictor, Result
 from mcis.report.finding import Finding
 from mcis.report.volume import summarise
@@ -29,10 +30,10 @@ from mcis.serve.middleware import Limits, Rejected
 
 AHEAD = 2 * BATCH
 """Scans of one request that are in progress at once; the others wait, so that a large request does not block others."""
-MAX_NAME = 300
-"""Characters of an upload's name that are kept."""
 PREFIX = "mcis-serve-"
 """Prefix of the temporary folders of servers."""
+Passed = collections.Counter[str]
+"""How many files of each kind hold no scan, as in `search.Found`."""
 Disconnected = Callable[[], Awaitable[bool]]
 """Whether the client has disconnected: `Request.is_disconnected`."""
 
@@ -124,9 +125,10 @@ class Service:
         """A context manager: a temporary folder for the uploads of one request."""
         return tempfile.TemporaryDirectory(dir=self.root, ignore_cleanup_errors=True)
 
-    async def save(self, files: Sequence[UploadFile], folder: str) -> list[Upload]:
-        """Save uploaded files in a folder, and unpack archives."""
+    async def save(self, files: Sequence[UploadFile], folder: str, passed: Passed | None = None) -> list[Upload]:
+        """Save uploaded files in a folder, and unpack archives; count in `passed` their files that hold no scan."""
         uploads: list[Upload] = []
+        passed = collections.Counter() if passed is None else passed
         size = self.limits.size
         for file in files:
             name = display_name(file.filename)
@@ -143,19 +145,27 @@ class Service:
                 continue
             unpacked = [Upload(display_name(f"{name}/{entry}"), at, why) for entry, at, why in header["entries"]]
             size -= sum(os.path.getsize(upload.path) for upload in unpacked if upload.path is not None)
-            uploads += unpacked or [Upload(name, None, "the archive contains no scans")]
+            if not unpacked:
+                inside = search.describe(header["passed"])
+                uploads.append(Upload(name, None, f"the archive contains no scans{inside and '. '}{inside}"))
+            uploads += unpacked
+            passed.update(header["passed"])
             os.unlink(path)
         return uploads
 
-    async def results(self, uploads: Sequence[Upload], disconnected: Disconnected) -> AsyncGenerator[ScanResult]:
+    async def results(
+        self, uploads: Sequence[Upload], disconnected: Disconnected, passed: Passed | None = None
+    ) -> AsyncGenerator[ScanResult]:
         """The results of all scans of uploads, in order, AHEAD of them in progress at once.
+
+        DICOM objects that are no scans have no result if there are other uploads; `passed` counts them.
 
         Raises:
           Rejected: the client has disconnected.
         """
         waiting: collections.deque[asyncio.Task[ScanResult]] = collections.deque()
         try:
-            async for upload, frame in self._scans(uploads):
+            async for upload, frame in self._scans(uploads, collections.Counter() if passed is None else passed):
                 if await disconnected():
                     raise Rejected(499, "the client disconnected")
                 waiting.append(asyncio.create_task(self.result(upload, frame)))
@@ -218,14 +228,18 @@ class Service:
             )
         return files, errors
 
-    async def _scans(self, uploads: Sequence[Upload]) -> AsyncIterator[tuple[Upload, int | None]]:
+    async def _scans(self, uploads: Sequence[Upload], passed: Passed) -> AsyncIterator[tuple[Upload, int | None]]:
         """(upload, frame) of each scan; the frame is None where a file has a single one."""
         left = self.limits.scans
         for upload in uploads:
             count = 1
             if upload.path is not None:
                 with contextlib.suppress(ScanError):  # reading the file reports the error
-                    count = (await self.readers.request("frames", path=upload.path))[0]["frames"]
+                    header, _ = await self.readers.request("frames", path=upload.path)
+                    count, other = header["frames"], str(header["other"] or "")
+                    if other.startswith("DICOM") and len(uploads) > 1:
+                        passed[other] += 1
+                        continue
             if count > left:
                 yield Upload(upload.name, None, f"{count} frames; the limit is {self.limits.scans} per request"), None
                 continue
@@ -242,12 +256,6 @@ class Service:
             error = loaded.error and _with_client_names(loaded.error.replace(f"{upload.path}: ", ""), [upload])
             loaded = dataclasses.replace(loaded, path=upload.name, error=error)
         return ScanResult(upload, loaded, await self.batches.predict(loaded))
-
-
-def display_name(name: str | None) -> str:
-    """A client's file name without unprintable characters, at most MAX_NAME characters."""
-    printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name or "")
-    return printable[-MAX_NAME:] or "upload"
 
 
 def _with_client_names(text: str, uploads: Sequence[Upload]) -> str:

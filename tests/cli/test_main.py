@@ -236,7 +236,7 @@ def test_the_compiler_target_changes_with_the_version_and_the_machine(monkeypatc
 
 
 @pytest.fixture
-def settings(monkeypatch):
+def settings(tmp_path, monkeypatch):
     """What is set in JAX's configuration, which stays unchanged."""
     import jax
 
@@ -244,13 +244,13 @@ def settings(monkeypatch):
     monkeypatch.setattr(jax.config, "update", found.__setitem__)
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return found
 
 
-def test_the_compilation_cache_is_bounded_and_for_this_compiler_and_cpu(settings):
+def test_the_compilation_cache_is_bounded_and_for_this_compiler_and_cpu(settings, tmp_path):
     common.enable_compilation_cache()
-    assert settings["jax_compilation_cache_dir"] == f"/cache/mcis/{common.compiler_target()}"
+    assert settings["jax_compilation_cache_dir"] == str(tmp_path / "cache" / "mcis" / common.compiler_target())
     assert settings["jax_compilation_cache_max_size"] == 2 << 30
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcis.cli import predict
+from mcis.cli import inputs, predict
 from mcis.imaging import formats, image_files, phantom, pool
 from mcis.inference import predictor
 from mcis.organs import ORGANS
@@ -137,15 +137,20 @@ def test_invalid_options_are_errors_that_name_the_allowed_values(options, messag
     assert not (tmp_path / "out").exists()
 
 
+def expand(*paths):
+    with inputs.expanded([str(path) for path in paths]) as found:
+        return found.files
+
+
 def test_paths_may_be_files_folders_and_globs(pictures, tmp_path):
     folder, paths = pictures
-    assert len(predict.expand([str(folder)])) == len(paths) + 2
-    assert predict.expand([str(folder / "broken*")]) == [str(folder / "broken.png")]
-    assert predict.expand(["missing.png"]) == ["missing.png"]
+    assert len(expand(folder)) == len(paths) + 2
+    assert expand(folder / "broken*") == (str(folder / "broken.png"),)
+    assert expand("missing.png") == ("missing.png",)
     with pytest.raises(ValueError, match="no scans in"):
-        predict.expand([str(tmp_path)])
+        expand(tmp_path)
     with pytest.raises(ValueError, match="no scans given"):
-        predict.expand([])
+        expand()
 
 
 @NO_NETWORKS

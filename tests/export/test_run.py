@@ -1,6 +1,7 @@
 """run.py reads, letterboxes and unletterboxes images exactly as `mcis.imaging` does."""
 
 import pathlib
+import random
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from mcis.export import run
 from mcis.imaging import image_files, phantom
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, letterbox, unletterbox
 from mcis.imaging.scan import ScanError
+from tests.lanes.fuzz import known_pictures
 
 
 def images():
@@ -75,3 +77,20 @@ def test_limits_are_equal_to_those_of_mcis():
     assert (run.INPUT_SIZE, run.MIN_CONTENT) == (INPUT_SIZE, MIN_CONTENT)
     assert run.MAX_BYTES == image_files.MAX_BYTES
     assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(run.__file__).read_text()
+
+
+@pytest.mark.parametrize("make", [known_pictures.turned, known_pictures.stored_tiff, known_pictures.cut], ids=str)
+def test_a_file_is_turned_as_in_mcis_and_never_read_wrongly(make, tmp_path):
+    equal = 0
+    for seed in range(60):
+        tree = make(random.Random(seed))
+        (name,) = (name for name in tree if name.startswith("a."))
+        (tmp_path / name).write_bytes(tree[name])
+        try:
+            found = run.read(tmp_path / name).astype(int)
+        except ValueError:
+            continue
+        expected = image_files.read(tmp_path / name).image
+        assert found.shape == expected.shape and np.abs(found - expected).max() <= 1
+        equal += 1
+    assert equal >= {known_pictures.turned: 60, known_pictures.stored_tiff: 3, known_pictures.cut: 0}[make]

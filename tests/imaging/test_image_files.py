@@ -1,5 +1,6 @@
 """PNG, JPEG, TIFF and BMP files, and the search of folders."""
 
+import io
 import os
 import pathlib
 import struct
@@ -10,10 +11,11 @@ import zlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from mcis import MAX_PIXELS
-from mcis.imaging import headers, image_files, scan
+from mcis.imaging import image_files, scan, tiff_header, tiff_layout
 from mcis.imaging.scan import ScanError
 from tests.lanes.fuzz.crafted_pictures import jpeg_scans, tiff_of
 
@@ -64,14 +66,6 @@ def test_a_jpeg_is_read_in_rgb_order_with_little_loss():
     assert np.abs(found.image.astype(int) - RGB).mean() < 4
     grey = image_files.decode(encoded(".jpg", GREY)).image
     np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
-
-
-def test_exif_orientation_is_ignored():
-    plain = encoded(".jpg", RGB)
-    tag = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)  # orientation 6: turned by 90 degrees
-    body = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + tag + struct.pack(">I", 0)
-    turned = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
-    np.testing.assert_array_equal(image_files.decode(turned).image, image_files.decode(plain).image)
 
 
 def test_a_grey_image_saved_as_rgb_gives_the_same_scan():
@@ -177,6 +171,66 @@ def test_an_encoded_png_is_read_back_and_a_wrong_shape_is_an_error():
         image_files.encode_png(np.zeros((4, 4, 7), np.uint8))
 
 
+def bmp(bits, rows, *, size=40, compression=0, masks=b"", height=33, width=47):
+    """A BMP of `rows` (bytes), with a header of 12 or 40 bytes."""
+    if size == 12:
+        head = struct.pack("<IHHHH", 12, width, height, 1, bits)
+    else:
+        head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, *[0] * 5)
+    start = 14 + len(head) + len(masks)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + head + masks + rows
+
+
+@pytest.mark.parametrize("size", [12, 40])
+def test_a_bmp_of_24_bits_keeps_its_colours_whatever_its_header(size):
+    rows = b"".join(row[:, ::-1].tobytes() + b"\0" * (-3 * 47 % 4) for row in RGB[::-1])
+    np.testing.assert_array_equal(image_files.decode(bmp(24, rows, size=size)).image, RGB)
+
+
+def test_a_bmp_with_other_channels_than_blue_green_red_is_right_or_an_error():
+    rows = np.dstack([RGB[::-1, :, ::-1], np.full((33, 47), 255, np.uint8)]).tobytes()
+    usual, swapped = (0xFF0000, 0xFF00, 0xFF), (0xFF, 0xFF00, 0xFF0000)
+    found = image_files.decode(bmp(32, rows, compression=3, masks=struct.pack("<III", *usual)))
+    np.testing.assert_array_equal(found.image, RGB)
+    with pytest.raises(ScanError, match="colours in an unusual order; save it again as PNG"):
+        image_files.decode(bmp(32, rows, compression=3, masks=struct.pack("<III", *swapped)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_of_every_depth_and_order_is_read(bits, interlaced):
+    full = (1 << bits) - 1
+    values = np.rint(GREY / 255 * full).astype(int)
+
+    def rows(part):
+        bytes_of = [(row[:, None] >> np.arange(bits - 1, -1, -1)) & 1 for row in part if part.size]
+        return b"".join(b"\0" + np.packbits(bits_of.reshape(-1).astype(np.uint8)).tobytes() for bits_of in bytes_of)
+
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = passes if interlaced else ((0, 0, 1, 1),)
+    data = b"".join(rows(values[y::down, x::right]) for y, x, down, right in passes)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 47, 33, bits, 0, 0, 0, interlaced))
+    made = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    found = image_files.decode(made).image[..., 0]
+    np.testing.assert_allclose(found, np.rint(values * (255 / full)), atol=1)
+
+
+def test_a_jpeg_of_cmyk_is_read_as_adobe_writes_it():
+    ink = np.dstack([255 - RGB, np.zeros_like(GREY)])
+    file = io.BytesIO()
+    PIL.Image.fromarray(ink, "CMYK").save(file, "JPEG", quality=95)
+    expected = np.asarray(PIL.Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
+    found = image_files.decode(file.getvalue()).image
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(("marker", "bits", "words"), [(0xF7, 8, "JPEG-LS"), (0xC1, 12, "a JPEG of 12 bits")])
+def test_another_kind_of_jpeg_is_named(marker, bits, words):
+    frame = struct.pack(">BBHBHHB", 255, marker, 11, bits, 33, 47, 1) + bytes([1, 0x11, 0])
+    with pytest.raises(ScanError, match=f"{words}.*, which is not supported; save it again as PNG"):
+        image_files.decode(b"\xff\xd8" + frame + bytes(99) + b"\xff\xd9")
+
+
 # Errors
 
 
@@ -190,10 +244,12 @@ BROKEN = {
     "empty.png": (b"", "empty file"),
     "text.png": (b"I am not an image\n" * 40, "not a readable image"),
     "text.tif": (b"I am not an image\n" * 40, "not a readable image"),
-    "header.png": (encoded(".png", RGB)[:20], "not a readable image"),
-    "half.png": (encoded(".png", RGB)[: len(encoded(".png", RGB)) // 2], "not a readable image"),
-    "half.bmp": (encoded(".bmp", RGB)[:900], "not a readable image"),
-    "half.tif": (encoded(".tif", RGB)[:900], "not a readable image"),
+    "header.png": (encoded(".png", RGB)[:20], "the PNG file is damaged or truncated"),
+    "half.png": (encoded(".png", RGB)[: len(encoded(".png", RGB)) // 2], "the PNG file is damaged or truncated"),
+    "half.jpg": (encoded(".jpg", RGB)[: len(encoded(".jpg", RGB)) // 2], "the JPEG file is damaged or truncated"),
+    "header.jpg": (encoded(".jpg", RGB)[:20], "the JPEG file is damaged or truncated"),
+    "half.bmp": (encoded(".bmp", RGB)[:900], "the BMP file is damaged or truncated"),
+    "half.tif": (encoded(".tif", RGB)[:900], "its TIFF page is damaged or truncated"),
     "nan.tif": (nan_tiff(np.nan), "NaN or infinite"),
     "infinite.tif": (nan_tiff(-np.inf), "NaN or infinite"),
 }
@@ -336,12 +392,14 @@ def test_every_page_of_a_tiff_is_counted_even_a_truncated_one(tmp_path, order, m
     chain = chain[:-4] + struct.pack(f"{sign}I", 0)
     (tmp_path / "chain.tiff").write_bytes(chain)
     assert image_files.count_frames(tmp_path / "chain.tiff") == 5
-    for module in (scan, image_files):
+    for module in (scan, tiff_header):
         monkeypatch.setattr(module, "MAX_FRAMES", 3)
+    image_files._pages_of.cache_clear()
     assert image_files.count_frames(tmp_path / "chain.tiff") == 4
     with pytest.raises(ScanError, match="only the first 3 frames"):
         image_files.read(tmp_path / "chain.tiff", 3)
     monkeypatch.undo()
+    image_files._pages_of.cache_clear()
     # directories that link to each other in a circle
     chain = head + struct.pack(f"{sign}HIHI", 42, 8, 0, 14) + struct.pack(f"{sign}HI", 0, 8)
     (tmp_path / "ring.tiff").write_bytes(chain)
@@ -362,14 +420,14 @@ def test_an_image_of_too_many_bytes_per_pixel_is_rejected(depth, colour):
 
 @pytest.mark.parametrize("big", [False, True])
 def test_the_size_of_a_tiff_is_known_from_its_tags(big, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_DECODED", 1 << 20)
-    for bits, channels, reads in ((32, 1, True), (64, 3, False), (8, 60_000, False)):
+    monkeypatch.setattr(tiff_layout, "MAX_DECODED", 1 << 20)
+    for bits, channels, message in ((32, 1, ""), (64, 3, "too many pixels"), (8, 60_000, "too many pixels")):
         data = tiff_of(4 if channels > 3 else 256, 256, bits, channels, 3 if bits > 8 else 1, 16, big)["a.tif"]
-        size = 256 * (4 if channels > 3 else 256) * channels * bits // 8
-        assert headers.tiff_bytes(data, 0) == size and (size <= image_files.MAX_DECODED) == reads
-        if not reads:
-            with pytest.raises(ScanError, match="too many pixels"):
+        if message:
+            with pytest.raises(ScanError, match=message):
                 image_files.decode(data)
+        else:
+            assert image_files.decode(data).image.shape == (256, 256, 3)
 
 
 def test_a_jpeg_of_ten_thousand_progressive_scans_is_rejected_and_one_of_ten_is_read():

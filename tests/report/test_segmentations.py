@@ -12,7 +12,7 @@ import SimpleITK
 from pydicom import dcmread
 
 from mcis.cli import predict
-from mcis.imaging import formats, phantom
+from mcis.imaging import phantom, search
 from mcis.report import finding, segmentations, shards, volume
 from tests.fixtures.bundles import findings
 from tests.fixtures.dicom_files import CANARY, dataset, write_series
@@ -210,7 +210,7 @@ def test_a_series_that_cannot_be_encoded_is_reported_and_the_others_are_written(
 
 
 def test_segmentations_of_a_report_are_not_read_as_scans(report):
-    assert formats.files_in(report) == []
+    assert search.in_folder(report) == ([], {})
 
 
 def test_volumes_can_be_computed_again_from_the_findings(report):

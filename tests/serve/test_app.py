@@ -314,3 +314,22 @@ def test_uploads_of_killed_servers_are_removed(tmp_path, monkeypatch):
     with upload_folder() as alive, upload_folder() as other:
         assert not dead.exists() and pathlib.Path(alive).exists() and pathlib.Path(other).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mcis-serve-link", "mcis-serve-pipe"]
+
+
+def test_objects_that_are_no_scans_are_counted_and_alone_are_an_error(client, tmp_path):
+    write(tmp_path / "seg.dcm", np.zeros((3, 40, 40), np.uint8), NumberOfFrames=3, Modality="SEG")
+    seg = (tmp_path / "seg.dcm").read_bytes()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in (("a.png", png()), ("seg", seg), ("notes.txt", b"x")):
+            archive.writestr(name, data)
+    answer = ask(client, ("b.png", png()), ("seg.dcm", seg), ("x.zip", packed.getvalue())).json()
+    assert [(one["scan"], one["error"]) for one in answer["findings"]] == [("b.png", None), ("x.zip/a.png", None)]
+    assert answer["passed_over"] == {
+        "files": 3,
+        "kinds": {"DICOM SEG": 2, ".txt": 1},
+        "text": "Passed over 3 files that hold no scan: 1 .txt, 2 DICOM objects that are no scans (SEG)",
+    }
+    (alone,) = ask(client, ("seg.dcm", seg)).json()["findings"]
+    assert "of modality SEG: a segmentation" in alone["error"]
+    assert left(client) == []

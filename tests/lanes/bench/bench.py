@@ -224,6 +224,48 @@ def scans(options, missing):
     yield row("data, ms a scan", f"augmented at {task.size}", times, len(squares))
 
 
+def frames(options, missing):
+    """Frames of a DICOM and a NIfTI file, in a new process each: time, header included, and memory."""
+    measure = (
+        "import sys, time, nibabel, pydicom.pixels; from mcis.imaging import formats; "
+        "peak = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')); "
+        "used = peak(); began = time.perf_counter(); "
+        "count = sum(1 for path, frame in formats.frames(sys.argv[1]) if formats.read(path, frame or 0)); "
+        "print(1e3 * (time.perf_counter() - began) / count, (peak() - used) / 1024)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, what in scan_files(pathlib.Path(folder)):
+            runs = []
+            for _ in range(min(3, options.rounds)):
+                command = [sys.executable, "-c", measure, str(pathlib.Path(folder, name))]
+                done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+                runs.append([float(value) for value in done.stdout.split()])
+            ms, memory = (statistics.median(values) for values in zip(*runs, strict=True))
+            yield row("data, ms a frame", what, {"ours": ms})
+            yield row("data, further memory of the reader, MiB", what, {"ours": memory})
+
+
+def scan_files(folder):
+    """Write files of frames of 256 x 256; yields their names and what they are."""
+    import nibabel
+
+    from tests.fixtures.dicom_files import enhanced
+
+    images = np.random.default_rng(0).integers(0, 4096, (2000, 256, 256), dtype=np.uint16)
+    for count in (200, 2000):
+        found = enhanced(images[:count])
+        for group in found.PerFrameFunctionalGroupsSequence:
+            block = group.private_block(0x2005, "BENCH", create=True)
+            for index in range(40):
+                block.add_new(index, "LO", "private")
+            group.is_undefined_length_sequence_item = True
+        found["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+        found.save_as(folder / f"{count}.dcm", enforce_file_format=True)
+        yield f"{count}.dcm", f"DICOM, {count} frames with 40 private elements each"
+    nibabel.save(nibabel.Nifti1Image(np.moveaxis(images[:200], 0, -1), np.diag([1, 1, 3, 1])), folder / "a.nii.gz")
+    yield "a.nii.gz", "NIfTI, 200 slices, .nii.gz"
+
+
 def predicted(folder, scans, cache):
     """`mcis predict` in its own process: (seconds, peak memory in MiB)."""
     out = tempfile.mkdtemp(dir=folder)
@@ -297,6 +339,7 @@ SECTIONS = {
     "crf": crf,
     "cascade": cascade,
     "scans": scans,
+    "frames": frames,
     "start": start,
     "memory": memory,
     "devices": devices,

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.lanes.fuzz import crafted, crafted_pictures, crafted_scans, seeds
+from tests.lanes.fuzz import crafted, crafted_pictures, crafted_scans, known_pictures, known_volumes, seeds
+from tests.lanes.fuzz.known import as_mutator, read_known
 from tests.lanes.fuzz.mutations import (
     BYTES,
     CHANGES,
@@ -38,11 +39,11 @@ from tests.lanes.fuzz.target import Target
 
 def read_scans(folder: pathlib.Path) -> str:
     """Read as `mcis predict FOLDER` does, and each file by its name."""
-    from mcis.imaging import formats, scan
+    from mcis.imaging import formats, scan, search
     from mcis.imaging.letterbox import INPUT_SIZE, letterbox
 
     errors = []
-    files = sorted({*formats.files_in(folder), *(path for path in folder.iterdir())})
+    files = sorted({*map(pathlib.Path, search.in_folder(folder).files), *folder.iterdir()})
     for path, frame in itertools.islice(formats.frames(map(str, files)), 6):
         try:
             found = formats.read(path, frame or 0)
@@ -255,6 +256,8 @@ JSON = in_a_file(json_value, ".json")
 LINES = in_a_file(json_value, ".jsonl")
 ORBAX = tuple(rehashed(mutate) for mutate in (*BYTES, in_a_file(json_value, "_METADATA"), *PLACED))
 
+KNOWN = (*known_pictures.PICTURES, *known_volumes.VOLUMES)
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -285,6 +288,13 @@ TARGETS: dict[str, Target] = {
             ),
             read_scans,
             crafted_scans.NIFTI,
+        ),
+        Target(
+            "known",
+            1500,
+            lambda: [make(random.Random(0)) for make in KNOWN],
+            tuple(as_mutator(make) for make in KNOWN),
+            read_known,
         ),
         Target("zips", 600, seeds.zips, (*BYTES, *PLACED), unpack, crafted.ZIPS),
         Target(

@@ -1,0 +1,259 @@
+"""The source `folder`, the user's own scans: `images/`, `masks/` (optional) and `labels.csv`."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from mcis.imaging import formats, image_files, nifti_header, search
+from mcis.imaging.dicom_header import read_header
+from mcis.imaging.geometry import digest
+from mcis.imaging.scan import ScanError
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
+
+from . import remarks, table
+from .names import FRAME, Names, name_of
+from .own_masks import Masks, find_masks, read_masks
+from .record import Item, Job, MakeMask, Rejection, Remark, empty, load
+
+TABLE = "labels.csv"
+ONE_FRAME = (".png", ".jpg", ".jpeg", ".bmp")
+"""Suffixes of files that need not be opened to be counted."""
+IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """What a row of the table says.
+
+    Attributes:
+      line: line of the row.
+      organ: a name in ORGAN_NAMES.
+      label: index into the organ's classes, or UNKNOWN.
+      patient: None where the row names none.
+      renamed: whether the row wrote another suffix or case than the file has.
+    """
+
+    line: int
+    organ: str
+    label: int
+    patient: str | None
+    renamed: bool = False
+
+
+Labels = dict[str, dict[int | None, Label]]
+"""Name of a file -> frame, or None for all that have no row of their own -> what its row says."""
+
+
+def folder(root: pathlib.Path) -> Iterator[Item | Job]:
+    """The user's own folder. `labels.csv` has the columns scan, label, patient, and optionally organ and frame.
+
+    A scan is any file that `mcis predict` reads. A row labels all frames of a file, or one: by the column `frame`, or
+    as `name#12`, numbered from 0. An empty label is unknown; the column `organ` is then needed. Without a patient, the
+    frames of a file and the files of a DICOM study are kept together, and so are near-duplicates. `own_masks` says
+    which mask belongs to which scan. A scan whose class has no lesion needs no mask: its mask is empty.
+    """
+    every = image_files.files_in(root / "images", lambda path: True)
+    scans = [pathlib.Path(path) for path in search.in_folder(root / "images").files]
+    names = Names.of(scans, root / "images")
+    rows = table.read(root / TABLE, ("scan", "label", "patient"))
+    if rows.encoding == table.WINDOWS:
+        yield Remark(TABLE, remarks.OTHER_ENCODING)
+    labels: Labels = {}
+    yield from _read_labels(rows, names, labels)
+    yield from _passed_over(every, scans, root)
+    masks = read_masks(root / "masks", names)
+    yield from masks.problems
+    unlisted = [name for name in names.paths if name not in labels]
+    used: set[pathlib.Path] = set()
+    for name, own in labels.items():
+        yield from _jobs(name, own, names, masks, used)
+    reason = f"has no row in {TABLE}; add one (its label may be empty)"
+    yield from (Rejection(names.id_of(name), reason) for name in unlisted)
+    yield from masks.left_over(used, names, labels)
+
+
+def _read_labels(rows: table.Table, names: Names, labels: Labels) -> Iterator[Rejection | Remark]:
+    """Fill `labels` with what the table says; yields rejections of rows that name no file, or several."""
+    spellings: dict[str, list[str]] = {}
+    read: list[tuple[str, str, int | None, Label]] = []
+    for row in rows.rows:
+        where = f"{TABLE} line {row.line}"
+        try:
+            name, frame, renamed = _find(row, names)
+        except ValueError as error:
+            yield Rejection(row.values["scan"], f"{where}: {error}")
+            continue
+        try:
+            label = _label_of(row)
+        except ValueError as error:
+            yield Rejection(row.values["scan"], f"{where}: {error}")
+            label = Label(row.line, "", UNUSABLE, None)
+        patient = row.values["patient"]
+        written = spellings.setdefault(" ".join(patient.casefold().split()), [])
+        written += [patient] if patient not in written else []
+        label = dataclasses.replace(label, patient=written[0] or None, renamed=renamed)
+        read.append((row.values["scan"], name, frame, label))
+    exact = {name: label.line for _, name, _, label in reversed(read) if not label.renamed}
+    for written_name, name, frame, label in read:
+        where = f"{TABLE} line {label.line}"
+        if label.renamed and name in exact:
+            yield Rejection(written_name, f"{where}: is not under images/; {name} is, but line {exact[name]} names it")
+            continue
+        before = labels.setdefault(name, {}).setdefault(frame, label)
+        if before is label:
+            continue
+        if UNUSABLE in (before.label, label.label):
+            labels[name][frame] = dataclasses.replace(before, label=UNUSABLE)
+        elif (before.organ, before.label) == (label.organ, label.label):
+            yield Rejection(written_name, f"{where}: was named before, in line {before.line}")
+        else:
+            labels[name][frame] = dataclasses.replace(before, label=UNUSABLE)
+            yield Rejection(written_name, f"{where}: labelled otherwise in line {before.line}, so it is left out")
+    yield from (Remark(" = ".join(same), remarks.PATIENT_SPELLINGS) for same in spellings.values() if len(same) > 1)
+
+
+UNUSABLE = -2
+"""In place of a label that is wrong, or of several: the scan is left out."""
+
+
+def _find(row: table.Row, names: Names) -> tuple[str, int | None, bool]:
+    """The file and the frame that a row names, and whether under another name. ValueError unless there is just one."""
+    written, frame = row.values["scan"], row.values.get("frame", "")
+    if not written:
+        raise ValueError("names no scan")
+    found, renamed = names.find(written)
+    numbered = FRAME.fullmatch(written)
+    if not found and numbered and not frame:
+        (found, renamed), frame = names.find(numbered[1]), numbered[2]
+    if not found:
+        raise ValueError("is not under images/")
+    if len(found) > 1:
+        raise ValueError(f"may be {' or '.join(found)}; write the whole name, with its suffix")
+    if len(names.paths[found[0]]) > 1:
+        raise ValueError("two files have this name, which differ in how its accents are encoded; rename one")
+    if frame and not (frame.isascii() and frame.isdigit()):
+        raise ValueError(f"frame {frame!r}; a number from 0 on is needed, or nothing for all frames")
+    return found[0], int(frame) if frame else None, renamed
+
+
+def _label_of(row: table.Row) -> Label:
+    """Organ and label of a row. ValueError where there are no such."""
+    written, organ = row.values["label"], row.values.get("organ", "").lower()
+    label = "_".join(written.lower().replace("-", " ").replace("_", " ").split())
+    organ_of = {name: one.name for one in ORGANS for name in one.classes}
+    if label and label not in organ_of:
+        raise ValueError(f"label {written!r}; there are: {', '.join(organ_of)}")
+    organ = organ or organ_of.get(label, "")
+    if organ not in ORGAN_NAMES or (label and organ_of[label] != organ):
+        allowed = "; ".join(f"{o.name} ({', '.join(o.classes)})" for o in ORGANS)
+        raise ValueError(f"organ {organ!r} with label {label!r}; allowed: {allowed}")
+    return Label(row.line, organ, organ_named(organ).classes.index(label) if label else UNKNOWN, None)
+
+
+def _jobs(
+    name: str, own: Mapping[int | None, Label], names: Names, masks: Masks, used: set[pathlib.Path]
+) -> Iterator[Item | Job]:
+    """The jobs of a file: one for each frame that has a label."""
+    (path,) = names.paths[name]
+    count = 1 if path.name.lower().endswith(ONE_FRAME) else formats.format_of(path).count(path)
+    header = _identifiers(path)
+    series = _series(name, header, count)
+    for frame, label in own.items():
+        if frame is not None and frame >= count:
+            reason = f"{TABLE} line {label.line}: has no frame {frame}; it has {count}, numbered from 0"
+            yield Rejection(_id(names, name, frame), reason)
+    left_out = unclear = False
+    for frame in range(count):
+        row = own.get(frame) or own.get(None)
+        if row is None:
+            left_out = True
+        else:
+            whole, number = own.get(frame) is None and count > 1, None if count == 1 else frame
+            scan_id = _id(names, name, number)
+            try:
+                found = find_masks(masks, name, number, path, names, header)
+            except ScanError as error:
+                used |= masks.named_after(name, number)
+                if row.label != UNUSABLE:
+                    yield Rejection(scan_id, str(error))
+                continue
+            used |= set(found.files)
+            if row.label == UNUSABLE:
+                continue
+            unclear |= whole and found.make is None and _is_lesion(row)
+            yield _job(scan_id, path, row, number, series, whole, found.make, found.whole, found.joined)
+    if unclear:
+        yield Remark(names.id_of(name), remarks.WHOLE_VOLUME)
+    if left_out and any(frame is not None and frame < count for frame in own):
+        yield Remark(names.id_of(name), remarks.FRAMES_WITHOUT_ROW)
+
+
+def _job(
+    scan_id: str,
+    path: pathlib.Path,
+    row: Label,
+    frame: int | None,
+    series: str | None,
+    whole: bool,
+    mask: MakeMask | None,
+    mask_of_all: bool,
+    joined: bool,
+) -> Job:
+    """The job of a frame. `whole`: its row labels the whole file; `mask_of_all`: so does its mask outline all of it."""
+    organ, lesion = organ_named(row.organ), _is_lesion(row)
+    found = [remarks.OTHER_NAME] if row.renamed else []
+    found += [remarks.JOINED_MASKS] if joined else []
+    found += [remarks.NOT_OUTLINED] if mask is None and lesion and not whole else []
+    if mask is None and row.label != UNKNOWN and not lesion:
+        mask = empty
+    healthy = [index for index in range(len(organ.classes)) if not organ.is_lesion(index)]
+    return partial(
+        load,
+        scan_id,
+        path,
+        mask,
+        organ=row.organ,
+        label=row.label,
+        patient=row.patient,
+        frame=frame,
+        series=series,
+        without_lesion=healthy[0] if whole and mask_of_all and len(healthy) == 1 else None,
+        remarks=tuple(found),
+        published=False,
+    )
+
+
+def _is_lesion(row: Label) -> bool:
+    return row.label >= 0 and organ_named(row.organ).is_lesion(row.label)
+
+
+def _id(names: Names, name: str, frame: int | None) -> str:
+    return names.id_of(name) if frame is None else f"{names.id_of(name)}#{frame}"
+
+
+def _identifiers(path: pathlib.Path) -> Any:
+    """The identifiers of a DICOM file, a pydicom Dataset; None for other files, and where it cannot be read."""
+    if path.name.lower().endswith(ONE_FRAME) or formats.format_of(path).name != "DICOM":
+        return None
+    try:
+        return read_header(path, IDENTIFIERS)
+    except (ScanError, OSError):  # reading the scan reports the error
+        return None
+
+
+def _series(name: str, header: Any, count: int) -> str | None:
+    """What a file belongs to: its DICOM study, else its series; a file of several frames, else, belongs to itself."""
+    for keyword in IDENTIFIERS[:2]:
+        if header is not None and header.get(keyword):
+            return f"study {digest(str(header.get(keyword)))}"
+    return f"file {name}" if count > 1 else None
+
+
+def _passed_over(every: Sequence[pathlib.Path], scans: Sequence[pathlib.Path], root: pathlib.Path) -> Iterator[Remark]:
+    taken = set(scans)
+    for path in every:
+        if path not in taken and os.path.isfile(path) and not nifti_header.is_second_of_pair(path):
+            yield Remark(name_of(path, root), remarks.PASSED_OVER)

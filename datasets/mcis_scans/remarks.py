@@ -1,0 +1,67 @@
+"""What somebody should look at before a set is trained on: kinds of remarks, and the checks of a scan and its mask."""
+
+import numpy as np
+
+BLANK_SPREAD = 4
+"""Grey values between the darkest and the brightest pixel up to which a picture is blank."""
+BORDER = 0.9
+"""Share of the border from which on a mask is taken for inverted, if it covers most of the picture as well."""
+DARK = 2
+"""Largest grey value of the black around a scan."""
+ON_BLACK = 0.95
+"""Share of a mask's pixels on black from which on it is remarked."""
+
+BLANK = "blank"
+BLANK_FRAME = "blank_frame"
+COVERS_MOST = "covers_most"
+MASK_ON_BLACK = "mask_on_black"
+OTHER_NAME = "other_name"
+OTHER_ENCODING = "other_encoding"
+PASSED_OVER = "passed_over"
+FRAMES_WITHOUT_ROW = "frames_without_row"
+WHOLE_VOLUME = "whole_volume"
+NOT_OUTLINED = "not_outlined"
+JOINED_MASKS = "joined_masks"
+PATIENT_SPELLINGS = "patient_spellings"
+SEVERAL_PATIENTS = "several_patients"
+SAME_PICTURE = "same_picture"
+SAME_MASK = "same_mask"
+
+REMARKS = {
+    BLANK: "blank pictures, in which all pixels have nearly the same value",
+    BLANK_FRAME: "blank frames of volumes, left out",
+    COVERS_MOST: "masks that cover more than half of their picture; are they inverted?",
+    MASK_ON_BLACK: "masks that lie where their picture is black; are they of another picture?",
+    OTHER_NAME: "scans found under a name with another suffix or case than in labels.csv",
+    OTHER_ENCODING: "tables that are not in UTF-8, read as Windows-1252; are the names right?",
+    PASSED_OVER: "files under images/ or masks/ that are no scans, passed over",
+    FRAMES_WITHOUT_ROW: "files of which some frames have no row in labels.csv; these frames are left out",
+    WHOLE_VOLUME: "volumes whose every slice counts as a lesion scan, since one row labels them and no mask says where",
+    NOT_OUTLINED: "lesion scans without a mask; they count as not outlined",
+    JOINED_MASKS: "scans with several masks, which were joined",
+    PATIENT_SPELLINGS: "patients written in several ways, which count as one",
+    SEVERAL_PATIENTS: "the same picture, or files of one study, under several patients",
+    SAME_PICTURE: "pictures that occur several times",
+    SAME_MASK: "masks that several pictures share; are they of another picture?",
+}
+"""Kind -> heading in the audit."""
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Whether all pixels of a scan, uint8 (H, W, 3), have nearly the same value."""
+    return all(int(np.ptp(image[..., channel])) <= BLANK_SPREAD for channel in range(3))
+
+
+def is_inverted(mask: np.ndarray) -> bool:
+    """Whether a mask, uint8 {0,1} (H, W, 1), covers most of the picture and of its border."""
+    plane = mask[..., 0]
+    border = np.concatenate([plane[0], plane[-1], plane[1:-1, 0], plane[1:-1, -1]])
+    return bool(plane.mean() > 0.5 and border.mean() > BORDER)
+
+
+def of_mask(image: np.ndarray, mask: np.ndarray) -> tuple[str, ...]:
+    """Remarks on a mask that is not empty."""
+    found = (COVERS_MOST,) if mask.mean() > 0.5 else ()
+    under = image[mask[..., 0] > 0].max(axis=1)
+    black = (under <= DARK).mean() > ON_BLACK and (image > DARK).any()
+    return (*found, MASK_ON_BLACK) if black else found

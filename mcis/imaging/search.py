@@ -1,0 +1,141 @@
+"""Find the scans in a folder, by content where a name says nothing, and count what holds none. No JAX."""
+
+import collections
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mcis.imaging import dicom, dicom_file, formats, image_files
+from mcis.imaging.scan import ScanError
+
+REPORT_FILES = ("findings.jsonl", "volumes.jsonl", "run.json", "index.html")
+"""Files of a report of `mcis predict`, which may lie beside scans."""
+DICOM_OBJECT = "DICOM "
+ARCHIVE, NO_SUFFIX = "zip archive", "without a suffix"
+MAX_NAMED = 12
+"""Kinds of files that a message names."""
+
+
+class Found(NamedTuple):
+    """Files that may be scans, and how many files of each kind were passed over because they hold none.
+
+    A kind is a suffix, ARCHIVE, NO_SUFFIX, "DICOMDIR", or DICOM_OBJECT and a modality.
+    """
+
+    files: list[str]
+    passed: collections.Counter[str]
+
+
+def no_scan(path: str | os.PathLike, name: str | None = None) -> str | None:
+    """The kind of a file that holds no scan, as in `Found`; None for one that may hold a scan.
+
+    Args:
+      path: the file.
+      name: its name, if it is stored under another.
+    """
+    name = os.path.basename(os.fspath(path) if name is None else name).lower()
+    if name.endswith(image_files.SUFFIXES):
+        return None
+    head = formats.head_of(path)
+    if formats.is_by_content(head):
+        other = dicom.survey(path).other
+        return other if other in (None, "DICOMDIR") else f"{DICOM_OBJECT}{other}"
+    unreadable = os.path.isdir(path) or (os.path.isfile(path) and not os.access(path, os.R_OK))
+    if name.endswith(formats.SUFFIXES) or unreadable:  # reading it reports the error
+        return None
+    return ARCHIVE if head.startswith((b"PK\3\4", b"PK\5\6")) else pathlib.PurePath(name).suffix[:12] or NO_SUFFIX
+
+
+def in_folder(folder: str | os.PathLike) -> Found:
+    """The scans below a folder, sorted by path; hidden files and the files of reports are neither found nor counted."""
+    return among(path for path in image_files.files_in(folder, lambda path: not _of_report(path)))
+
+
+def among(paths: Iterable[str | os.PathLike]) -> Found:
+    """The scans among some files."""
+    files, passed = [], collections.Counter[str]()
+    for path in paths:
+        kind = no_scan(path)
+        if kind is None:
+            files.append(os.fspath(path))
+        else:
+            passed[kind] += 1
+    return Found(files, passed)
+
+
+def _of_report(path: pathlib.Path) -> bool:
+    return path.name in REPORT_FILES and all((path.parent / name).is_file() for name in ("findings.jsonl", "run.json"))
+
+
+def is_directory_file(path: str | os.PathLike) -> bool:
+    """Whether a file is a DICOMDIR, by its content."""
+    return dicom.survey(path).other == "DICOMDIR"
+
+
+def listed(path: str | os.PathLike) -> Found:
+    """The images that a DICOMDIR lists, in its order; a missing file is listed, so that reading it reports an error.
+
+    Raises:
+      ScanError: it cannot be read, or lists files outside its folder.
+    """
+    file = dicom_file.parse(os.fspath(path), ("DirectoryRecordSequence",))
+    files, passed = [], collections.Counter[str]()
+    with dicom_file.safe_errors(path):
+        for record in file.header.get("DirectoryRecordSequence") or ():
+            parts = record.get("ReferencedFileID")
+            if not parts:
+                continue
+            parts = [parts] if isinstance(parts, str) else [str(part) for part in parts]
+            target = _beside(pathlib.Path(path).parent, parts)
+            kind = no_scan(target) if target.is_file() else None
+            if kind is None:
+                files.append(str(target))
+            else:
+                passed[kind] += 1
+    if not files and not passed:
+        raise ScanError(f"{path}: a DICOMDIR that lists no files; give the folder with the scans instead")
+    return Found(files, passed)
+
+
+def _beside(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path:
+    """The file of a DICOMDIR's record: file systems of discs differ in upper and lower case."""
+    for part in parts:
+        if not part or part in (".", "..") or "/" in part or "\0" in part:
+            raise ScanError(f"{folder}: its DICOMDIR lists a file outside; give the folder with the scans instead")
+        if not (folder / part).exists() and folder.is_dir():
+            part = next((name for name in sorted(os.listdir(folder)) if name.lower() == part.lower()), part)
+        folder /= part
+    return folder
+
+
+def is_archive(path: str | os.PathLike) -> bool:
+    """Whether a file is a zip archive, by its first bytes."""
+    return formats.head_of(path).startswith((b"PK\3\4", b"PK\5\6")) and zipfile.is_zipfile(path)
+
+
+def describe(passed: Mapping[str, int]) -> str:
+    """What was passed over, as a sentence; "" if nothing was.
+
+    >>> describe({".txt": 4, "DICOM SR": 1, "DICOM PR": 1, "DICOMDIR": 1})
+    'Passed over 7 files that hold no scan: 4 .txt, 2 DICOM objects that are no scans (PR, SR), DICOMDIR'
+    """
+    if not passed:
+        return ""
+    objects = sorted(kind for kind in passed if kind.startswith(DICOM_OBJECT))
+    parts = [
+        f"{count} {kind}" if kind.startswith(".") else kind if count == 1 else f"{count} {kind}"
+        for kind, count in sorted(passed.items(), key=lambda one: (-one[1], one[0]))
+        if kind not in objects and kind != ARCHIVE
+    ]
+    parts[MAX_NAMED:] = [f"{len(parts) - MAX_NAMED} other kinds"] if len(parts) > MAX_NAMED else []
+    if objects:
+        number = sum(passed[kind] for kind in objects)
+        modalities = ", ".join(kind.removeprefix(DICOM_OBJECT) for kind in objects)
+        text = "DICOM object that is no scan" if number == 1 else "DICOM objects that are no scans"
+        parts.insert(1, f"{number} {text} ({modalities})")
+    if archives := passed.get(ARCHIVE):
+        parts.append(f"{archives} zip archive{'s' * (archives > 1)} (name them to read what is inside)")
+    total = sum(passed.values())
+    return f"Passed over {total} file{'s' * (total > 1)} that hold{'s' * (total == 1)} no scan: {', '.join(parts)}"

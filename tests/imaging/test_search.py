@@ -1,0 +1,118 @@
+"""What is found in folders, archives and DICOMDIR files, and what is counted as passed over."""
+
+import gzip
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from pydicom.data import get_testdata_file
+
+from mcis.imaging import archives, image_files, scan, search
+from tests.fixtures.dicom_files import dataset, write
+
+RAMP = np.arange(200).reshape(10, 20).astype(np.uint16)
+OBJECTS = {
+    "SR": "1.2.840.10008.5.1.4.1.1.88.11",
+    "PR": "1.2.840.10008.5.1.4.1.1.11.1",
+    "KO": "1.2.840.10008.5.1.4.1.1.88.59",
+}
+
+
+def write_object(path, modality):
+    """An object without pixels."""
+    found = dataset(RAMP, Modality=modality, SOPClassUID=OBJECTS[modality], PixelData=None, Rows=None, Columns=None)
+    found.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    names = ("IM0001", "1.2.840.5", "a.DCM", "b.ima", "c.MR", "d.v2", "e.img", "f.dcm.bak", "00012", "notes.txt.dcm")
+    for name in names:
+        write(folder / name, RAMP)
+    (folder / "g.dcm.gz").write_bytes(gzip.compress((folder / "a.DCM").read_bytes()))
+    (folder / "no_preamble").write_bytes((folder / "a.DCM").read_bytes()[132:])
+    (folder / "h.png").write_bytes(image_files.encode_png(RAMP.astype(np.uint8)))
+    return folder, sorted([*names, "g.dcm.gz", "no_preamble", "h.png"])
+
+
+def test_dicom_is_found_by_content_under_any_name(study):
+    folder, names = study
+    for name in ("notes.txt", "table.csv", "README", ".hidden"):
+        (folder / name).write_text("not a scan")
+    for modality in OBJECTS:
+        write_object(folder / f"{modality}.dcm", modality)
+    write(folder / "seg", RAMP[None].repeat(40, 0), NumberOfFrames=40, Modality="SEG")
+    shutil.copyfile(get_testdata_file("DICOMDIR"), folder / "DICOMDIR")
+    with zipfile.ZipFile(folder / "z.zip", "w") as archive:
+        archive.writestr("a.txt", "x")
+    found = search.in_folder(folder)
+    assert [os.path.basename(path) for path in found.files] == names
+    assert found.passed == {
+        **{".txt": 1, ".csv": 1, "without a suffix": 1, "DICOMDIR": 1, "zip archive": 1},
+        **{f"DICOM {modality}": 1 for modality in ("SR", "PR", "KO", "SEG")},
+    }
+    text = search.describe(found.passed)
+    assert text.startswith("Passed over 9 files that hold no scan: ")
+    assert "4 DICOM objects that are no scans (KO, PR, SEG, SR)" in text and "DICOMDIR" in text and "1 .txt" in text
+    assert "1 zip archive (name them to read what is inside)" in text
+
+
+def test_what_cannot_be_read_is_found_so_that_reading_it_reports_the_error(tmp_path):
+    (tmp_path / "broken.dcm").write_bytes(b"junk")
+    (tmp_path / "empty.png").write_bytes(b"")
+    found = dataset(RAMP)
+    found.save_as(tmp_path / "cut", enforce_file_format=True)
+    whole = (tmp_path / "cut").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    os.symlink("/nowhere", tmp_path / "link.png")
+    names = [os.path.basename(path) for path in search.in_folder(tmp_path).files]
+    assert names == ["broken.dcm", "cut", "empty.png", "link.png"]
+
+
+def test_descriptions_are_sentences():
+    assert search.describe({}) == ""
+    assert search.describe({".txt": 1}) == "Passed over 1 file that holds no scan: 1 .txt"
+    assert search.describe({"DICOM SR": 1}) == (
+        "Passed over 1 file that holds no scan: 1 DICOM object that is no scan (SR)"
+    )
+    many = search.describe({f".{index}": 1 for index in range(20)})
+    assert many.endswith("8 other kinds") and many.count(",") == 12
+
+
+def test_a_dicomdir_lists_its_images_and_files_that_are_missing(tmp_path):
+    source = get_testdata_file("DICOMDIR")
+    listed = search.listed(source)
+    assert len(listed.files) == 31 and not listed.passed and all(map(os.path.isfile, listed.files))
+    shutil.copyfile(source, tmp_path / "DICOMDIR")
+    (tmp_path / "77654033" / "cr1").mkdir(parents=True)
+    shutil.copyfile(listed.files[0], tmp_path / "77654033" / "cr1" / "6154")  # in lower case, as discs are mounted
+    moved = search.listed(tmp_path / "DICOMDIR").files
+    assert len(moved) == 31 and [path for path in moved if os.path.isfile(path)] == [
+        str(tmp_path / "77654033" / "cr1" / "6154")
+    ]
+    with pytest.raises(scan.ScanError, match="lists no files"):
+        search.listed(get_testdata_file("DICOMDIR-empty.dcm"))
+
+
+@pytest.mark.parametrize("part", ["..", "a/../../etc", ".", ""])
+def test_a_dicomdir_cannot_name_files_outside_its_folder(part, tmp_path):
+    with pytest.raises(scan.ScanError, match="lists a file outside"):
+        search._beside(tmp_path, [part, "passwd"])
+
+
+def test_scans_of_an_archive_are_found_by_content(study, tmp_path):
+    folder, names = study
+    write_object(folder / "SR.dcm", "SR")
+    (folder / "notes.txt").write_text("x")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, f"study/{path.name}")
+    (tmp_path / "out").mkdir()
+    found = archives.unpack(str(tmp_path / "a.zip"), str(tmp_path / "out"))
+    assert sorted(name.removeprefix("study/") for name, _, _ in found["entries"]) == names
+    assert all(error is None and os.path.isfile(path) for _, path, error in found["entries"])
+    assert found["passed"] == {"DICOM SR": 1, ".txt": 1}
