@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mcis.imaging import jpeg_12_bits
 from mcis.imaging.dicom_file import DicomFile, import_pydicom
 from mcis.imaging.dicom_header import frames_of
 from mcis.imaging.dicom_syntaxes import (
@@ -130,7 +131,7 @@ def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, lis
         options |= changes
     try:
         if codec == JPEG_EXTENDED and uid == JPEG_EXTENDED:
-            return _decode_12_bits(data, layout), notes
+            return _decode_12_bits(path, data, layout), notes
         decoder = pydicom.pixels.get_decoder(uid)
         items = pydicom.encaps.encapsulate([data], has_bot=False)
         return decoder.as_array(items, index=0, decoding_plugin=plugin, **options)[0], notes
@@ -182,28 +183,14 @@ def _decode_j2k(data: bytes, layout: Layout) -> np.ndarray | None:
     return np.ascontiguousarray(array[..., ::-1]) if array.ndim == 3 else array
 
 
-def _decode_12_bits(data: bytes, layout: Layout) -> np.ndarray:
-    """A JPEG frame of 12 bits by GDCM, which alone decodes these. NotImplementedError if it cannot."""
-    try:
-        import gdcm
-    except ImportError:
-        raise NotImplementedError from None
+def _decode_12_bits(path: str, data: bytes, layout: Layout) -> np.ndarray:
+    """A grey JPEG frame of 12 bits."""
     if layout.samples != 1:
-        raise NotImplementedError
-    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(data)
-    fragments.AddFragment(fragment)
-    element, image = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010)), gdcm.Image()
-    element.SetValue(fragments.__ref__())
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((layout.columns, layout.rows, 1))
-    image.SetDataElement(element)
-    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(JPEG_EXTENDED)))
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
-    values = np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), "<u2")
-    return values.reshape(layout.rows, layout.columns)
+        raise ScanError(f"{path}: a JPEG in colour of 12 bits; decompress it with another program first")
+    values = jpeg_12_bits.decode(data, layout.rows, layout.columns)
+    if values is None:
+        raise ScanError(f"{path}: a damaged JPEG frame of 12 bits")
+    return values
 
 
 def decoder_for(path: str, syntax: str) -> str:

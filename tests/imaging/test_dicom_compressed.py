@@ -148,6 +148,12 @@ def test_bytes_behind_the_end_of_a_codestream_are_ignored(name, tail, tmp_path):
 def test_jpegs_of_12_bits_and_high_throughput_jpeg_2000_are_read(tmp_path):
     found = dicom.read(get_testdata_file("JPGExtended.dcm"))
     assert found.image.std() > 10
+    whole = dcmread(get_testdata_file("JPGExtended.dcm"))
+    stream = next(generate_frames(whole.PixelData, number_of_frames=1))
+    whole.PixelData = encapsulate([stream[:150] + bytes(60) + stream[210:]])  # GDCM may abort
+    whole.save_as(tmp_path / "bad.dcm")
+    with pytest.raises(scan.ScanError, match="a damaged JPEG frame of 12 bits"):
+        dicom.read(tmp_path / "bad.dcm")
     smooth = dataset(SMOOTH.astype(np.uint8), WindowCenter="128", WindowWidth="256")
     save(tmp_path / "a.dcm", smooth, encapsulate([HTJ2K]), "1.2.840.10008.1.2.4.201")
     np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), SMOOTH)
