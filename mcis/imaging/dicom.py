@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis.imaging import dicom_compressed, dicom_file, dicom_pixels
+from mcis.imaging import dicom_compressed, dicom_file, dicom_pixels, dicom_syntaxes
 from mcis.imaging.dicom_display import to_rgb
 from mcis.imaging.dicom_file import looks_like_dicom, safe_errors
 from mcis.imaging.dicom_header import TAGS, frames_of, geometry_of, position_notes, spacing_of, text_of, whole_of
@@ -78,7 +78,7 @@ def _survey(path: str, modified: int, size: int) -> Survey:
         return Survey(1, modality)
     if not (whole_of(header, "Rows") and whole_of(header, "Columns")) and not dicom_file.is_image_class(path, kind):
         return Survey(1, modality or "no modality")
-    decodable = dicom_compressed.is_decodable(file.syntax)
+    decodable = dicom_syntaxes.is_decodable(file.syntax)
     return Survey(min(frames_of(header), MAX_FRAMES + 1) if decodable else 1, None)
 
 

@@ -13,8 +13,22 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mcis.imaging.dicom_file import BIG_ENDIAN, EXPLICIT, IMPLICIT, DicomFile, import_pydicom
+from mcis.imaging import jpeg_12_bits
+from mcis.imaging.dicom_file import DicomFile, import_pydicom
 from mcis.imaging.dicom_header import frames_of
+from mcis.imaging.dicom_syntaxes import (
+    FAMILIES,
+    J2K,
+    JPEG,
+    JPEG_EXTENDED,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    NATIVE,
+    RLE,
+    advice,
+    is_decodable,
+    is_never_decodable,
+)
 from mcis.imaging.headers import JPEG_FRAME_HEADERS, Codestream, codestream, has_codestream_box
 from mcis.imaging.scan import MAX_DECODED, MAX_FRAMES, ScanError, check_passes
 
@@ -51,69 +65,11 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-PS3_5 = "1.2.840.10008.1.2."
-VIDEO = (
-    "is a video, whose pictures are not read. `dcmdump +W . FILE` (DCMTK) writes its stream, FILE.1.raw, and `ffmpeg "
-    "-i FILE.1.raw frame_%05d.png` its pictures; or let the archive export single frames"
-)
-UNSUPPORTED = {
-    **dict.fromkeys((f"4.{number}" for number in range(100, 110)), VIDEO),
-    **dict.fromkeys(
-        ("4.110", "4.111", "4.112"),
-        "is not decoded. `dcmdump +W . FILE` (DCMTK) writes its stream, FILE.1.raw, and `djxl FILE.1.raw frame.png` "
-        "(libjxl) the picture; or let the archive export it as Explicit VR Little Endian",
-    ),
-    **dict.fromkeys(
-        ("4.94", "4.95", "4.204", "4.205"),
-        "has its pixels on a server (JPIP), not in the file. Let the archive export it with its pixels, as Explicit VR "
-        "Little Endian",
-    ),
-    **dict.fromkeys(
-        ("7.1", "7.2", "7.3"),
-        "is uncompressed video (SMPTE ST 2110), which is not read. Let the archive export single frames",
-    ),
-}
-"""Advice by transfer syntax, without the common beginning of the UIDs (PS3.6, table A-1)."""
-OTHERS = (
-    "cannot be decoded. Let the archive, or a program of the device's maker, export it as Explicit VR Little Endian"
-)
-NAMES = {"4.110": "JPEG XL Lossless", "4.111": "JPEG XL JPEG Recompression", "4.112": "JPEG XL"}
-"""Transfer syntaxes that pydicom does not know by name."""
-NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, f"{PS3_5}1.98")
-WRAPPED = f"{PS3_5}1.98"
-"""Frames in items, but not compressed."""
-RLE = f"{PS3_5}5"
-JPEG, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LS, J2K = (f"{PS3_5}4.{end}" for end in ("50", "51", "57", "80", "91"))
-FAMILIES = {
-    **{f"{PS3_5}4.{end}": (JPEG, JPEG_EXTENDED, JPEG_LOSSLESS) for end in range(50, 71)},
-    **{f"{PS3_5}4.{end}": (JPEG_LS,) for end in (80, 81)},
-    **{f"{PS3_5}4.{end}": (J2K,) for end in (90, 91, 92, 93, 201, 202, 203)},
-    RLE: (RLE,),
-}
-"""What the frames of each transfer syntax may be compressed with, as `codec_of` names it."""
-
-
 def check_syntax(file: DicomFile) -> None:
     """Raise ScanError if nothing can decode the file's transfer syntax, whatever its pixel data are."""
-    short = file.syntax.removeprefix(PS3_5)
     native = file.pixels is not None and not is_compressed(file)
-    if ".".join(short.split(".")[:2]) in UNSUPPORTED or (native and not is_decodable(file.syntax)):
+    if is_never_decodable(file.syntax) or (native and not is_decodable(file.syntax)):
         raise ScanError(f"{file.path}: {advice(file.path, file.syntax)}")
-
-
-def is_decodable(syntax: str) -> bool:
-    """Whether frames of a transfer syntax can be read, as far as the syntax says."""
-    return syntax in NATIVE or syntax in FAMILIES
-
-
-def advice(path: str, syntax: str) -> str:
-    """Why files of a transfer syntax are not read and what to do, for a message."""
-    short = syntax.removeprefix(PS3_5)
-    known = UNSUPPORTED.get(".".join(short.split(".")[:2]))
-    name = NAMES.get(short) or import_pydicom(path).uid.UID(syntax).name
-    valid = all(part.isdigit() for part in syntax.split(".")) and len(syntax) <= 64
-    label = f"transfer syntax {name} ({syntax})" if name != syntax else f"private or unknown transfer syntax {syntax}"
-    return f"{label if valid else 'an invalid transfer syntax'} {known or OTHERS}"
 
 
 def is_compressed(file: DicomFile) -> bool:
@@ -175,7 +131,7 @@ def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, lis
         options |= changes
     try:
         if codec == JPEG_EXTENDED and uid == JPEG_EXTENDED:
-            return _decode_12_bits(data, layout), notes
+            return _decode_12_bits(path, data, layout), notes
         decoder = pydicom.pixels.get_decoder(uid)
         items = pydicom.encaps.encapsulate([data], has_bot=False)
         return decoder.as_array(items, index=0, decoding_plugin=plugin, **options)[0], notes
@@ -227,28 +183,14 @@ def _decode_j2k(data: bytes, layout: Layout) -> np.ndarray | None:
     return np.ascontiguousarray(array[..., ::-1]) if array.ndim == 3 else array
 
 
-def _decode_12_bits(data: bytes, layout: Layout) -> np.ndarray:
-    """A JPEG frame of 12 bits by GDCM, which alone decodes these. NotImplementedError if it cannot."""
-    try:
-        import gdcm
-    except ImportError:
-        raise NotImplementedError from None
+def _decode_12_bits(path: str, data: bytes, layout: Layout) -> np.ndarray:
+    """A grey JPEG frame of 12 bits."""
     if layout.samples != 1:
-        raise NotImplementedError
-    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(data)
-    fragments.AddFragment(fragment)
-    element, image = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010)), gdcm.Image()
-    element.SetValue(fragments.__ref__())
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((layout.columns, layout.rows, 1))
-    image.SetDataElement(element)
-    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(JPEG_EXTENDED)))
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
-    values = np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), "<u2")
-    return values.reshape(layout.rows, layout.columns)
+        raise ScanError(f"{path}: a JPEG in colour of 12 bits; decompress it with another program first")
+    values = jpeg_12_bits.decode(data, layout.rows, layout.columns)
+    if values is None:
+        raise ScanError(f"{path}: a damaged JPEG frame of 12 bits")
+    return values
 
 
 def decoder_for(path: str, syntax: str) -> str:

@@ -30,7 +30,7 @@ def to_rgb(array: np.ndarray, file: DicomFile, layout: Layout, frame: int) -> tu
             return _coloured(array, file), ["palette converted to RGB"]
         except Exception:  # of pydicom and NumPy, for values of another form
             notes.append("its palette is missing or cannot be read: indices shown in grey")
-    padding = _padding(array, file.header)
+    padding = _padding(array, file.header, notes)
     if padding is not None:
         notes.append("padding shown black")
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
@@ -59,14 +59,15 @@ def _coloured(array: np.ndarray, file: DicomFile) -> np.ndarray:
     return dicom_luts.apply(dicom_luts.palette(header, file.little_endian), array)
 
 
-def _padding(array: np.ndarray, header: Any) -> np.ndarray | None:
+def _padding(array: np.ndarray, header: Any, notes: list[str]) -> np.ndarray | None:
     """Which stored values are padding (PS3.3, C.7.5.1.1.2), bool (H, W); None without padding."""
     try:
         value = _like(header.get("PixelPaddingValue"), array.dtype)
         if value is None:
             return None
         limit = _like(header.get("PixelPaddingRangeLimit"), array.dtype)
-    except Exception:  # such a field is left out
+    except Exception:  # of pydicom, for a value of another form
+        notes.append("its padding value cannot be read, and is left out")
         return None
     low, high = sorted((value, value if limit is None else limit))
     found = (array >= low) & (array <= high)
@@ -92,7 +93,7 @@ def _grey(array: np.ndarray, file: DicomFile, frame: int) -> tuple[np.ndarray, l
     values, notes = _rescaled(array, file, frame)
     window, window_notes = _window(header, frame)
     notes += window_notes
-    if window is None and (table := _table(header, "VOILUTSequence", file.little_endian)) is not None:
+    if window is None and (table := _table(header, "VOILUTSequence", file.little_endian, notes)) is not None:
         shown = dicom_luts.apply(table, np.rint(values))
         return to_8_bits(shown, 0.0, 2.0**table.bits - 1), [*notes, "grey values by the file's VOI table"]
     if window is None:
@@ -114,9 +115,9 @@ def _grey(array: np.ndarray, file: DicomFile, frame: int) -> tuple[np.ndarray, l
 def _rescaled(array: np.ndarray, file: DicomFile, frame: int) -> tuple[np.ndarray, list[str]]:
     """Stored values after the modality's rescaling, float32, and notes."""
     header = file.header
-    if (table := _table(header, "ModalityLUTSequence", file.little_endian)) is not None:
-        return dicom_luts.apply(table, array).astype(np.float32), []
     notes: list[str] = []
+    if (table := _table(header, "ModalityLUTSequence", file.little_endian, notes)) is not None:
+        return dicom_luts.apply(table, array).astype(np.float32), notes
     slope, intercept = (
         _number(header, frame, "PixelValueTransformationSequence", name, default, notes)
         for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
@@ -143,12 +144,13 @@ def _number(header: Any, frame: int, sequence: str, name: str, default: float, n
     return default
 
 
-def _table(header: Any, sequence: str, little_endian: bool) -> dicom_luts.Table | None:
-    """The first table of a sequence; None if there is none that can be read."""
+def _table(header: Any, sequence: str, little_endian: bool, notes: list[str]) -> dicom_luts.Table | None:
+    """The first table of a sequence; None if there is none, or, with a note, if it cannot be read."""
     try:
         items = header.get(sequence)
         return dicom_luts.grey_table(items[0], little_endian) if items else None
-    except Exception:
+    except Exception:  # of pydicom and NumPy, for values of another form
+        notes.append(f"{sequence} cannot be read, and is left out")
         return None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.imaging import dicom_compressed
+from mcis.imaging import dicom_compressed, dicom_syntaxes
 from mcis.imaging.dicom_compressed import Layout
 from mcis.imaging.dicom_file import BIG_ENDIAN, DicomFile
 from mcis.imaging.dicom_header import frames_of, text_of, whole_of
@@ -83,7 +83,7 @@ def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, lis
     Raises:
       ScanError: the frame is missing, damaged or compressed in a way that cannot be decoded.
     """
-    if file.syntax == dicom_compressed.WRAPPED:
+    if file.syntax == dicom_syntaxes.WRAPPED:
         return _decode_native(file, layout, 0, dicom_compressed.frame_bytes(file, frame))
     if dicom_compressed.is_compressed(file):
         return dicom_compressed.decode(file, layout, frame)

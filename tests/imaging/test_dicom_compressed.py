@@ -69,12 +69,12 @@ def frames_of(syntax):
 EXPECTED = np.rint(np.clip((FRAMES - (139.5 - 140)) / 280, 0, 1) * 255).astype(int)
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
 @pytest.mark.parametrize("table", ["basic", "extended", "none", "wrong"])
-@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize(  # RLE has one fragment a frame
+    ("syntax", "fragments"),
+    [(RLELossless, 1), *((one, count) for one in (JPEGLSLossless, JPEG2000Lossless) for count in (1, 3))],
+)
 def test_frames_are_found_with_and_without_tables_in_one_or_several_fragments(syntax, table, fragments, tmp_path):
-    if syntax == RLELossless and fragments > 1:
-        pytest.skip("one fragment a frame, by the standard")
     streams, extended = frames_of(syntax), None
     if table == "extended":
         data, *extended = encapsulate_extended(streams)
@@ -148,6 +148,12 @@ def test_bytes_behind_the_end_of_a_codestream_are_ignored(name, tail, tmp_path):
 def test_jpegs_of_12_bits_and_high_throughput_jpeg_2000_are_read(tmp_path):
     found = dicom.read(get_testdata_file("JPGExtended.dcm"))
     assert found.image.std() > 10
+    whole = dcmread(get_testdata_file("JPGExtended.dcm"))
+    stream = next(generate_frames(whole.PixelData, number_of_frames=1))
+    whole.PixelData = encapsulate([stream[:150] + bytes(60) + stream[210:]])  # GDCM may abort
+    whole.save_as(tmp_path / "bad.dcm")
+    with pytest.raises(scan.ScanError, match="a damaged JPEG frame of 12 bits"):
+        dicom.read(tmp_path / "bad.dcm")
     smooth = dataset(SMOOTH.astype(np.uint8), WindowCenter="128", WindowWidth="256")
     save(tmp_path / "a.dcm", smooth, encapsulate([HTJ2K]), "1.2.840.10008.1.2.4.201")
     np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), SMOOTH)

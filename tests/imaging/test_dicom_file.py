@@ -139,7 +139,7 @@ SIDE = {
     "SeriesInstanceUID": ("UI", [b"not a uid", b""], None),
     "SOPInstanceUID": ("UI", [b"\xff\xfe"], None),
     "BurnedInAnnotation": ("CS", [b"\xff perhaps"], None),
-    "PixelPaddingValue": ("US", [b"\1\2\3"], None),
+    "PixelPaddingValue": ("US", [b"\1\2\3"], "its padding value cannot be read"),
     "VOILUTSequence": ("SQ", [b"no sequence"], None),
     "ModalityLUTSequence": ("SQ", [b"no sequence"], None),
     "SequenceOfUltrasoundRegions": ("SQ", [b"no sequence"], None),
