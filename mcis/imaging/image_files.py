@@ -171,7 +171,8 @@ def _picture(data: bytes, name: str, frame: int) -> Picture:
     if array is None or array.size == 0:
         raise ScanError(f"{name}: not a readable image: {headers.why_unreadable(data)}")
     array = _channels_reversed(array.reshape(*array.shape[:2], -1))
-    turn, notes = headers.exif_orientation(data), ()
+    turn = headers.exif_orientation(data)
+    notes: tuple[str, ...] = ()
     if turn != 1:
         array, notes = tiff_header.upright(array, turn), (f"turned upright, as its EXIF orientation {turn} says",)
     return Picture(array, notes, data.startswith(b"\xff\xd8"))

@@ -21,8 +21,10 @@ from mcis.imaging.nifti_header import DAMAGED, MAX_BYTES, open_volume, opened
 from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_file, check_frame
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr")
-KEPT_FIELDS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-KEPT_FIELDS += ("srow_x", "srow_y", "srow_z", "xyzt_units")
+KEPT_FIELDS = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 """Header fields that place a volume. A mask of it gets the same, as they are."""
 
 
@@ -75,7 +77,8 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     notes = [*grid.notes, f"grey values by the volume's range of stored values, {black:g} to {white:g}"]
     if outside := int(plane.size - np.count_nonzero(np.isfinite(plane))):
         plane[~np.isfinite(plane)] = black
-        notes.append(f"{outside} pixels are NaN or infinite: shown black, as background")
+        what = "1 pixel is" if outside == 1 else f"{outside} pixels are"
+        notes.append(f"{what} NaN or infinite: shown black, as background")
     if times > 1:
         notes.append(f"time point {time + 1} of {times}")
     grey = np.clip(np.rint((plane - black) * (255.0 / (white - black))), 0, 255).astype(np.uint8)

@@ -144,11 +144,10 @@ def open_volume(path: str | os.PathLike) -> VolumeFile:
     size = header_class.template_dtype.itemsize
     if len(head) < size:
         raise ScanError(f"{path}: truncated or damaged (its header ends too soon)")
-    order = "<" if struct.unpack_from("<i", head)[0] == size else ">"
-    header = header_class(head[:size], endianness=order, check=False)
+    header = header_class(head[:size], endianness=_order(head, size), check=False)
     first = VERSIONS.get(kind, (0, 0))[1]
-    voxels: pathlib.Path | None = place
-    if not first and (voxels := beside(place, ".img")) is None:
+    voxels = place if first else beside(place, ".img")
+    if voxels is None:
         raise ScanError(f"{path}: the header of a pair, but there is no {place.stem}.img beside it with the voxels")
     check_file(voxels, MAX_BYTES)
     shape, notes = _shape(header, path)
@@ -159,6 +158,15 @@ def open_volume(path: str | os.PathLike) -> VolumeFile:
         )
     offset = _offset(header, first, path)
     return VolumeFile(os.fspath(path), os.fspath(voxels), offset, header, shape, dtype, notes)
+
+
+def _order(head: bytes, size: int) -> str:
+    """The byte order of a header: by its stated size; if that is damaged, by its number of dimensions."""
+    for order in "<>":
+        if struct.unpack_from(f"{order}i", head)[0] == size:
+            return order
+    count = struct.unpack_from("<q", head, 16)[0] if size == HEADER else struct.unpack_from("<h", head, 40)[0]
+    return "<" if 0 <= count <= 7 else ">"
 
 
 def _head(place: pathlib.Path, path: str | os.PathLike) -> bytes:

@@ -77,7 +77,7 @@ def to_8_bits(values: np.ndarray, black: float, white: float) -> np.ndarray:
     """Scale `black` to 0 and `white` to 255, round and clip: uint8 of the same shape."""
     scaled = np.empty(values.shape, np.uint8)
     step = max(1, BLOCK * len(values) // max(values.size, 1))
-    exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
+    exact: type[np.floating] = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
     for start in range(0, len(values), step):
         block = values[start : start + step].astype(exact)
         scaled[start : start + step] = np.clip(np.rint((block - black) * (255.0 / max(white - black, 1e-12))), 0, 255)

@@ -3,7 +3,7 @@
 import itertools
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ REDUCED, MASK = 1, 4
 """Bits of NewSubfileType: a thumbnail of another page, a transparency mask of another page."""
 TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8"}
 """Types of values (TIFF 6.0, page 15) as NumPy's; a fraction is two numbers."""
+ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
 MAX_ENTRIES = 4096
 MAX_VALUES = 1 << 22
 """Values of one tag; a page has as many offsets as strips or tiles."""
@@ -26,7 +27,7 @@ class TiffPage(NamedTuple):
 
     offset: int
     entries: int
-    order: str
+    order: Literal["<", ">"]
     big: bool
     kind: int = 0
 
@@ -37,7 +38,7 @@ def tiff_pages(file: BinaryIO) -> Iterator[TiffPage]:
     A page outside the file is the last, without entries. Damage raises nothing here: decoding the page reports it.
     """
     try:
-        order = {b"II": "<", b"MM": ">"}[file.read(2)]
+        order = ORDERS[file.read(2)]
         big = _number(file, f"{order}H") == 43
         count, entry_size, link = ("Q", 20, "Q") if big else ("H", 12, "I")
         file.seek(8 if big else 4)

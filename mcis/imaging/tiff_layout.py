@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Layout:
     bits: int
     samples: int
     form: int
-    order: str
+    order: Literal["<", ">"]
     photometric: int
     compression: int
     planar: bool
@@ -50,7 +51,7 @@ class Layout:
         return np.dtype(f"{'uif'[max(0, self.form - 1)] if self.form in (1, 2, 3) else 'u'}{size // 8}")
 
 
-def layout_of(tags: dict[int, np.ndarray], order: str, name: str) -> Layout:
+def layout_of(tags: dict[int, np.ndarray], order: Literal["<", ">"], name: str) -> Layout:
     """Check a page's tags; ScanError says what is not supported."""
 
     def one(tag: int, default: int) -> int:

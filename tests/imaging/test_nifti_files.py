@@ -189,6 +189,16 @@ def test_every_type_and_byte_order_gives_the_same_slices(dtype, order, tmp_path)
         np.testing.assert_array_equal(nifti.read(tmp_path / "a.nii", frame).image, images[frame])
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_a_wrong_size_of_the_header_does_not_change_the_byte_order(order, tmp_path):
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.dtype(f"{order}i2"))
+    data = bytearray(nibabel.Nifti1Image(ARRAY.astype(f"{order}i2"), AFFINE, header).to_bytes())
+    data[:4] = b"\7\7\7\7"
+    (tmp_path / "a.nii").write_bytes(data)
+    np.testing.assert_array_equal(nifti.read(tmp_path / "a.nii", 3).image, expected(tmp_path)[3])
+
+
 @pytest.mark.parametrize("slope", [0.0, np.nan, np.inf, 2.0])
 def test_an_invalid_slope_is_no_scaling(slope, tmp_path):
     (tmp_path / "a.nii").write_bytes(volume(scl_slope=slope, scl_inter=7.0))
