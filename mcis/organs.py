@@ -20,6 +20,8 @@ class Organ:
       lesions: classes whose scans show a lesion to outline.
       region: the organ in DICOM: its SNOMED CT code (PS3.16 CID 4031) and the code's meaning.
       outlined: what is outlined, likewise (CID 7159): "Lesion" if it may be a cyst, not a neoplasm.
+      modalities: the DICOM modalities of its scans; a header that states another contradicts this organ. Empty: any.
+      parts: the body regions that a header may state, of `imaging.modality.BODY_PARTS`. Empty: any.
     """
 
     name: str
@@ -28,6 +30,8 @@ class Organ:
     lesions: tuple[str, ...]
     region: tuple[str, str]
     outlined: tuple[str, str] = ("52988006", "Lesion")
+    modalities: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def is_lesion(self, label: int) -> bool:
         """Whether an integer label (or UNKNOWN) is a class with a lesion."""
@@ -42,6 +46,8 @@ ORGANS: tuple[Organ, ...] = (
         lesions=("tumor",),
         region=("12738006", "Brain"),
         outlined=("108369006", "Neoplasm"),
+        modalities=("MR",),
+        parts=("head",),
     ),
     Organ(
         "breast",
@@ -49,6 +55,8 @@ ORGANS: tuple[Organ, ...] = (
         classes=("normal", "benign", "malignant"),
         lesions=("benign", "malignant"),
         region=("76752008", "Breast"),
+        modalities=("US",),
+        parts=("breast",),
     ),
 )
 

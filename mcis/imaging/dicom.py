@@ -20,6 +20,7 @@ from mcis.imaging.dicom_header import (
     value_of,
 )
 from mcis.imaging.headers import codestream, has_codestream_box
+from mcis.imaging.modality import stated_content
 from mcis.imaging.scan import MAX_DECODED, MAX_FRAMES, Scan, ScanError, check_frame, check_passes, to_8_bits
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -84,8 +85,9 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
             check_frame(path, frame, int(header.get("NumberOfFrames") or 1))
             image, notes = _to_rgb(_pixels(path, header, frame), header, frame, path)
             spacing, spacing_notes = spacing_of(header, frame)
-            notes += [*spacing_notes, *_burnt_in(header)]
-            return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry)
+            stated, stated_notes = stated_content(header, frame)
+            notes += [*spacing_notes, *stated_notes, *_burnt_in(header)]
+            return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry, stated)
     except ScanError as error:
         error.series = series
         raise

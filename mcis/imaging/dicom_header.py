@@ -32,13 +32,14 @@ TAGS = (
     *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("BodyPartExamined", "AnatomicRegionSequence", "ConversionType", "PixelAspectRatio"),
     *("PaletteColorLookupTableUID", "SegmentedRedPaletteColorLookupTableData"),
     *("SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
     *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )
-"""The only elements read from a header: display, pixel size and position. The UIDs group slices; `geometry_of` keeps
-only their hash."""
+"""The only elements read from a header: display, pixel size, position and organ. The UIDs group slices; `geometry_of`
+keeps only their hash."""
 
 
 def read_header(path: str | os.PathLike, tags: Sequence[str] = TAGS) -> Any:

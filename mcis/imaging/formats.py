@@ -14,7 +14,7 @@ import numpy as np
 from mcis.imaging import dicom, image_files, nifti
 from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.letterbox import Letterbox, letterbox
-from mcis.imaging.scan import Scan, ScanError
+from mcis.imaging.scan import Scan, ScanError, Statement
 
 HEAD = 512
 """Bytes at the beginning of a file that decide its format."""
@@ -92,6 +92,7 @@ class LoadedScan:
     notes: tuple[str, ...] = ()
     error: str | None = None
     slice_geometry: SliceGeometry | None = None
+    stated: tuple[Statement, ...] = ()
 
 
 def load(path: str, frame: int | None) -> LoadedScan:
@@ -107,7 +108,15 @@ def prepare(path: str, frame: int | None, read: Callable[[], Scan]) -> LoadedSca
     except Exception as error:
         return failed(path, frame, error)
     return LoadedScan(
-        path, frame, scan.image, square, geometry, scan.spacing, scan.notes, slice_geometry=scan.slice_geometry
+        path,
+        frame,
+        scan.image,
+        square,
+        geometry,
+        scan.spacing,
+        scan.notes,
+        slice_geometry=scan.slice_geometry,
+        stated=scan.stated,
     )
 
 
