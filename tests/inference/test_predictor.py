@@ -167,7 +167,8 @@ def test_a_plausibility_rule_rejects_thumbnails_and_nothing_else(predictor, segm
     strict = dataclasses.replace(predictor, options=dataclasses.replace(predictor.options, novelty=True))
     checked, reasons = strict.predict_batch(images, geometries)
     assert [reason is None for reason in reasons] == [True, False, True]
-    assert reasons[1].startswith("a thumbnail: ") and "80 along one side" in reasons[1]
+    assert reasons[1].reason.startswith("a thumbnail: ") and "80 along one side" in reasons[1].reason
+    assert reasons[1].header is None
     for name, values in vars(checked).items():
         np.testing.assert_array_equal(values[[0, 2]], getattr(raw, name)[[0, 2]], err_msg=name)
     assert checked.organ[1] == 2 and checked.label[1] == UNKNOWN and checked.review[1] == UNKNOWN
