@@ -54,6 +54,7 @@ class Header:
     shape: list[int]
     notes: list[str]
     spacing: list[float] | None = None
+    aspect: float | None = None
     series: str | None = None
     position: float | None = None
     normal: list[float] | None = None
@@ -236,7 +237,7 @@ def _scan(header: Header, data: bytes) -> Scan:
     geometry = None if header.series is None else SliceGeometry(header.series, header.position, normal)
     spacing = None if header.spacing is None else (header.spacing[0], header.spacing[1])
     stated = tuple(Statement(said, tuple(organs)) for said, organs in header.stated.items())
-    return Scan(image, tuple(header.notes), spacing, geometry, stated)
+    return Scan(image, tuple(header.notes), spacing, geometry, stated, header.aspect)
 
 
 async def _kill(process: asyncio.subprocess.Process | None) -> None:

@@ -50,6 +50,7 @@ class Scan:
       spacing: millimetres between rows and between columns; None if unknown.
       slice_geometry: position in a volume; None if the scan belongs to none.
       stated: what the header says about the organ; empty for files that say nothing.
+      aspect: height over width of a pixel, where the file states that but no `spacing`.
     """
 
     image: np.ndarray
@@ -57,6 +58,7 @@ class Scan:
     spacing: tuple[float, float] | None = None
     slice_geometry: SliceGeometry | None = None
     stated: tuple[Statement, ...] = ()
+    aspect: float | None = None
 
 
 def check_file(path: str | os.PathLike, max_bytes: int) -> None:

@@ -34,8 +34,8 @@ def read(path: str, frame: int) -> Response:
     scan = formats.read(path, frame)
     geometry = {} if scan.slice_geometry is None else dataclasses.asdict(scan.slice_geometry)
     stated = {one.header: one.organs for one in scan.stated}
-    fields = {"shape": scan.image.shape, "notes": scan.notes, "spacing": scan.spacing, "stated": stated}
-    return fields | geometry, scan.image.tobytes()
+    fields = {"shape": scan.image.shape, "notes": scan.notes, "spacing": scan.spacing, "aspect": scan.aspect}
+    return fields | geometry | {"stated": stated}, scan.image.tobytes()
 
 
 def frames(path: str) -> Response:
