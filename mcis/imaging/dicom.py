@@ -1,6 +1,5 @@
 """Read DICOM files as scans, one frame at a time. No JAX."""
 
-import contextlib
 import math
 import os
 import pathlib
@@ -12,6 +11,7 @@ from mcis import MAX_PIXELS
 from mcis.imaging.dicom_header import (
     MAX_HEADER,
     BoundedFile,
+    aspect_of,
     floats,
     geometry_of,
     import_pydicom,
@@ -88,20 +88,10 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
             spacing, spacing_notes = spacing_of(header, frame)
             stated, stated_notes = stated_content(header, frame)
             notes += [*spacing_notes, *stated_notes, *_burnt_in(header)]
-            return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry, stated, _aspect(header))
+            return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry, stated, aspect_of(header))
     except ScanError as error:
         error.series = series
         raise
-
-
-def _aspect(header: Any) -> float | None:
-    """Height over width of a pixel by elements that say nothing about its size on the patient; None if unknown."""
-    for name in ("PixelAspectRatio", "ImagerPixelSpacing"):
-        with contextlib.suppress(Exception):  # damaged: pydicom converts values when they are first used
-            height, width = floats(header.get(name))
-            if 0 < height < math.inf and 0 < width < math.inf:
-                return height / width
-    return None
 
 
 def _modality(header: Any) -> str:

@@ -166,3 +166,13 @@ def position_of(header: Any, frame: int) -> tuple[list[float], list[float]] | No
         return None
     valid = len(position) == 3 and len(orientation) == 6 and all(map(math.isfinite, position + orientation))
     return (position, orientation) if valid else None
+
+
+def aspect_of(header: Any) -> float | None:
+    """Height over width of a pixel by elements that say nothing about its size on the patient; None if unknown."""
+    for name in ("PixelAspectRatio", "ImagerPixelSpacing"):
+        with contextlib.suppress(Exception):  # damaged: pydicom converts values when they are first used
+            height, width = floats(header.get(name))
+            if 0 < height < math.inf and 0 < width < math.inf:
+                return height / width
+    return None
