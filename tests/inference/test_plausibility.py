@@ -47,6 +47,8 @@ EMPTY_PICTURES = {
     "noise": (RNG.integers(0, 256, (256, 256), np.uint8), "noise"),
     "noise of two levels": (RNG.integers(0, 2, (512, 512), np.uint8) * np.uint8(255), "noise"),
     "cut": (np.concatenate([GREY[:150], np.full((50, 180), 128, np.uint8)]), "cut"),
+    "cut, the rest white": (np.concatenate([GREY[:150], np.full((50, 180), 255, np.uint8)]), "cut"),
+    "cut on the right": (np.concatenate([GREY[:, :120], np.full((200, 60), 128, np.uint8)], axis=1), "cut"),
     "cut in the upper third": (np.concatenate([GREY[:60], np.full((140, 180), 128, np.uint8)]), "cut"),
 }
 
@@ -77,6 +79,24 @@ def test_scans_in_other_frames_are_answered(angle):
     assert picture_reason(*letterbox(255 - image)) is None
     for border in (0, 90, 255):  # a page around a scan is not a cut
         assert picture_reason(*letterbox(np.pad(image, ((30, 30), (30, 30), (0, 0)), constant_values=border))) is None
+
+
+@pytest.mark.parametrize("fill", [0, 128, 255])
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.6, 0.7])
+def test_a_head_that_ends_in_a_straight_line_is_cut(share, fill):
+    for seed in range(3):
+        grey = phantom.make_phantom("brain", 1, seed=seed, size=(240, 200)).image[..., 0].copy()
+        assert numpy_predictor(organ="brain").predict(grey).finding.organ == "brain"
+        grey[int(share * len(grey)) :] = fill
+        found = numpy_predictor(organ="brain").predict(grey).finding
+        assert found.organ == UNSUPPORTED and found.reason.startswith("cut"), (share, fill, seed)
+
+
+def test_an_ultrasound_may_end_in_a_straight_line_and_a_head_at_the_edge():
+    grey = phantom.make_phantom("breast", 1, seed=1, size=(240, 240)).image[..., 0].copy()
+    grey[180:] = 0
+    assert numpy_predictor(organ="breast").predict(grey).finding.organ == "breast"
+    assert numpy_predictor(organ="brain").predict(GREY[:150]).finding.organ == "brain"
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.85])
