@@ -83,7 +83,7 @@ def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = F
     if high - low < MIN_LEVELS:
         return f"nearly constant: its grey values differ by {high - low} of 255, {MIN_LEVELS} are needed; {advice}"
     if (between := share[6:250].sum()) < MIN_GREY and (white := share[250:].sum()) >= WHITE_SHARE:
-        black = 1 - between - white
+        black = max(0.0, 1 - between - white)
         return f"saturated: {black:.0%} of its pixels are black and {white:.0%} white; {advice}"
     centred = grey - grey.mean(dtype=np.float32)
     pairs = (centred[:, 1:] * centred[:, :-1]).mean() + (centred[1:] * centred[:-1]).mean()
