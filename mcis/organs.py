@@ -20,6 +20,9 @@ class Organ:
       lesions: classes whose scans show a lesion to outline.
       region: the organ in DICOM: its SNOMED CT code (PS3.16 CID 4031) and the code's meaning.
       outlined: what is outlined, likewise (CID 7159): "Lesion" if it may be a cyst, not a neoplasm.
+      modalities: the DICOM modalities of its scans; a header that states another contradicts this organ. Empty: any.
+      parts: the body regions that a header may state, of `imaging.modality.BODY_PARTS`. Empty: any.
+      surrounded: whether air surrounds it in its scans, so that it never ends in a long straight line above air.
     """
 
     name: str
@@ -28,6 +31,9 @@ class Organ:
     lesions: tuple[str, ...]
     region: tuple[str, str]
     outlined: tuple[str, str] = ("52988006", "Lesion")
+    modalities: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    surrounded: bool = False
 
     def is_lesion(self, label: int) -> bool:
         """Whether an integer label (or UNKNOWN) is a class with a lesion."""
@@ -42,6 +48,9 @@ ORGANS: tuple[Organ, ...] = (
         lesions=("tumor",),
         region=("12738006", "Brain"),
         outlined=("108369006", "Neoplasm"),
+        modalities=("MR",),
+        parts=("head",),
+        surrounded=True,
     ),
     Organ(
         "breast",
@@ -49,6 +58,8 @@ ORGANS: tuple[Organ, ...] = (
         classes=("normal", "benign", "malignant"),
         lesions=("benign", "malignant"),
         region=("76752008", "Breast"),
+        modalities=("US",),
+        parts=("breast",),
     ),
 )
 

@@ -182,9 +182,28 @@ def unletterbox(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box
     return full
 
 
-def finding_of(row: dict[str, np.ndarray], thumbnail: bool, metadata: dict[str, Any]) -> dict[str, Any]:
-    """A model's outputs for one scan with the keys of mcis's findings, without the mask."""
+def without_content(square: np.ndarray, inner: Box) -> str | None:
+    """Why a picture, the content of a square at `inner`, holds nothing to look at; None where it does."""
+    x, y, width, height = inner
+    grey = (square[y : y + height, x : x + width].sum(-1, dtype=np.uint16) // 3).astype(np.uint8)
+    share = np.bincount(grey.ravel(), minlength=256) / grey.size
+    low, high = np.searchsorted(np.cumsum(share), (0.005, 0.995))
+    if high - low < 8:
+        return "blank" if low == high else "nearly constant"
+    if share[6:250].sum() < 0.2 and share[250:].sum() >= 0.005:
+        return "saturated"
+    centred = grey - grey.mean(dtype=np.float32)
+    pairs = (centred[:, 1:] * centred[:, :-1]).mean() + (centred[1:] * centred[:-1]).mean()
+    return "noise" if pairs / 2 < 0.3 * np.square(centred).mean() else None
+
+
+def finding_of(
+    row: dict[str, np.ndarray], thumbnail: bool, metadata: dict[str, Any], empty: str | None = None
+) -> dict[str, Any]:
+    """A model's outputs for one scan with the keys of mcis's findings, without the mask; `empty`: `without_content`."""
     organs = metadata["organs"]
+    if empty is not None:
+        return {"organ": "unsupported", "reason": empty}
     if metadata["what"] != "cascade":  # the network of one task
         key = "organ" if "organ_probs" in row else "label"
         finding = {} if key == "organ" else {"organ": metadata["organ"]}
@@ -240,7 +259,7 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
             continue
         square, box, inner = letterbox(image)
         row = {name: value[0] for name, value in model(square[None]).items()}
-        finding = {"scan": path} | finding_of(row, max(box[2:]) < MIN_CONTENT, metadata)
+        finding = {"scan": path} | finding_of(row, max(box[2:]) < MIN_CONTENT, metadata, without_content(square, inner))
         if "mask" in row and finding["organ"] != "unsupported" and row.get("segmented", True):
             probability = unletterbox(row["mask"][..., 0], image.shape[:2], box, inner)
             mask = (probability > metadata["thresholds"]["mask"]).astype(np.uint8)

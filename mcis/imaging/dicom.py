@@ -9,8 +9,18 @@ import numpy as np
 from mcis.imaging import dicom_compressed, dicom_file, dicom_pixels, dicom_syntaxes
 from mcis.imaging.dicom_display import to_rgb
 from mcis.imaging.dicom_file import looks_like_dicom, safe_errors
-from mcis.imaging.dicom_header import TAGS, frames_of, geometry_of, position_notes, spacing_of, text_of, whole_of
+from mcis.imaging.dicom_header import (
+    TAGS,
+    aspect_of,
+    frames_of,
+    geometry_of,
+    position_notes,
+    spacing_of,
+    text_of,
+    whole_of,
+)
 from mcis.imaging.headers import is_image
+from mcis.imaging.modality import stated_content
 from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_frame
 
 SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
@@ -114,9 +124,10 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
             array, notes = dicom_pixels.decode(file, layout, frame)
             image, display_notes = to_rgb(array, file, layout, frame)
             spacing, spacing_notes = spacing_of(header, frame)
-            notes = [*layout.notes, *notes, *display_notes]
-            notes += [*spacing_notes, *position_notes(header, frame), *_burnt_in(header)]
-            return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry)
+            stated, stated_notes = stated_content(header, frame)
+            notes = [*layout.notes, *notes, *display_notes, *spacing_notes, *position_notes(header, frame)]
+            notes += [*stated_notes, *_burnt_in(header)]
+            return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry, stated, aspect_of(header))
     except ScanError as error:
         error.series = series
         raise

@@ -3,6 +3,7 @@
 They never take a scan with them: what cannot be read is missing, and a note says so.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -22,13 +23,14 @@ TAGS = (
     *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("BodyPartExamined", "AnatomicRegionSequence", "ConversionType", "PixelAspectRatio"),
     *("PaletteColorLookupTableUID", "SegmentedRedPaletteColorLookupTableData"),
     *("SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData"),
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
     *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )
-"""The only elements read from a header: display, pixel size and position. The UIDs group slices; `geometry_of` keeps
-only their hash."""
+"""The only elements read from a header: display, pixel size, position and organ. The UIDs group slices; `geometry_of`
+keeps only their hash."""
 
 
 def read_header(path: str | os.PathLike, tags: Sequence[str] = TAGS) -> Any:
@@ -180,3 +182,13 @@ def position_notes(header: Any, frame: int) -> list[str]:
         if values and not (len(values) == count and all(map(math.isfinite, values))):
             return ["its position cannot be read: it has no place in a volume"]
     return []
+
+
+def aspect_of(header: Any) -> float | None:
+    """Height over width of a pixel by elements that say nothing about its size on the patient; None if unknown."""
+    for name in ("PixelAspectRatio", "ImagerPixelSpacing"):
+        with contextlib.suppress(Exception):  # damaged: pydicom converts values when they are first used
+            height, width = floats(header.get(name))
+            if 0 < height < math.inf and 0 < width < math.inf:
+                return height / width
+    return None

@@ -14,10 +14,13 @@ import numpy as np
 from mcis.imaging import dicom, image_files, nifti
 from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.letterbox import Letterbox, letterbox
-from mcis.imaging.scan import Scan, ScanError
+from mcis.imaging.scan import Scan, ScanError, Statement
 
 HEAD = 512
 """Bytes at the beginning of a file that decide its format."""
+
+SQUARE, MAX_ASPECT = 0.02, 4.0
+"""Pixels whose sides differ by less than this share count as square; sides of a higher ratio are not believed."""
 
 
 class Format(NamedTuple):
@@ -93,6 +96,7 @@ class LoadedScan:
     notes: tuple[str, ...] = ()
     error: str | None = None
     slice_geometry: SliceGeometry | None = None
+    stated: tuple[Statement, ...] = ()
 
 
 def load(path: str, frame: int | None) -> LoadedScan:
@@ -104,12 +108,35 @@ def prepare(path: str, frame: int | None, read: Callable[[], Scan]) -> LoadedSca
     """Letterbox the scan that `read` returns. An error becomes the text of the result: one bad scan stops no other."""
     try:
         scan = read()
-        square, geometry = letterbox(scan.image)
+        aspect, spacing, notes = _pixel_shape(scan)
+        square, geometry = letterbox(scan.image, aspect=aspect)
     except Exception as error:
         return failed(path, frame, error)
     return LoadedScan(
-        path, frame, scan.image, square, geometry, scan.spacing, scan.notes, slice_geometry=scan.slice_geometry
+        path,
+        frame,
+        scan.image,
+        square,
+        geometry,
+        spacing,
+        (*scan.notes, *notes),
+        slice_geometry=scan.slice_geometry,
+        stated=scan.stated,
     )
+
+
+def _pixel_shape(scan: Scan) -> tuple[float, tuple[float, float] | None, list[str]]:
+    """Height over width of a scan's pixels for the letterbox, its spacing, and notes on both."""
+    spacing = scan.spacing
+    stated = scan.aspect if spacing is None else spacing[0] / spacing[1]
+    if stated is None or abs(stated - 1) <= SQUARE:
+        return 1.0, spacing, []
+    ratio = f"1 : {1 / stated:.4g}" if 0 < stated < 1 else f"{stated:.4g} : 1"
+    if not 1 / MAX_ASPECT <= stated <= MAX_ASPECT:
+        unbelieved = f"its header says that the height and width of a pixel are as {ratio}, which is not believed"
+        return 1.0, None, [f"{unbelieved}: pixels are taken as square, no measurements in mm"]
+    seen = "the networks are given square ones, its mask keeps its own grid"
+    return stated, spacing, [f"the height and width of its pixels are as {ratio}: {seen}"]
 
 
 def failed(path: str, frame: int | None, error: Exception) -> LoadedScan:

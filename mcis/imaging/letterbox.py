@@ -28,12 +28,14 @@ class Letterbox:
       box: content that was kept, in pixels of the scan.
       inner: where that content is in the square, in pixels of the square.
       size: side S of the square, pixels.
+      aspect: height over width of a pixel of the scan; pixels of the square are square.
     """
 
     shape: tuple[int, int]
     box: Box
     inner: Box
     size: int
+    aspect: float = 1.0
 
     @property
     def thumbnail(self) -> bool:
@@ -76,13 +78,16 @@ def _at_least_half(low: int, high: int, length: int) -> tuple[int, int]:
     return low, low + half
 
 
-def letterbox(image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True) -> tuple[np.ndarray, Letterbox]:
+def letterbox(
+    image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True, aspect: float = 1.0
+) -> tuple[np.ndarray, Letterbox]:
     """Crop a scan to its content and letterbox it into a black square.
 
     Args:
       image: uint8 (H, W, 3).
       size: side S of the square, pixels.
       crop: False keeps the whole image.
+      aspect: height over width of a pixel of the image.
 
     Returns:
       uint8 (S, S, 3), and the Letterbox that maps masks there and back.
@@ -95,10 +100,10 @@ def letterbox(image: np.ndarray, size: int = INPUT_SIZE, crop: bool = True) -> t
     """
     height, width = image.shape[:2]
     x, y, w, h = content_box(image) if crop else (0, 0, width, height)
-    scale = size / max(w, h)
-    inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
+    scale = size / max(w, h * aspect)
+    inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * aspect * scale))
     inner = ((size - inner_w) // 2, (size - inner_h) // 2, inner_w, inner_h)
-    geometry = Letterbox((height, width), (x, y, w, h), inner, size)
+    geometry = Letterbox((height, width), (x, y, w, h), inner, size, aspect)
     return _to_square(image, geometry, shrink=scale < 1), geometry
 
 
@@ -120,20 +125,28 @@ def unletterbox(square: np.ndarray, geometry: Letterbox) -> np.ndarray:
     inner_x, inner_y, inner_w, inner_h = geometry.inner
     content = square[inner_y : inner_y + inner_h, inner_x : inner_x + inner_w].astype(np.float32)
     full = np.zeros(geometry.shape, np.float32)
-    full[y : y + h, x : x + w] = _resize(content, w, h, shrink=w < inner_w)
+    full[y : y + h, x : x + w] = _resize(content, w, h, w < inner_w, geometry.aspect != 1)
     return full
 
 
 def _to_square(array: np.ndarray, geometry: Letterbox, shrink: bool) -> np.ndarray:
     x, y, w, h = geometry.box
     inner_x, inner_y, inner_w, inner_h = geometry.inner
-    content = _resize(array[y : y + h, x : x + w], inner_w, inner_h, shrink)
+    content = _resize(array[y : y + h, x : x + w], inner_w, inner_h, shrink, geometry.aspect != 1)
     square = np.zeros((geometry.size, geometry.size, array.shape[2]), array.dtype)
     square[inner_y : inner_y + inner_h, inner_x : inner_x + inner_w] = content.reshape(inner_h, inner_w, -1)
     return square
 
 
-def _resize(array: np.ndarray, width: int, height: int, shrink: bool) -> np.ndarray:
+def _resize(array: np.ndarray, width: int, height: int, shrink: bool, by_axis: bool) -> np.ndarray:
+    """Resize (H, W, ...), by averages of areas where it shrinks; `by_axis`: one axis may shrink, the other grow."""
     if array.shape[:2] == (height, width):
         return array
+    if by_axis:
+        rows, columns = array.shape[:2]
+        shrinks_x, shrinks_y = width < columns, height < rows
+        if shrinks_x != shrinks_y:  # OpenCV averages areas only if both axes shrink
+            between = (width, rows) if shrinks_x else (columns, height)
+            array = cv2.resize(array, between, interpolation=cv2.INTER_AREA)
+        shrink = shrinks_x and shrinks_y
     return cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)

@@ -23,7 +23,7 @@ from mcis import MAX_PIXELS
 from mcis.files import from_json, parse_json
 from mcis.imaging.formats import LoadedScan, failed, prepare
 from mcis.imaging.geometry import SliceGeometry
-from mcis.imaging.scan import Scan, ScanError
+from mcis.imaging.scan import Scan, ScanError, Statement
 from mcis.imaging.worker import READY
 
 COUNT = 2
@@ -46,14 +46,19 @@ PROGRAM = (
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """Header of a worker's response to "read": shape of the image, and the fields of Scan and SliceGeometry."""
+    """Header of a worker's response to "read": shape of the image, and the fields of Scan and SliceGeometry.
+
+    `stated` has the organs of each Statement by its header.
+    """
 
     shape: list[int]
     notes: list[str]
     spacing: list[float] | None = None
+    aspect: float | None = None
     series: str | None = None
     position: float | None = None
     normal: list[float] | None = None
+    stated: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 class WorkerError(ScanError):
@@ -231,7 +236,8 @@ def _scan(header: Header, data: bytes) -> Scan:
     normal = None if header.normal is None else (header.normal[0], header.normal[1], header.normal[2])
     geometry = None if header.series is None else SliceGeometry(header.series, header.position, normal)
     spacing = None if header.spacing is None else (header.spacing[0], header.spacing[1])
-    return Scan(image, tuple(header.notes), spacing, geometry)
+    stated = tuple(Statement(said, tuple(organs)) for said, organs in header.stated.items())
+    return Scan(image, tuple(header.notes), spacing, geometry, stated, header.aspect)
 
 
 async def _kill(process: asyncio.subprocess.Process | None) -> None:

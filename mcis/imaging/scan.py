@@ -28,6 +28,19 @@ class ScanError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Statement:
+    """What one element of a header says about the organ (see `imaging.modality`).
+
+    Attributes:
+      header: the element and a term of a table, never text of the file ("Modality CT").
+      organs: names of the organs whose scans may say this.
+    """
+
+    header: str
+    organs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Scan:
     """One image, frame or slice as read.
 
@@ -36,12 +49,16 @@ class Scan:
       notes: changes made in reading, as text ("uint16 scaled from [0, 4095] to 8 bits").
       spacing: millimetres between rows and between columns; None if unknown.
       slice_geometry: position in a volume; None if the scan belongs to none.
+      stated: what the header says about the organ; empty for files that say nothing.
+      aspect: height over width of a pixel, where the file states that but no `spacing`.
     """
 
     image: np.ndarray
     notes: tuple[str, ...] = ()
     spacing: tuple[float, float] | None = None
     slice_geometry: SliceGeometry | None = None
+    stated: tuple[Statement, ...] = ()
+    aspect: float | None = None
 
 
 def check_file(path: str | os.PathLike, max_bytes: int) -> None:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mcis.imaging import dicom, dicom_file, formats, image_files
+from mcis.imaging import dicom, dicom_file, formats, image_files, nifti_header
 from mcis.imaging.scan import ScanError
 
 REPORT_FILES = ("findings.jsonl", "volumes.jsonl", "run.json", "index.html")
@@ -57,6 +57,8 @@ def among(paths: Iterable[str | os.PathLike]) -> Found:
     """The scans among some files."""
     files, passed = [], collections.Counter[str]()
     for path in paths:
+        if nifti_header.is_second_of_pair(path):  # read with its header
+            continue
         kind = no_scan(path)
         if kind is None:
             files.append(os.fspath(path))

@@ -30,7 +30,9 @@ def read(path: str, frame: int) -> Response:
     """One frame of a file: a `pool.Header`, and the pixels."""
     scan = formats.read(path, frame)
     geometry = {} if scan.slice_geometry is None else dataclasses.asdict(scan.slice_geometry)
-    return {"shape": scan.image.shape, "notes": scan.notes, "spacing": scan.spacing, **geometry}, scan.image.tobytes()
+    stated = {one.header: one.organs for one in scan.stated}
+    fields = {"shape": scan.image.shape, "notes": scan.notes, "spacing": scan.spacing, "aspect": scan.aspect}
+    return fields | geometry | {"stated": stated}, scan.image.tobytes()
 
 
 def frames(path: str) -> Response:

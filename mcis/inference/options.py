@@ -25,6 +25,16 @@ class InferenceOptions:
     novelty: bool = True
     members: int | None = None
 
+    @property
+    def organ_given(self) -> bool:
+        """Whether the organ of every scan is given, instead of found by the router."""
+        return self.organ is not None or self.task not in (None, "route")
+
+    @property
+    def rejects_thumbnails(self) -> bool:
+        """Whether thumbnails are unsupported; where the organ or a task is given, a note says it."""
+        return self.novelty and self.task is None and self.organ is None
+
     def check(self) -> "InferenceOptions":
         """The options themselves. ValueError where they exclude each other or a value is out of range."""
         if self.organ is not None:

@@ -25,10 +25,12 @@ from mcis.imaging.formats import LoadedScan
 from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.image_files import encode_png, from_array
 from mcis.imaging.letterbox import INPUT_SIZE, Letterbox, unletterbox
+from mcis.imaging.modality import contradiction
 from mcis.imaging.overlay import overlay
 from mcis.imaging.pool import read_all
+from mcis.imaging.scan import Statement
 from mcis.inference.options import InferenceOptions
-from mcis.inference.plausibility import reject_implausible, thumbnail_reason
+from mcis.inference.plausibility import Rejection, reject_implausible, thumbnail_reason
 from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
@@ -127,13 +129,17 @@ class Predictor:
         return {name: place(one) for name, one in self.variables.items()}
 
     def predict_batch(
-        self, images: np.ndarray, geometries: Sequence[Letterbox]
-    ) -> tuple["Prediction", list[str | None]]:
+        self,
+        images: np.ndarray,
+        geometries: Sequence[Letterbox],
+        stated: Sequence[Sequence[Statement]] | None = None,
+    ) -> tuple["Prediction", list[Rejection | None]]:
         """The final Prediction of letterboxed scans, plausibility rules included; every prediction is made here.
 
         Args:
           images: uint8 (B, S, S, 3).
           geometries: how the first N of them, N <= B, were letterboxed; the other images only fill the batch.
+          stated: what the headers of their files say about the organ; None for scans without headers.
 
         Returns:
           Prediction of N scans, NumPy arrays; and why a plausibility rule rejected each scan, None where none did.
@@ -143,9 +149,8 @@ class Predictor:
         variables = self._on_device if len(images) == 1 else self._placed
         count = len(geometries)
         prediction = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], self.function(variables, images))
-        if self.options.novelty and self.options.task is None and self.options.organ is None:
-            return reject_implausible(prediction, geometries)
-        return prediction, [None] * count
+        compared = None if self.options.organ_given else stated
+        return reject_implausible(prediction, images, geometries, compared, self.options.rejects_thumbnails)
 
     def predict(self, scan: str | os.PathLike | np.ndarray, frame: int = 0) -> Result:
         """The result of one scan; a scan that cannot be read gives a result with an error, as in `mcis predict`.
@@ -193,12 +198,14 @@ class Predictor:
         """
         images = np.zeros((batch_size, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         geometries: list[Letterbox] = []
+        stated: list[tuple[Statement, ...]] = []
         for loaded in group:
             if loaded.square is not None and loaded.geometry is not None:
                 images[len(geometries)] = loaded.square
                 geometries.append(loaded.geometry)
+                stated.append(loaded.stated)
         if geometries:
-            prediction, rejections = self.predict_batch(images, geometries)
+            prediction, rejections = self.predict_batch(images, geometries, stated)
         rows = iter(range(len(geometries)))
         for loaded in group:
             if loaded.error is not None:
@@ -289,7 +296,7 @@ def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, f
     return Predictor(options, variables, jax.jit(function), record, tuple(lacking), tasks)
 
 
-def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: str | None = None) -> Result:
+def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Rejection | None = None) -> Result:
     """A scan's finding, and its mask on the scan's own grid.
 
     Args:
@@ -311,15 +318,13 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: str 
     if rejection is None and loaded.geometry is not None and (small := thumbnail_reason(loaded.geometry)):
         notes.append(small)
     if index == UNSUPPORTED_INDEX:
-        closest = f"most like {ORGANS[int(row['choice'])].scan}, probability {found['organ_prob']:.6f}"
-        if rejection is None and (times := float(row["novelty"])) > 1:
-            rejection = f"too far from the router's training scans: {times:.2f} times the allowed distance ({closest})"
-        elif rejection is None:
-            rejection = f"the router is unsure: {closest}, {row['needed']:.6f} is needed"
-        found |= {"organ": UNSUPPORTED, "reason": rejection, "notes": notes or None}
+        rejection = rejection or Rejection(_router_reason(row))
+        found |= {"organ": UNSUPPORTED, "reason": rejection.reason, "header": rejection.header, "notes": notes or None}
         return Result(Finding(loaded.path, loaded.frame, **found), loaded.image)
     organ = ORGANS[index]
     found["organ"] = organ.name
+    if (header := contradiction(loaded.stated, organ.name)) is not None:
+        notes.append(f"its header says {header}, which contradicts {organ.scan}, the organ that was asked for")
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         found |= {"label": organ.classes[label], "label_probs": probs}
@@ -332,3 +337,11 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: str 
             notes.append(f"predicted {organ.classes[label]}, but the mask is empty")
     finding = Finding(loaded.path, loaded.frame, **found, notes=notes or None)
     return Result(finding if mask is None else measured(finding, mask), loaded.image, mask)
+
+
+def _router_reason(row: Mapping[str, np.ndarray]) -> str:
+    """Why the router did not accept a scan, by the fields of a Prediction."""
+    closest = f"most like {ORGANS[int(row['choice'])].scan}, probability {float(row['organ_prob']):.6f}"
+    if (times := float(row["novelty"])) > 1:
+        return f"too far from the router's training scans: {times:.2f} times the allowed distance ({closest})"
+    return f"the router is unsure: {closest}, {row['needed']:.6f} is needed"

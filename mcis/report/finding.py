@@ -47,6 +47,7 @@ class Finding:
       series: identifier of the volume that contains the scan, 16 hex digits (see `imaging.geometry.SliceGeometry`).
       position_mm: position of the slice along `slice_normal`, in patient coordinates.
       slice_normal: [x, y, z], unit normal of the slice, towards left, posterior and head.
+      header: the elements of the file's header for which the scan is "unsupported" ("Modality CT"); None otherwise.
     """
 
     scan: str
@@ -70,6 +71,7 @@ class Finding:
     series: str | None = None
     position_mm: float | None = None
     slice_normal: list[float] | None = None
+    header: str | None = None
 
     def __post_init__(self):
         others = (value for name, value in vars(self).items() if name not in ("scan", "error", "series"))

@@ -12,6 +12,7 @@ from mcis.export import run
 from mcis.imaging import image_files, phantom
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, letterbox, unletterbox
 from mcis.imaging.scan import ScanError
+from mcis.inference.plausibility import picture_reason
 from tests.lanes.fuzz import known_pictures
 
 
@@ -40,6 +41,20 @@ def test_images_are_letterboxed_and_unletterboxed_as_in_mcis():
         )
         boxes.add(box)
     assert len(boxes) > 12
+
+
+def test_pictures_without_content_are_the_same_as_in_mcis():
+    rng = np.random.default_rng(3)
+    grey = phantom.make_phantom("brain", 1, seed=3, size=(200, 180)).image
+    pictures = [np.full((100, 90, 3), 7, np.uint8), rng.integers(60, 64, (90, 90, 3), np.uint8), grey, grey // 10]
+    pictures += [(grey > 60).astype(np.uint8) * np.uint8(255), rng.integers(0, 256, (256, 256, 3), np.uint8)]
+    for image in (*images(), *pictures):
+        square, geometry = letterbox(image)
+        reason = picture_reason(square, geometry)
+        if reason is None or not reason.startswith("cut"):  # only mcis looks for missing parts
+            assert run.without_content(square, geometry.inner) == (reason and reason.split(":")[0])
+    empty = run.finding_of({}, False, {"organs": [], "what": "segment_brain"}, "blank")
+    assert empty == {"organ": "unsupported", "reason": "blank"}
 
 
 def files(folder):

@@ -91,12 +91,12 @@ def test_a_scan_has_the_same_finding_in_every_file_format(predictor, segmenter, 
     cv2.imwrite(str(tmp_path / "a.png"), grey)
     expected = predictor.predict(tmp_path / "a.png").finding
     window = {"WindowCenter": "128", "WindowWidth": "256"}
-    write(tmp_path / "a.dcm", grey, PixelSpacing=["0.5", "0.25"], **window)
+    write(tmp_path / "a.dcm", grey, PixelSpacing=["0.5", "0.5"], **window)
     found = predictor.predict(tmp_path / "a.dcm")
     same(expected, found.finding)
-    assert found.finding.spacing_mm == [0.5, 0.25]
+    assert found.finding.spacing_mm == [0.5, 0.5]
     outlined = segmenter.predict(tmp_path / "a.dcm").finding
-    assert outlined.lesion_area_mm2 == pytest.approx(0.125 * outlined.lesion_area_px)
+    assert outlined.lesion_area_mm2 == pytest.approx(0.25 * outlined.lesion_area_px)
     write(tmp_path / "b.dcm", np.stack([grey // 2, grey]), NumberOfFrames=2, **window)
     second = predictor.predict(tmp_path / "b.dcm", 1)
     assert second.finding.frame == 1
@@ -169,7 +169,8 @@ def test_a_plausibility_rule_rejects_thumbnails_and_nothing_else(predictor, segm
     strict = dataclasses.replace(predictor, options=dataclasses.replace(predictor.options, novelty=True))
     checked, reasons = strict.predict_batch(images, geometries)
     assert [reason is None for reason in reasons] == [True, False, True]
-    assert reasons[1].startswith("a thumbnail: ") and "80 along one side" in reasons[1]
+    assert reasons[1].reason.startswith("a thumbnail: ") and "80 along one side" in reasons[1].reason
+    assert reasons[1].header is None
     for name, values in vars(checked).items():
         np.testing.assert_array_equal(values[[0, 2]], getattr(raw, name)[[0, 2]], err_msg=name)
     assert checked.organ[1] == 2 and checked.label[1] == UNKNOWN and checked.review[1] == UNKNOWN
