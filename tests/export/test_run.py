@@ -94,7 +94,9 @@ def test_limits_are_equal_to_those_of_mcis():
     assert f"1 << {MAX_PIXELS.bit_length() - 1}" in pathlib.Path(run.__file__).read_text()
 
 
-@pytest.mark.parametrize("make", [known_pictures.turned, known_pictures.stored_tiff, known_pictures.cut], ids=str)
+@pytest.mark.parametrize(
+    "make", [known_pictures.turned, known_pictures.stored_tiff, known_pictures.cut], ids=lambda one: one.__name__
+)
 def test_a_file_is_turned_as_in_mcis_and_never_read_wrongly(make, tmp_path):
     equal = 0
     for seed in range(60):
