@@ -185,6 +185,8 @@ def unletterbox(square: np.ndarray, shape: tuple[int, int], box: Box, inner: Box
 def without_content(square: np.ndarray, inner: Box) -> str | None:
     """Why a picture, the content of a square at `inner`, holds nothing to look at; None where it does."""
     x, y, width, height = inner
+    if min(width, height) < 16:
+        return "a strip"
     grey = (square[y : y + height, x : x + width].sum(-1, dtype=np.uint16) // 3).astype(np.uint8)
     share = np.bincount(grey.ravel(), minlength=256) / grey.size
     low, high = np.searchsorted(np.cumsum(share), (0.005, 0.995))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcis.imaging import dicom_file
-from mcis.imaging.geometry import SliceGeometry, digest, slice_geometry
+from mcis.imaging.geometry import SPACINGS, SliceGeometry, digest, slice_geometry
 
 NO_SPACING = "its pixel spacing cannot be read, or is not two positive numbers: no measurements in mm"
 CENTIMETRES = 3
@@ -137,6 +137,8 @@ def _region_spacings(header: Any) -> list[tuple[float, float]]:
 def _positive(spacing: list[float]) -> tuple[tuple[float, float] | None, list[str]]:
     if len(spacing) != 2 or not all(math.isfinite(part) and part > 0 for part in spacing):
         return None, [NO_SPACING]
+    if not all(SPACINGS[0] <= part <= SPACINGS[1] for part in spacing):
+        return None, [f"a spacing of {spacing[0]:g} x {spacing[1]:g} mm is implausible: no measurements in mm"]
     return (spacing[0], spacing[1]), []
 
 

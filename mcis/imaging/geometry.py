@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+SPACINGS = 0.01, 100.0
+"""Millimetres between neighbouring pixels that scans can have; others come from a wrong header."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SliceGeometry:

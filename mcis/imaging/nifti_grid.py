@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mcis.imaging.nifti_header import MILLIMETRES, SPACINGS, UNIT_NAMES, VolumeFile
+from mcis.imaging.geometry import SPACINGS
+from mcis.imaging.nifti_header import MILLIMETRES, UNIT_NAMES, VolumeFile
 
 NO_POSITION = "its affine matrix is singular or missing: axes as stored, no measurements in mm"
 
@@ -38,6 +39,10 @@ def as_slices(array: np.ndarray, grid: Grid) -> np.ndarray:
     return np.transpose(array, grid.axes)[tuple(slice(None, None, -1 if flip else None) for flip in grid.flips)]
 
 
+FEW = 8
+"""An axis with so many times fewer voxels than the others is the one across slices."""
+
+
 def grid_of(volume: VolumeFile) -> Grid:
     """How to cut a volume into slices."""
     import nibabel
@@ -50,7 +55,11 @@ def grid_of(volume: VolumeFile) -> Grid:
     orientation = nibabel.orientations.io_orientation(affine)  # of each stored axis: which of R, A, S, and its sign
     axis_of = {int(which): axis for axis, (which, _) in enumerate(orientation)}
     thickest = int(np.argmax(spacing))
-    across = thickest if spacing[thickest] > 1.5 * np.median(spacing) else axis_of[2]
+    fewest = int(np.argmin(shape[:3]))
+    if FEW * shape[fewest] <= sorted(shape[:3])[1]:  # one slice, or a few: their spacing may be anything
+        across = fewest
+    else:
+        across = thickest if spacing[thickest] > 1.5 * np.median(spacing) else axis_of[2]
     # With R, A, S = 0, 1, 2: rows go down from the front or head, columns from the patient's right or front.
     down, right = {2: (1, 0), 1: (2, 0), 0: (2, 1)}[int(orientation[across][0])]
     axes = (axis_of[down], axis_of[right], across)

@@ -38,8 +38,6 @@ DAMAGED = (OSError, EOFError, ValueError, zlib.error, struct.error)
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Millimetres of NIfTI's units of length: unknown, metre, millimetre, micron."""
 UNIT_NAMES = {1: "metres", 3: "microns"}
-SPACINGS = 1e-3, 100.0
-"""Millimetres between neighbouring voxels that scans can have; others come from a wrong header."""
 RGB_CODES = (128, 2304)
 """Data types of colours: RGB, RGBA."""
 

@@ -65,6 +65,10 @@ class Rejection:
     header: str | None = None
 
 
+MIN_INNER = 16
+"""Pixels of the model input that the content must have along its shorter side."""
+
+
 def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = False) -> str | None:
     """Why a picture holds nothing to look at, or not all of it; None where it is plausible.
 
@@ -74,6 +78,9 @@ def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = F
       surrounded: whether it should show an organ that air surrounds.
     """
     x, y, width, height = geometry.inner
+    if min(width, height) < MIN_INNER:
+        across, down = geometry.box[2:]
+        return f"a strip: {across} x {down} pixels of content, far longer than wide; check the file"
     grey = (square[y : y + height, x : x + width].sum(-1, dtype=np.uint16) // 3).astype(np.uint8)
     share = np.bincount(grey.ravel(), minlength=256) / grey.size
     low, high = np.searchsorted(np.cumsum(share), (0.005, 0.995))

@@ -264,3 +264,10 @@ def test_a_jpeg_ls_frame_without_end_marker_is_rejected_before_charls_spins(tmp_
     np.testing.assert_array_equal(shown(tmp_path / "padded.dcm"), shown(tmp_path / "whole.dcm"))
     with pytest.raises(scan.ScanError, match="truncated frame"):
         dicom.read(tmp_path / "cut.dcm")
+
+
+@pytest.mark.parametrize("spacing", [["500", "500"], ["0.00005", "0.00005"]])
+def test_a_spacing_that_no_scan_has_costs_the_millimetres_only(spacing, tmp_path):
+    write(tmp_path / "a.dcm", np.arange(600, dtype=np.uint16).reshape(20, 30), PixelSpacing=spacing)
+    found = dicom.read(tmp_path / "a.dcm")
+    assert found.spacing is None and any("implausible" in note for note in found.notes)

@@ -257,3 +257,12 @@ def test_slices_of_a_volume_of_two_thousand_take_one_reading(tmp_path, monkeypat
     for path, frame in formats.frames(tmp_path / "a.nii.gz"):
         nifti.read(path, frame)
     assert (len(headers), len(volumes)) == (2, 1)  # once to count, once to read
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_a_volume_of_one_slice_or_a_few_is_cut_along_them(slices, tmp_path):
+    stored = np.random.default_rng(0).integers(0, 100, (40, 30, slices)).astype(np.int16)
+    coronal = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(stored, coronal), tmp_path / "few.nii")
+    assert nifti.count_frames(tmp_path / "few.nii") == slices
+    assert nifti.read(tmp_path / "few.nii").image.shape == (30, 40, 3)

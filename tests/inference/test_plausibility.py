@@ -181,3 +181,9 @@ def test_an_organ_that_the_user_states_overrides_the_header_with_a_note(tmp_path
     assert any("its header says Modality CT, which contradicts brain MRI" in note for note in found.notes)
     found = finding(tmp_path, GREY, options, Modality="MR")
     assert not any("header" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (400, 20)])
+def test_a_strip_is_no_scan(shape):
+    strip = np.random.default_rng(0).integers(0, 250, (*shape, 1)).astype(np.uint8).repeat(3, 2)
+    assert picture_reason(*letterbox(strip)).startswith("a strip: ")
