@@ -5,7 +5,15 @@ import pytest
 from pydicom.uid import UID_dictionary
 
 from mcis.imaging import dicom, modality
-from mcis.imaging.modality import BODY_PARTS, MODALITIES, SOP_CLASSES, STORAGE, contradiction, stated_content
+from mcis.imaging.modality import (
+    BODY_PARTS,
+    MODALITIES,
+    SOP_CLASSES,
+    STORAGE,
+    body_parts_in,
+    contradiction,
+    stated_content,
+)
 from mcis.imaging.pool import read_all
 from mcis.organs import ORGAN_NAMES, ORGANS
 from tests.fixtures.dicom_files import CANARY, enhanced, items, write
@@ -158,3 +166,24 @@ def test_an_organ_without_modalities_and_parts_is_never_contradicted(monkeypatch
     monkeypatch.setattr(modality, "ORGANS", (*ORGANS, lung))
     stated, _ = stated_content({"Modality": "DX", "BodyPartExamined": "CHEST"})
     assert [one.organs for one in stated] == [("lung",), ("lung",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        ("Knee joint", "KNEE"),
+        ("Thyroid gland", "THYROID"),
+        ("Lower limb", "LIMB"),
+        ("ABDOMENPELVIS", "ABDOMENPELVIS"),
+        ("RTKNEE", "KNEE"),
+        ("LTBREAST", "BREAST"),
+        ("RIGHTBREAST", "BREAST"),
+    ],
+)
+def test_usual_spellings_are_body_parts(text, term):
+    assert body_parts_in(text) == ([term], True)
+
+
+@pytest.mark.parametrize("text", ["Reyes", "Rear", "Seno maxilar"])
+def test_words_that_only_look_like_body_parts_say_nothing(text):
+    assert body_parts_in(text)[0] == []
