@@ -1,7 +1,6 @@
 """Read PNG, JPEG, TIFF and BMP files as scans; write PNG. No JAX."""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import os
@@ -15,7 +14,7 @@ import numpy as np
 
 from mcis import MAX_PIXELS
 from mcis.imaging import headers, tiff, tiff_header
-from mcis.imaging.scan import MAX_DECODED, Scan, ScanError, check_file, check_frame, check_passes, to_8_bits
+from mcis.imaging.scan import MAX_DECODED, Picture, Scan, ScanError, check_file, check_frame, check_passes, to_8_bits
 
 MAX_BYTES = 1 << 28
 REPORT_FOLDERS = ("masks", "overlays", "page", "segmentations")
@@ -86,25 +85,6 @@ def _pages_of(path: str, modified: int, size: int) -> tuple[tiff_header.TiffPage
         return tuple(tiff_header.scan_pages(file))
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A decoded file, before its values are scaled.
-
-    Attributes:
-      array: (H, W, C), grey, grey and alpha, RGB, or RGBA, as displayed; of the file's depth.
-      notes: what was done.
-      lossy: whether JPEG compressed it.
-      indexes: (H, W), of a palette's colours; None without a palette.
-      white_is_zero: whether stored values were inverted for display.
-    """
-
-    array: np.ndarray
-    notes: tuple[str, ...] = ()
-    lossy: bool = False
-    indexes: np.ndarray | None = None
-    white_is_zero: bool = False
-
-
 def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     """Read a PNG, JPEG, TIFF or BMP file of any depth; grey, RGB, RGBA, CMYK or palette.
 
@@ -141,12 +121,11 @@ def _page(file: BinaryIO, pages: Sequence[tiff_header.TiffPage], frame: int, nam
     if frame >= len(pages):
         raise ScanError(f"{name}: has no readable page {frame}, numbered from 0")
     try:
-        page = tiff.read_page(file, pages[frame], name)
+        return tiff.read_page(file, pages[frame], name)
     except ScanError as error:
         if frame and str(error).startswith(f"{name}: not a readable image"):
             raise ScanError(f"{name}: has no readable page {frame}, numbered from 0 ({error})") from None
         raise
-    return Picture(page.array, page.notes, page.lossy, page.indexes, page.white_is_zero)
 
 
 def _picture(data: bytes, name: str, frame: int) -> Picture:

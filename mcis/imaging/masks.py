@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mcis.imaging import image_files
-from mcis.imaging.image_files import Picture
-from mcis.imaging.scan import ScanError
+from mcis.imaging.scan import Picture, ScanError
 
 MANY_LEVELS = 32
 """With more grey levels, a mask has smooth edges or noise instead of levels or class numbers."""

@@ -61,6 +61,25 @@ class Scan:
     aspect: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A decoded file, before its values are scaled.
+
+    Attributes:
+      array: (H, W, C), grey, grey and alpha, RGB, or RGBA, as displayed; of the file's depth.
+      notes: what was done.
+      lossy: whether JPEG compressed it.
+      indexes: (H, W), of a palette's colours; None without a palette.
+      white_is_zero: whether stored values were inverted for display.
+    """
+
+    array: np.ndarray
+    notes: tuple[str, ...] = ()
+    lossy: bool = False
+    indexes: np.ndarray | None = None
+    white_is_zero: bool = False
+
+
 def check_file(path: str | os.PathLike, max_bytes: int) -> None:
     """Raise ScanError unless `path` is a regular file of 1 to `max_bytes` bytes."""
     path = pathlib.Path(path)

@@ -4,7 +4,6 @@ What is supported is listed in SUPPORTED of `tiff_codecs`, in `tiff_layout` and 
 error that names it: a wrong picture would get a confident label.
 """
 
-import dataclasses
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 
 from mcis.imaging import tiff_codecs, tiff_header
-from mcis.imaging.scan import MAX_DECODED, ScanError
+from mcis.imaging.scan import MAX_DECODED, Picture, ScanError
 from mcis.imaging.tiff_codecs import FAX, JPEG, REVERSED
 from mcis.imaging.tiff_layout import (
     AGAIN,
@@ -33,27 +32,7 @@ from mcis.imaging.tiff_layout import (
 BLOCK_ERRORS = (ValueError, zlib.error, cv2.error, *tiff_header.DAMAGED)
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """A decoded page.
-
-    Attributes:
-      array: (H, W, C) as displayed: grey, grey and alpha, RGB, or RGBA; black is the smallest value. Fewer than 8 bits
-        are scaled to uint8.
-      notes: what was done.
-      lossy: whether JPEG compressed it.
-      indexes: (H, W), of a palette's colours; None without a palette.
-      white_is_zero: whether stored values were inverted for display.
-    """
-
-    array: np.ndarray
-    notes: tuple[str, ...] = ()
-    lossy: bool = False
-    indexes: np.ndarray | None = None
-    white_is_zero: bool = False
-
-
-def read_page(file: BinaryIO, page: tiff_header.TiffPage, name: str) -> Page:
+def read_page(file: BinaryIO, page: tiff_header.TiffPage, name: str) -> Picture:
     """Decode a page. ScanError, with `name`, if it is damaged, unsupported or too large."""
     try:
         if page.entries == 0:
@@ -72,7 +51,7 @@ def read_page(file: BinaryIO, page: tiff_header.TiffPage, name: str) -> Page:
         array = tiff_header.upright(array, turn)
         indexes = None if indexes is None else tiff_header.upright(indexes, turn)
     white_is_zero = layout.photometric == WHITE_IS_ZERO
-    return Page(array, tuple(notes), layout.compression == JPEG, indexes, white_is_zero)
+    return Picture(array, tuple(notes), layout.compression == JPEG, indexes, white_is_zero)
 
 
 def _read(file: BinaryIO, layout: Layout) -> np.ndarray:

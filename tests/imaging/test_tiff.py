@@ -10,23 +10,13 @@ import pytest
 
 from mcis.imaging import image_files, tiff_codecs
 from mcis.imaging.scan import ScanError
-from tests.fixtures.tiff_files import DEFLATE, LZW, NONE, PACKBITS, lzw, tiff
+from tests.fixtures.tiff_files import DEFLATE, LZW, NONE, PACKBITS, TURNS, lzw, tiff
 
 RNG = np.random.default_rng(0)
 RGB = cv2.GaussianBlur(RNG.integers(0, 256, (33, 47, 3), np.uint8), (5, 5), 1)
 RGB[0, 0], RGB[0, 1] = 0, 255
 GREY = np.ascontiguousarray(RGB[..., 1])
 COMPRESSIONS = (NONE, LZW, DEFLATE, PACKBITS)
-TURNS = {  # by hand: where the first row and the first column of the stored picture are displayed
-    1: lambda a: a,
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 def decoded(data):

@@ -4,27 +4,16 @@ import io
 import random
 import struct
 import unicodedata
-from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 
-from tests.fixtures.tiff_files import DEFLATE, LZW, NONE, PACKBITS, tiff
+from tests.fixtures.tiff_files import DEFLATE, LZW, NONE, PACKBITS, TURNS, tiff
 from tests.lanes.fuzz.known import Make, known
 from tests.lanes.fuzz.mutations import Tree, png
 
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
-    8: lambda a: np.rot90(a, 1),
-}
 LOSSLESS = (NONE, LZW, DEFLATE, PACKBITS)
 UNSUPPORTED = {
     33003: "JPEG 2000",
