@@ -15,11 +15,13 @@ from mcis.imaging.geometry import SPACINGS, SliceGeometry, digest, slice_geometr
 NO_SPACING = "its pixel spacing cannot be read, or is not two positive numbers: no measurements in mm"
 CENTIMETRES = 3
 """Physical unit of an ultrasound region (PS3.3 C.8.5.5.1.15)."""
+SAME_SCALE = 1e-4
+"""Share by which scales of regions may differ, as rounding does."""
 TAGS = (
     *("SOPClassUID", "Modality", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "BurnedInAnnotation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *(f"{kind}PixelPadding{end}" for kind in ("", "Float", "DoubleFloat") for end in ("Value", "RangeLimit")),
     *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
@@ -106,32 +108,42 @@ def floats(value: Any) -> list[float]:
 def spacing_of(header: Any, frame: int) -> tuple[tuple[float, float] | None, list[str]]:
     """Millimetres between rows and between columns, None if unknown; and notes."""
     try:
-        regions = _region_spacings(header)
-        if len(set(regions)) > 1:
+        regions, unstated = _region_spacings(header)
+        if any(
+            not math.isclose(*sides, rel_tol=SAME_SCALE)
+            for one in regions
+            for sides in zip(one, regions[0], strict=True)
+        ):
             return None, ["several regions of different scale: no measurements in mm"]
         if regions:
-            return _positive([10 * abs(delta) for delta in regions[0]])
+            return _positive([10 * delta for delta in regions[0]])
         for name in ("PixelSpacing", "NominalScannedPixelSpacing"):
             if spacing := floats(value_of(header, frame, "PixelMeasuresSequence", name)):
                 return _positive(spacing)
         if floats(value_of(header, frame, "PixelMeasuresSequence", "ImagerPixelSpacing")):
             return None, ["pixel spacing is that of the detector: no measurements in mm"]
-        return None, []
+        return None, [NO_SPACING] if unstated else []
     except Unreadable:
         return None, [NO_SPACING]
 
 
-def _region_spacings(header: Any) -> list[tuple[float, float]]:
-    """Centimetres between rows and between columns of the ultrasound regions that state them; 0 where one lacks."""
+def _region_spacings(header: Any) -> tuple[list[tuple[float, float]], bool]:
+    """Centimetres between rows and between columns of the ultrasound regions that state a scale of an image.
+
+    A region of other units, such as of a Doppler spectrum, has no such scale. Nor has one whose delta is 0 or no
+    number, which some devices write where they know none: the second value says whether there is such a region.
+    """
     regions = value_of(header, 0, "", "SequenceOfUltrasoundRegions") or []
     try:
-        return [
-            (float(region.get("PhysicalDeltaY") or 0), float(region.get("PhysicalDeltaX") or 0))
+        stated = [
+            (abs(float(region.get("PhysicalDeltaY") or 0)), abs(float(region.get("PhysicalDeltaX") or 0)))
             for region in regions
             if region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CENTIMETRES
         ]
     except Exception:
         raise Unreadable("SequenceOfUltrasoundRegions") from None
+    scales = [sides for sides in stated if all(0 < delta < math.inf for delta in sides)]
+    return scales, len(scales) < len(stated)
 
 
 def _positive(spacing: list[float]) -> tuple[tuple[float, float] | None, list[str]]:

@@ -116,6 +116,32 @@ def test_an_ultrasound_has_the_spacing_of_its_region_and_a_warning_of_burnt_in_n
     assert "burnt into its pixels" in dicom.read(tmp_path / "d.dcm").notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("deltas", "expected"),
+    [
+        ([0.0], (0.4, 0.3)),
+        ([0.0, 0.01], (0.2, 0.1)),
+        ([float("nan"), 0.01], (0.2, 0.1)),
+        ([0.01, 0.01000001], (0.2, 0.1)),
+        ([-0.01, 0.01], (0.2, 0.1)),
+        ([0.01, 0.0101], None),
+    ],
+)
+def test_regions_of_an_ultrasound_without_a_scale_or_of_the_same_one_do_not_hide_its_spacing(
+    deltas, expected, tmp_path
+):
+    regions = [one for delta in deltas for one in region(delta)]
+    spectrum = items(PhysicalUnitsXDirection=4, PhysicalUnitsYDirection=7, PhysicalDeltaX=0.5, PhysicalDeltaY=3.0)
+    fields = {"Modality": "US", "SequenceOfUltrasoundRegions": regions + spectrum}
+    write(tmp_path / "a.dcm", RAMP, PixelSpacing=["0.4", "0.3"], **fields)
+    found = dicom.read(tmp_path / "a.dcm")
+    assert found.spacing == (None if expected is None else pytest.approx(expected, rel=1e-5))
+    write(tmp_path / "b.dcm", RAMP, **fields)
+    if deltas == [0.0]:
+        assert dicom.read(tmp_path / "b.dcm").spacing is None
+        assert any("its pixel spacing cannot be read" in note for note in dicom.read(tmp_path / "b.dcm").notes)
+
+
 def test_ybr_and_palette_colours_become_rgb(tmp_path):
     colour = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     luma = cv2.cvtColor(colour, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
