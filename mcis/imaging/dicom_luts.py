@@ -22,22 +22,22 @@ def apply(table: Table, values: np.ndarray) -> np.ndarray:
     return table.entries[np.clip(np.asarray(values, np.int64) - table.first, 0, len(table.entries) - 1)]
 
 
-def grey_table(item: Any, little_endian: bool) -> Table:
-    """The table of an item of a VOI or modality LUT sequence. ValueError if it cannot be read."""
-    count, first, bits = _descriptor(item.get("LUTDescriptor"))
+def grey_table(item: Any, little_endian: bool, lowest: float) -> Table:
+    """The table of an item of a VOI or modality LUT sequence, for values from `lowest`. ValueError if damaged."""
+    count, first, bits = _descriptor(item.get("LUTDescriptor"), lowest)
     entries = _words(item.get("LUTData"), count, little_endian)
     return Table(first, entries, _bits([entries], bits))
 
 
-def palette(header: Any, little_endian: bool) -> Table:
-    """The colours of a palette as a table with entries uint8 (N, 3).
+def palette(header: Any, little_endian: bool, lowest: float) -> Table:
+    """The colours of a palette as a table with entries uint8 (N, 3), for values from `lowest`.
 
     Raises:
       ValueError: it is missing or cannot be read.
     """
     entries, first, bits = [], 0, 16
     for colour in COLOURS:
-        count, first, bits = _descriptor(header.get(f"{colour}PaletteColorLookupTableDescriptor"))
+        count, first, bits = _descriptor(header.get(f"{colour}PaletteColorLookupTableDescriptor"), lowest)
         data = header.get(f"{colour}PaletteColorLookupTableData")
         if data is not None:
             entries.append(_words(data, count, little_endian))
@@ -58,16 +58,24 @@ def _bits(tables: list[np.ndarray], stated: int) -> int:
     return 8 if stated == 16 and largest < 256 else stated
 
 
-def _descriptor(value: Any) -> tuple[int, int, int]:
-    """Number of entries, stored value of the first, and bits of an entry."""
+def _descriptor(value: Any, lowest: float) -> tuple[int, int, int]:
+    """Number of entries, stored value of the first, and bits of an entry.
+
+    Whether the first value is signed follows from the values that the table is for (PS3.3, C.11.1.1.1, C.11.2.1.1), of
+    which `lowest` is the smallest possible: files state signed ones as unsigned and the reverse.
+    """
     if isinstance(value, bytes):
         value = struct.unpack("<3H", value[:6])
     if value is None or len(value) != 3:
         raise ValueError("no descriptor of three numbers")
     count, first, bits = (int(part) for part in value)
-    if not 0 <= count <= MAX_ENTRIES or not 1 <= bits <= 16:
+    if not -MAX_ENTRIES // 2 <= count <= MAX_ENTRIES or not 1 <= bits <= 16:
         raise ValueError("a descriptor out of range")
-    return count or MAX_ENTRIES, first, bits
+    count = count % MAX_ENTRIES or MAX_ENTRIES
+    first %= MAX_ENTRIES
+    if lowest < 0 and first >= MAX_ENTRIES // 2 and first - MAX_ENTRIES + count > lowest:
+        first -= MAX_ENTRIES
+    return count, first, bits
 
 
 def _raw(value: Any, little_endian: bool) -> bytes:

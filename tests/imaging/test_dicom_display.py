@@ -119,6 +119,74 @@ def test_negative_padding_is_found_whether_it_is_stated_signed_or_not(tmp_path):
     assert (shown(tmp_path / "c") == 0).all()
 
 
+IMPOSSIBLE = "its padding value cannot occur in its pixels, and is left out"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "value", "meant"),
+    [
+        ("u2", 12, ("SS", -2000), None),
+        ("u2", 12, ("US", 63536), None),
+        ("u2", 12, ("US", 4095), 4095),
+        ("u2", 16, ("SS", -2000), 63536),
+        ("u1", 8, ("US", 65535), None),
+        ("i2", 12, ("SS", -2000), -2000),
+        ("i2", 12, ("US", 63536), -2000),
+        ("i2", 12, ("US", 2096), -2000),  # -2000 of 12 bits
+        ("i2", 12, ("US", 5000), None),
+        ("i1", 8, ("US", 200), -56),
+    ],
+)
+def test_padding_is_a_value_that_the_bits_stored_can_have(kind, bits, value, meant, tmp_path):
+    pixels = VALUES.astype(kind)
+    if kind == "i1":
+        pixels = (VALUES % 100).astype(kind)
+    if meant is not None:
+        pixels[0, 0] = meant
+    found = dataset(pixels, BitsStored=bits, HighBit=bits - 1)
+    found.add_new(0x00280120, *value)
+    found.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    lowest, highest = (pixels.ravel()[1:].min(), pixels.max()) if meant is not None and meant < 0 else (0, None)
+    expected = notes(tmp_path / "a.dcm")
+    assert ("padding shown black" in expected) == (meant is not None) and (IMPOSSIBLE in expected) == (meant is None)
+    if highest is not None:
+        assert f"grey values by the frame's own range, {lowest} to {highest}" in expected
+
+
+@pytest.mark.parametrize("limit", [-1, 0])
+def test_a_range_of_padding_values_that_cannot_occur_takes_no_pixels(limit, tmp_path):
+    found = dataset(RAMP, BitsStored=12, HighBit=11)
+    found.add_new(0x00280120, "SS", -2000)
+    found.add_new(0x00280121, "SS", limit)
+    found.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), np.rint(VALUES / 199 * 255))
+    assert IMPOSSIBLE in notes(tmp_path / "a.dcm")
+
+
+def test_a_limit_of_padding_values_that_cannot_occur_is_left_out(tmp_path):
+    write(tmp_path / "a.dcm", RAMP, BitsStored=12, HighBit=11, PixelPaddingValue=3, PixelPaddingRangeLimit=65535)
+    found = shown(tmp_path / "a.dcm")
+    assert found[0, 3] == 0 and found[0, 4] == round(4 / 199 * 255)
+    assert "the limit of its padding values cannot occur in its pixels, and is left out" in notes(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(("prefix", "kind"), [("Float", "f4"), ("DoubleFloat", "f8")])
+def test_padding_of_floating_point_pixels_is_read(prefix, kind, tmp_path):
+    size = 8 * np.dtype(kind).itemsize
+    pixels = VALUES.astype(kind) / 10
+    pixels[0, :2] = np.array(-1e30, kind), np.array(-2e30, kind)
+    fields = {f"{prefix}PixelPaddingValue": float(pixels[0, 0]), f"{prefix}PixelData": pixels.tobytes()}
+    unused = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
+    ranged = fields | {f"{prefix}PixelPaddingRangeLimit": float(pixels[0, 1])}
+    dataset(RAMP, BitsAllocated=size, **unused, **ranged).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert {"padding shown black", "grey values by the frame's own range, 0.2 to 19.9"} <= set(
+        notes(tmp_path / "a.dcm")
+    )
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm").ravel()[2:], np.rint((VALUES.ravel()[2:] - 2) / 197 * 255))
+    dataset(RAMP, BitsAllocated=size, **unused, **fields).save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    assert (shown(tmp_path / "b.dcm").ravel()[[0, 1, 2]] == (0, 0, 255)).all()  # -2e30 is no padding there
+
+
 @pytest.mark.parametrize(
     ("window", "expected"),
     [
@@ -277,3 +345,49 @@ def test_a_damaged_table_is_left_out_with_a_note(name, tmp_path):
     write(tmp_path / "a.dcm", RAMP, **{name: items(LUTDescriptor=[256, 0, 8])})
     np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), np.rint(VALUES / 199 * 255))
     assert f"{name} cannot be read, and is left out" in notes(tmp_path / "a.dcm")
+
+
+def table(first, count, kind):
+    """A sequence with a table of 8 bits, 0, 1, 2 and so on, whose descriptor has a value representation."""
+    made = items()[0]
+    made.add_new("LUTDescriptor", kind, [count, first, 8])
+    made.add_new("LUTData", "OW", (np.arange(count) % 256).astype("<u2").tobytes())
+    return [made]
+
+
+@pytest.mark.parametrize("kind", ["US", "SS"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_the_first_value_of_a_table_is_signed_as_the_pixels_are(sequence, kind, tmp_path):
+    pixels = (VALUES - 100).astype(np.int16)
+    fields = {sequence: table(-100 if kind == "SS" else 65436, 256, kind)}
+    write(tmp_path / "a.dcm", pixels, WindowCenter="128", WindowWidth="256", VOILUTFunction="LINEAR_EXACT", **fields)
+    if sequence == "VOILUTSequence":
+        write(tmp_path / "a.dcm", pixels, **fields)
+    np.testing.assert_allclose(shown(tmp_path / "a.dcm"), VALUES, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_a_voi_table_may_begin_below_zero_for_unsigned_pixels_that_are_rescaled(kind, tmp_path):
+    fields = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
+    fields["VOILUTSequence"] = table(-1024 if kind == "SS" else 64512, 256, kind)
+    write(tmp_path / "a.dcm", RAMP, BitsStored=12, HighBit=11, **fields)
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), VALUES)
+
+
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_a_table_for_large_unsigned_pixels_begins_where_it_says(kind, tmp_path):
+    pixels = (VALUES + 40000).astype(np.uint16)
+    fields = {"VOILUTSequence": table(40000 - 65536 * (kind == "SS"), 256, kind)}
+    write(tmp_path / "a.dcm", pixels, **fields)
+    np.testing.assert_array_equal(shown(tmp_path / "a.dcm"), VALUES)
+
+
+def test_a_palette_for_signed_indices_begins_below_zero(tmp_path):
+    signed = (INDEX.astype(int) - 40).astype(np.int8)
+    fields = palette(lambda v: v.astype(np.uint8).tobytes(), 8)
+    found = dataset(signed, PhotometricInterpretation="PALETTE COLOR", **fields)
+    for name in COLOURS:
+        found[f"{name}PaletteColorLookupTableDescriptor"].VR = "US"
+        found[f"{name}PaletteColorLookupTableDescriptor"].value = [256, 65536 - 40, 8]
+    found.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(dicom.read(tmp_path / "a.dcm").image, EXPECTED)
