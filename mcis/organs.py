@@ -21,7 +21,7 @@ class Organ:
       region: the organ in DICOM: its SNOMED CT code (PS3.16 CID 4031) and the code's meaning.
       outlined: what is outlined, likewise (CID 7159): "Lesion" if it may be a cyst, not a neoplasm.
       modalities: the DICOM modalities of its scans; a header that states another contradicts this organ. Empty: any.
-      parts: the body regions that a header may state, of `imaging.modality.BODY_PARTS`. Empty: any.
+      parts: the body regions that a header may state, of `imaging.body_parts.BODY_PARTS`. Empty: any.
       surrounded: whether air surrounds it in its scans, so that it never ends in a long straight line above air.
     """
 

@@ -4,11 +4,10 @@ Nothing that a header says is quoted: a statement names the element and the term
 which could name a patient, never reaches a finding. What no table knows says nothing.
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from mcis.imaging.body_parts import BODY_PARTS, body_part_of_code, body_parts_in
 from mcis.imaging.dicom_header import value_of
 from mcis.imaging.scan import Statement
 from mcis.organs import ORGAN_NAMES, ORGANS
@@ -66,38 +65,6 @@ ANALYSED = frozenset(modality for organ in ORGANS for modality in organ.modaliti
 
 CONVERSIONS = {"SD": "scanned document", "DRW": "drawing"}
 """Conversion types (0008,0064) of pictures that are no scans. Films, video and workstations may show any scan."""
-
-_TERMS: dict[str, str] = {
-    "head": "HEAD BRAIN SKULL HEADNECK CEREBRUM CEREBRAL CEREBELLUM CRANIUM CRANIAL NEURO BRAINSTEM PITUITARY SELLA "
-    "SELLATURCICA IAC ORBIT ORBITS EYE EYES FACE FACIAL EAR EARS NOSE SINUS SINUSES PARANASALSINUS MASTOID "
-    "TEMPORALBONE JAW MANDIBLE MAXILLA TMJ KOPF SCHADEL SCHAEDEL HIRN GEHIRN TETE CRANE CERVEAU CABEZA CEREBRO CRANEO",
-    "breast": "BREAST BREASTS MAMMA MAMMAE MAMMARY MAMMO MAMMOGRAPHY BRUST MAMA MAMAS SEIN SEINS MAMMELLA "
-    "AXILLA AXILLARY NIPPLE AREOLA",  # with the armpit; BRUST may be the chest as well; SENO may be a sinus: left out
-    "neck": "NECK THYROID PARATHYROID LARYNX PHARYNX TRACHEA CAROTID CAROTIDS HALS SCHILDDRUSE SCHILDDRUESE COU CUELLO",
-    "chest": "CHEST THORAX LUNG LUNGS HEART CARDIAC MEDIASTINUM RIB RIBS STERNUM CLAVICLE AORTA ESOPHAGUS BRONCHUS "
-    "CORONARYARTERY THORACIC CHESTABDOMEN LUNGE HERZ POUMON COEUR CORAZON PULMON",
-    "abdomen": "ABDOMEN ABDOMINAL LIVER GALLBLADDER PANCREAS SPLEEN KIDNEY KIDNEYS RENAL STOMACH BOWEL COLON INTESTINE "
-    "ABDOMENPELVIS DUODENUM APPENDIX BILEDUCT ADRENAL LEBER NIERE NIEREN FOIE REIN HIGADO RINON",
-    "pelvis": "PELVIS PELVIC BLADDER PROSTATE UTERUS OVARY OVARIES CERVIX SCROTUM TESTIS TESTICLE TESTES PENIS VAGINA "
-    "RECTUM FETUS FETAL PREGNANCY OBSTETRICS SACRUM COCCYX GROIN BECKEN BASSIN",
-    "spine": "SPINE CSPINE TSPINE LSPINE SSPINE CERVICALSPINE THORACICSPINE LUMBARSPINE LSSPINE CTSPINE TLSPINE LUMBAR "
-    "LUMBOSACRAL SACRAL SACROILIAC SIJOINT WHOLESPINE VERTEBRA VERTEBRAE WIRBELSAULE WIRBELSAEULE LWS HWS BWS",
-    "limb": "EXTREMITY LIMB LIMBS ACJOINT UPPERARM LOWERLEG SHOULDERS ARM ARMS ELBOW FOREARM HAND HANDS WRIST "
-    "FINGER FINGERS THUMB SHOULDER SCAPULA HUMERUS RADIUS ULNA LEG LEGS HIP HIPS FEMUR THIGH KNEE KNEES "
-    "PATELLA CALF TIBIA FIBULA ANKLE ANKLES FOOT FEET TOE TOES HEEL CALCANEUS KNIE HUFTE HUEFTE SCHULTER "
-    "GENOU RODILLA",
-}
-BODY_PARTS: dict[str, str] = {term: region for region, terms in _TERMS.items() for term in terms.split()}
-"""Body part, upper case without accents -> its region, to which `Organ.parts` refers: the terms of PS3.16 Annex L
-that name one region, and usual words of other languages. Terms of several regions (WHOLEBODY) are not listed."""
-FILLERS = (
-    *("L", "R", "B", "LT", "RT", "LEFT", "RIGHT", "BILAT", "BILATERAL", "BOTH", "UNILATERAL", "UPPER", "LOWER"),
-    *("MIDDLE", "W", "WO", "WITH", "WITHOUT", "AND", "OF", "THE", "E", "CONTRAST", "ROUTINE", "PRE", "POST"),
-    *("AP", "PA", "LAT", "LATERAL", "JOINT", "JOINTS", "GLAND", "GLANDS", "ARTERY", "LARGE", "SMALL", "LUMBO"),
-)
-"""Words beside a body part that change nothing."""
-NEVER_SIDED = ("EAR", "EYES")
-"""Terms that a letter makes another word: rear, Reyes."""
 
 
 def stated_content(header: Any, frame: int = 0) -> tuple[tuple[Statement, ...], list[str]]:
@@ -163,43 +130,37 @@ def _organs_of(field: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _body_parts(header: Any, frame: int) -> list[Statement]:
-    """What BodyPartExamined and the meaning of AnatomicRegionSequence state."""
+    """What BodyPartExamined and AnatomicRegionSequence state. A code counts more than the text that explains it."""
+    terms, every_word_known = body_parts_in(" ".join(_texts(header, "BodyPartExamined")))
+    named = [("BodyPartExamined", terms, every_word_known)]
     try:
         regions = list(value_of(header, frame, "FrameAnatomySequence", "AnatomicRegionSequence") or [])[:MAX_VALUES]
-        meanings = [text for item in regions for text in _texts(item, "CodeMeaning")]
+        terms, every_word_known = _coded(regions)
+        named.append(("AnatomicRegionSequence", terms, every_word_known))
     except Exception:  # damaged
-        meanings = []
+        pass
     found = []
-    named = ("BodyPartExamined", _texts(header, "BodyPartExamined")), ("AnatomicRegionSequence", meanings)
-    for name, texts in named:
-        terms, every_word_known = body_parts_in(" ".join(texts))
+    for name, terms, every_word_known in named:
         organs = _organs_of("parts", [BODY_PARTS[term] for term in terms])
         if terms and (organs or every_word_known):
             found.append(Statement(f"{name} {' '.join(terms)}", organs))
     return found
 
 
-def body_parts_in(text: str) -> tuple[list[str], bool]:
-    """The terms of BODY_PARTS in a text, each once, and whether it has no word besides them and FILLERS.
-
-    >>> body_parts_in("Head_Neck"), body_parts_in("BREAST-L"), body_parts_in("left knee"), body_parts_in("knee, Miller")
-    ((['HEADNECK'], True), (['BREAST'], True), (['KNEE'], True), (['KNEE'], False))
-    """
-    plain = unicodedata.normalize("NFKD", text.upper())
-    words = re.findall("[A-Z]+", "".join(letter for letter in plain if not unicodedata.combining(letter)))
-    if (joined := "".join(words)) in BODY_PARTS:
-        return [joined], True
-    terms = [term for word in words if (term := _term(word))]
-    return list(dict.fromkeys(terms)), all(_term(word) or word in FILLERS for word in words)
-
-
-def _term(word: str) -> str | None:
-    """The term of BODY_PARTS that a word is, with or without its side ("LKNEE", "BREASTR", "RTKNEE", "LEFTBREAST")."""
-    if word in BODY_PARTS:
-        return word
-    sided = [word.removeprefix(side) for side in ("LEFT", "RIGHT", "LT", "RT") if word.startswith(side)]
-    sided += [part for side, part in ((word[:1], word[1:]), (word[-1:], word[:-1])) if side in ("L", "R")]
-    return next((part for part in sided if part in BODY_PARTS and part not in NEVER_SIDED), None)
+def _coded(regions: Sequence[Any]) -> tuple[list[str], bool]:
+    """The body parts of the items of a code sequence, each once, and whether nothing else is in them."""
+    terms: list[str] = []
+    known = True
+    for item in regions:
+        scheme = next(iter(_texts(item, "CodingSchemeDesignator")), "")
+        codes = (body_part_of_code(code, scheme) for code in _texts(item, "CodeValue"))
+        if term := next(filter(None, codes), None):
+            terms.append(term)
+            continue
+        words, every_word_known = body_parts_in(" ".join(_texts(item, "CodeMeaning")))
+        terms += words
+        known = known and every_word_known
+    return list(dict.fromkeys(terms)), known
 
 
 def _texts(header: Any, name: str) -> list[str]:

@@ -2,18 +2,13 @@
 
 import numpy as np
 import pytest
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import UID_dictionary
 
 from mcis.imaging import dicom, modality
-from mcis.imaging.modality import (
-    BODY_PARTS,
-    MODALITIES,
-    SOP_CLASSES,
-    STORAGE,
-    body_parts_in,
-    contradiction,
-    stated_content,
-)
+from mcis.imaging.body_parts import BODY_PARTS, CODES, FILLERS, body_part_of_code, body_parts_in
+from mcis.imaging.modality import MODALITIES, SOP_CLASSES, STORAGE, contradiction, stated_content
 from mcis.imaging.pool import read_all
 from mcis.organs import ORGAN_NAMES, ORGANS
 from tests.fixtures.dicom_files import CANARY, enhanced, items, write
@@ -178,6 +173,12 @@ def test_an_organ_without_modalities_and_parts_is_never_contradicted(monkeypatch
         ("RTKNEE", "KNEE"),
         ("LTBREAST", "BREAST"),
         ("RIGHTBREAST", "BREAST"),
+        ("Structure of right knee region (body structure)", "KNEE"),
+        ("MRI BRAIN W/WO CONTRAST", "BRAIN"),
+        ("US thyroid", "THYROID"),
+        ("Cervical Spine", "CERVICALSPINE"),
+        ("TH\u00d3RAX", "THORAX"),
+        ("Knie li.", "KNIE"),
     ],
 )
 def test_usual_spellings_are_body_parts(text, term):
@@ -187,3 +188,41 @@ def test_usual_spellings_are_body_parts(text, term):
 @pytest.mark.parametrize("text", ["Reyes", "Rear", "Seno maxilar"])
 def test_words_that_only_look_like_body_parts_say_nothing(text):
     assert body_parts_in(text)[0] == []
+
+
+def test_codes_of_body_parts_are_those_of_the_standard():
+    """Pairs of the two forms of SNOMED; and a code names no other region than its meaning does."""
+    for code, term in CODES.items():
+        if not code.isdigit():
+            (modern,) = [one for one in CODES if one.isdigit() and Code(one, "SCT", "") == Code(code, "SRT", "")]
+            assert BODY_PARTS[CODES[modern]] == BODY_PARTS[term], code
+    regions = {}
+    for keyword in codes.cid4.dir():
+        concept = getattr(codes.cid4, keyword)
+        terms, _ = body_parts_in(concept.meaning)
+        term = body_part_of_code(concept.value, "SCT")
+        regions[concept.meaning] = None if term is None else BODY_PARTS[term]
+        assert term is None or not terms or BODY_PARTS[term] in {BODY_PARTS[one] for one in terms}, concept
+    assert regions["Thyroid"] == "neck" and regions["Prostate"] == "pelvis" and regions["Entire body"] is None
+    assert sum(region is not None for region in regions.values()) > 200
+    assert not FILLERS & BODY_PARTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "scheme", "meaning", "stated"),
+    [
+        ("T-A0100", "SRT", "cerveau droit", "BRAIN"),
+        ("12738006", "SCT", "", "BRAIN"),
+        ("T-04000", "SNM3", "", "BREAST"),
+        ("69748006", "SCT", "", "THYROID"),
+        ("76752008", "SCT", "Knee", "BREAST"),  # the code counts
+        ("76752008", "99LOCAL", "Knee", "KNEE"),
+        ("38266002", "SCT", "Entire body", None),
+        ("1", "99LOCAL", "ZEPHYRINE", None),
+    ],
+)
+def test_an_anatomic_region_is_known_by_its_code(value, scheme, meaning, stated):
+    item = {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning}
+    found, _ = stated_content({"Modality": "MR", "AnatomicRegionSequence": [item]})
+    expected = ["Modality MR", *([f"AnatomicRegionSequence {stated}"] if stated else [])]
+    assert [one.header for one in found] == expected
