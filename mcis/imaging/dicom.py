@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis.imaging import dicom_compressed, dicom_file, dicom_pixels, dicom_syntaxes
+from mcis.imaging import dicom_compressed, dicom_file, dicom_objects, dicom_pixels, dicom_syntaxes
 from mcis.imaging.dicom_display import to_rgb
 from mcis.imaging.dicom_file import looks_like_dicom, safe_errors
 from mcis.imaging.dicom_header import (
@@ -24,25 +24,6 @@ from mcis.imaging.modality import stated_content
 from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_frame
 
 SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
-NO_SCANS = {
-    "SEG": "a segmentation, which outlines parts of other scans",
-    "PR": "a presentation state, which describes how other scans are shown",
-    "SR": "a structured report",
-    "KO": "a selection of other scans (key objects)",
-    "REG": "a registration of other scans",
-    "FID": "points marked in other scans",
-    "RTDOSE": "a radiation dose, which is computed from scans",
-    "RTSTRUCT": "structures drawn on other scans",
-    "RTPLAN": "a radiation plan",
-    "RTRECORD": "a radiation record",
-    "DOC": "a document",
-    "ECG": "an electrocardiogram",
-    "HD": "a haemodynamic curve",
-    "AU": "a sound recording",
-    "PLAN": "a plan",
-    "ANN": "annotations of other scans",
-}
-"""Modalities of objects that are no scans: derived from scans, or without pixels."""
 SURVEYED = ("SOPClassUID", "Modality", "NumberOfFrames", "Rows", "Columns")
 COLUMNS = 0x00280011
 """Tag of the last of SURVEYED."""
@@ -81,13 +62,13 @@ def _survey(path: str, modified: int, size: int) -> Survey:
     except (ScanError, OSError, MemoryError):
         return Survey(1, None)
     header = file.header
-    modality, kind = dicom_pixels.modality_of(header), text_of(header, "SOPClassUID")
-    if kind == dicom_file.DIRECTORY:
-        return Survey(1, "DICOMDIR")
-    if modality in NO_SCANS:
-        return Survey(1, modality)
-    if not (whole_of(header, "Rows") and whole_of(header, "Columns")) and not dicom_file.is_image_class(path, kind):
-        return Survey(1, modality or "no modality")
+    if (kind := dicom_objects.kind_of(header)) is not None:
+        return Survey(1, kind)
+    sop_class = text_of(header, "SOPClassUID")
+    if not (whole_of(header, "Rows") and whole_of(header, "Columns")) and not dicom_file.is_image_class(
+        path, sop_class
+    ):
+        return Survey(1, dicom_pixels.modality_of(header) or "no modality")
     decodable = dicom_syntaxes.is_decodable(file.syntax)
     return Survey(min(frames_of(header), MAX_FRAMES + 1) if decodable else 1, None)
 
@@ -114,7 +95,8 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     series: str | None = None
     try:
         with safe_errors(path):
-            if reason := _no_scan(header):
+            if (kind := dicom_objects.kind_of(header)) is not None:
+                reason = dicom_objects.described(kind, dicom_pixels.modality_of(header))
                 raise ScanError(f"{path}: {reason}; give the scans themselves")
             geometry = geometry_of(header, frame)
             series = None if geometry is None else geometry.series
@@ -131,14 +113,6 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     except ScanError as error:
         error.series = series
         raise
-
-
-def _no_scan(header: Any) -> str:
-    """What a file holds, if that is no scan; else ""."""
-    if text_of(header, "SOPClassUID") == dicom_file.DIRECTORY:
-        return "a DICOMDIR, which lists files"
-    modality = dicom_pixels.modality_of(header)
-    return f"of modality {modality}: {NO_SCANS[modality]}" if modality in NO_SCANS else ""
 
 
 def _burnt_in(header: Any) -> list[str]:
