@@ -2,6 +2,10 @@
 
 import sys
 
-from mcis.cli.main import main
+from mcis.paths import forget_current_folder
+
+forget_current_folder()  # before other modules are imported
+
+from mcis.cli.main import main  # noqa: E402
 
 sys.exit(main())

@@ -10,11 +10,24 @@ import pathlib
 import re
 import stat
 import sys
-import tempfile
 from typing import Any
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|gcs|s3|az|abfss?|hdfs|https?|ftp|file):/")
 """How an address begins that is no path of this system; `pathlib` has made one slash of two."""
+
+
+def forget_current_folder() -> None:
+    """Import nothing from the current folder, unless mcis itself lies there.
+
+    `python -m` and an empty part of $PYTHONPATH let Python look for modules there: a user's folder `dl` or file
+    `random.py` would be taken for a module of that name.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return
+    if os.path.realpath(here) != os.path.realpath(pathlib.Path(__file__).parents[1]):
+        sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
 
 
 def local_path(path: str | os.PathLike, name: str = "") -> pathlib.Path:
@@ -83,6 +96,8 @@ def fallback() -> pathlib.Path:
     Raises:
       OSError: there is no temporary folder that can be written to.
     """
+    import tempfile
+
     folder = pathlib.Path(tempfile.gettempdir(), f"mcis-{os.getuid()}")
     if not _is_private(folder):
         folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))

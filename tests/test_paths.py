@@ -4,6 +4,7 @@ import os
 import pathlib
 import pwd
 import stat
+import sys
 import tempfile
 
 import pytest
@@ -97,3 +98,14 @@ def test_the_status_of_a_file_whose_owner_has_no_name_is_read(nobody):
     (nobody / "a").write_bytes(b"four")
     status = epath.Path(nobody / "a").stat()
     assert (status.length, status.is_directory, status.owner) == (4, False, None)
+
+
+def test_the_current_folder_is_no_place_of_modules_unless_mcis_is_there(tmp_path, monkeypatch):
+    root = str(pathlib.Path(paths.__file__).parents[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), root, "/usr/lib"])
+    paths.forget_current_folder()
+    assert sys.path == [root, "/usr/lib"]
+    monkeypatch.chdir(root)
+    paths.forget_current_folder()
+    assert sys.path == [root, "/usr/lib"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import mcis
 from mcis.cli.common import exit_status, keep_memory
+from mcis.paths import forget_current_folder
 
 COMMANDS = {
     "train": "train one task",
@@ -36,6 +37,8 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, by default that of the process's command line. Returns the exit status."""
+    if argv is None:
+        forget_current_folder()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return exit_status("mcis", lambda: _print(usage()))

@@ -256,13 +256,19 @@ def _inflate(path: str, data: bytes, window: int) -> bytes:
 
 
 def import_pydicom(path: str | os.PathLike) -> Any:
-    """The module pydicom, silenced. ScanError, about the file `path`, if it is not installed."""
+    """The module pydicom, silenced. ScanError, about the file `path`, if it is not installed or cannot be imported."""
     try:
         import pydicom
         import pydicom.filereader
         import pydicom.pixels
-    except ImportError:
-        raise ScanError(f"{path}: DICOM needs the extra `dicom`: pip install -e '.[dicom]'") from None
+    except Exception as error:  # of any kind, where a file of the user is taken for a module
+        if isinstance(error, ModuleNotFoundError) and error.name == "pydicom":
+            raise ScanError(f"{path}: DICOM needs the extra `dicom`: pip install -e '.[dicom]'") from None
+        raise ScanError(
+            f"{path}: pydicom, which reads DICOM, cannot be imported ({type(error).__name__}: {error}). A file or "
+            "folder with the name of a Python module, such as `dl`, may be in the way: start from another folder. Or "
+            "install it anew: pip install --force-reinstall pydicom"
+        ) from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # log and warnings quote values
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     return pydicom

@@ -38,7 +38,8 @@ GRACE = 2.0
 STARTUP = 120.0
 """Seconds until a worker must be ready."""
 PROGRAM = (
-    "import runpy, sys; root, module = sys.argv[1:3]; sys.path[:0] = {root} - {*sys.path}; "
+    "import os, runpy, sys; root, module = sys.argv[1:3]; "
+    "sys.path[:] = [root, *(folder for folder in sys.path if os.path.abspath(folder) not in (root, os.getcwd()))]; "
     "runpy.run_module(module, run_name='__main__')"
 )
 """Program of a worker: it imports the caller's mcis, and nothing from the current folder."""

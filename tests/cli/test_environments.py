@@ -1,4 +1,4 @@
-"""The commands as processes of a user without a name, without a home folder, or with a read-only one; their paths."""
+"""The commands as processes of users without a name or a home folder, and in any current folder; their paths."""
 
 import contextlib
 import dataclasses
@@ -8,14 +8,16 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import typing
 
+import numpy as np
 import pytest
 
 from mcis.cli import build, common, main
 from mcis.cli.build import build as build_source
 from mcis.data import dataset
-from tests.fixtures import environments
+from tests.fixtures import dicom_files, environments
 from tests.fixtures.processes import OPTIONS
 
 LINE = (
@@ -24,6 +26,9 @@ LINE = (
 )
 ROOT = pathlib.Path(__file__).parents[2]
 DUMMY = ROOT / "datasets" / "mcis_scans" / "dummy_data"
+
+SMALL = ("--task=segment_brain", "--members=1")
+"""Options that run one network: the bundled weights, as the tests' own network is not known to other processes."""
 
 
 @pytest.fixture
@@ -85,9 +90,9 @@ def test_scans_are_predicted_without_a_home_folder(kind, temporary, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_programs_are_kept_without_a_home_folder(temporary, tmp_path, weights):
+def test_compiled_programs_are_kept_without_a_home_folder(temporary, tmp_path):
     image = DUMMY / "folder" / "images" / "a.png"
-    finish(temporary, None, "mcis", "predict", image, "--out", tmp_path / "out", "--weights", weights)
+    finish(temporary, None, "mcis", "predict", image, "--out", tmp_path / "out", *SMALL)
     assert list((fallback(temporary) / "cache").glob("jaxlib-*/*-cache"))
 
 
@@ -105,8 +110,8 @@ def test_a_run_is_trained_evaluated_and_bundled_without_a_home_folder(temporary,
 
 
 @pytest.mark.slow
-def test_the_server_starts_without_a_home_folder(temporary, weights):
-    command = environments.nameless("mcis", "serve", "--port=0", "--weights", str(weights))
+def test_the_server_starts_without_a_home_folder(temporary):
+    command = environments.nameless("mcis", "serve", "--port=0", *SMALL)
     environment, pipe = environments.environment(temporary, None), subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -133,6 +138,55 @@ def test_a_data_folder_that_cannot_be_written_to_is_an_error_that_names_the_opti
     (tmp_path / "file").touch()
     assert build.main(["phantom", f"--data_dir={tmp_path / 'file'}"]) == 1
     assert "cannot be written to (Not a directory); name another folder with --data_dir" in capsys.readouterr().err
+
+
+# A current folder with the names of modules
+
+
+@pytest.fixture
+def misleading(tmp_path):
+    """A folder whose files and folders have the names of modules, with a scan and a report."""
+    folder = tmp_path / "work"
+    for name in ("dl", "PIL", "pydicom"):  # GDCM asks for `dl`, which Python 3 lacks
+        (folder / name).mkdir(parents=True)
+    for name in ("random.py", "gdcm.py", "tyro.py", "nibabel.py", "PIL/__init__.py", "pydicom/__init__.py"):
+        (folder / name).write_text("raise SystemError('the wrong module')")
+    grey = np.arange(200 * 200, dtype=np.uint16).reshape(200, 200)
+    dicom_files.write(folder / "mr.dcm", grey)
+    (folder / "reports").mkdir()
+    dicom_files.write(folder / "reports" / "sr.dcm", grey, Modality="SR")
+    return folder
+
+
+def run_in(folder, *command, path=""):
+    """A command's exit status and what it printed; the checkout is found by $PYTHONPATH, which may end in `path`."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)) + path}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_nothing_is_imported_from_the_current_folder(misleading):
+    status, printed = run_in(misleading, sys.executable, "-m", "mcis", "predict", "reports", "--out=out")
+    assert (status, printed.count("\n")) == (2, 1) and printed.endswith("1 DICOM object that is no scan (SR)\n"), (
+        printed
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["", os.pathsep])
+def test_scans_of_a_folder_with_names_of_modules_are_predicted(path, misleading):
+    arguments = "predict", "mr.dcm", "--out=out", *SMALL
+    script = "import sys; from mcis.cli.main import main; sys.exit(main())"
+    for command in ([sys.executable, "-m", "mcis"], [sys.executable, "-P", "-c", script]):
+        status, printed = run_in(misleading, *command, *arguments, "--overwrite", path=path)
+        assert status == 0, printed
+        assert '"error":null' in (misleading / "out" / "findings.jsonl").read_text().replace(" ", "")
+
+
+@pytest.mark.slow
+def test_training_imports_nothing_from_the_current_folder(misleading):
+    status, printed = run_in(misleading, sys.executable, "-m", "mcis.launch", "--task=route", "--no_such=1")
+    assert status == 2 and "the wrong module" not in printed
 
 
 # Paths of options

@@ -1,6 +1,7 @@
 """Headers of files as archives and other programs write them, read once and in time proportional to their size."""
 
 import gzip
+import sys
 import time
 
 import numpy as np
@@ -176,4 +177,17 @@ def test_elements_of_nested_sequences_are_limited_too(tmp_path, monkeypatch):
     many(4, 400, tmp_path / "a.dcm")
     monkeypatch.setattr(dicom_elements, "MAX_WALKED", 1000)
     with pytest.raises(scan.ScanError, match="more than 1000 elements"):
+        dicom.read(tmp_path / "a.dcm")
+
+
+def test_a_pydicom_that_cannot_be_imported_is_an_error_that_names_it(tmp_path, monkeypatch):
+    write(tmp_path / "a.dcm", RAMP)
+    monkeypatch.setitem(sys.modules, "pydicom.pixels", None)
+    dicom_file._read.cache_clear()
+    with pytest.raises(
+        scan.ScanError, match=r"pydicom, .* cannot be imported \(ModuleNotFoundError: .* another folder"
+    ):
+        dicom.read(tmp_path / "a.dcm")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(scan.ScanError, match="DICOM needs the extra `dicom`"):
         dicom.read(tmp_path / "a.dcm")
