@@ -76,4 +76,4 @@ def organ_named(name: str) -> Organ:
     for organ in ORGANS:
         if organ.name == name:
             return organ
-    raise ValueError(f"no organ {name!r}; there are: {', '.join(ORGAN_NAMES)}")
+    raise ValueError(f"There is no organ {name!r}. The organs are {', '.join(ORGAN_NAMES)}")

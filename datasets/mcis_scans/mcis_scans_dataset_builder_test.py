@@ -203,7 +203,7 @@ def test_bad_files_are_rejected_with_a_reason(copy, name, path, change, scan_id,
 
 ROWS = [
     ("a,malignant,p1,brain", "a", "'brain' with label 'malignant'"),
-    ("a,cyst,p1,", "a", "label 'cyst'; there are: no_tumor, tumor, normal, benign, malignant"),
+    ("a,cyst,p1,", "a", "there is no label 'cyst'; the labels are no_tumor, tumor, normal, benign, malignant"),
     ("a,,p1,", "a", "organ '' with label ''"),
     ("../labels,benign,,", "../labels", "is not under images/"),
 ]

@@ -145,7 +145,7 @@ def _label_of(row: table.Row) -> Label:
     label = "_".join(written.lower().replace("-", " ").replace("_", " ").split())
     organ_of = {name: one.name for one in ORGANS for name in one.classes}
     if label and label not in organ_of:
-        raise ValueError(f"label {written!r}; there are: {', '.join(organ_of)}")
+        raise ValueError(f"there is no label {written!r}; the labels are {', '.join(organ_of)}")
     organ = organ or organ_of.get(label, "")
     if organ not in ORGAN_NAMES or (label and organ_of[label] != organ):
         allowed = "; ".join(f"{o.name} ({', '.join(o.classes)})" for o in ORGANS)

@@ -45,7 +45,7 @@ def busbra(folder: pathlib.Path) -> Iterator[Item | Job]:
         image = images.pop(scan_id, folder / "Images" / f"{scan_id}.png")
         mask = masks.pop(scan_id.replace("bus_", "mask_", 1), ())
         if label not in BREAST.classes:
-            reason = f"bus_data.csv gives Pathology {label!r}; there are: {', '.join(BREAST.classes)}"
+            reason = f"bus_data.csv gives Pathology {label!r}; the labels are {', '.join(BREAST.classes)}"
             yield Rejection(scan_id, reason)
         elif not row["Case"]:
             yield Rejection(scan_id, "bus_data.csv gives no Case; without it a patient could be in two splits")

@@ -210,7 +210,7 @@ def read(path: pathlib.Path) -> History:
         history = History(content["fingerprints"], content["groups"], tuple(content["moved"]))
         strange = {*history.fingerprints.values(), *history.groups.values()} - set(SPLITS)
         if strange:
-            raise ValueError(f"splits {', '.join(sorted(strange))}; there are: {', '.join(SPLITS)}")
+            raise ValueError(f"there are no splits {', '.join(sorted(strange))}; the splits are {', '.join(SPLITS)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}). It keeps which scans may be trained on: restore a "

@@ -61,7 +61,7 @@ def read(path: pathlib.Path, columns: Iterable[str]) -> Table:
     if missing:
         raise ValueError(
             f"{path}: has no column {', '.join(missing)}; it has: {', '.join(shown) or 'none'}. The first line names "
-            "the columns, separated by comma, semicolon or tab"
+            "the columns, separated by comma, semicolon, tab or |"
         )
     twice = [name for name in dict.fromkeys(map(_folded, shown)) if list(map(_folded, shown)).count(name) > 1]
     if twice:

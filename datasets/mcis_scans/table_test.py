@@ -63,7 +63,7 @@ def test_values_may_have_delimiters_quotes_and_other_columns_line_breaks(read):
     ("content", "words"),
     [
         ("name,label\na,benign\n", "has no column scan, patient; it has: name, label"),
-        ("", "has no column scan, label, patient; it has: none"),
+        ("", "has no column .*, patient; it has: none. .* by comma, semicolon, tab or [|]"),
         ("scan,label,patient,Label\na,benign,,x\n", "line 1: has the column label twice"),
         ("scan,label,patient\na,b.png,benign,P1\nc,normal,\nd,e,benign,P2\n", "line 2 has more .*; line 4 has more"),
         ('scan,label,patient\n"a,benign,P1\nb,benign,P2\n', "line 2: cannot be read as a row"),

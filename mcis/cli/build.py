@@ -82,7 +82,7 @@ def build(
 
 def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) -> None:
     if source not in SOURCES:
-        raise ValueError(f"no source {source!r}; there are: {', '.join(SOURCES)}")
+        raise ValueError(f"There is no source {source!r}. The sources are {', '.join(SOURCES)}")
     needs_files = bool(SOURCES[source].requires)
     if needs_files and from_ is None:
         raise ValueError(f"--from is missing: name the folder or zip to read. {expected(source)}")

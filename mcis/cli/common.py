@@ -109,8 +109,20 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
         _discard_output()
         return 1
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {_explained(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _explained(error: Exception) -> str:
+    """The message of an error; of data that are not prepared, whether there is such a data set at all."""
+    from mcis.data.dataset import MissingData
+
+    if isinstance(error, MissingData):
+        from mcis_datasets.mcis_scans.sources import SOURCES
+
+        if error.source not in SOURCES:
+            return f"There is no source {error.source!r}. The sources are {', '.join(SOURCES)}"
+    return str(error)
 
 
 def _discard_output() -> None:
@@ -176,7 +188,7 @@ def print_table(table: Any) -> None:
 
 
 def cache_dir() -> pathlib.Path:
-    """The user's cache folder for mcis: $XDG_CACHE_HOME/mcis or ~/.cache/mcis; else one in `paths.fallback()`.
+    """The user's cache folder for mcis, made: $XDG_CACHE_HOME/mcis or ~/.cache/mcis; else one in `paths.fallback()`.
 
     Raises:
       OSError: no folder can be written to.
@@ -185,9 +197,11 @@ def cache_dir() -> pathlib.Path:
     if named:
         folder: pathlib.Path | None = paths.local_path(named, "$XDG_CACHE_HOME") / "mcis"
     else:
-        folder = None if home is None else home / ".cache" / "mcis"
+        folder = None if home is None or not home.is_dir() else home / ".cache" / "mcis"
     if folder is not None and paths.writable(folder):
-        return folder
+        with contextlib.suppress(OSError):  # the permissions do not say all, as in /proc
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
     folder = paths.fallback() / "cache"
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))  # Matplotlib would warn in several lines
     return folder

@@ -116,7 +116,7 @@ def _check(options: Evaluate) -> None:
     if options.heat < 0:
         raise ValueError(f"--heat={options.heat}: must be 0 or more")
     if options.split not in (*SPLITS, LEFT_OUT):
-        raise ValueError(f"no split {options.split!r}; there are: {', '.join((*SPLITS, LEFT_OUT))}")
+        raise ValueError(f"There is no split {options.split!r}. The splits are {', '.join((*SPLITS, LEFT_OUT))}")
     for path in options.runs:
         if not pathlib.Path(path).is_dir():
             raise ValueError(f"{path}: no such folder; name a run's folder or a weights folder")

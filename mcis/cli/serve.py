@@ -1,6 +1,7 @@
 """`mcis serve`: a page for scans and a REST API on this machine."""
 
 import dataclasses
+import errno
 import ipaddress
 import logging
 import os
@@ -94,9 +95,13 @@ def _serve(options: Serve) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, options.port), family=family)
     except OSError as error:
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror  # negative: the host name is unknown
-        raise OSError(f"{host}, port {options.port}: {reason}; --port=0 takes any free port") from None
+        number = error.errno or 0  # negative: the host name is unknown
+        reason = os.strerror(number) if number > 0 else str(error.strerror).split(" (while")[0]
+        if number < 0 or number == errno.EADDRNOTAVAIL:
+            advice = f"an address or a name of this machine is needed; without --host it is {Serve.host}"
+            raise OSError(f"--host={options.host}: {reason}; {advice}") from None
+        advice = "--port=0 takes any free port" if options.port else "name another --host"
+        raise OSError(f"{host}, port {options.port}: {reason}; {advice}") from None
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs every malformed upload
     enable_compilation_cache()
     predictor = load(options.weights, **dataclasses.asdict(options.inference))

@@ -106,7 +106,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
             print(f"usage: mcis train --task=NAME [options]\n\n{__doc__}\ntasks: {', '.join(TASKS)}")
             print("`mcis train --task=NAME --help` lists that task's options and defaults")
             raise SystemExit(0)
-        raise ValueError(f"--task=NAME is needed; there are: {', '.join(TASKS)}")
+        raise ValueError(f"--task=NAME is needed. The tasks are {', '.join(TASKS)}")
     row = task_named(chosen.task)
     flat = tyro.conf.arg(name="")
 

@@ -28,7 +28,15 @@ PUBLISHED = ("busi", "busbra", "lgg", "br35h")
 
 
 class MissingData(ValueError):
-    """A source that is not prepared. The message names the command that prepares it."""
+    """A source that is not prepared. The message names the command that prepares it.
+
+    Attributes:
+      source: its name, which may be that of no data set.
+    """
+
+    def __init__(self, source: str, message: str):
+        super().__init__(message)
+        self.source = source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,7 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
         if given:
             return paths.local_path(given, name)
     home = paths.home()
-    folder = None if home is None else home / "tensorflow_datasets"
+    folder = None if home is None or not home.is_dir() else home / "tensorflow_datasets"
     if folder is not None and (folder.is_dir() or paths.writable(folder)):
         return folder
     return paths.fallback() / "tensorflow_datasets"
@@ -112,12 +120,13 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
         return versions[-1]
     root, phantom = data_folder(data_dir), source == "phantom"
     raise MissingData(
+        source,
         f"source {source!r} is not prepared in {root} "
         f"(prepared there: {', '.join(folder.name for folder in sources_in(root)) or 'none'}). Build it with\n"
         f"    mcis build {source}{'' if phantom else ' --from <folder or zip>'}"
         f"{'' if data_dir is None else f' --data_dir={data_dir}'}\n"
         "or name the folder of the prepared data with --data_dir. `mcis build --help` lists the sources"
-        f"{'' if phantom else '; `mcis train --sources=phantom` needs no data'}"
+        f"{'' if phantom else '; `mcis train --sources=phantom` needs no data'}",
     )
 
 
@@ -129,7 +138,7 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
       ValueError: there is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
+        raise ValueError(f"There is no split {split!r}. The splits are {', '.join(SPLITS)}")
     import tensorflow_datasets as tfds  # takes a second, which `mcis build --help` need not wait
 
     paths.allow_unnamed_owners()

@@ -63,12 +63,12 @@ def make_phantom(organ: str, label: int, seed: int, size: tuple[int, int] | None
     ((64, 80, 3), dtype('uint8'), (64, 80, 1), True)
     >>> make_phantom("brain", label=2, seed=0)
     Traceback (most recent call last):
-    ValueError: no label 2 for brain; there are: 0 (no_tumor), 1 (tumor)
+    ValueError: There is no label 2 for brain. The labels are 0 (no_tumor), 1 (tumor)
     """
     classes = organ_named(organ).classes
     if label not in range(len(classes)):
         allowed = ", ".join(f"{i} ({name})" for i, name in enumerate(classes))
-        raise ValueError(f"no label {label!r} for {organ}; there are: {allowed}")
+        raise ValueError(f"There is no label {label!r} for {organ}. The labels are {allowed}")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or above")
     if size is not None and min(size) < MIN_SIDE:

@@ -35,5 +35,5 @@ MODELS: dict[str, Network] = {
 def model_named(name: str) -> Network:
     """The network called `name`; ValueError lists the names there are."""
     if name not in MODELS:
-        raise ValueError(f"no model {name!r}; there are: {', '.join(MODELS)}")
+        raise ValueError(f"There is no model {name!r}. The models are {', '.join(MODELS)}")
     return MODELS[name]

@@ -244,7 +244,7 @@ def _merge(
     if wrong or not loaded:
         unused = _listed(dict(list(left_over.items())[:5]))
         if not entries:
-            raise ValueError(f"no array has a known name; there are {unused or 'none'}. {KNOWN_NAMES}")
+            raise ValueError(f"no array of the file has a known name; its arrays are {unused or 'none'}. {KNOWN_NAMES}")
         listed = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         other_width = len(wrong) > len(expected) / 2 and not any("not in the file" in problem for problem in wrong)
         advice = ". The same network of another width: try another --features" if other_width else ""

@@ -201,7 +201,7 @@ class Task:
             values |= {f"{name}.{part}": number for part, number in parts.items()} or {name: value}
         for name, choices in CHOICES.items():
             if values[name] not in choices:
-                raise ValueError(f"{name}={values[name]!r}: there are {', '.join(choices)}")
+                raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(choices)}")
         for name, value in values.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 _check_number(name, value)

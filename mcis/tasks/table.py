@@ -102,7 +102,7 @@ PARTS = {"augmentation": Augmentation, "crf": CRF, "start": Pretraining}
 def task_named(name: str) -> Task:
     """The row of TASKS called `name`; ValueError lists the names there are."""
     if name not in TASKS:
-        raise ValueError(f"no task {name!r}; there are: {', '.join(TASKS)}")
+        raise ValueError(f"There is no task {name!r}. The tasks are {', '.join(TASKS)}")
     return TASKS[name]
 
 

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from mcis.cli import common, main
+from mcis.data import dataset
 from mcis.tasks.table import TASKS
 
 HEAVY = ("jax", "flax", "cv2", "tensorflow_datasets", "orbax", "numpy")
@@ -252,6 +253,30 @@ def test_the_compilation_cache_is_bounded_and_for_this_compiler_and_cpu(settings
     common.enable_compilation_cache()
     assert settings["jax_compilation_cache_dir"] == str(tmp_path / "cache" / "mcis" / common.compiler_target())
     assert settings["jax_compilation_cache_max_size"] == 2 << 30
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME"])
+def test_a_cache_folder_that_cannot_be_made_is_replaced_with_one_line(name, settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv(name, "/proc/none")  # its permissions let root write
+    monkeypatch.setattr(common.paths, "fallback", lambda: tmp_path / "fallback")
+    common.enable_compilation_cache()
+    assert settings["jax_compilation_cache_dir"].startswith(str(tmp_path / "fallback" / "cache"))
+    if name == "HOME":
+        assert dataset.data_folder() == tmp_path / "fallback" / "tensorflow_datasets"
+        monkeypatch.setenv("HOME", str(tmp_path / "missing"))
+        assert common.cache_dir() == tmp_path / "fallback" / "cache"
+        assert not (tmp_path / "missing").exists()
+
+
+def test_data_that_are_not_prepared_are_named_and_so_are_the_sources_if_there_is_no_such(tmp_path, capsys):
+    def status(source):
+        return common.exit_status("mcis", lambda: bool(dataset.prepared(source, tmp_path)))
+
+    assert status("nope") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mcis: There is no source 'nope'. The sources are busi, ") and "mcis build" not in error
+    assert status("busi") == 2 and "mcis build busi --from" in capsys.readouterr().err
 
 
 def test_the_users_settings_of_the_compilation_cache_are_obeyed(settings, monkeypatch):

@@ -45,6 +45,13 @@ def test_a_port_in_use_is_an_error(capsys):
     assert "in use; --port=0 takes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["nohost.invalid", "192.0.2.1"])
+def test_a_host_that_is_none_of_this_machine_is_an_error_about_the_host(host, capsys):
+    assert serve.main([f"--host={host}", "--port=0"]) == 1
+    error = capsys.readouterr().err
+    assert f"--host={host}: " in error and "of this machine" in error and "--port" not in error
+
+
 START = """
 import sys
 from mcis.cli import main, serve

@@ -160,5 +160,5 @@ def test_the_task_decides_which_defaults_the_options_have(capsys):
     with pytest.raises(SystemExit) as stop:
         train.parse(["--help"])
     assert stop.value.code == 0 and "tasks: route, classify_brain" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--task=NAME is needed; there are: route"):
+    with pytest.raises(ValueError, match=r"--task=NAME is needed\. The tasks are route"):
         train.parse(["--size=32"])

@@ -190,7 +190,7 @@ def test_evaluate_reports_a_leak_and_never_writes_into_a_weights_folder(finished
     assert evaluate.main([*arguments, f"--out={tmp_path / 'route' / 'variables' / 'found'}"]) == 2
     assert capsys.readouterr().err.count("takes no further files") == 2
     assert evaluate.main([*arguments, "--split=a/b"]) == 2
-    assert "no split 'a/b'; there are: train" in capsys.readouterr().err
+    assert "There is no split 'a/b'. The splits are train" in capsys.readouterr().err
     assert evaluate.main([*arguments, f"--out={tmp_path / 'found'}", "--heat=0"]) == 0
     assert json.loads((tmp_path / "found" / "report.json").read_text())["split"] == "test"
     variables, manifest = checkpoint.load(tmp_path / "route")
