@@ -4,9 +4,10 @@ import os
 import pathlib
 import stat
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
-from mcis.imaging import formats, search
+from mcis.imaging import formats, nifti_header, search
 from mcis.imaging.scan import ScanError
 
 MAX_FILES = 1 << 12
@@ -15,6 +16,8 @@ MAX_BYTES = 1 << 30
 """Bytes of all files of an archive, unpacked."""
 MAX_NAME = 300
 """Characters of a displayed name that are kept."""
+HEADERS, VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
+"""Suffixes of the two files of a NIfTI pair."""
 
 
 def unpack(path: str, folder: str, files: int = MAX_FILES, size: int = MAX_BYTES) -> dict[str, Any]:
@@ -38,25 +41,59 @@ def unpack(path: str, folder: str, files: int = MAX_FILES, size: int = MAX_BYTES
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
+            names = stored_names([info.filename for info in infos])
+            voxels: list[tuple[str, str]] = []  # their header may follow
             if len(infos) > files:
                 raise ScanError(f"an archive of {len(infos)} files; at most {files} are read at once")
-            for info in infos:
+            for info, name in zip(infos, names, strict=True):
                 if stat.S_ISLNK(info.external_attr >> 16):
                     continue
-                target = os.path.join(folder, f"{len(entries):06}{suffix_of(info.filename)}")
+                target = os.path.join(folder, name)
                 error = _check_entry(info, size) or _unpack_entry(archive, info, target, size)
-                if error is None and (kind := search.no_scan(target, info.filename)) is not None:
-                    os.unlink(target)
-                    passed[kind] = passed.get(kind, 0) + 1
+                if error is not None:
+                    entries.append([info.filename, None, error])
                     continue
-                if error is None:
-                    size -= os.path.getsize(target)
-                entries.append([info.filename, None if error else target, error])
+                if name.endswith(VOXELS) and {name.split(".")[0] + end for end in HEADERS} & {*names}:
+                    voxels.append((info.filename, target))
+                elif not _passed_over(info.filename, target, passed):
+                    entries.append([info.filename, target, None])
+                else:
+                    continue
+                size -= os.path.getsize(target)
+            for original, target in voxels:
+                if not nifti_header.is_second_of_pair(target) and not _passed_over(original, target, passed):
+                    entries.append([original, target, None])
     except ScanError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
         raise ScanError(f"not an archive, or damaged ({type(error).__name__})") from None
     return {"entries": entries, "passed": passed}
+
+
+def stored_names(names: Sequence[str]) -> list[str]:
+    """Names under which files of others are stored: a number and the suffix. Both files of a NIfTI pair get one number.
+
+    >>> stored_names(["a/x.hdr", "a/x.png", "b/x.img", "a/X.IMG", "a/x.img", "y"])
+    ['000000.hdr', '000001.png', '000002.img', '000003.img', '000000.img', '000005']
+    """
+    numbers: dict[str, int] = {}
+    stored: dict[str, None] = {}
+    for number, name in enumerate(names):
+        end = next((end for end in HEADERS + VOXELS if name.lower().endswith(end)), None)
+        first = number if end is None else numbers.setdefault(name[: -len(end)], number)
+        end = suffix_of(name) if end is None else end
+        twice = f"{first:06}{end}" in stored
+        stored[f"{number if twice else first:06}{end}"] = None
+    return list(stored)
+
+
+def _passed_over(name: str, path: str, passed: dict[str, int]) -> bool:
+    """Whether a file that was called `name` holds no scan; it is removed then, and counted."""
+    if (kind := search.no_scan(path, name)) is None:
+        return False
+    os.unlink(path)
+    passed[kind] = passed.get(kind, 0) + 1
+    return True
 
 
 def _hidden(name: str) -> bool:

@@ -146,8 +146,13 @@ def open_volume(path: str | os.PathLike) -> VolumeFile:
     first = VERSIONS.get(kind, (0, 0))[1]
     voxels = place if first else beside(place, ".img")
     if voxels is None:
-        raise ScanError(f"{path}: the header of a pair, but there is no {place.stem}.img beside it with the voxels")
-    check_file(voxels, MAX_BYTES)
+        raise ScanError(
+            f"{path}: the header of a pair, but no .img file of the same name is beside it, with the voxels"
+        )
+    try:
+        check_file(voxels, MAX_BYTES)
+    except ScanError as error:
+        raise ScanError(f"{path}: its {voxels.suffix} file: {str(error).removeprefix(f'{voxels}: ')}") from None
     shape, notes = _shape(header, path)
     dtype = _dtype(header, path)
     if math.prod(shape) * dtype.itemsize > MAX_BYTES:

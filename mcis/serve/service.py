@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis.imaging import search
-from mcis.imaging.archives import display_name, suffix_of
+from mcis.imaging import nifti_header, search
+from mcis.imaging.archives import display_name, stored_names
 from mcis.imaging.formats import LoadedScan
 from mcis.imaging.image_files import encode_png
 from mcis.imaging.letterbox import INPUT_SIZE
@@ -130,9 +130,10 @@ class Service:
         uploads: list[Upload] = []
         passed = collections.Counter() if passed is None else passed
         size = self.limits.size
-        for file in files:
+        stored = stored_names([file.filename or "" for file in files])
+        for file, stored_name in zip(files, stored, strict=True):
             name = display_name(file.filename)
-            path = os.path.join(folder, f"{len(uploads):06}{suffix_of(name)}")
+            path = os.path.join(folder, stored_name)
             await asyncio.to_thread(_copy, file.file, path)
             if not _is_archive(path):
                 uploads.append(Upload(name, path))
@@ -151,7 +152,7 @@ class Service:
             uploads += unpacked
             passed.update(header["passed"])
             os.unlink(path)
-        return uploads
+        return [one for one in uploads if one.path is None or not nifti_header.is_second_of_pair(one.path)]
 
     async def results(
         self, uploads: Sequence[Upload], disconnected: Disconnected, passed: Passed | None = None

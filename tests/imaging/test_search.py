@@ -5,11 +5,12 @@ import os
 import shutil
 import zipfile
 
+import nibabel
 import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 
-from mcis.imaging import archives, image_files, scan, search
+from mcis.imaging import archives, formats, image_files, nifti_header, scan, search
 from tests.fixtures.dicom_files import dataset, write
 
 RAMP = np.arange(200).reshape(10, 20).astype(np.uint16)
@@ -116,3 +117,24 @@ def test_scans_of_an_archive_are_found_by_content(study, tmp_path):
     assert sorted(name.removeprefix("study/") for name, _, _ in found["entries"]) == names
     assert all(error is None and os.path.isfile(path) for _, path, error in found["entries"])
     assert found["passed"] == {"DICOM SR": 1, ".txt": 1}
+
+
+@pytest.mark.parametrize("order", [("v.hdr", "v.img"), ("v.img", "v.hdr")])
+def test_an_archive_keeps_the_two_files_of_a_nifti_pair_together(order, tmp_path):
+    volume = np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3)
+    nibabel.save(nibabel.Nifti1Pair(volume, np.diag([1, 1, 4, 1])), tmp_path / "v.img")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in order:
+            archive.write(tmp_path / name, f"study/{name}")
+        archive.write(tmp_path / "v.img", "other/v.img")
+        archive.writestr("study/w.hdr", b"#?RADIANCE")
+        archive.writestr("study/w.img", b"no voxels")
+    (tmp_path / "out").mkdir()
+    found = archives.unpack(str(tmp_path / "a.zip"), str(tmp_path / "out"))
+    (name, path, error), (other, *_) = found["entries"]
+    assert (name, other, error, found["passed"]) == ("study/v.hdr", "study/w.hdr", None, {".img": 2})
+    assert formats.format_of(path).count(path) == 3
+    np.testing.assert_array_equal(formats.read(path, 1).image, formats.read(tmp_path / "v.hdr", 1).image)
+    (tmp_path / "v.img").write_bytes(b"")
+    with pytest.raises(scan.ScanError, match=r"v\.hdr: its \.img file: empty file"):
+        nifti_header.open_volume(tmp_path / "v.hdr")

@@ -333,3 +333,20 @@ def test_objects_that_are_no_scans_are_counted_and_alone_are_an_error(client, tm
     (alone,) = ask(client, ("seg.dcm", seg)).json()["findings"]
     assert "of modality SEG: a segmentation" in alone["error"]
     assert left(client) == []
+
+
+def test_the_two_files_of_a_nifti_pair_are_one_volume(client, tmp_path):
+    volume = np.stack([PICTURE[..., 0]] * 3, -1).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Pair(volume, np.diag([1, 1, 4, 1])), tmp_path / "v.img")
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1, 1, 4, 1])), tmp_path / "v.nii")
+    pair = [(f"study/v{end}", (tmp_path / f"v{end}").read_bytes()) for end in (".img", ".hdr")]
+    found = ask(client, *pair, pictures=True).json()
+    assert [(one["scan"], one["frame"], one["error"]) for one in found["findings"]] == [
+        ("study/v.hdr", frame, None) for frame in range(3)
+    ]
+    whole = ask(client, ("v.nii", (tmp_path / "v.nii").read_bytes()), pictures=True).json()
+    assert [one["scan_png"] for one in found["findings"]] == [one["scan_png"] for one in whole["findings"]]
+    assert found["passed_over"]["files"] == 0
+    (alone,) = ask(client, pair[1]).json()["findings"]
+    assert alone["error"] == "the header of a pair, but no .img file of the same name is beside it, with the voxels"
+    assert left(client) == []
