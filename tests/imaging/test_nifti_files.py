@@ -76,7 +76,7 @@ def test_a_pair_is_one_volume_by_either_name(kind, change, tmp_path):
     assert nifti_header.is_second_of_pair(voxels) and not nifti_header.is_second_of_pair(header)
     voxels.unlink()
     nifti._cache.clear()
-    with pytest.raises(ScanError, match="no .img file of the same name is beside it"):
+    with pytest.raises(ScanError, match=r"no \.img file of the same name is beside it"):
         formats.read(header)
 
 
