@@ -130,11 +130,13 @@ drills: $(INSTALLED)  ## kill a training run a hundred times and compare its res
 fuzz: $(INSTALLED)  ## give thousands of bad inputs to every reader; failures in ./fuzz; FUZZ="--target dicom --only 1234" repeats one
 	@$(IN_VENV) PYTHONPATH=. python -m tests.lanes.fuzz.fuzz $(FUZZ)
 
-# Test files that pydicom publishes in a package of their own.
+# Test files that pydicom and deid publish in packages of their own.
 .venv-field/.installed:
 	mkdir -p .venv-field
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-field pydicom-data==1.0.0 || \
-	  echo "pydicom-data cannot be installed: without its files" >&2
+	for package in pydicom-data==1.0.0 deid-data==0.0.20; do \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-field $$package || \
+	    echo "$$package cannot be installed: without its files" >&2; \
+	done
 	touch $@
 
 field: $(INSTALLED) .venv-field/.installed  ## compare DICOM files of others with pydicom, GDCM and SimpleITK; FIELD="FOLDER..." adds files

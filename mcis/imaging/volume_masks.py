@@ -173,7 +173,9 @@ def read_segmentation(path: str | os.PathLike) -> Segmentation:
 
 def _stored_frames(file: DicomFile) -> StoredFrames:
     header, name, bits = file.header, os.path.basename(file.path), int(file.header.BitsAllocated)
-    if file.syntax not in (IMPLICIT, EXPLICIT) or file.pixels is None or file.content is not None:
+    if file.content is not None:
+        raise ScanError(f"mask {name} is packed; unpack it, with `gunzip` or, where it is deflated, `dcmconv +te`")
+    if file.syntax not in (IMPLICIT, EXPLICIT) or file.pixels is None:
         raise ScanError(f"mask {name} is compressed; save it uncompressed, with `gdcmconv --raw` for example")
     if bits not in (1, 8, 16) or int(header.get("SamplesPerPixel") or 1) != 1:
         raise ScanError(f"mask {name} has {bits} bits per pixel; one value of 1, 8 or 16 bits is read")

@@ -1,7 +1,11 @@
 """Masks of volumes: NIfTI on the grid of a scan, and DICOM SEG by its references."""
 
+import gzip
+import io
+
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from mcis.imaging import dicom_seg, nifti, volume_masks
@@ -170,3 +174,24 @@ def test_a_segmentation_without_references_is_an_error(tmp_path):
     made.save_as(tmp_path / "seg.dcm")
     with pytest.raises(ScanError, match="does not say which scan each frame outlines"):
         volume_masks.read_segmentation(tmp_path / "seg.dcm")
+
+
+def test_a_dicom_seg_that_is_packed_or_compressed_is_an_error_that_says_how_to_unpack_it(tmp_path):
+    paths = dicom_files.write_series(tmp_path / "scan", [np.full((6, 8), 9, np.uint8)] * 2)
+    mask = np.eye(6, 8, dtype=np.uint8)
+    data = dicom_seg.encode(list(map(str, paths)), [mask, mask], organ="brain")
+    (tmp_path / "a.dcm.gz").write_bytes(gzip.compress(data))
+    with pytest.raises(ScanError, match=r"mask a\.dcm\.gz is packed; unpack it, with `gunzip`"):
+        volume_masks.read_segmentation(tmp_path / "a.dcm.gz")
+    found = pydicom.dcmread(io.BytesIO(data))
+    found.Modality = "MR"  # the SOP class says what it is
+    found.save_as(tmp_path / "b.dcm")
+    segmentation = volume_masks.read_segmentation(tmp_path / "b.dcm")
+    numbers = segmentation.of(str(pydicom.dcmread(paths[1]).SOPInstanceUID), 0)
+    assert volume_masks.is_segmentation(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(volume_masks.segmentation_mask(segmentation.pixels, numbers, (6, 8))[..., 0], mask)
+    found.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    found.PixelData = pydicom.encaps.encapsulate([bytes(64)] * 2)
+    found.save_as(tmp_path / "c.dcm")
+    with pytest.raises(ScanError, match=r"mask c\.dcm is compressed; save it uncompressed, with `gdcmconv --raw`"):
+        volume_masks.read_segmentation(tmp_path / "c.dcm")

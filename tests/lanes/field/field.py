@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python tests/lanes/field/field.py [FOLDER...]
 
-The files are the test files of pydicom and nibabel, and those in FOLDERs. Every frame that two of the other three read
-must be read by mcis, equal in grey values under the same window to one of them: within 1 of 255, within 3 after lossy
-compression. Exit status 1 if a frame is not. Each file is read in a process of its own: decoders may crash.
+The files are the test files of pydicom and nibabel, and those in FOLDERs, to which `make field` adds those of the
+packages pydicom-data and deid-data. Every frame that two of the other three read must be read by mcis, equal in grey
+values under the same window to one of them: within 1 of 255, within 3 after lossy compression. Exit status 1 if a frame
+is not. Each file is read in a process of its own: decoders may crash.
 """
 
 import argparse
