@@ -9,6 +9,8 @@ import dataclasses
 import cv2
 import numpy as np
 
+from mcis.imaging.cut_scans import is_cut
+
 INPUT_SIZE = 256
 """Side in pixels of the square that training and the cascade take; each network resizes it inside the jit."""
 MIN_CONTENT = 80
@@ -29,6 +31,7 @@ class Letterbox:
       inner: where that content is in the square, in pixels of the square.
       size: side S of the square, pixels.
       aspect: height over width of a pixel of the scan; pixels of the square are square.
+      cut: whether a part of the scan seems to be missing (`cut_scans`); the crop may have hidden that.
     """
 
     shape: tuple[int, int]
@@ -36,6 +39,7 @@ class Letterbox:
     inner: Box
     size: int
     aspect: float = 1.0
+    cut: bool = False
 
     @property
     def thumbnail(self) -> bool:
@@ -103,7 +107,7 @@ def letterbox(
     scale = size / max(w, h * aspect)
     inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * aspect * scale))
     inner = ((size - inner_w) // 2, (size - inner_h) // 2, inner_w, inner_h)
-    geometry = Letterbox((height, width), (x, y, w, h), inner, size, aspect)
+    geometry = Letterbox((height, width), (x, y, w, h), inner, size, aspect, is_cut(image))
     return _to_square(image, geometry, shrink=scale < 1), geometry
 
 

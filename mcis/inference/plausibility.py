@@ -41,8 +41,8 @@ white. Of the scans with as many white pixels, none has less than 0.39 between."
 MIN_CORRELATION = 0.3
 """Smallest correlation of neighbouring pixels; that of white noise is 0. The smallest of a scan is 0.69."""
 MAX_FILLED, FILL = 0.05, 40
-"""A cut picture: more than this share of it, along one side, has one grey level of at least FILL, and the opposite side
-has another. So decoders fill what is missing from a file. No scan has more than 0.02."""
+"""A cut picture, beside those that `imaging.cut_scans` finds in the whole scan: more than this share of the content,
+along one side, has one grey level of at least FILL, and the opposite side has another. No scan has more than 0.02."""
 MAX_ENDING, GAP, CONTRAST = 0.7, 0.05, 45
 """Likewise, for an organ that air surrounds: two rows above its lowest one, it is still wider than this share of the
 content, CONTRAST levels brighter than the background, and at least GAP of the scan's height is empty below. Of 3,850
@@ -50,6 +50,7 @@ brain scans with such a gap, none has more than 0.39."""
 SAME = 3
 """Grey levels that differ by no more count as one: JPEG changes them."""
 WHOLE = "a part seems to be missing from the file, get a whole one"
+CUT = f"cut: an area along one side has a single grey value; {WHOLE}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,8 @@ def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = F
         return f"blank: nearly all its pixels have one grey value; {advice}"
     if high - low < MIN_LEVELS:
         return f"nearly constant: its grey values differ by {high - low} of 255, {MIN_LEVELS} are needed; {advice}"
+    if geometry.cut:
+        return CUT
     if (between := share[6:250].sum()) < MIN_GREY and (white := share[250:].sum()) >= WHITE_SHARE:
         black = max(0.0, 1 - between - white)
         return f"saturated: {black:.0%} of its pixels are black and {white:.0%} white; {advice}"
@@ -97,7 +100,7 @@ def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = F
     if pairs / 2 < MIN_CORRELATION * np.square(centred).mean():
         return f"noise: its neighbouring pixels are not alike; {advice}"
     if _filled(square[y : y + height, x : x + width]) > MAX_FILLED:
-        return f"cut: an area along one side has a single grey value; {WHOLE}"
+        return CUT
     if surrounded and _ends_straight(grey, geometry):
         return f"cut: it ends in a straight line, and the area below is empty; {WHOLE}"
     return None

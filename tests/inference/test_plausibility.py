@@ -92,11 +92,34 @@ def test_a_head_that_ends_in_a_straight_line_is_cut(share, fill):
         assert found.organ == UNSUPPORTED and found.reason.startswith("cut"), (share, fill, seed)
 
 
-def test_an_ultrasound_may_end_in_a_straight_line_and_a_head_at_the_edge():
-    grey = phantom.make_phantom("breast", 1, seed=1, size=(240, 240)).image[..., 0].copy()
-    grey[180:] = 0
-    assert numpy_predictor(organ="breast").predict(grey).finding.organ == "breast"
+def test_an_ultrasound_may_end_between_bars_or_fade_and_a_head_at_the_edge():
+    grey = phantom.make_phantom("breast", 1, seed=1, size=(240, 240)).image[..., 0]
+    faded = (grey * np.clip(np.linspace(3, -1, 240), 0, 1)[:, None]).astype(np.uint8)
+    for whole in (np.pad(grey, ((30, 60), (0, 0))), np.pad(grey, ((4, 12), (0, 0))), faded):
+        assert numpy_predictor(organ="breast").predict(whole).finding.organ == "breast"
     assert numpy_predictor(organ="brain").predict(GREY[:150]).finding.organ == "brain"
+
+
+@pytest.mark.parametrize("fill", [0, 20, 60, 128, 200, 255])
+@pytest.mark.parametrize("organ", ORGANS, ids=lambda organ: organ.name)
+def test_a_scan_without_its_lower_or_upper_part_is_cut_whatever_fills_it_and_whatever_the_crop_keeps(organ, fill):
+    for label in range(len(organ.classes)):
+        whole = phantom.make_phantom(organ.name, label, seed=9, size=(240, 200)).image
+        for share in (0.3, 0.5, 0.7):
+            for turned in (whole, whole[::-1]):
+                image = turned.copy()
+                image[round(share * len(image)) :] = fill
+                reason = picture_reason(*letterbox(image), organ.surrounded)
+                assert reason is not None and reason.startswith("cut"), (label, share)
+
+
+def test_a_cut_scan_is_unsupported_under_every_option():
+    grey = phantom.make_phantom("breast", 1, seed=1, size=(240, 240)).image[..., 0].copy()
+    grey[100:] = 128
+    assert letterbox(np.repeat(grey[..., None], 3, 2))[1].box[3] < 160  # the crop hides most of the filled area
+    for options in OPTIONS:
+        found = numpy_predictor(**options).predict(grey).finding
+        assert found.organ == UNSUPPORTED and found.reason.startswith("cut") and found.label is None
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.85])
