@@ -60,8 +60,8 @@ def load_model(folder: pathlib.Path, metadata: dict[str, Any]) -> Callable[[np.n
 def read(path: str | os.PathLike) -> np.ndarray:
     """An image as uint8 RGB (H, W, 3): 8 or 16 bits or float; grey, RGB, RGBA or palette; the first page of several.
 
-    More than 8 bits are scaled from the image's minimum and maximum, alpha is blended onto black, and the image is
-    turned upright as its EXIF orientation says.
+    More than 8 bits are scaled from the image's minimum and maximum, pixels that are NaN or infinite are black, alpha
+    is blended onto black, and the image is turned upright as its EXIF orientation says.
     """
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
@@ -78,14 +78,17 @@ def read(path: str | os.PathLike) -> np.ndarray:
         raise ValueError("not a readable image; supported are PNG, JPEG, TIFF and BMP")
     if array.dtype != np.uint8:
         values = array.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError("NaN or infinite pixels")
-        colours = values[..., :3] if values.ndim == 3 else values
+        seen = np.isfinite(values) if values.ndim == 2 else np.isfinite(values).all(2)
+        if not seen.any():
+            raise ValueError("every pixel is NaN or infinite")
+        colours = values[seen][..., :3] if values.ndim == 3 else values[seen]
         low, high = float(colours.min()), float(colours.max())
+        values[~seen] = low  # black
         scaled = np.clip(np.rint((values - low) * (255.0 / max(high - low, 1e-12))), 0, 255).astype(np.uint8)
         if array.ndim == 3 and array.shape[2] == 4:  # alpha has its own scale
             full = float(np.iinfo(array.dtype).max) if array.dtype.kind in "ui" else 1.0  # type: ignore[type-var]
-            scaled[..., 3] = np.clip(np.rint(values[..., 3] * (255.0 / full)), 0, 255).astype(np.uint8)
+            alpha = np.where(seen, values[..., 3], 0)
+            scaled[..., 3] = np.clip(np.rint(alpha * (255.0 / full)), 0, 255).astype(np.uint8)
         array = scaled
     if array.ndim == 2:
         array = array[..., None]

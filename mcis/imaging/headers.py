@@ -56,6 +56,22 @@ def _exif(data: bytes) -> bytes:
     return b""
 
 
+def png_transparent_grey(data: bytes) -> int | None:
+    """The grey level, as it is decoded, that the tRNS chunk of a grey PNG makes transparent; None if there is none."""
+    if not data.startswith(b"\x89PNG") or data[25:26] != b"\0":
+        return None
+    at, depth = 33, data[24]
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"tRNS" and length == 2:
+            (level,) = struct.unpack_from(">H", data, at + 8)
+            return level * 255 // ((1 << depth) - 1) if depth < 8 else level
+        if kind == b"IDAT":
+            return None
+        at += 12 + length
+    return None
+
+
 def png_of_indexes(data: bytes) -> bytes | None:
     """A PNG file with a palette as a grey one of its indexes; None for another file."""
     if not data.startswith(b"\x89PNG") or data[25:26] != b"\x03":
@@ -88,6 +104,20 @@ def bmp_for_opencv(data: bytes) -> bytes | None:
     except struct.error:
         pass  # the decoder reports a damaged header
     return data
+
+
+def bmp_of_indexes(data: bytes) -> bytes | None:
+    """A BMP file with a palette as one whose colours are the grey levels of its indexes; None for another file."""
+    try:
+        start, size = struct.unpack_from("<II", data, 10)
+        bits, colour = struct.unpack_from("<H", data, 24 if size == 12 else 28)[0], 3 if size == 12 else 4
+        if bits > 8:
+            return None
+    except struct.error:
+        return None
+    count = max(0, min(1 << bits, (start - 14 - size) // colour))
+    grey = b"".join(bytes([index] * 3 + [0])[:colour] for index in range(count))
+    return data[: 14 + size] + grey + data[14 + size + len(grey) :]
 
 
 class Codestream(NamedTuple):

@@ -13,8 +13,18 @@ import cv2
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.imaging import headers, tiff, tiff_header
-from mcis.imaging.scan import MAX_DECODED, Picture, Scan, ScanError, check_file, check_frame, check_passes, to_8_bits
+from mcis.imaging import headers, other_formats, tiff, tiff_header
+from mcis.imaging.scan import (
+    MAX_DECODED,
+    Picture,
+    Scan,
+    ScanError,
+    check_file,
+    check_frame,
+    check_passes,
+    note_not_finite,
+    to_8_bits,
+)
 
 MAX_BYTES = 1 << 28
 REPORT_FOLDERS = ("masks", "overlays", "page", "segmentations")
@@ -94,10 +104,11 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
 
     Returns:
       The Scan, upright: turned as the orientation in a JPEG's or PNG's Exif data or in a TIFF says. Alpha is blended
-      with black. More than 8 bits are scaled linearly from minimum and maximum to [0, 255].
+      with black. More than 8 bits are scaled linearly from minimum and maximum to [0, 255]; pixels that are NaN or
+      infinite are black.
 
     Raises:
-      ScanError: the file is missing, empty, too large (MAX_BYTES, MAX_PIXELS, MAX_DECODED), no image, or has NaN.
+      ScanError: the file is missing, empty, too large (MAX_BYTES, MAX_PIXELS, MAX_DECODED), or no image.
     """
     return _to_scan(read_picture(path, frame), os.fspath(path))
 
@@ -130,7 +141,9 @@ def _page(file: BinaryIO, pages: Sequence[tiff_header.TiffPage], frame: int, nam
 
 def _picture(data: bytes, name: str, frame: int) -> Picture:
     if not headers.is_image(data):
-        raise ScanError(f"{name}: {UNREADABLE}")
+        kind = other_formats.kind_of(name, data[:64])
+        advice = "" if kind is None else f"; this is {other_formats.named(kind)}: {other_formats.CONVERT}"
+        raise ScanError(f"{name}: {UNREADABLE}{advice}")
     if data.startswith(tiff_header.SIGNATURES):
         file = io.BytesIO(data)
         return _page(file, tiff_header.scan_pages(file), frame, name)
@@ -150,6 +163,9 @@ def _picture(data: bytes, name: str, frame: int) -> Picture:
     if array is None or array.size == 0:
         raise ScanError(f"{name}: not a readable image: {headers.why_unreadable(data)}")
     array = _channels_reversed(array.reshape(*array.shape[:2], -1))
+    if array.shape[2] == 1 and (level := headers.png_transparent_grey(data)) is not None:  # OpenCV leaves it out
+        opaque = np.where(array == level, 0, 65535 if array.dtype == np.uint16 else 255).astype(array.dtype)
+        array = np.concatenate([array, opaque], axis=2)
     turn = headers.exif_orientation(data)
     notes: tuple[str, ...] = ()
     if turn != 1:
@@ -158,9 +174,10 @@ def _picture(data: bytes, name: str, frame: int) -> Picture:
 
 
 def palette_indexes(path: str | os.PathLike) -> np.ndarray | None:
-    """The indexes of a PNG's palette, (H, W), perhaps scaled, upright; None for another file."""
+    """The indexes of the palette of a PNG or BMP, (H, W), perhaps scaled, upright; None for another file."""
     data = pathlib.Path(path).read_bytes()
-    if (grey := headers.png_of_indexes(data)) is None:
+    grey = headers.bmp_of_indexes(data) if data.startswith(b"BM") else headers.png_of_indexes(data)
+    if grey is None:
         return None
     array = cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if array is None else tiff_header.upright(array, headers.exif_orientation(data))
@@ -212,8 +229,8 @@ def _to_scan(picture: Picture, name: str) -> Scan:
         raise ScanError(f"{name}: {channels} channels; grey, RGB and RGBA are supported")
     array = array.reshape(*array.shape[:2], channels)
     if array.dtype != np.uint8:
-        array, note = _scaled(array, name)
-        notes.append(note)
+        array, more = _scaled(array, name)
+        notes += more
     if channels in (2, 4):
         *colours, alpha = cv2.split(array)
         if alpha.min() < 255:
@@ -224,15 +241,30 @@ def _to_scan(picture: Picture, name: str) -> Scan:
     return Scan(np.ascontiguousarray(image), tuple(notes))
 
 
-def _scaled(array: np.ndarray, name: str) -> tuple[np.ndarray, str]:
-    """Scale (H, W, C) to 8 bits, colours from their minimum and maximum, alpha from 0 and its own; also a note."""
+def _scaled(array: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
+    """Scale (H, W, C) to 8 bits, colours from their minimum and maximum, alpha from 0 and its own; also notes.
+
+    Pixels that are NaN or infinite do not count for minimum and maximum, and become black.
+    """
     has_alpha = array.shape[2] in (2, 4)
     colours = array[..., :-1] if has_alpha else array
-    low, high = float(colours.min()), float(colours.max())
-    if not np.isfinite(high - low) or (has_alpha and not np.isfinite(float(array.max()) - float(array.min()))):
-        raise ScanError(f"{name}: has NaN or infinite pixels; replace them")
+    seen = np.isfinite(array).all(axis=2) if array.dtype.kind == "f" else np.ones(array.shape[:2], bool)
+    missing = seen.size - int(np.count_nonzero(seen))
+    if missing == seen.size:
+        raise ScanError(f"{name}: every pixel is NaN or infinite; nothing can be shown")
+    shown = colours[seen] if missing else colours
+    low, high = float(shown.min()), float(shown.max())
+    if not np.isfinite(high - low):
+        raise ScanError(
+            f"{name}: its values range from {low:g} to {high:g}, too far to be scaled; scale them to [0, 1]"
+        )
+    if missing:
+        array = np.where(seen[..., None], array, array.dtype.type(low))
+        if has_alpha:
+            array[..., -1][~seen] = 0
     scaled = to_8_bits(array, low, high)
     if has_alpha:
         opaque = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1
         scaled[..., -1] = to_8_bits(array[..., -1], 0, opaque)
-    return scaled, f"{array.dtype.name} scaled from [{low:g}, {high:g}] to 8 bits"
+    notes = [f"{array.dtype.name} scaled from [{low:g}, {high:g}] to 8 bits"]
+    return scaled, [*notes, note_not_finite(missing)] if missing else notes

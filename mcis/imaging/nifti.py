@@ -18,9 +18,12 @@ from mcis.imaging import nifti_header
 from mcis.imaging.geometry import SliceGeometry, digest, slice_geometry
 from mcis.imaging.nifti_grid import Grid, as_slices, grid_of, qform_of, usable
 from mcis.imaging.nifti_header import DAMAGED, MAX_BYTES, open_volume, opened
-from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_file, check_frame
+from mcis.imaging.scan import BLOCK, MAX_FRAMES, Scan, ScanError, check_file, check_frame, note_not_finite
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr")
+SPARSE = 0.02
+"""Largest share of voxels unlike the background for which these alone give the range. By the percentiles of all voxels,
+a quarter of them and more would be white; of less than 0.5 %, all."""
 KEPT_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -32,7 +35,8 @@ def matches(name: str, head: bytes) -> bool:
     """Whether a file is a NIfTI or Analyze volume, by its first bytes, or by its name if they say nothing."""
     if nifti_header.is_volume(head) or nifti_header.is_second_of_pair(name):
         return True
-    return name.lower().endswith(SUFFIXES) and not head.startswith(b"#?")  # a .hdr picture of Radiance
+    name = name.lower()
+    return name.endswith(SUFFIXES) and not (name.endswith(".hdr") and nifti_header.is_other_header(head))
 
 
 def count_frames(path: str | os.PathLike) -> int:
@@ -52,8 +56,8 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     front is at the left, front or head at the top. Without a valid affine matrix, they follow the last stored axis.
 
     Returns:
-      The Scan: uint8 RGB; in every slice, the volume's 0.5th and 99.5th percentiles become 0 and 255. Voxels that are
-      NaN or infinite are black.
+      The Scan: uint8 RGB; in every slice, the volume's 0.5th and 99.5th percentiles become 0 and 255; if nearly all
+      voxels have one value (SPARSE), those of the others and this value. Voxels that are NaN or infinite are black.
 
     Raises:
       ScanError: no volume, larger than MAX_BYTES, or with more than one value per voxel.
@@ -68,17 +72,18 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
         time, number = divmod(frame, grid.count)
         name = _name(path, time, times)
         series = digest(name)
-        black, white = volume.range_of(time, path)
+        (black, white), sparse = volume.range_of(time, path)
         with np.errstate(over="ignore"):
             plane = as_slices(volume.array[..., time], grid)[..., number].astype(np.float32)
     except ScanError as error:
         error.series = series
         raise
     notes = [*grid.notes, f"grey values by the volume's range of stored values, {black:g} to {white:g}"]
+    if sparse:
+        notes.append("nearly all of its voxels have one value: the range is that of the others")
     if outside := int(plane.size - np.count_nonzero(np.isfinite(plane))):
         plane[~np.isfinite(plane)] = black
-        what = "1 pixel is" if outside == 1 else f"{outside} pixels are"
-        notes.append(f"{what} NaN or infinite: shown black, as background")
+        notes.append(note_not_finite(outside))
     if times > 1:
         notes.append(f"time point {time + 1} of {times}")
     grey = np.clip(np.rint((plane - black) * (255.0 / (white - black))), 0, 255).astype(np.uint8)
@@ -152,27 +157,41 @@ class _Volume:
       array: as stored, (X, Y, Z, T).
       grid: how it is cut into slices.
       inverted: whether large stored values are small values.
-      ranges: by time point, the stored values shown black and white, as far as they were computed.
+      ranges: by time point, the stored values shown black and white, and whether few voxels gave them, as far as they
+        were computed.
     """
 
     array: np.ndarray
     grid: Grid
     inverted: bool
-    ranges: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    ranges: dict[int, tuple[tuple[float, float], bool]] = dataclasses.field(default_factory=dict)
 
-    def range_of(self, time: int, path: str | os.PathLike) -> tuple[float, float]:
-        """The stored values shown black and white at a time point."""
+    def range_of(self, time: int, path: str | os.PathLike) -> tuple[tuple[float, float], bool]:
+        """The stored values shown black and white at a time point, and whether few voxels gave them (SPARSE)."""
         if time not in self.ranges:
             values = self.array[..., time].reshape(-1, order="A")
-            with np.errstate(over="ignore"):
-                sample = values[:: max(1, values.size // 1_000_000)].astype(np.float32)
-            finite = sample[np.isfinite(sample)]
+            finite = _finite(values[:: max(1, values.size // 1_000_000)])
             if finite.size == 0:
                 raise ScanError(f"{path}: every voxel is NaN or infinite; nothing can be shown")
             black, white = (float(value) for value in np.percentile(finite, (0.5, 99.5)))
+            background = float(np.median(finite))
+            sparse = bool(np.count_nonzero(finite != background) <= SPARSE * finite.size)
+            if sparse:
+                blocks = (_finite(values[at : at + BLOCK]) for at in range(0, values.size, BLOCK))
+                others = np.concatenate([block[block != background] for block in blocks])  # a sample may miss them all
+                sparse = others.size > 0
+                ends = np.percentile(others, (0.5, 99.5)) if sparse else (background, background)
+                black, white = min(background, float(ends[0])), max(background, float(ends[1]))
             black, white = (white, black) if self.inverted else (black, white)
-            self.ranges[time] = black, white if white != black else black + 1
+            self.ranges[time] = (black, white if white != black else black + 1), sparse
         return self.ranges[time]
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The finite ones among values, as float32."""
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
+    return floats[np.isfinite(floats)]
 
 
 _cache: collections.OrderedDict[tuple[str, int, int], _Volume] = collections.OrderedDict()

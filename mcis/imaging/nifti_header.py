@@ -69,6 +69,16 @@ def is_volume(head: bytes) -> bool:
     return version_of(unpacked(head)) is not None
 
 
+def is_other_header(head: bytes) -> bool:
+    """Whether a .hdr file is not that of a pair, by its first bytes: its stated size is that of no version.
+
+    >>> is_other_header(b"ENVI"), is_other_header(struct.pack(">i", 348)), is_other_header(b"")
+    (True, False, False)
+    """
+    head = unpacked(head)
+    return len(head) >= 4 and not any(struct.unpack_from(f"{order}i", head)[0] in (348, HEADER) for order in "<>")
+
+
 def beside(path: pathlib.Path, suffix: str) -> pathlib.Path | None:
     """The other file of a pair: `suffix` is ".hdr" or ".img"; packed or not, in upper or lower case."""
     stem = path.name[: -len(".hdr.gz")] if path.name.lower().endswith(".gz") else path.stem

@@ -109,6 +109,12 @@ def check_passes(data: bytes, pixels: int, name: str) -> None:
         raise ScanError(f"{name}: a JPEG of {pixels} pixels in {passes} progressive scans; save it again with fewer")
 
 
+def note_not_finite(count: int) -> str:
+    """The note on pixels without a value."""
+    what = "1 pixel is" if count == 1 else f"{count} pixels are"
+    return f"{what} NaN or infinite: shown black, as background"
+
+
 def to_8_bits(values: np.ndarray, black: float, white: float) -> np.ndarray:
     """Scale `black` to 0 and `white` to 255, round and clip: uint8 of the same shape."""
     scaled = np.empty(values.shape, np.uint8)

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mcis.imaging import dicom, dicom_file, formats, image_files, nifti_header
+from mcis.imaging import dicom, dicom_file, formats, image_files, nifti_header, other_formats
 from mcis.imaging.scan import ScanError
 
 REPORT_FILES = ("findings.jsonl", "volumes.jsonl", "run.json", "index.html")
@@ -19,9 +19,9 @@ MAX_NAMED = 12
 
 
 class Found(NamedTuple):
-    """Files that may be scans, and how many files of each kind were passed over because they hold none.
+    """Files that may be scans, and how many of each kind were passed over: without a scan, or in a format not read.
 
-    A kind is a suffix, ARCHIVE, NO_SUFFIX, "DICOMDIR", or DICOM_OBJECT and a modality.
+    A kind is a suffix, ARCHIVE, NO_SUFFIX, "DICOMDIR", DICOM_OBJECT and a modality, or a key of `other_formats.KINDS`.
     """
 
     files: list[str]
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def no_scan(path: str | os.PathLike, name: str | None = None) -> str | None:
-    """The kind of a file that holds no scan, as in `Found`; None for one that may hold a scan.
+    """The kind of a file that holds no scan or is in a format that is not read, as in `Found`; None for others.
 
     Args:
       path: the file.
@@ -43,8 +43,11 @@ def no_scan(path: str | os.PathLike, name: str | None = None) -> str | None:
         other = dicom.survey(path).other
         return other if other in (None, "DICOMDIR") else f"{DICOM_OBJECT}{other}"
     unreadable = os.path.isdir(path) or (os.path.isfile(path) and not os.access(path, os.R_OK))
-    if name.endswith(formats.SUFFIXES) or unreadable:  # reading it reports the error
+    named_alike = name.endswith(".hdr") and nifti_header.is_other_header(head)
+    if unreadable or (name.endswith(formats.SUFFIXES) and not named_alike):  # reading it reports the error
         return None
+    if (other := other_formats.kind_of(name, head)) is not None:
+        return other
     return ARCHIVE if head.startswith((b"PK\3\4", b"PK\5\6")) else pathlib.PurePath(name).suffix[:12] or NO_SUFFIX
 
 
@@ -122,13 +125,33 @@ def describe(passed: Mapping[str, int]) -> str:
 
     >>> describe({".txt": 4, "DICOM SR": 1, "DICOM PR": 1, "DICOMDIR": 1})
     'Passed over 7 files that hold no scan: 4 .txt, 2 DICOM objects that are no scans (PR, SR), DICOMDIR'
+    >>> describe({".mha": 2, ".gif": 1})
+    'Passed over 3 files in formats that are not read: 2 .mha (MetaImage), 1 .gif (GIF); convert to NIfTI, DICOM or PNG'
     """
-    if not passed:
-        return ""
+    other = {kind: count for kind, count in passed.items() if kind in other_formats.KINDS}
+    held = {kind: count for kind, count in passed.items() if kind not in other}
+    parts = []
+    if held:
+        total = sum(held.values())
+        parts.append(f"{total} file{'s' * (total > 1)} that hold{'s' * (total == 1)} no scan: {_kinds(held)}")
+    if other:
+        listed = [f"{count} {other_formats.named(kind)}" for kind, count in _most_first(other)]
+        total = sum(other.values())
+        files = "1 file in a format that is" if total == 1 else f"{total} files in formats that are"
+        parts.append(f"{files} not read: {', '.join(listed)}; {other_formats.CONVERT}")
+    return f"Passed over {'; and '.join(parts)}" if parts else ""
+
+
+def _most_first(kinds: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(kinds.items(), key=lambda one: (-one[1], one[0]))
+
+
+def _kinds(passed: Mapping[str, int]) -> str:
+    """Kinds without a scan, with their numbers."""
     objects = sorted(kind for kind in passed if kind.startswith(DICOM_OBJECT))
     parts = [
         f"{count} {kind}" if kind.startswith(".") else kind if count == 1 else f"{count} {kind}"
-        for kind, count in sorted(passed.items(), key=lambda one: (-one[1], one[0]))
+        for kind, count in _most_first(passed)
         if kind not in objects and kind != ARCHIVE
     ]
     parts[MAX_NAMED:] = [f"{len(parts) - MAX_NAMED} other kinds"] if len(parts) > MAX_NAMED else []
@@ -139,5 +162,4 @@ def describe(passed: Mapping[str, int]) -> str:
         parts.insert(1, f"{number} {text} ({modalities})")
     if archives := passed.get(ARCHIVE):
         parts.append(f"{archives} zip archive{'s' * (archives > 1)} (name them to read what is inside)")
-    total = sum(passed.values())
-    return f"Passed over {total} file{'s' * (total > 1)} that hold{'s' * (total == 1)} no scan: {', '.join(parts)}"
+    return ", ".join(parts)

@@ -66,6 +66,8 @@ def files(folder):
         "deep.png": rng.integers(100, 5000, (40, 50), np.uint16),
         "flat.png": np.full((40, 50), 300, np.uint16),
         "float.tif": rng.normal(size=(40, 50)).astype(np.float32),
+        "holes.tif": np.where(rng.random((40, 50)) < 0.1, np.nan, rng.normal(size=(40, 50))).astype(np.float32),
+        "colour_holes.tif": np.where(rng.random((40, 50, 3)) < 0.1, np.inf, 1 + rng.random((40, 50, 3))).astype("f4"),
     }
     for name, array in arrays.items():
         assert cv2.imwrite(str(folder / name), array)

@@ -234,12 +234,6 @@ def test_another_kind_of_jpeg_is_named(marker, bits, words):
 # Errors
 
 
-def nan_tiff(value):
-    values = GREY.astype(np.float32)
-    values[3, 4] = value
-    return encoded(".tif", values)
-
-
 BROKEN = {
     "empty.png": (b"", "empty file"),
     "text.png": (b"I am not an image\n" * 40, "not a readable image"),
@@ -250,9 +244,33 @@ BROKEN = {
     "header.jpg": (encoded(".jpg", RGB)[:20], "the JPEG file is damaged or truncated"),
     "half.bmp": (encoded(".bmp", RGB)[:900], "the BMP file is damaged or truncated"),
     "half.tif": (encoded(".tif", RGB)[:900], "its TIFF page is damaged or truncated"),
-    "nan.tif": (nan_tiff(np.nan), "NaN or infinite"),
-    "infinite.tif": (nan_tiff(-np.inf), "NaN or infinite"),
+    "nan.tif": (encoded(".tif", np.full((9, 9), np.nan, np.float32)), "every pixel is NaN or infinite; nothing can be"),
+    "wide.tif": (
+        encoded(".tif", np.array([[-1e308, 1e308]] * 9)),
+        "range from -1e.308 to 1e.308, too far to be scaled",
+    ),
 }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pixels_that_are_no_numbers_are_black_with_a_note_as_in_a_volume(value, dtype, tmp_path):
+    values = np.linspace(5, 9, GREY.size).reshape(GREY.shape).astype(dtype)
+    expected = np.rint((values - 5) * (255 / 4)).astype(np.uint8)
+    values[3:5, 4:7], expected[3:5, 4:7] = value, 0
+    in_colour, expected_colour = np.dstack([values, values, values + 4]), np.dstack([expected // 2 + expected % 2] * 3)
+    in_colour[..., 2][3, 4] = 7
+    (tmp_path / "a.tif").write_bytes(encoded(".tif", values))
+    (tmp_path / "b.tif").write_bytes(encoded(".tif", in_colour[..., ::-1]))
+    for found in (image_files.read(tmp_path / "a.tif"), image_files.from_array(values)):
+        np.testing.assert_array_equal(found.image[..., 0], expected)
+        note = "6 pixels are NaN or infinite: shown black, as background"
+        assert found.notes == (f"{values.dtype} scaled from [5, 9] to 8 bits", note)
+    colour = image_files.read(tmp_path / "b.tif")
+    assert np.abs(colour.image[..., :2].astype(int) - expected_colour[..., :2]).max() <= 1
+    assert colour.image[3:5, 4:7].max() == 0 and "6 pixels are NaN" in colour.notes[-1]
+    hidden = image_files.from_array(np.dstack([np.ones_like(in_colour), np.where(np.isfinite(values), 1, value)]))
+    assert hidden.image[3:5, 4:7].max() == 0
 
 
 @pytest.mark.parametrize("name", BROKEN)

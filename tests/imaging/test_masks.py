@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import struct
 
 import cv2
 import numpy as np
@@ -80,21 +81,84 @@ def test_a_mask_stored_with_0_as_white_is_right_whatever_its_writer_meant(bits, 
             assert "0 as white" in found.notes[0]
 
 
-def test_the_first_colour_of_a_palette_without_black_is_background(tmp_path):
-    values, lesion = drawn(0, 1, 2)
+def in_palette(values, colours):
     image = PIL.Image.fromarray(values.astype(np.uint8), "P")
-    for colours, noted in (([0, 0, 0, 128, 0, 0, 0, 128, 0], False), ([255, 255, 255, 128, 0, 0, 0, 128, 0], True)):
-        image.putpalette(colours)
-        table = np.zeros((3, 256), int)
-        table[:, :3] = np.reshape(colours, (3, 3)).T * 257
-        table[:, 3:] = 65535
-        as_tiff = tiff(values.astype(np.uint8), photometric=3, tags=[(320, 3, table.reshape(-1).tolist())])
-        for data in (pillow(image), pillow(image, bits=2), as_tiff):
-            found = masks.read(saved(tmp_path, data))
-            np.testing.assert_array_equal(found.lesion, lesion)
-            assert bool(found.notes) == noted
-    image.putpalette([255, 255, 255, 0, 0, 0, 128, 0, 0])  # black is the second colour, as after an optimiser
-    np.testing.assert_array_equal(masks.read(saved(tmp_path, pillow(image))).lesion[..., 0], values != 1)
+    image.putpalette(colours)
+    return image
+
+
+def tiff_palette(values, colours):
+    table = np.zeros((3, 256), int)
+    table[:, : len(colours) // 3] = np.reshape(colours, (-1, 3)).T * 257
+    table[:, len(colours) // 3 :] = 65535
+    return tiff(values.astype(np.uint8), photometric=3, tags=[(320, 3, table.reshape(-1).tolist())])
+
+
+WITHOUT_BLACK, DISAGREE = "a palette without black", "colours and numbers of its palette disagree"
+
+
+@pytest.mark.parametrize(
+    ("colours", "note"),
+    [
+        ([0, 0, 0, 128, 0, 0, 0, 128, 0], None),
+        ([255, 255, 255, 128, 0, 0, 0, 128, 0], WITHOUT_BLACK),
+        ([0, 0, 128, 255, 255, 255, 0, 128, 0], WITHOUT_BLACK),
+        ([200, 200, 200, 9, 9, 9, 90, 90, 90], WITHOUT_BLACK),  # grey
+        ([255, 255, 255, 0, 0, 0, 128, 0, 0], DISAGREE),
+        ([0, 0, 0, 128, 0, 0, 0, 0, 0], DISAGREE),  # the last class has no colour; it is lost with a note
+        ([0] * 9, "a palette of black alone"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["png", "png of 2 bits", "bmp", "bmp of 4 bits", "tiff"])
+def test_the_first_colour_of_a_palette_is_background_unless_black_is_another(colours, note, form, tmp_path):
+    values, lesion = drawn(0, 1, 2)
+    image = in_palette(values, colours)
+    if form == "bmp of 4 bits":
+        rows = np.pad(values[::-1], ((0, 0), (0, 2))).reshape(len(values), -1, 2).astype(np.uint8)
+        palette = b"".join(bytes([b, g, r, 0]) for r, g, b in np.reshape(colours, (-1, 3)))
+        start, pixels = 54 + len(palette), np.pad(rows[..., 0] << 4 | rows[..., 1], ((0, 0), (0, 0))).tobytes()
+        header = struct.pack("<IiiHHIIiiII", 40, 70, 48, 1, 4, 0, len(pixels), 0, 0, 3, 0)
+        data = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + palette + pixels
+    else:
+        data = {
+            "png": lambda: pillow(image),
+            "png of 2 bits": lambda: pillow(image, bits=2),
+            "bmp": lambda: pillow(image, "BMP"),
+            "tiff": lambda: tiff_palette(values, colours),
+        }[form]()
+    found = masks.read(saved(tmp_path, data))
+    right = (values == 1)[..., None] if colours[6:] == [0, 0, 0] and any(colours) else lesion
+    np.testing.assert_array_equal(found.lesion, right)
+    assert [one.split(":")[0] for one in found.notes] == ([] if note is None else [note])
+
+
+def test_a_palette_whose_black_is_most_of_the_picture_is_read_by_its_colours(tmp_path):
+    values, lesion = drawn(1, 0)  # the lesion is white, the first colour; all around is black
+    for form in ("PNG", "BMP"):
+        found = masks.read(saved(tmp_path, pillow(in_palette(values, [255, 255, 255, 0, 0, 0]), form)))
+        np.testing.assert_array_equal(found.lesion, lesion)
+        assert DISAGREE in found.notes[0]
+
+
+@pytest.mark.parametrize("colours", [[255, 255, 255, 255, 0, 0], [0, 0, 0, 255, 0, 0], [90, 90, 90, 0, 0, 0]], ids=str)
+@pytest.mark.parametrize(
+    "transparent", [0, 1, b"\xff\x80", b"\x80\xff", b"\x00\xff", b"\xff\x00", b"\xff\xff"], ids=str
+)
+def test_transparent_colours_of_a_palette_leave_its_first_colour_background(colours, transparent, tmp_path):
+    values, lesion = drawn(0, 1)
+    found = masks.read(saved(tmp_path, pillow(in_palette(values, colours), transparency=transparent)))
+    np.testing.assert_array_equal(found.lesion, lesion)
+
+
+@pytest.mark.parametrize(("background", "mark"), [(255, 0), (255, 90), (0, 255), (7, 200)])
+def test_a_transparent_grey_level_is_background(background, mark, tmp_path):
+    values, lesion = drawn(background, mark)
+    data = pillow(PIL.Image.fromarray(values.astype(np.uint8)), transparency=background)
+    np.testing.assert_array_equal(masks.read(saved(tmp_path, data)).lesion, lesion)
+    assert image_files.decode(data).image[0, 0].max() == 0
+    one_bit = pillow(PIL.Image.fromarray(values == 255), transparency=1, bits=1)
+    assert image_files.decode(one_bit).image.max() == 0
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -136,6 +200,42 @@ def test_smooth_edges_have_the_same_threshold_with_a_note(tmp_path):
         found = masks.read(saved(tmp_path, tiff(array)))
         np.testing.assert_array_equal(found.lesion[..., 0], lesion)
         assert found.notes == (f"of many grey levels: values of {limit} and more are lesion",)
+
+
+def shape(kind, top):
+    """A disc of 200 pixels a side with edges of some kind: floats from 0 to `top`."""
+    y, x = np.mgrid[:200, :200]
+    distance = 70 - np.hypot(x - 101.3, y - 98.7)
+    if kind == "anti-aliased":
+        return np.clip(distance + 0.5, 0, 1) * top
+    if kind == "blurred":
+        return top / (1 + np.exp(-distance / 3))
+    return np.clip(0.5 + distance / 140, 0, 1) * top  # a map of probabilities
+
+
+@pytest.mark.parametrize("top", [60, 100, 127, 130, 200, 255])
+@pytest.mark.parametrize("kind", ["anti-aliased", "blurred", "map"])
+def test_smooth_edges_of_any_largest_value_have_a_threshold_of_a_quarter_of_it(kind, top, tmp_path):
+    values = np.rint(shape(kind, top)).astype(np.uint8)
+    assert len(np.unique(values)) > masks.MANY_LEVELS
+    found = masks.read(saved(tmp_path, png(values)))
+    limit = -(-int(values.max()) // 4)
+    np.testing.assert_array_equal(found.lesion[..., 0], values >= limit)
+    assert found.notes == (f"of many grey levels: values of {limit} and more are lesion",)
+
+
+@pytest.mark.parametrize("numbers", [range(1, 51), range(2, 120, 3)], ids=str)
+@pytest.mark.parametrize("side", [3, 4, 8])
+@pytest.mark.parametrize("apart", [0, 2])
+def test_many_class_numbers_are_no_smooth_edges(numbers, side, apart, tmp_path):
+    values = np.zeros((10 * (side + apart), 10 * (side + apart)), np.uint8)
+    order = np.random.default_rng(0).permutation(list(numbers))
+    for place, number in enumerate(order):
+        y, x = (side + apart) * np.array(divmod(place, 10))
+        values[y : y + side, x : x + side] = number
+    found = masks.read(saved(tmp_path, png(values)))
+    np.testing.assert_array_equal(found.lesion[..., 0], values > 0)
+    assert found.notes == ()
 
 
 def test_not_a_number_is_background_and_booleans_are_read(tmp_path):

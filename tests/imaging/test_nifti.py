@@ -119,6 +119,40 @@ def test_voxels_that_are_no_numbers_are_background_with_a_note(value, tmp_path):
         nifti.read(save(tmp_path / "c.nii", np.full((9, 9, 2), value, np.float32)))
 
 
+@pytest.mark.parametrize("side", [2, 5, 12])
+@pytest.mark.parametrize("background", [0, 7])
+@pytest.mark.parametrize(("dtype", "slope"), [(np.int16, 1), (np.float32, 1), (np.int16, -1)])
+def test_a_small_object_in_empty_space_keeps_its_grey_levels(side, background, dtype, slope, tmp_path):
+    array = np.full((120, 110, 10), background, dtype)  # at most 1.1 % of the voxels differ
+    ramp = np.linspace(100, 1000, side**3).reshape(side, side, side).astype(dtype)
+    array[40 : 40 + side, 50 : 50 + side, :side] = ramp[..., :10]
+    path = save(tmp_path / "a.nii", array, slope=slope if slope < 0 else None)
+    found = [nifti.read(path, frame) for frame in range(min(side, 10))]
+    grey = np.stack([one.image[..., 0] for one in found]).astype(int)
+    grey = grey if slope > 0 else 255 - grey
+    stored = np.stack([array[::-1, ::-1, k].T for k in range(len(found))])
+    others = array[array != background]
+    low, high = min(background, np.percentile(others, 0.5)), np.percentile(others, 99.5)
+    assert np.abs(grey - np.clip((stored - low) * (255 / (high - low)), 0, 255)).max() <= 1
+    assert len(np.unique(grey)) > min(side**3 // 2, 100)
+    assert all("nearly all of its voxels have one value" in " ".join(one.notes) for one in found)
+
+
+def test_an_object_that_a_sample_of_the_voxels_misses_is_shown(tmp_path):
+    array = np.zeros((200, 200, 60), np.uint8)
+    array[101, 101, 30], array[101, 102, 30] = 90, 200
+    image = nifti.read(save(tmp_path / "a.nii", array), 30).image
+    assert sorted(image[..., 0].reshape(-1))[-3:] == [0, 115, 255]
+
+
+def test_a_volume_of_two_values_or_of_one_is_shown_as_before(tmp_path):
+    array = np.zeros((50, 60, 8), np.uint8)
+    assert nifti.read(save(tmp_path / "a.nii", array), 2).image.max() == 0
+    array[20:22, 30:33, 2] = 1
+    image = nifti.read(save(tmp_path / "b.nii", array), 2).image
+    assert np.count_nonzero(image[..., 0] == 255) == 6 and np.count_nonzero(image[..., 0] == 0) == 50 * 60 - 6
+
+
 def test_without_the_extra_an_error_says_how_to_install_it(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii")
     monkeypatch.setitem(sys.modules, "nibabel", None)

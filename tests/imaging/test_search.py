@@ -99,6 +99,77 @@ def test_a_dicomdir_lists_its_images_and_files_that_are_missing(tmp_path):
         search.listed(get_testdata_file("DICOMDIR-empty.dcm"))
 
 
+OTHER = {
+    **{
+        "a.mha": b"ObjectType = Image\nNDims = 3\n",
+        "b.MHD": b"",
+        "c.nrrd": b"NRRD0004\n",
+        "d.mgz": gzip.compress(b"x"),
+    },
+    **{"e.mnc": b"CDF\1", "f.jp2": b"\0\0\0\x0cjP  \r\n", "g.gif": b"GIF89a", "h.webp": b"RIFF\0\0\0\0WEBP"},
+    **{"i.pgm": b"P5", "j.mp4": b"\0\0\0\x18ftypmp42", "k.heic": b"\0\0\0\x18ftypheic"},
+    **{"no suffix": b"NRRD0005\n", "wrong.dat": b"GIF87a", "l.hdr": b"ENVI\nsamples = 9\n", "m.hdr": b"#?RADIANCE\n"},
+}
+"""Files in formats that are not read."""
+
+
+def test_scans_in_formats_that_are_not_read_are_named_with_what_to_do(tmp_path):
+    for name, content in OTHER.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("x")
+    found = search.in_folder(tmp_path)
+    assert found.files == []
+    one = (".mha", ".mhd", ".mgz", ".mnc", ".jp2", ".webp", ".pgm", ".mp4", ".heic", ".hdr (ENVI)", ".hdr (Radiance)")
+    assert found.passed == {".nrrd": 2, ".gif": 2, ".txt": 1, **dict.fromkeys(one, 1)}
+    text = search.describe(found.passed)
+    assert text.startswith(
+        "Passed over 1 file that holds no scan: 1 .txt; and 15 files in formats that are not read: 2"
+    )
+    for words in ("1 .mha (MetaImage)", "2 .nrrd (NRRD)", "1 .hdr (ENVI)", "1 .mgz (FreeSurfer)", "1 .mp4 (video)"):
+        assert words in text
+    assert text.endswith("; convert to NIfTI, DICOM or PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in OTHER.items():
+            archive.writestr(name, content)
+    (tmp_path / "out").mkdir()
+    unpacked = archives.unpack(str(tmp_path / "a.zip"), str(tmp_path / "out"))
+    assert unpacked == {"entries": [], "passed": {kind: n for kind, n in found.passed.items() if kind != ".txt"}}
+
+
+def test_a_header_is_that_of_a_pair_by_its_content(tmp_path):
+    volume = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.eye(4))
+    for kind, name in ((nibabel.Nifti1Pair, "one"), (nibabel.Nifti2Pair, "two"), (nibabel.AnalyzeImage, "analyze")):
+        kind(volume.get_fdata().astype(np.int16), np.eye(4)).to_filename(tmp_path / f"{name}.img")
+    big = (tmp_path / "one.hdr").read_bytes()
+    (tmp_path / "damaged.hdr").write_bytes(big[:70] + b"\x63\0" + big[72:300])
+    (tmp_path / "empty.hdr").write_bytes(b"")
+    (tmp_path / "envi.hdr").write_bytes(b"ENVI\nsamples = 4\nlines = 5\n")
+    (tmp_path / "envi.img").write_bytes(bytes(20))
+    (tmp_path / "other.hdr").write_bytes(b"some other header\n")
+    found = search.in_folder(tmp_path)
+    names = [os.path.basename(path) for path in found.files]
+    assert names == ["analyze.hdr", "damaged.hdr", "empty.hdr", "one.hdr", "two.hdr"]
+    assert found.passed == {".hdr (ENVI)": 1, ".img": 1, ".hdr": 1}
+    for name in ("one", "two", "analyze"):
+        assert formats.read(tmp_path / f"{name}.hdr").image.shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.hdr", b"ENVI\nsamples = 4\n", "this is .hdr (ENVI): convert to NIfTI, DICOM or PNG"),
+        ("a.png", b"GIF89a", "this is .gif (GIF): convert to"),
+        ("a.nrrd", b"NRRD0004\n", "this is .nrrd (NRRD): convert to"),
+        ("a.mgz", gzip.compress(b"x"), "this is .mgz (FreeSurfer): convert to"),
+    ],
+)
+def test_a_file_in_such_a_format_that_is_named_is_an_error_that_says_what_to_do(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(scan.ScanError, match="not a readable image; PNG, JPEG, TIFF, BMP, DICOM and NIfTI") as caught:
+        formats.read(tmp_path / name)
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("part", ["..", "a/../../etc", ".", ""])
 def test_a_dicomdir_cannot_name_files_outside_its_folder(part, tmp_path):
     with pytest.raises(scan.ScanError, match="lists a file outside"):
