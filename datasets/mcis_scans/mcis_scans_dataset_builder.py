@@ -18,6 +18,7 @@ from mcis.paths import allow_unnamed_owners
 
 from . import archive, audit, duplicates, splits, staging
 from .record import Item, Job, Rejection, Remark, find_base
+from .remarks import MASK_RULE
 from .sources import SOURCES, expected
 from .staging import Staged
 
@@ -152,6 +153,7 @@ def sift(name: str, items: Iterable[Staged | Rejection | Remark]) -> tuple[list[
         else:
             scans[item.scan_id] = item
             remarks += (Remark(item.scan_id, kind) for kind in item.remarks)
+            remarks += (Remark(f"{item.scan_id}: {note}", MASK_RULE) for note in item.mask_notes)
     if len(rejections) > len(scans) or not scans:
         listed = "".join(f"\n    {entry.scan_id}: {entry.reason}" for entry in rejections[:20])
         raise ValueError(

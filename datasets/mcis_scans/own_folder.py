@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mcis.imaging import formats, image_files, nifti_header, search
+from mcis.imaging import formats, image_files, nifti_header, other_formats, search
 from mcis.imaging.dicom_header import read_header
 from mcis.imaging.geometry import digest
 from mcis.imaging.scan import ScanError
@@ -62,8 +62,10 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     if rows.encoding == table.WINDOWS:
         yield Remark(TABLE, remarks.OTHER_ENCODING)
     labels: Labels = {}
-    yield from _read_labels(rows, names, labels)
-    yield from _passed_over(every, scans, root)
+    others = _other_files(every, scans, root / "images")
+    yield from _read_labels(rows, names, labels, others)
+    for name, kind in others.items():
+        yield Remark(f"images/{name}", remarks.OTHER_FORMAT if kind in other_formats.KINDS else remarks.PASSED_OVER)
     masks = read_masks(root / "masks", names)
     yield from masks.problems
     unlisted = [name for name in names.paths if name not in labels]
@@ -75,14 +77,16 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     yield from masks.left_over(used, names, labels)
 
 
-def _read_labels(rows: table.Table, names: Names, labels: Labels) -> Iterator[Rejection | Remark]:
-    """Fill `labels` with what the table says; yields rejections of rows that name no file, or several."""
+def _read_labels(
+    rows: table.Table, names: Names, labels: Labels, others: Mapping[str, str]
+) -> Iterator[Rejection | Remark]:
+    """Fill `labels` with what the table says; yields rejections of rows that name no scan, or several."""
     spellings: dict[str, list[str]] = {}
     read: list[tuple[str, str, int | None, Label]] = []
     for row in rows.rows:
         where = f"{TABLE} line {row.line}"
         try:
-            name, frame, renamed = _find(row, names)
+            name, frame, renamed = _find(row, names, others)
         except ValueError as error:
             yield Rejection(row.values["scan"], f"{where}: {error}")
             continue
@@ -119,7 +123,7 @@ UNUSABLE = -2
 """In place of a label that is wrong, or of several: the scan is left out."""
 
 
-def _find(row: table.Row, names: Names) -> tuple[str, int | None, bool]:
+def _find(row: table.Row, names: Names, others: Mapping[str, str]) -> tuple[str, int | None, bool]:
     """The file and the frame that a row names, and whether under another name. ValueError unless there is just one."""
     written, frame = row.values["scan"], row.values.get("frame", "")
     if not written:
@@ -129,7 +133,7 @@ def _find(row: table.Row, names: Names) -> tuple[str, int | None, bool]:
     if not found and numbered and not frame:
         (found, renamed), frame = names.find(numbered[1]), numbered[2]
     if not found:
-        raise ValueError("is not under images/")
+        raise ValueError(_why_not_found(written, others))
     if len(found) > 1:
         raise ValueError(f"may be {' or '.join(found)}; write the whole name, with its suffix")
     if len(names.paths[found[0]]) > 1:
@@ -137,6 +141,15 @@ def _find(row: table.Row, names: Names) -> tuple[str, int | None, bool]:
     if frame and not (frame.isascii() and frame.isdigit()):
         raise ValueError(f"frame {frame!r}; a number from 0 on is needed, or nothing for all frames")
     return found[0], int(frame) if frame else None, renamed
+
+
+def _why_not_found(written: str, others: Mapping[str, str]) -> str:
+    """Why a name means no scan: perhaps it is that of a file in a format that is not read, with or without suffix."""
+    tidy = written.replace("\\", "/").removeprefix("./").removeprefix("images/")
+    for name, kind in others.items():
+        if kind in other_formats.KINDS and tidy in (name, name[: -len(pathlib.PurePath(name).suffix)]):
+            return f"is in a format that is not read, {other_formats.named(kind)}; {other_formats.CONVERT}"
+    return "is not under images/"
 
 
 def _label_of(row: table.Row) -> Label:
@@ -252,8 +265,9 @@ def _series(name: str, header: Any, count: int) -> str | None:
     return f"file {name}" if count > 1 else None
 
 
-def _passed_over(every: Sequence[pathlib.Path], scans: Sequence[pathlib.Path], root: pathlib.Path) -> Iterator[Remark]:
+def _other_files(every: Sequence[pathlib.Path], scans: Sequence[pathlib.Path], root: pathlib.Path) -> dict[str, str]:
+    """Name of each file that is no scan -> its kind, as `search.no_scan` gives it."""
     taken = set(scans)
-    for path in every:
-        if path not in taken and os.path.isfile(path) and not nifti_header.is_second_of_pair(path):
-            yield Remark(name_of(path, root), remarks.PASSED_OVER)
+    others = [path for path in every if path not in taken and os.path.isfile(path)]
+    others = [path for path in others if not nifti_header.is_second_of_pair(path)]
+    return {name_of(path, root): search.no_scan(path) or "" for path in others}

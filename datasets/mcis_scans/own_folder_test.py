@@ -1,3 +1,4 @@
+import io
 import pathlib
 import unicodedata
 from multiprocessing.reduction import ForkingPickler
@@ -387,3 +388,91 @@ def test_masks_without_a_labelled_picture_are_listed(own):
         "masks/b": "a mask of an image that has no row in labels.csv",
         "masks/c": "a mask without its image",
     }
+
+
+# What a header or a rule says
+
+
+def dicom(seed, **header):
+    file = io.BytesIO()
+    made = dicom_files.dataset(picture(seed).astype(np.uint16) * 16, **header)
+    made.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("header", "label", "says"),
+    [
+        ({"Modality": "CT"}, "tumor", "brain MRI, but its header says Modality CT"),
+        ({"Modality": "MR"}, "benign", "breast ultrasound, but its header says Modality MR"),
+        ({"Modality": "MR", "BodyPartExamined": "KNEE"}, "tumor", "its header says BodyPartExamined KNEE"),
+        ({"Modality": "US", "BodyPartExamined": "THYROID"}, "benign", "its header says BodyPartExamined THYROID"),
+        ({"Modality": "MR", "BodyPartExamined": "BRAIN"}, "tumor", None),
+        ({"Modality": "US"}, "benign", None),
+        ({"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "benign", None),
+    ],
+    ids=str,
+)
+def test_a_header_that_contradicts_the_organ_rejects_the_scan(own, header, label, says):
+    found, rejected, _ = read(own({"a.dcm": dicom(1, **header), "b.png": picture(2)}, [f"a,{label},P", "b,normal,Q"]))
+    if says is None:
+        assert not rejected and set(found) == {"a", "b"}
+    else:
+        ((name, reason),) = rejected
+        assert name == "a" and says in reason and set(found) == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("header", "shape"),
+    [
+        ({"PixelAspectRatio": ["3", "2"]}, (30, 28)),
+        ({"PixelAspectRatio": ["4", "5"]}, (20, 35)),
+        ({"ImagerPixelSpacing": ["0.2", "0.25"]}, (20, 35)),
+        ({"PixelSpacing": ["0.9", "0.6"]}, (30, 28)),
+        ({"PixelAspectRatio": ["4", "5"], "PixelSpacing": ["0.5", "0.5"]}, (20, 28)),
+        ({"PixelAspectRatio": ["9", "1"]}, (20, 28)),
+        ({"PixelSpacing": ["0.5", "0.504"]}, (20, 28)),
+    ],
+    ids=str,
+)
+def test_scan_and_mask_get_square_pixels_as_in_predict(own, header, shape):
+    root = own({"a.dcm": dicom(1, Modality="US", **header)}, ["a,benign,P1"], {"a.png": outline()})
+    item = read(root)[0]["a"]
+    assert item.image.shape[:2] == item.mask.shape[:2] == shape
+    geometry = formats.load(str(root / "images" / "a.dcm"), None).geometry
+    assert geometry is not None
+    aspect = geometry.aspect
+    assert shape == (round(20 * max(aspect, 1)), round(28 * max(1 / aspect, 1)))
+    assert item.mask.mean() == pytest.approx(outline().mean() / 255, rel=0.15)
+
+
+def test_the_rule_by_which_a_mask_was_read_is_kept(own):
+    soft = np.rint(cv2.GaussianBlur(outline().astype(np.float32), (9, 9), 2) * (100 / 255)).astype(np.uint8)
+    masks = {"a_mask_1.png": soft, "a_mask_2.png": outline(2), "b.jpg": outline(), "c.png": outline()}
+    found, rejected, noted = read(
+        own({f"{name}.png": picture(k) for k, name in enumerate("abc")}, [f"{name},benign,P" for name in "abc"], masks)
+    )
+    assert not rejected and noted == [("a", remarks.JOINED_MASKS)]
+    limit = -(-int(soft.max()) // 4)
+    assert found["a"].mask_notes == (f"mask a_mask_1.png: of many grey levels: values of {limit} and more are lesion",)
+    assert np.array_equal(found["a"].mask[..., 0], (soft >= limit) | (outline(2) > 0))
+    assert found["b"].mask_notes == ("mask b.jpg: compressed by JPEG: values of 64 and more are lesion",)
+    assert found["c"].mask_notes == ()
+
+
+def test_files_in_formats_that_are_not_read_are_remarked_and_named_where_a_row_means_them(own):
+    root = own(
+        {"a.png": picture(1), "b.mha": b"ObjectType = Image\n", "c.nrrd": b"NRRD0004\n", "n.txt": b"x"},
+        ["a,benign,P1", "b.mha,benign,P2", "c,benign,P3", "d,benign,P4"],
+        {"a.png": outline(), "b.mgz": b"x"},
+    )
+    found, rejected, noted = read(root)
+    assert set(found) == {"a"}
+    assert sorted(noted) == [
+        *[(f"images/{name}", remarks.OTHER_FORMAT) for name in ("b.mha", "c.nrrd")],
+        ("images/n.txt", remarks.PASSED_OVER),
+        ("masks/b.mgz", remarks.OTHER_FORMAT),
+    ]
+    reasons = dict(rejected)
+    assert "line 3: is in a format that is not read, .mha (MetaImage); convert to NIfTI" in reasons["b.mha"]
+    assert ".nrrd (NRRD)" in reasons["c"] and reasons["d"] == "labels.csv line 5: is not under images/"

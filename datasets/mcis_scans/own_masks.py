@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mcis.imaging import formats, image_files
+from mcis.imaging import formats, image_files, other_formats
 from mcis.imaging.dicom_header import position_of, read_header
 from mcis.imaging.scan import ScanError
 from mcis.imaging.volume_masks import (
@@ -114,7 +114,8 @@ def read_masks(folder: pathlib.Path, names: Names) -> Masks:
             by_base[_base(stem_of(name), names)].append(path)
             folded[_base(stem_of(name), names).casefold()].append(path)
         else:
-            problems.append(Remark(f"masks/{name}", remarks.PASSED_OVER))
+            other = other_formats.kind_of(path.name, formats.head_of(path)) is not None
+            problems.append(Remark(f"masks/{name}", remarks.OTHER_FORMAT if other else remarks.PASSED_OVER))
     return Masks(folder, dict(by_base), dict(folded), dict(segmentations), problems)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from mcis.imaging import formats, image_files, masks, scan
+from mcis.imaging.modality import contradiction
 from mcis.organs import UNKNOWN, UNSUPPORTED, organ_named
 
 from . import table
@@ -33,6 +34,7 @@ class Record:
       patient: the patient, or None where the source names none.
       series: what the file says it belongs to (a DICOM study, a volume), or None; in place of an unknown patient.
       remarks: what somebody should look at, each a row of `remarks.REMARKS`.
+      mask_notes: how its mask files were read, where 0 is not simply background.
     """
 
     scan_id: str
@@ -44,6 +46,7 @@ class Record:
     patient: str | None
     series: str | None = None
     remarks: tuple[str, ...] = ()
+    mask_notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Rejection:
 Item = Record | Rejection | Remark
 Job = Callable[[], Item]
 """A function that reads one scan. Jobs run at the same time; workers on other machines receive them pickled."""
-MakeMask = Callable[[tuple[int, int]], np.ndarray]
-"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1); ScanError where there is none. No closure, as it
-is part of a Job."""
+MakeMask = Callable[[tuple[int, int]], np.ndarray | masks.Mask]
+"""From the scan's (height, width) to its mask, uint8 {0,1} (H, W, 1), also with notes; ScanError where there is none.
+No closure, as it is part of a Job."""
 
 
 def done(job: Item | Job) -> Item:
@@ -106,16 +109,18 @@ def load(
       published: whether the source is published: others have the same scans, so a blank one stays.
 
     Returns:
-      A Record; a Remark for a blank frame of several; or a Rejection where a file cannot be read or is blank, the mask
-      has another size or is inverted, or mask and label contradict each other.
+      A Record; a Remark for a blank frame of several; or a Rejection where a file cannot be read or is blank, its
+      header contradicts the organ, the mask has another size or is inverted, or mask and label contradict each other.
     """
     try:
         read = formats.read(image, frame or 0)
         size = (read.image.shape[0], read.image.shape[1])
-        mask = empty(size) if make_mask is None else make_mask(size)
+        mask, mask_notes = _with_notes(empty(size) if make_mask is None else make_mask(size))
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
-    pixels, mask = resize(read.image, mask, square_size(size, read.spacing))
+    if organ != UNSUPPORTED and (header := contradiction(read.stated, organ)) is not None:
+        return Rejection(scan_id, f"is to be learned as {organ_named(organ).scan}, but its header says {header}")
+    pixels, mask = resize(read.image, mask, square_size(size, formats.pixel_shape(read)[0]))
     blank = organ != UNSUPPORTED and is_blank(pixels)
     if blank and frame is not None:
         return Remark(scan_id, BLANK_FRAME)
@@ -135,7 +140,7 @@ def load(
         if not lesion and mask.any():
             return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; correct one of the two")
     found = (*remarks, *((BLANK,) if blank else ()), *(of_mask(pixels, mask) if mask.any() else ()))
-    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found)
+    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found, mask_notes)
 
 
 def empty(size: tuple[int, int]) -> np.ndarray:
@@ -153,27 +158,34 @@ def joined(makers: Sequence[MakeMask]) -> MakeMask:
     return makers[0] if len(makers) == 1 else functools.partial(_joined, tuple(makers))
 
 
-def _joined(makers: Sequence[MakeMask], size: tuple[int, int]) -> np.ndarray:
-    return np.any([make(size) for make in makers], axis=0).astype(np.uint8)
+def _with_notes(made: np.ndarray | masks.Mask) -> masks.Mask:
+    return made if isinstance(made, masks.Mask) else masks.Mask(made, ())
 
 
-def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
+def _joined(makers: Sequence[MakeMask], size: tuple[int, int]) -> masks.Mask:
+    made = [_with_notes(make(size)) for make in makers]
+    lesion = np.any([one.lesion for one in made], axis=0).astype(np.uint8)
+    return masks.Mask(lesion, tuple(note for one in made for note in one.notes))
+
+
+def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> masks.Mask:
     if not paths:
         raise scan.ScanError("has no mask file")
-    union = empty(size)
+    union, notes = empty(size), []
     for path in paths:
         if (count := image_files.count_frames(path)) > 1:
             raise scan.ScanError(f"mask {path.name} has {count} pages; a mask has one")
-        mask = read_mask(path)
+        mask, own_notes = read_mask(path)
         if mask.shape[:2] != size:
             sizes = [f"{width} x {height}" for height, width in (mask.shape[:2], size)]
             raise scan.ScanError(f"mask {path.name} is {sizes[0]} pixels, its scan {sizes[1]}; they must be equal")
         union |= mask
-    return union
+        notes += [f"mask {path.name}: {note}" for note in own_notes]
+    return masks.Mask(union, tuple(notes))
 
 
-def read_mask(path: pathlib.Path) -> np.ndarray:
-    """Read a mask image, uint8 {0,1} (H, W, 1), by the rules of `masks.lesion_in`: all but 0 is lesion.
+def read_mask(path: pathlib.Path) -> masks.Mask:
+    """Read a mask image by the rules of `masks.lesion_in`: all but 0 is lesion.
 
     Raises:
       ScanError: missing or unreadable.
@@ -181,7 +193,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     if not path.is_file():
         raise scan.ScanError(f"mask {path.name} does not exist")
     try:
-        return masks.read(path).lesion
+        return masks.read(path)
     except scan.ScanError as error:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
 

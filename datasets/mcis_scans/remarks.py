@@ -18,6 +18,8 @@ MASK_ON_BLACK = "mask_on_black"
 OTHER_NAME = "other_name"
 OTHER_ENCODING = "other_encoding"
 PASSED_OVER = "passed_over"
+OTHER_FORMAT = "other_format"
+MASK_RULE = "mask_rule"
 FRAMES_WITHOUT_ROW = "frames_without_row"
 WHOLE_VOLUME = "whole_volume"
 NOT_OUTLINED = "not_outlined"
@@ -31,10 +33,12 @@ REMARKS = {
     BLANK: "blank pictures, in which all pixels have nearly the same value",
     BLANK_FRAME: "blank frames of volumes, left out",
     COVERS_MOST: "masks that cover more than half of their picture; are they inverted?",
+    MASK_RULE: "masks of which not simply 0 is background, and the rule; is it the right one?",
     MASK_ON_BLACK: "masks that lie where their picture is black; are they of another picture?",
     OTHER_NAME: "scans found under a name with another suffix or case than in labels.csv",
     OTHER_ENCODING: "tables that are not in UTF-8, read as Windows-1252; are the names right?",
     PASSED_OVER: "files under images/ or masks/ that are no scans, passed over",
+    OTHER_FORMAT: "files under images/ or masks/ in a format that is not read; convert them to NIfTI, DICOM or PNG",
     FRAMES_WITHOUT_ROW: "files of which some frames have no row in labels.csv; these frames are left out",
     WHOLE_VOLUME: "volumes whose every slice counts as a lesion scan, since one row labels them and no mask says where",
     NOT_OUTLINED: "lesion scans without a mask; they count as not outlined",

@@ -3,25 +3,18 @@
 import cv2
 import numpy as np
 
-SQUARE, MAX_ASPECT = 0.02, 4.0
-"""Pixels whose sides differ by less than this share count as square; sides of a higher ratio are not believed."""
 
-
-def square_size(size: tuple[int, int], spacing: tuple[float, float] | None) -> tuple[int, int]:
+def square_size(size: tuple[int, int], aspect: float) -> tuple[int, int]:
     """(height, width) of a scan with square pixels as large as the shorter side of its own.
 
     Args:
       size: height and width of the scan, pixels.
-      spacing: millimetres between rows and between columns; None if unknown.
+      aspect: height over width of a pixel, as `formats.pixel_shape` gives it.
 
-    >>> square_size((100, 200), (1.5, 1.0)), square_size((100, 200), (1.0, 1.25)), square_size((100, 200), (1.0, 1.01))
+    >>> square_size((100, 200), 1.5), square_size((100, 200), 0.8), square_size((100, 200), 1.0)
     ((150, 200), (100, 250), (100, 200))
     """
-    if spacing is None or not 1 / MAX_ASPECT <= spacing[0] / spacing[1] <= MAX_ASPECT:
-        return size
-    if abs(spacing[0] / spacing[1] - 1) <= SQUARE:
-        return size
-    return round(size[0] * spacing[0] / min(spacing)), round(size[1] * spacing[1] / min(spacing))
+    return (round(size[0] * aspect), size[1]) if aspect > 1 else (size[0], round(size[1] / aspect))
 
 
 def resize(image: np.ndarray, mask: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

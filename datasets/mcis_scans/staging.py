@@ -51,6 +51,7 @@ class Staged:
     place: int
     series: str | None = None
     remarks: Sequence[str] = ()
+    mask_notes: Sequence[str] = ()
     outline: str = ""
 
 
@@ -70,7 +71,7 @@ def pack(job: Item | Job) -> Packed:
     images = image_files.encode_png(item.image), image_files.encode_png(item.mask)
     facts = {"scan_id": item.scan_id, "has_mask": item.has_mask, "organ": item.organ, "label": item.label}
     facts |= {"patient": item.patient, "fingerprint": scan.fingerprint(item.image), "size": sum(map(len, images))}
-    facts |= {"series": item.series, "remarks": item.remarks}
+    facts |= {"series": item.series, "remarks": item.remarks, "mask_notes": item.mask_notes}
     facts["outline"] = scan.fingerprint(item.mask) if item.mask.any() else ""
     return {"scan": facts}, images
 

@@ -108,7 +108,7 @@ def prepare(path: str, frame: int | None, read: Callable[[], Scan]) -> LoadedSca
     """Letterbox the scan that `read` returns. An error becomes the text of the result: one bad scan stops no other."""
     try:
         scan = read()
-        aspect, spacing, notes = _pixel_shape(scan)
+        aspect, spacing, notes = pixel_shape(scan)
         square, geometry = letterbox(scan.image, aspect=aspect)
     except Exception as error:
         return failed(path, frame, error)
@@ -125,8 +125,8 @@ def prepare(path: str, frame: int | None, read: Callable[[], Scan]) -> LoadedSca
     )
 
 
-def _pixel_shape(scan: Scan) -> tuple[float, tuple[float, float] | None, list[str]]:
-    """Height over width of a scan's pixels for the letterbox, its spacing, and notes on both."""
+def pixel_shape(scan: Scan) -> tuple[float, tuple[float, float] | None, list[str]]:
+    """Height over width of a scan's pixels, 1 where they count as square, its spacing, and notes on both."""
     spacing = scan.spacing
     stated = scan.aspect if spacing is None else spacing[0] / spacing[1]
     if stated is None or abs(stated - 1) <= SQUARE:

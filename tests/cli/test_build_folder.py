@@ -58,6 +58,19 @@ def test_repeated_pictures_masks_and_patients_are_warnings_of_the_audit(tmp_path
     assert "WARNING: masks that several pictures share; are they of another picture?: 1\n    c = d\n" in printed
 
 
+def test_masks_that_a_rule_decides_are_counted_and_named_with_the_rule(tmp_path, capsys):
+    images = {f"{name}.png": picture(seed) for seed, name in enumerate("abcd")}
+    masks = {"a.jpg": outline(), "b.jpg": outline()[:, ::-1], "c.png": outline()[::-1]}
+    rows = ["a,benign,P1", "b,benign,P2", "c,benign,P3", "d,normal,P4"]
+    audit = built(own(tmp_path / "own", images, rows, masks), tmp_path / "data")
+    (entry,) = audit["warnings"]
+    rule = "compressed by JPEG: values of 64 and more are lesion"
+    assert (entry["kind"], entry["count"]) == (remarks.MASK_RULE, 2)
+    assert entry["scans"] == [f"a: mask a.jpg: {rule}", f"b: mask b.jpg: {rule}"]
+    printed = capsys.readouterr().out
+    assert f"WARNING: {remarks.REMARKS[remarks.MASK_RULE]}: 2\n    a: mask a.jpg: {rule}\n" in printed
+
+
 def test_one_picture_under_two_labels_loses_its_label(tmp_path):
     images = {"a.png": picture(1), "b.png": picture(1), "c.png": picture(2)}
     audit = built(own(tmp_path / "own", images, ["a,benign,P1", "b,normal,P1", "c,normal,P2"]), tmp_path / "data")
