@@ -80,6 +80,13 @@ def test_a_blank_picture_and_one_with_a_line_or_a_spot_are_not_cut(value):
     assert not is_cut(blank) and not is_cut(line) and not is_cut(spot)
 
 
+@pytest.mark.parametrize("fill", [0, 128])
+def test_a_large_scan_is_cut_or_whole_as_a_small_one(fill):
+    for image in SCANS.values():
+        large = cv2.resize(image, None, fx=12, fy=12, interpolation=cv2.INTER_LINEAR)
+        assert not is_cut(large) and is_cut(cut(large, 0.6, fill))
+
+
 def test_tiny_pictures_are_not_cut():
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (1, 300), (3, 3), (2, 40)):
