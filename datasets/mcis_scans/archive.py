@@ -2,6 +2,7 @@
 
 import contextlib
 import lzma
+import os
 import pathlib
 import re
 import shutil
@@ -55,8 +56,9 @@ def extract(path: pathlib.Path, folder: pathlib.Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not _CLUTTER.search(entry.filename)]
             _check(path, entries, shutil.disk_usage(folder).free)
+            made: set[str] = set()
             for entry in entries:
-                _write(path, archive, entry, folder)
+                _write(path, archive, entry, folder, made)
     except OSError as error:
         # errors of the system have a number: a name too long, a file and a folder of one name, a full disk
         advice = "unpack it yourself and give the folder" if error.errno else "download it again"
@@ -104,14 +106,19 @@ def _check_ratio(path: pathlib.Path, name: str, size: int, packed: int) -> None:
         )
 
 
-def _write(path: pathlib.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: pathlib.Path) -> None:
-    target = folder / entry.filename.replace("\\", "/")
+def _write(
+    path: pathlib.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: pathlib.Path, made: set[str]
+) -> None:
+    """Unpack an entry; `made` are the folders that are there, with strings as names: of many files, paths cost more."""
+    target = os.path.join(folder, entry.filename.replace("\\", "/"))
+    place = target.rstrip("/") if entry.is_dir() else os.path.dirname(target)
+    if place not in made:
+        os.makedirs(place, exist_ok=True)
+        made.add(place)
     if entry.is_dir():
-        target.mkdir(parents=True, exist_ok=True)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with archive.open(entry) as source, target.open("xb") as file:
+    with archive.open(entry) as source, open(target, "xb") as file:
         while chunk := source.read(_CHUNK):
             written += len(chunk)
             if written > entry.file_size:

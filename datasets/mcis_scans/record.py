@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -214,6 +215,12 @@ def find_base(root: pathlib.Path, requires: Sequence[str]) -> pathlib.Path | Non
             if all(next(folder.glob(pattern), None) for pattern in requires):
                 return folder
         # sorted, so that the choice does not depend on the file system
-        below = itertools.chain.from_iterable(sorted(folder.iterdir()) for folder in level)
-        level = [path for path in below if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+        below = itertools.chain.from_iterable(sorted(entry.path for entry in _folders(folder)) for folder in level)
+        level = [pathlib.Path(path) for path in below]
     return None
+
+
+def _folders(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    """The folders in a folder, without hidden ones: there may be many files beside them."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))]

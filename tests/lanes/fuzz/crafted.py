@@ -79,7 +79,7 @@ ZIPS: Crafted = (
     lambda: zip_of(("a", bytes(200 << 20)), claim=10),
     lambda: zip_of(("a", bytes(15 << 20)), method=zipfile.ZIP_BZIP2),
     lambda: zip_of(("a", bytes(15 << 20)), method=zipfile.ZIP_LZMA),
-    lambda: zip_of(*[(f"{k}", b"") for k in range(20_000)]),
+    lambda: zip_of(*[(f"{k}", b"") for k in range(2_000)]),
     lambda: zip_of(("busi.zip", zip_of(("../stray", b"x"))["busi.zip"])),  # type: ignore[arg-type]
 )
 

@@ -9,7 +9,7 @@
     G  names that differ by suffix, case or Unicode form are different files, and one file is one
     H  what cannot be read is named, with what to do
     I  files as they are found: names without suffix, pairs, packed files, time points
-    J  masks: which pixels are lesion
+    J  masks: which pixels are lesion, also in one's own folder as `mcis build` reads it; pictures without content
 
 An input has `want.json`, `want.npy` (the frames, or the mask), and the files to read.
 """
@@ -36,9 +36,10 @@ def known(values: np.ndarray | None, files: Tree, **want: object) -> Tree:
     Args:
       values: uint8 (F, H, W, 3), the frames that each of the files must give; (H, W), a mask; None if it gives none.
       files: to read, and files beside them.
-      want: "read": names of the files to read (default: all); "atol": tolerance in grey levels; "rejected": words that
-        an error must have, or "" for any error beside the right values; "spacing": in mm; "mask": whether a mask is
-        read; "bare": whether without home folder and by a relative path.
+      want: "folder": label, patient, and whether it is masked, of each scan of the folder `own`; "unsupported": how the
+        reason begins why a picture is; "read": names of the files to read (default: all); "atol": tolerance in grey
+        levels; "rejected": words that an error must have, or "" for any error beside the right values; "spacing": in
+        mm; "mask": whether a mask is read; "bare": whether without home folder and by a relative path.
     """
     content: Tree = {WANT: json.dumps(want).encode()}
     if values is not None:
@@ -61,12 +62,15 @@ def read_known(folder: pathlib.Path) -> str:
     """Read each file and compare it with the right values."""
     want = json.loads((folder / WANT).read_bytes())
     values = np.load(folder / VALUES, allow_pickle=False) if (folder / VALUES).exists() else None
+    if "folder" in want:
+        return _check_folder(folder / "own", want, values)
     names = want.get("read") or sorted(path.name for path in folder.iterdir() if path.name not in (WANT, VALUES))
     words = set()
     with _bare(folder) if want.get("bare") else contextlib.nullcontext():
         for name in names:
             path = name if want.get("bare") else str(folder / name)
-            words.add(_check_mask(path, want, values) if want.get("mask") else _check(path, want, values))
+            check = _check_mask if want.get("mask") else _check_reason if "unsupported" in want else _check
+            words.add(check(path, want, values))
     return min(words)
 
 
@@ -116,6 +120,38 @@ def _check_mask(path: str, want: dict, values: np.ndarray | None) -> str:
     assert values is not None, f"{path} was read; an error was expected"
     wrong = int(np.count_nonzero(found.lesion[..., 0] != values))
     assert wrong <= want.get("atol", 0), f"{wrong} pixels of the mask are wrong; {found.notes}"
+    return "right"
+
+
+def _check_reason(path: str, want: dict, values: np.ndarray | None) -> str:
+    from mcis.imaging import formats
+    from mcis.inference.plausibility import picture_reason
+
+    loaded = formats.load(path, None)
+    assert loaded.square is not None, loaded.error
+    assert loaded.geometry is not None
+    for surrounded in (False, True):
+        reason = picture_reason(loaded.square, loaded.geometry, surrounded)
+        assert reason is not None, f"no reason, not {want['unsupported']}"
+        assert reason.startswith(want["unsupported"]), f"{reason}, not {want['unsupported']}"
+    return "right"
+
+
+def _check_folder(root: pathlib.Path, want: dict, values: np.ndarray | None) -> str:
+    from mcis_datasets.mcis_scans.record import Record, Rejection, done
+    from mcis_datasets.mcis_scans.sources import SOURCES
+
+    items = [done(job) for job in SOURCES["folder"].read(root)]
+    rejected = [f"{item.scan_id}: {item.reason}" for item in items if isinstance(item, Rejection)]
+    assert not rejected, rejected
+    found = {item.scan_id: item for item in items if isinstance(item, Record)}
+    assert set(found) == set(want["folder"]), f"{set(found)}, not {set(want['folder'])}"
+    for name, right in want["folder"].items():
+        item = found[name]
+        assert (item.label, item.patient) == (right["label"], right["patient"]), f"{item.label}, {item.patient!r}"
+        expected = values if right["mask"] and values is not None else np.zeros(item.mask.shape[:2])
+        wrong = int(np.count_nonzero(item.mask[..., 0] != expected))
+        assert wrong <= want.get("atol", 0), f"{wrong} pixels of the mask are wrong; {item.mask_notes}"
     return "right"
 
 

@@ -15,6 +15,7 @@ from tests.lanes.fuzz.known import Make, known
 from tests.lanes.fuzz.mutations import Tree, png
 
 LOSSLESS = (NONE, LZW, DEFLATE, PACKBITS)
+PALETTES = [0, 0, 0, 128, 0, 0], [255, 255, 255, 0, 0, 255], [255, 255, 255, 0, 0, 0], [7, 7, 7, 200, 200, 200]
 UNSUPPORTED = {
     33003: "JPEG 2000",
     34712: "JPEG 2000",
@@ -226,7 +227,7 @@ def mask(rng: random.Random) -> Tree:
     levels = rng.choice(((1,), (255,), (127, 255), (100, 200), (85, 170, 255), (1, 2, 4), (31, 32), (90,)))
     source = np.random.default_rng(rng.randrange(1 << 30))
     values = np.where(lesion, source.choice(levels, lesion.shape), 0)
-    way = rng.choice(("png8", "png16", "tif", "white", "palette", "alpha", "jpeg", "colour"))
+    way = rng.choice(("png8", "png16", "tif", "white", "palette", "alpha", "jpeg", "colour", "transparent", "soft"))
     atol = 0
     if way in ("png8", "png16"):
         data = _png(values.astype(np.uint8 if way == "png8" else np.uint16))
@@ -238,10 +239,23 @@ def mask(rng: random.Random) -> Tree:
         data = tiff(lesion if rng.random() < 0.5 else 1 - lesion, bits=1, photometric=0, **storage(rng))
     elif way == "palette":
         image = PIL.Image.fromarray(lesion, "P")
-        image.putpalette(rng.choice(([0, 0, 0, 128, 0, 0], [255, 255, 255, 0, 0, 255])))
+        image.putpalette(rng.choice(PALETTES))
         file = io.BytesIO()
-        image.save(file, "PNG")
+        image.save(file, rng.choice(("PNG", "BMP", "TIFF")))
         data = file.getvalue()
+    elif way == "transparent":
+        image = PIL.Image.fromarray(lesion, "P")
+        image.putpalette(rng.choice(PALETTES))
+        file = io.BytesIO()
+        image.save(file, "PNG", transparency=rng.choice((0, 1, b"\xff\x80", b"\x80\xff", b"\0\xff")))
+        data = file.getvalue()
+    elif way == "soft":
+        top = rng.randint(80, 255)
+        y, x = np.mgrid[:120, :100]
+        distance = rng.randint(20, 30) - np.hypot(x - 50, y - 60)
+        values = np.rint(top / (1 + np.exp(-distance / rng.choice((2, 3, 5))))).astype(np.uint8)
+        lesion = (values >= -(-int(values.max()) // 4)).astype(np.uint8)
+        data = _png(values)
     elif way == "alpha":
         full = lesion * np.uint8(255)
         data = cv2.imencode(".png", np.dstack([full * rng.randint(0, 1)] * 3 + [full]))[1].tobytes()

@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.lanes.fuzz import crafted, crafted_pictures, crafted_scans, known_pictures, known_volumes, seeds
+from tests.lanes.fuzz import (
+    crafted,
+    crafted_pictures,
+    crafted_scans,
+    known_folders,
+    known_pictures,
+    known_volumes,
+    seeds,
+)
 from tests.lanes.fuzz.known import as_mutator, read_known
 from tests.lanes.fuzz.mutations import (
     BYTES,
@@ -256,7 +264,7 @@ JSON = in_a_file(json_value, ".json")
 LINES = in_a_file(json_value, ".jsonl")
 ORBAX = tuple(rehashed(mutate) for mutate in (*BYTES, in_a_file(json_value, "_METADATA"), *PLACED))
 
-KNOWN = (*known_pictures.PICTURES, *known_volumes.VOLUMES)
+KNOWN = (*known_pictures.PICTURES, *known_volumes.VOLUMES, *known_folders.FOLDERS)
 
 TARGETS: dict[str, Target] = {
     target.name: target
