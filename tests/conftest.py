@@ -17,7 +17,7 @@ import pytest
 
 DEVICES = 2
 
-pytest_plugins = ["tests.fixtures.bundles", "tests.fixtures.data", "tests.fixtures.training", "tests.fixtures.weights"]
+pytest_plugins = ["tests.fixtures.data", "tests.fixtures.training", "tests.fixtures.weights"]
 
 if "jax" in sys.modules:
     raise RuntimeError("something imported jax before tests/conftest.py could set its environment")

@@ -33,8 +33,8 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", place, copy)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(place)!r})"  # as pip would, without pip
+    run(sys.executable, "-c", build, cwd=copy)
     (built,) = place.glob("mcis-*.whl")
     return built
 
@@ -47,7 +47,7 @@ def installed(wheel, tmp_path_factory):
     programs = place / ("Scripts" if os.name == "nt" else "bin")
     (packages,) = place.glob("[lL]ib/**/site-packages")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", programs / "python")
-    run(*pip, "install", "--no-deps", "--no-index", wheel)
+    run(*pip, "install", "--no-deps", "--no-index", "--no-compile", wheel)
     # Paths of a .pth file come after site-packages, and .pth files below them are not read: so the wheel's mcis is
     # imported, not the editable one of this environment.
     here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
@@ -66,7 +66,6 @@ def test_the_wheel_has_every_file_of_the_checkout(wheel):
 
 
 def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
-    assert "predict" in run(installed / "mcis", "--help", cwd=tmp_path)
     assert "segment_brain" in run(installed / "mcis", "info", f"--data_dir={tmp_path}", cwd=tmp_path)
     program = (
         "import json, pathlib, mcis, mcis_datasets, mcis_datasets.mcis_scans.mcis_scans_dataset_builder as builder;"

@@ -17,7 +17,7 @@ from mcis.inference.rows import Rows
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import task_to_json
 
-pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
+pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws", "no_figures")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks.apply import make_expert, make_network
 from mcis.tasks.table import TASKS, task_to_json
+from tests.fixtures.weights import drawn_variables
 
 pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
 
@@ -102,7 +103,7 @@ def test_each_patient_is_scored_with_the_crf_that_is_best_for_the_others():
 
 def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
     rng, looks, kept = np.random.default_rng(0), 0, 0
-    for _ in range(40):
+    for _ in range(15):
         base = rng.uniform(30, 90, 8)
         none = counts(base, np.full(8, 100), np.full(8, 100), np.arange(8))
         noise = rng.normal(0, 3, (1, 8)) * 0.8**0.5 + rng.normal(0, 3, (30, 8)) * 0.2**0.5  # much alike, as CRFs are
@@ -112,15 +113,15 @@ def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
         best = max(found, key=lambda crf: tune_crf.objective(found[crf], none, "dice_patient"))
         looks += best != tune_crf.NONE
         kept += tune_crf.gain(tune_crf.cross_validated(found, "dice_patient"), none, "dice_patient")[1] > 0
-    assert looks > 20
-    assert kept <= 4
+    assert looks > 7
+    assert kept <= 1
 
 
 @pytest.fixture(scope="module")
 def run(phantom_dir, tmp_path_factory, tiny_models):
     small = {"sources": ("phantom",), "model": "tiny", "features": 4, "size": 32, "select": "dice_patient"}
     task = dataclasses.replace(TASKS["segment_brain"], **small)
-    variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+    variables = drawn_variables(task)
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}
     left_out = [dataset.text(record["fingerprint"]) for record in dataset.records("phantom", "validation", phantom_dir)]
     manifest |= {"validation": {"dice": 0.5}, "fingerprints": {"train": ["a"], "validation": left_out}}

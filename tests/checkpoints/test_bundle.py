@@ -6,7 +6,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from mcis.organs import ORGANS
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import TASKS, task_to_json
 from tests.fixtures.runs import tiny_network
+from tests.fixtures.weights import drawn_variables
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 
@@ -38,10 +38,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("route", "classify_brain"):
         task = dataclasses.replace(TASKS[name], model="tiny", features=4, size=32)
-        variables = jax.jit(task.make_model().init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
         manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs}
         manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
-        checkpoint.save(folder / name / "best", variables, manifest)
+        checkpoint.save(folder / name / "best", drawn_variables(task), manifest)
     return folder
 
 
@@ -68,7 +67,7 @@ def folds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folds")
     task = dataclasses.replace(TASKS["segment_breast"], model="tiny", features=4, size=32, select="last").check()
     for k in range(3):
-        variables = jax.jit(task.make_model().init)(jax.random.key(k, impl="rbg"), jnp.zeros((1, 32, 32, 3)))
+        variables = drawn_variables(task, k)
         seen = {"train": [f"{i}" for i in range(3) if i != k], "validation": [f"{k}"]}
         manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs, "seed": k}
         manifest |= {"validation": {"accuracy": k / 2}, "fingerprints": seen}

@@ -79,7 +79,7 @@ def test_with_a_read_only_home_folder_data_is_built_in_a_temporary_folder(tempor
     assert error.splitlines() == [LINE.format(fallback(temporary))]
 
 
-@pytest.mark.parametrize("kind", ["missing", "read-only"])
+@pytest.mark.parametrize("kind", ["missing", pytest.param("read-only", marks=pytest.mark.slow)])
 def test_scans_are_predicted_without_a_home_folder(kind, temporary, tmp_path):
     arguments = (DUMMY / "folder" / "images" / "a.png", "--out", tmp_path / "out")
     with read_only(tmp_path / "home") as home:

@@ -16,7 +16,7 @@ from mcis.inference.rows import Rows
 from mcis.inference.saliency import class_maps
 from mcis.tasks.table import TASKS, task_to_json
 
-pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
+pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws", "no_figures")
 
 
 @pytest.fixture(scope="module")

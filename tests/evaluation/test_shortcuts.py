@@ -23,7 +23,7 @@ BRAIN, BREAST = TASKS["classify_brain"], TASKS["classify_breast"]
 
 @pytest.fixture(autouse=True)
 def _few_trees(monkeypatch):
-    monkeypatch.setitem(shortcuts.LEARNER, "max_iter", 20)
+    monkeypatch.setitem(shortcuts.LEARNER, "max_iter", 8)
 
 
 def make_record(image, label, number, source="lgg", organ="brain"):

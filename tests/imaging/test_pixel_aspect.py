@@ -1,5 +1,7 @@
 """Scans whose pixels are not square: the networks are given square ones, masks keep the scan's own grid."""
 
+import itertools
+
 import cv2
 import nibabel
 import numpy as np
@@ -91,12 +93,20 @@ def test_square_pixels_are_resized_as_ever():
 
 
 def load(path):
-    (loaded,) = read_all([(str(path), None)], ahead=1)
-    here = formats.load(str(path), None)
-    assert here.error is None and here.geometry == loaded.geometry and here.notes == loaded.notes
-    np.testing.assert_array_equal(here.square, loaded.square)
-    assert loaded.image.shape[:2] == loaded.geometry.shape
+    loaded = formats.load(str(path), None)
+    assert loaded.error is None and loaded.image.shape[:2] == loaded.geometry.shape
     return loaded
+
+
+def test_a_worker_tells_the_shape_of_pixels_as_it_is_read_here(tmp_path):
+    write(tmp_path / "a.dcm", GREY, PixelSpacing=["0.9", "1.125"])
+    write(tmp_path / "b.dcm", GREY, PixelAspectRatio=["4", "5"])
+    paths = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
+    for path, found in zip(paths, read_all([(str(path), None) for path in paths], ahead=1), strict=True):
+        here = load(path)
+        assert found.error is None and found.geometry == here.geometry and found.geometry.aspect == 0.8
+        assert found.notes == here.notes and found.spacing == here.spacing
+        np.testing.assert_array_equal(found.square, here.square)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +164,7 @@ def test_a_ratio_that_is_none_says_nothing(tmp_path, value):
 
 def test_a_frame_has_the_spacing_of_its_functional_group(tmp_path):
     enhanced([GREY, GREY], spacing=(0.5, 0.75)).save_as(tmp_path / "a.dcm", enforce_file_format=True)
-    for loaded in read_all(formats.frames(tmp_path / "a.dcm"), ahead=2):
+    for loaded in itertools.starmap(formats.load, formats.frames(tmp_path / "a.dcm")):
         assert loaded.geometry.aspect == pytest.approx(2 / 3) and loaded.spacing == (0.5, 0.75)
 
 
@@ -162,10 +172,11 @@ def test_a_frame_has_the_spacing_of_its_functional_group(tmp_path):
 def test_a_nifti_volume_states_the_shape_of_its_pixels(tmp_path, zooms, aspect):
     volume = np.repeat(GREY[..., None], 3, axis=2).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([*zooms, 1])), tmp_path / "a.nii.gz")
-    found = list(read_all(formats.frames(tmp_path / "a.nii.gz"), ahead=2))
+    found = list(itertools.starmap(formats.load, formats.frames(tmp_path / "a.nii.gz")))
     assert [loaded.geometry.aspect for loaded in found] == pytest.approx([aspect] * 3)
 
 
+@pytest.mark.usefixtures("no_networks")
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_the_mask_has_the_grid_of_the_scan_and_the_size_in_mm_does_not_change(tmp_path, aspect):
     found = {}

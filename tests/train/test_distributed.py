@@ -31,7 +31,7 @@ def same(run, other):
 @pytest.mark.usefixtures("tiny")
 def test_two_processes_train_as_two_devices_of_one_do_and_only_the_first_prints(phantom_dir, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    short = ["--batch_size=16", "--epochs=2"]
+    short = ["--batch_size=16", "--epochs=2", "--model=plain"]
     assert train.main(processes.command(one, phantom_dir, *short)) == 0
     arguments = processes.command(two, phantom_dir, *short)
     printed = processes.finish(*processes.start_several(arguments, arguments))

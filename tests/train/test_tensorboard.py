@@ -64,6 +64,16 @@ def test_every_metric_of_the_log_is_a_curve_and_so_is_the_learning_rate(run):
         assert 0 < rate < TASKS["segment_brain"].learning_rate if line["epoch"] == 1 else rate == pytest.approx(0)
 
 
+def test_a_segmenter_is_scored_on_its_own_metrics(run):
+    lines = [json.loads(line) for line in (run / run_record.LOG).read_text().splitlines()]
+    weights = bundle.load_weights(run)
+    best = run_record.best_epoch(weights.task.select, lines)
+    assert weights.manifest["validation"] == best["validation"] and weights.task.name == "segment_brain"
+    assert {"accuracy", "dice_lesion"} <= best["validation"].keys()
+    for line in lines:
+        assert all(np.isfinite(value) for value in line["validation"].values())
+
+
 def test_examples_show_the_true_mask_on_the_left_and_the_predicted_one_on_the_right(run, scans, tiny):
     found = values(run / tensorboard.FOLDER)
     last = max(step for _, step in found)
