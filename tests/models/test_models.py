@@ -114,7 +114,7 @@ def test_every_submodule_has_an_explicit_name(name):
 # Shapes
 
 
-@EVERY
+@COMPILED
 def test_shapes_and_types_for_a_rectangular_image_of_two_channels_in_bfloat16(name):
     stride = STRIDES[name]
     outputs, variables = traced(tiny(name, classes=5, dtype=jnp.bfloat16), 2, stride, 3 * stride, 2)

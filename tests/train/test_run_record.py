@@ -80,3 +80,14 @@ def test_the_revision_is_that_of_the_code_and_marks_uncommitted_changes(tmp_path
         assert found() == f"{clean}+"
     finally:
         provenance.revision.cache_clear()
+
+
+def test_a_run_ends_early_after_so_many_epochs_without_improvement():
+    values = [0.4, 0.9, 0.2, 0.3, 0.95, 0.1]
+    history = [{"epoch": n, "validation": {"dice": value}} for n, value in enumerate(values, 1)]
+    ends = {
+        patience: [run_record.stops_early("dice", patience, history[:n]) for n in range(7)] for patience in (0, 1, 2)
+    }
+    assert ends[2] == [False, False, False, False, True, False, False]
+    assert ends[1] == [False, False, False, True, True, False, True] and not any(ends[0])
+    assert not any(run_record.stops_early("last", 1, history[:n]) for n in range(7))
