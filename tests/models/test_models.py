@@ -62,7 +62,7 @@ STRIDES = {
 SEGMENTING = [name for name, model in MODELS.items() if model.segments]
 EVERY = networks(slow=())
 COMPILED = networks()
-SLOW_TO_TRAIN = REDUNDANT | {"resnet18", "light", "unet", "sk_unet", "deeplabv3"}
+SLOW_TO_TRAIN = REDUNDANT | {"cnn_attention", "resnet18", "light", "unet", "sk_unet", "deeplabv3"}
 """Networks whose training steps are compiled in slow tests alone: each takes more than five seconds."""
 
 
