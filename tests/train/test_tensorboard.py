@@ -64,7 +64,7 @@ def test_every_metric_of_the_log_is_a_curve_and_so_is_the_learning_rate(run):
         assert 0 < rate < TASKS["segment_brain"].learning_rate if line["epoch"] == 1 else rate == pytest.approx(0)
 
 
-def test_a_segmenter_is_scored_on_its_own_metrics(run):
+def test_a_segmenter_is_scored_on_its_own_metrics(run, tiny):
     lines = [json.loads(line) for line in (run / run_record.LOG).read_text().splitlines()]
     weights = bundle.load_weights(run)
     best = run_record.best_epoch(weights.task.select, lines)
