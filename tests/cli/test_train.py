@@ -28,7 +28,7 @@ def assert_same_weights(run, other):
 @pytest.mark.usefixtures("tiny", "few_draws", "no_figures")
 def test_a_process_that_is_stopped_and_killed_resumes_bit_by_bit(number, phantom_dir, tmp_path, capsys):
     """The last part of the run is in this process, which has compiled the steps already."""
-    size = ["--batch_size=4", "--epochs=8"]
+    size = ["--batch_size=4", "--epochs=6"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train.main(processes.command(whole, phantom_dir, *size)) == 0
     arguments = processes.command(run, phantom_dir, *size)
@@ -43,12 +43,12 @@ def test_a_process_that_is_stopped_and_killed_resumes_bit_by_bit(number, phantom
     processes.wait_for_epochs(run, done + 1, started)
     os.kill(started.pid, signal.SIGKILL)
     processes.end(started)
-    assert len(processes.log_lines(run)) < 8
+    assert len(processes.log_lines(run)) < 6
     capsys.readouterr()
     assert train.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "resumed after epoch" in printed and "epoch 8 of 8, the last" in printed
-    assert [line["epoch"] for line in processes.log_lines(run)] == list(range(1, 9))
+    assert "resumed after epoch" in printed and "epoch 6 of 6, the last" in printed
+    assert [line["epoch"] for line in processes.log_lines(run)] == list(range(1, 7))
     assert_same_weights(run, whole)
     hint = next(line for line in printed.splitlines() if line.startswith("score it once"))
     words = shlex.split(hint.partition(": ")[2])
