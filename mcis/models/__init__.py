@@ -9,11 +9,13 @@ outputs = model.apply(variables, image)                         # Outputs: mask,
 
 from mcis.models.cnn import CNN
 from mcis.models.deeplab import DeepLabV3
+from mcis.models.efficientnet import EfficientNet
 from mcis.models.light_unet import Light
 from mcis.models.network import Network, Outputs
 from mcis.models.resnet import ResNet
 from mcis.models.sk_unet import SKUNet
 from mcis.models.unet import FoldedUNet, UNet
+from mcis.models.unet_efficientnet import EfficientUNet
 
 __all__ = ["MODELS", "Outputs"]
 
@@ -22,10 +24,12 @@ MODELS: dict[str, Network] = {
     "cnn_attention": CNN(attention=True),
     "resnet18": ResNet(depth=18),
     "resnet50": ResNet(depth=50),
+    "efficientnet_lite0": EfficientNet(),
     "light": Light(),
     "unet": UNet(),
     "unet_attention": UNet(attention=True),
     "unet_folded": FoldedUNet(attention=True),
+    "unet_efficientnet_lite0": EfficientUNet(),
     "sk_unet": SKUNet(),
     "deeplabv3": DeepLabV3(),
     "deeplabv3_resnet18": DeepLabV3(depth=18, output_stride=16),

@@ -9,6 +9,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jax.typing import DTypeLike
 
 from mcis.models.layers import ConvNorm, Dropout, Pointwise
@@ -58,11 +59,13 @@ class DeepLabV3(Network):
     stride: ClassVar[int] = 16
     segments: ClassVar[bool] = True
     has_auxiliary: ClassVar[bool] = True
+    has_encoder: ClassVar[bool] = True
 
     features: int = 64
     depth: int = 50
     output_stride: int = 8
     supervise: bool = False
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
@@ -71,7 +74,7 @@ class DeepLabV3(Network):
             raise ValueError(f"output_stride={self.output_stride}: deeplabv3 takes 8 or 16")
         layer = functools.partial(ConvNorm, dtype=self.dtype, axis_name=self.axis_name)
         encoder = Encoder(self.depth, self.features, self.output_stride, self.dtype, self.axis_name, name="encoder")
-        *_, third, last = encoder(image, train)
+        *_, third, last = stop_gradient(encoder(image, False)) if self.frozen else encoder(image, train)
         pooled = last.astype(jnp.float32).mean((1, 2))
         rates = tuple(rate * 16 // self.output_stride for rate in RATES)
         x = ASPP(4 * self.features, rates, self.dtype, self.axis_name, name="aspp")(last, train)

@@ -39,7 +39,8 @@ class Layer(nn.Module):
 class Conv(Layer):
     """Convolution with an odd square kernel, no bias: (B, H, W, I) -> (B, ceil(H/stride), ceil(W/stride), features).
 
-    `size` is the side of the kernel, `dilation` the step between its taps in pixels.
+    `size` is the side of the kernel, `dilation` the step between its taps in pixels. `same` pads as TensorFlow does,
+    which differs at a stride of 2; it is for images, and has no dilation.
     """
 
     features: int
@@ -47,10 +48,13 @@ class Conv(Layer):
     stride: int = 1
     dilation: int = 1
     dtype: DTypeLike = jnp.float32
+    same: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", he_normal, (self.size, self.size, x.shape[-1], self.features))
+        if self.same:
+            return conv.conv_same(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
 
 
@@ -141,15 +145,17 @@ class Pointwise(Layer):
 
 
 class Depthwise(Layer):
-    """Depthwise convolution with an odd square kernel, no bias, in float32: (B, H, W, C) -> (B, H, W, C)."""
+    """Depthwise convolution with an odd square kernel, no bias: (B, H, W, C) -> (B, ceil(H/s), ceil(W/s), C)."""
 
     size: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=())
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1]))
-        return conv.depthwise(x.astype(jnp.float32), kernel)
+        return conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 class ConvTranspose2x2(Layer):

@@ -32,12 +32,15 @@ class Outputs:
 class Network(nn.Module):
     """Base of all networks: image, float (B, H, W, C) -> Outputs. Parameters and outputs are float32.
 
-    A network with `has_auxiliary` also has a field `supervise: bool = False`, which adds the auxiliary masks.
+    A network with `has_auxiliary` also has a field `supervise: bool = False`, which adds the auxiliary masks. One with
+    `has_encoder` has a part "encoder", which may start from weights of another task, and a field `frozen: bool = False`,
+    with which neither the encoder's parameters nor its running statistics change in training.
 
     Attributes:
       stride: H and W must be divisible by it.
       segments: whether the mask is fine enough to outline a lesion.
       has_auxiliary: whether there are auxiliary masks.
+      has_encoder: whether there is a part "encoder".
       features: channels of the first level.
       classes: width of the label head; 0 = no label head, for networks that segment.
       dtype: of the computation.
@@ -47,6 +50,7 @@ class Network(nn.Module):
     stride: ClassVar[int]
     segments: ClassVar[bool]
     has_auxiliary: ClassVar[bool] = False
+    has_encoder: ClassVar[bool] = False
 
     features: int = 32
     classes: int = 0

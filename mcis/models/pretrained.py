@@ -4,8 +4,8 @@
     variables, imported = import_state_dict(state, model.init(jax.random.key(0), image))
     print(imported)
 
-Supported are the ResNets and DeepLabv3 of torchvision and the U-Net of mateuszbuda/brain-segmentation-pytorch,
-recognised by the names of their arrays. Layouts change (OIHW -> HWIO), numbers do not. The networks of torchvision were
+Supported are the ResNets and DeepLabv3 of torchvision, EfficientNet-Lite0 of efficientnet-lite-pytorch and the U-Net of
+mateuszbuda/brain-segmentation-pytorch, recognised by the names of their arrays. Layouts change (OIHW -> HWIO), numbers do not. The networks of torchvision were
 trained on images normalised by the statistics of ImageNet; here each scan is standardised by its own, which is similar.
 """
 
@@ -47,15 +47,44 @@ NAMES = (  # pattern of a name in a state dict without its last part -> path bel
     (r"upconv(\d)", "upconv{0}"),
     (r"decoder(\d)\.dec\d(conv|norm)(\d)", "decoder{0}_{2}/layer/{1}"),
     (r"conv", "mask"),
+    # EfficientNet-Lite of efficientnet-lite-pytorch
+    (r"_conv_stem", "encoder/stem"),
+    (r"_bn0", "encoder/stem_norm"),
+    (r"_blocks\.(\d+)\._expand_conv", "encoder/block{0+}/expand"),
+    (r"_blocks\.(\d+)\._bn0", "encoder/block{0+}/expand_norm"),
+    (r"_blocks\.(\d+)\._depthwise_conv", "encoder/block{0+}/depthwise"),
+    (r"_blocks\.(\d+)\._bn1", "encoder/block{0+}/depthwise_norm"),
+    (r"_blocks\.(\d+)\._project_conv", "encoder/block{0+}/project"),
+    (r"_blocks\.(\d+)\._bn2", "encoder/block{0+}/project_norm"),
+    (r"_conv_head", "encoder/head"),
+    (r"_bn1", "encoder/head_norm"),
+    (r"_fc", "label/dense"),
 )
 KNOWN_NAMES = (
-    "Known are the names of torchvision for ResNet and DeepLabv3 (conv1.weight, backbone.conv1.weight) and of Buda's "
-    "U-Net (encoder1.enc1conv1.weight), with or without 'module.' in front"
+    "Known are the names of torchvision for ResNet and DeepLabv3 (conv1.weight, backbone.conv1.weight), of "
+    "efficientnet-lite-pytorch (_conv_stem.weight) and of Buda's U-Net (encoder1.enc1conv1.weight), with or without "
+    "'module.' in front"
 )
 HEAD = r"(label|mask\d*(_norm)?|auxiliary(_head)?)/"
 """Paths of the heads, which may be missing in a file or have another width: they are then newly initialised."""
 ENCODER = "encoder"
 """The part that a classifier shares with a segmenter, whose parts that the file lacks are then newly initialised."""
+
+
+IMAGENET = "imagenet"
+"""The name of the bundled ImageNet weights."""
+BUNDLED = {
+    name: pathlib.Path(__file__).parent / IMAGENET / "efficientnet_lite0.safetensors"
+    for name in ("efficientnet_lite0", "unet_efficientnet_lite0")
+}
+"""Network -> the state dict of its ImageNet weights, in half precision and without the label head."""
+
+
+def imagenet_weights(model: str) -> pathlib.Path:
+    """The file of a network's bundled ImageNet weights; ValueError if there is none."""
+    if model not in BUNDLED:
+        raise ValueError(f"init_from={IMAGENET}: {model} has no bundled weights; {', '.join(BUNDLED)} have")
+    return BUNDLED[model]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +183,14 @@ def path_of(name: str, dimensions: int) -> str | None:
 def to_our_layout(path: str, value: np.ndarray) -> np.ndarray:
     """A PyTorch array in our layout, float32.
 
-    OIHW -> HWIO, for transposed convolutions IOHW -> HWIO, for 1x1 masks and linear layers (O, I) -> (I, O).
+    OIHW -> HWIO, for transposed convolutions IOHW -> HWIO, for depthwise ones -> HWC, for 1x1 masks and linear layers
+    (O, I) -> (I, O).
     """
     value = np.asarray(value, np.float32)
     if value.ndim == 4:
         value = value.transpose(2, 3, 0, 1) if "/upconv" in path else value.transpose(2, 3, 1, 0)
+        if "/depthwise/" in path:
+            return value[:, :, 0]
         return value[0, 0] if path.startswith(("params/mask/", "params/auxiliary/")) else value
     return value.T if value.ndim == 2 else value
 

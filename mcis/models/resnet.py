@@ -10,6 +10,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jax.typing import DTypeLike
 
 from mcis.models.layers import ConvNorm
@@ -97,14 +98,17 @@ class ResNet(Network):
 
     stride: ClassVar[int] = 32
     segments: ClassVar[bool] = False
+    has_encoder: ClassVar[bool] = True
 
     features: int = 64
     classes: int = 2
     depth: int = 18
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         self.check_size(image)
         encoder = Encoder(self.depth, self.features, self.stride, self.dtype, self.axis_name, name="encoder")
-        pooled = encoder(image, train)[-1].astype(jnp.float32).mean((1, 2))
+        levels = stop_gradient(encoder(image, False)) if self.frozen else encoder(image, train)
+        pooled = levels[-1].astype(jnp.float32).mean((1, 2))
         return Outputs(None, self.label_logits(pooled, train, dropout=0.0), pooled)  # as in the published network

@@ -24,8 +24,8 @@ TILE_PIXELS = 2048
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolution with an odd square kernel: (B, H, W, I), (k, k, I, O) -> (B, ceil(H/stride), ceil(W/stride), O).
 
-    The input is padded by dilation * (k // 2) zeros on every side, as in PyTorch; "SAME" pads otherwise at a stride
-    of 2. `dilation` is the step between the taps of the kernel in pixels ("atrous").
+    The input is padded by dilation * (k // 2) zeros on every side, as in PyTorch; `conv_same` pads otherwise at a
+    stride of 2. `dilation` is the step between the taps of the kernel in pixels ("atrous").
     """
     if kernel.shape[0] == 1:
         return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
@@ -42,6 +42,36 @@ def _plain_conv(x, kernel, stride, dilation):
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(pad, pad)] * 2, rhs_dilation=(dilation, dilation), dimension_numbers=LAYOUT
     )
+
+
+def conv_same(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution of few channels, padded as TensorFlow's "SAME": (B, H, W, I), (k, k, I, O) -> (B, H/s, W/s, O).
+
+    Where the padding is odd, the further row is below and the further column to the right.
+    """
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=(stride, stride), padding="SAME", dimension_numbers=LAYOUT
+    )
+    return by_platform(x, kernel, cpu=functools.partial(_conv_of_patches, stride=stride), plain=plain)
+
+
+def _conv_of_patches(x, kernel, stride):
+    """One product of patches: the weight gradient is then one product too."""
+    size, outputs = kernel.shape[0], kernel.shape[-1]
+    patches = jnp.concatenate([tap for row in _taps(_padded_same(x, size, stride), size, stride) for tap in row], -1)
+    return pointwise(patches, kernel.reshape(-1, outputs))
+
+
+def _padded_same(x, size, stride):
+    """(B, H, W, C) with the zeros around it that TensorFlow's "SAME" adds."""
+    missing = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
+
+
+def _taps(padded, size, stride):
+    """Rows of the pixels (B, H, W, C) that the taps of a kernel meet."""
+    height, width = ((side - size) // stride * stride + 1 for side in padded.shape[1:3])
+    return [[padded[:, i : i + height : stride, j : j + width : stride] for j in range(size)] for i in range(size)]
 
 
 def _conv_as_matmuls(x, kernel, dilation):
@@ -126,41 +156,76 @@ def _tiled_wgrad(x, cotangent, size, dilation):
     return lax.fori_loop(0, height // rows, add_tile, zero).reshape(size, size, inputs, outputs)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Depthwise convolution, odd square kernel, stride 1, zero padding: (B, H, W, C), (k, k, C) -> (B, H, W, C)."""
-    return by_platform(x, kernel, cpu=_depthwise_as_sum, plain=_plain_depthwise)
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Depthwise convolution with an odd square kernel: (B, H, W, C), (k, k, C) -> (B, ceil(H/s), ceil(W/s), C).
+
+    Padded with zeros as TensorFlow's "SAME": where the padding is odd, the further row is below.
+    """
+    fast, plain = (functools.partial(form, stride=stride) for form in (_depthwise_as_sum, _plain_depthwise))
+    return by_platform(x, kernel, cpu=fast, plain=plain)
 
 
-def _plain_depthwise(x, kernel):
-    pad, channels = kernel.shape[0] // 2, x.shape[-1]
+def _plain_depthwise(x, kernel, stride):
     return lax.conv_general_dilated(
-        x, kernel[:, :, None], (1, 1), [(pad, pad)] * 2, dimension_numbers=LAYOUT, feature_group_count=channels
+        x,
+        kernel[:, :, None],
+        (stride, stride),
+        "SAME",
+        dimension_numbers=LAYOUT,
+        feature_group_count=x.shape[-1],
     )
 
 
-@jax.custom_vjp
-def _depthwise_as_sum(x, kernel):
+@functools.partial(jax.custom_vjp, nondiff_argnames=("stride",))
+def _depthwise_as_sum(x, kernel, stride):
     """Sum of shifted images times their taps: one fused loop, while XLA's grouped convolution is not vectorised."""
-    size = kernel.shape[0]
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-    total = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+    size, exact = kernel.shape[0], jnp.promote_types(x.dtype, jnp.float32)
+    taps = _taps(_padded_same(x, size, stride), size, stride)
+    total = jnp.zeros(taps[0][0].shape, exact)
     for i in range(size):
         for j in range(size):
-            total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, None, None, None]
+            total = total + taps[i][j] * kernel[i, j, None, None, None]
     return total.astype(x.dtype)
 
 
-def _depthwise_backward(inputs, cotangent):
+def _depthwise_backward(stride, inputs, cotangent):
     x, kernel = inputs
-    dx = _depthwise_as_sum(cotangent, jnp.flip(kernel, (0, 1)))
-    return dx, _depthwise_wgrad(x, cotangent, kernel.shape[0]).astype(kernel.dtype)
+    dx = _depthwise_dx(cotangent, kernel, x.shape, stride).astype(x.dtype)
+    return dx, _depthwise_wgrad(x, cotangent, kernel.shape[0], stride).astype(kernel.dtype)
 
 
-_depthwise_as_sum.defvjp(lambda x, kernel: (_depthwise_as_sum(x, kernel), (x, kernel)), _depthwise_backward)
+_depthwise_as_sum.defvjp(
+    lambda x, kernel, stride: (_depthwise_as_sum(x, kernel, stride), (x, kernel)), _depthwise_backward
+)
 
 
-def _depthwise_wgrad(x, cotangent, size):
+def _depthwise_dx(cotangent, kernel, shape, stride):
+    """Gradient with respect to the input of `shape`, in at least float32.
+
+    The rows of the padded input that are a multiple of the stride apart meet the same taps. Each such set is a sum of
+    shifted cotangents times their taps, as in the forward pass; the sets are interleaved at the end.
+    """
+    size, exact = kernel.shape[0], jnp.promote_types(cotangent.dtype, jnp.float32)
+    steps = -(-size // stride)
+    missing = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in shape[1:3]]
+    rows, columns = (-(-(side + n) // stride) for side, n in zip(shape[1:3], missing, strict=True))
+    after = (rows - cotangent.shape[1], columns - cotangent.shape[2])
+    padded = jnp.pad(cotangent, ((0, 0), *((steps - 1, n) for n in after), (0, 0)))
+    sets = []
+    for a in range(stride):
+        for b in range(stride):
+            total = jnp.zeros((shape[0], rows, columns, shape[3]), exact)
+            for i in range(a, size, stride):
+                for j in range(b, size, stride):
+                    top, left = steps - 1 - i // stride, steps - 1 - j // stride
+                    total = total + padded[:, top : top + rows, left : left + columns] * kernel[i, j, None, None, None]
+            sets.append(total)
+    whole = depth_to_space(jnp.concatenate(sets, -1), stride) if stride > 1 else sets[0]
+    top, left = (n // 2 for n in missing)
+    return whole[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _depthwise_wgrad(x, cotangent, size, stride):
     """Gradient with respect to the kernel, (size, size, C), in at least float32.
 
     Each row of the cotangent is multiplied with the pixels that each tap meets and added to a row of sums of that tap;
@@ -168,16 +233,16 @@ def _depthwise_wgrad(x, cotangent, size):
     scalar in XLA, and reads both arrays once per tap.
     """
     batch, height, width, channels = cotangent.shape
-    reach = size // 2
-    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    padded = _padded_same(x, size, stride)
     taps = [(i, j) for i in range(size) for j in range(size)]
     exact = jnp.promote_types(x.dtype, jnp.float32)
+    span = (width - 1) * stride + 1
 
     def add_row(index, sums):
         scan, row = index // height, index % height
-        patch = lax.dynamic_slice(padded, (scan, row, 0, 0), (1, size, *padded.shape[2:]))[0].astype(exact)
+        patch = lax.dynamic_slice(padded, (scan, stride * row, 0, 0), (1, size, *padded.shape[2:]))[0].astype(exact)
         part = lax.dynamic_slice(cotangent, (scan, row, 0, 0), (1, 1, width, channels))[0, 0].astype(exact)
-        return [total + patch[i, j : j + width] * part for total, (i, j) in zip(sums, taps, strict=True)]
+        return [total + patch[i, j : j + span : stride] * part for total, (i, j) in zip(sums, taps, strict=True)]
 
     zero = jnp.zeros((width, channels), exact)
     sums = lax.fori_loop(0, batch * height, add_row, [zero] * len(taps))
@@ -213,6 +278,13 @@ def conv_transpose2x2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     batch, height, width, _ = x.shape
     y = jnp.einsum("bhwi,jkio->bhjwko", x, kernel)
     return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+
+def upsample2x2(x: jax.Array) -> jax.Array:
+    """Each pixel as a window of 2x2 (nearest neighbour): (B, H, W, C) -> (B, 2H, 2W, C)."""
+    batch, height, width, channels = x.shape
+    windows = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return windows.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _larger(first, second):

@@ -97,6 +97,8 @@ class Task:
       batch_size: scans in a step, over all devices.
       accumulate: parts of a batch, processed one after the other to save memory; batch normalisation sees one part.
       learning_rate: peak learning rate of the schedule.
+      encoder_rate: learning rate of the encoder as a multiple of `learning_rate`, for networks with an encoder; 0 = the
+        encoder is frozen: neither its parameters nor its running statistics change.
       weight_decay: weight decay of AdamW, on kernels only.
       warmup: share of training in which the learning rate rises linearly.
       ema: decay per step of the averaged variables, which are evaluated and kept.
@@ -127,6 +129,7 @@ class Task:
     precision: Annotated[str, _one_of("precision in training (bfloat16: fast on GPUs alone)", PRECISIONS)] = "float32"
     learning_rate: float = 1e-3
     schedule: Annotated[str, _one_of("decay of the learning rate", SCHEDULES)] = "cosine"
+    encoder_rate: float = 1.0
     weight_decay: float = 0.05
     warmup: float = 0.05
     ema: float = 0.995
@@ -189,6 +192,7 @@ class Task:
         fields: dict[str, Any] = {"supervise": True} if self.auxiliary_loss else {}
         if train:
             fields["dtype"] = PRECISIONS[self.precision]
+            fields |= {} if self.encoder_rate else {"frozen": True}
         classes = len(self.classes) if self.label_loss or not self.segments else 0
         return model_named(self.model).clone(features=self.width, classes=classes, axis_name=axis_name, **fields)
 
@@ -213,6 +217,9 @@ class Task:
         if self.auxiliary_loss and not network.has_auxiliary:
             names = ", ".join(name for name, row in MODELS.items() if row.has_auxiliary)
             raise ValueError(f"auxiliary_loss={self.auxiliary_loss}: {self.model} has no auxiliary mask; {names} have")
+        if self.encoder_rate != 1 and not network.has_encoder:
+            names = ", ".join(name for name, row in MODELS.items() if row.has_encoder)
+            raise ValueError(f"encoder_rate={self.encoder_rate}: {self.model} has no encoder; {names} have")
         if not self.start.epochs and self.start != Pretraining():
             raise ValueError(f"start.size={self.start.size}: a pretraining stage needs start.epochs above 0")
         for name in ("size", "start.size") if self.start.epochs else ("size",):

@@ -14,6 +14,7 @@ import optax
 
 from mcis.data.batches import WHOLE, Batch, evaluation_batches
 from mcis.data.dataset import Scans
+from mcis.models.pretrained import ENCODER
 from mcis.ops import losses
 from mcis.ops.augment import augment
 from mcis.ops.image import resize
@@ -66,14 +67,21 @@ def make_schedule(task: Task, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) with clipping by global norm and `make_schedule`; it decays kernels only."""
+    """AdamW (Loshchilov & Hutter 2019) with clipping by global norm and `make_schedule`; it decays kernels only.
+
+    Updates of the encoder are multiplied by `task.encoder_rate`.
+    """
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
+    def encoder(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == ENCODER, params)
+
     return optax.chain(
         optax.clip_by_global_norm(task.clip),
         optax.adamw(make_schedule(task, steps), weight_decay=task.weight_decay, mask=kernels),
+        *([] if task.encoder_rate == 1 else [optax.masked(optax.scale(task.encoder_rate), encoder)]),
     )
 
 

@@ -6,6 +6,7 @@ from mcis.models import MODELS
 from tests.fixtures.networks import (
     BATCH,
     COARSE,
+    SKIP_CHANNELS,
     SKIPS,
     compiled,
     flatten,
@@ -33,39 +34,39 @@ def test_the_tables_here_have_every_network_with_a_mask():
 # Skip connections
 
 
-def without(variables, paths, axis, half):
-    """Variables in which kernels ignore one half of their input channels: 0 the level below, 1 the skip."""
+def without(name, variables, level, half):
+    """Variables in which a level's kernels ignore one part of their input: 0 the level below, 1 the skip."""
+    kernels, axis = SKIPS[name]
 
     def cut(kernel):
-        middle = kernel.shape[axis] // 2
+        inputs = kernel.shape[axis]
+        middle = inputs - (SKIP_CHANNELS[name][level] if name in SKIP_CHANNELS else inputs // 2)
         rows = [slice(None)] * kernel.ndim
         rows[axis] = slice(middle, None) if half else slice(0, middle)
         assert np.abs(kernel[tuple(rows)]).min() > 0
         kernel[tuple(rows)] = 0
         return kernel
 
-    for path in paths:
+    for path in kernels[level]:
         variables = replace(variables, path, cut)
     return variables
 
 
 def only_skip(name, level):
     """Variables with which an image reaches the mask through one skip connection alone."""
-    kernels, axis = SKIPS[name]
-    variables = without(variables_of(name), kernels[level], axis, 0)
-    for other, kernel in enumerate(kernels):
+    variables = without(name, variables_of(name), level, 0)
+    for other in range(len(SKIPS[name][0])):
         if other != level:
-            variables = without(variables, kernel, axis, 1)
+            variables = without(name, variables, other, 1)
     return variables
 
 
 @SKIPPING
 def test_cutting_any_skip_changes_the_mask_and_nothing_else(name):
-    kernels, axis = SKIPS[name]
     whole = outputs_of(name)
     label_follows_mask = name in ("unet_attention", "unet_folded")
-    for kernel in kernels:
-        cut = compiled(name)(without(variables_of(name), kernel, axis, 1), images())
+    for level, kernel in enumerate(SKIPS[name][0]):
+        cut = compiled(name)(without(name, variables_of(name), level, 1), images())
         # far above rounding; with few features the coarsest level contributes little
         assert np.abs(np.asarray(cut.mask) - whole.mask).mean() > 0.001 * whole.mask.std(), kernel
         if not label_follows_mask:
@@ -84,10 +85,9 @@ def test_every_skip_alone_carries_the_image(name):
 
 @SKIPPING
 def test_without_any_skip_and_the_level_below_the_mask_does_not_depend_on_the_image(name):
-    kernels, axis = SKIPS[name]
-    variables = without(variables_of(name), kernels[0], axis, 0)
-    for kernel in kernels:
-        variables = without(variables, kernel, axis, 1)
+    variables = without(name, variables_of(name), 0, 0)
+    for level in range(len(SKIPS[name][0])):
+        variables = without(name, variables, level, 1)
     alone = np.asarray(compiled(name)(variables, images()).mask)
     np.testing.assert_allclose(alone, alone[:1].repeat(BATCH, 0), atol=1e-6)
 
@@ -112,6 +112,7 @@ SUPERVISED = {  # strides of the auxiliary masks, finest first
     "unet_attention": (2, 4, 8),
     "unet_folded": (4, 8, 16),
     "sk_unet": (2, 4, 8),
+    "unet_efficientnet_lite0": (4, 8, 16),
     "deeplabv3": (8,),
     "deeplabv3_resnet18": (16,),
 }

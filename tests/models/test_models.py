@@ -36,6 +36,8 @@ COUNTS = {
     "resnet18": 11_177_538,
     "resnet50": 23_512_130,
     "light": 1_343_176,
+    "efficientnet_lite0": 3_373_570,
+    "unet_efficientnet_lite0": 3_574_916,
     "unet": 7_763_041,
     "unet_attention": 7_763_041,
     "unet_folded": 7_765_732,
@@ -51,6 +53,8 @@ STRIDES = {
     "resnet18": 32,
     "resnet50": 32,
     "light": 32,
+    "efficientnet_lite0": 32,
+    "unet_efficientnet_lite0": 32,
     "unet": 16,
     "unet_attention": 16,
     "unet_folded": 32,
@@ -62,7 +66,9 @@ STRIDES = {
 SEGMENTING = [name for name, model in MODELS.items() if model.segments]
 EVERY = networks(slow=())
 COMPILED = networks()
-SLOW_TO_TRAIN = REDUNDANT | {"cnn_attention", "resnet18", "light", "unet", "sk_unet", "deeplabv3"}
+SLOW_TO_TRAIN = REDUNDANT | {
+    *("cnn_attention", "resnet18", "light", "unet", "unet_efficientnet_lite0", "sk_unet", "deeplabv3")
+}
 """Networks whose training steps are compiled in slow tests alone: each takes more than five seconds."""
 
 
@@ -95,6 +101,10 @@ def test_attributes_of_a_network_describe_it(name):
 @EVERY
 def test_parameter_count(name):
     assert count(shapes_of(MODELS[name])) == COUNTS[name]
+
+
+def test_efficientnet_lite0_of_1000_classes_has_the_published_number_of_parameters():
+    assert count(shapes_of(MODELS["efficientnet_lite0"].clone(classes=1000))) == 4_652_008
 
 
 @pytest.mark.parametrize(

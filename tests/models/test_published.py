@@ -10,7 +10,7 @@ from mcis.models import MODELS
 from tests.fixtures.networks import flatten, networks, shapes_of, unflatten
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "fixtures" / "golden"
-NETWORKS = ("unet", "sk_unet", "resnet18", "resnet50", "deeplabv3")
+NETWORKS = ("unet", "sk_unet", "resnet18", "resnet50", "deeplabv3", "efficientnet_lite0")
 SIDE = 64
 
 

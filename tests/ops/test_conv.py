@@ -29,11 +29,21 @@ def conv_case(x, kernel, stride=1, dilation=1):
     return strided(conv.conv, stride, dilation), strided(plain_conv, stride, dilation), x, kernel
 
 
-def plain_depthwise(x, kernel):
-    channels = x.shape[-1]
-    return lax.conv_general_dilated(
-        x, kernel[:, :, None, :], (1, 1), "SAME", dimension_numbers=LAYOUT, feature_group_count=channels
+def depthwise_case(x, kernel, stride=1):
+    def plain(x, kernel):
+        groups = x.shape[-1]
+        return lax.conv_general_dilated(
+            x, kernel[:, :, None, :], (stride, stride), "SAME", dimension_numbers=LAYOUT, feature_group_count=groups
+        )
+
+    return functools.partial(conv.depthwise, stride=stride), plain, x, kernel
+
+
+def same_case(x, kernel, stride):
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=(stride, stride), padding="SAME", dimension_numbers=LAYOUT
     )
+    return functools.partial(conv.conv_same, stride=stride), plain, x, kernel
 
 
 def plain_pointwise(x, kernel):
@@ -58,8 +68,13 @@ CASES = {  # name: (ours, plain, shape of x, shape of kernel)
     "conv 3 of many tiles": conv_case((1, 36, 100, 2), (3, 3, 2, 3)),
     "conv 3 dilation 2 as products": conv_case((2, 7, 8, 3), (3, 3, 3, 4), 1, 2),
     "conv 3 dilation 6 on a smaller image": conv_case((1, 5, 4, 2), (3, 3, 2, 3), 1, 6),
-    "depthwise 3": (conv.depthwise, plain_depthwise, (2, 7, 5, 3), (3, 3, 3)),
-    "depthwise 5 on a smaller image": (conv.depthwise, plain_depthwise, (1, 2, 4, 2), (5, 5, 2)),
+    "conv 3 same stride 2": same_case((2, 8, 6, 3), (3, 3, 3, 4), 2),
+    "conv 3 same stride 2 of odd sides": same_case((2, 7, 5, 3), (3, 3, 3, 4), 2),
+    "depthwise 3": depthwise_case((2, 7, 5, 3), (3, 3, 3)),
+    "depthwise 5 on a smaller image": depthwise_case((1, 2, 4, 2), (5, 5, 2)),
+    "depthwise 3 stride 2": depthwise_case((2, 8, 6, 3), (3, 3, 3), 2),
+    "depthwise 5 stride 2": depthwise_case((2, 8, 12, 2), (5, 5, 2), 2),
+    "depthwise 5 stride 2 of odd sides": depthwise_case((1, 7, 5, 2), (5, 5, 2), 2),
     "pointwise": (conv.pointwise, plain_pointwise, (2, 5, 3, 4), (4, 6)),
     "transposed": (conv.conv_transpose2x2, plain_conv_transpose2x2, (2, 3, 5, 4), (2, 2, 4, 3)),
 }

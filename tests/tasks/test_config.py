@@ -184,6 +184,8 @@ def test_check_names_the_wrong_field(change, message):
 def test_a_classifier_has_no_mask_to_refine_or_to_supervise():
     with pytest.raises(ValueError, match=r"crf\.steps=5: route has no mask"):
         dataclasses.replace(TASKS["route"], crf=CRF()).check()
+    with pytest.raises(ValueError, match=r"encoder_rate=0\.0: cnn_attention has no encoder; resnet18, .* have"):
+        dataclasses.replace(TASKS["classify_breast"], encoder_rate=0.0).check()
     with pytest.raises(ValueError, match=r"auxiliary_loss=0\.5: cnn has no auxiliary mask; light, unet.*have"):
         dataclasses.replace(TASKS["route"], auxiliary_loss=0.5).check()
 

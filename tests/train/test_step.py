@@ -211,6 +211,18 @@ def test_weight_decay_affects_kernels_only():
     assert (updates["dense"]["bias"] == 0).all() and (updates["norm"]["scale"] == 0).all()
 
 
+@pytest.mark.parametrize("rate", [0.25, 0.0])
+def test_the_encoder_learns_at_its_own_rate(rate):
+    task = dataclasses.replace(TASKS["segment_breast"], encoder_rate=rate, warmup=0.0, weight_decay=0.1)
+    params = {part: {"kernel": jnp.ones((2, 3))} for part in ("encoder", "mask")}
+    optimizer = step.make_optimizer(task, 10)
+    state = optimizer.init(params)
+    for _ in range(2):  # the learning rate of the first step is 0
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    assert (np.abs(updates["mask"]["kernel"]) > 0).all()
+    np.testing.assert_allclose(updates["encoder"]["kernel"], rate * updates["mask"]["kernel"], rtol=1e-6)
+
+
 def test_a_batch_that_does_not_divide_among_the_devices_is_an_error():
     with pytest.raises(ValueError, match="choose a multiple of 2"):
         parallel.check_batch(7, parallel.make_mesh())

@@ -22,6 +22,7 @@ from mcis.models.pretrained import import_state_dict, path_of, read_state_dict, 
 from mcis.ops.image import resize
 from tests.fixtures.networks import flatten, unflatten
 from tests.lanes.parity import references
+from tests.models import test_imagenet as imagenet
 from tests.models import test_published as published
 
 vision = references.torchvision.models
@@ -44,6 +45,7 @@ CASES = {  # name: (row, fields, reference, side of the image)
     "sk_unet": ("sk_unet", {}, references.sk_unet, 64),
     "resnet18": ("resnet18", {"classes": 3}, lambda: vision.resnet18(weights=None, num_classes=3), 64),
     "resnet50": ("resnet50", {"classes": 3}, lambda: vision.resnet50(weights=None, num_classes=3), 64),
+    "efficientnet_lite0": ("efficientnet_lite0", {"classes": 1000}, references.efficientnet_lite0, 64),
     "deeplabv3": ("deeplabv3", {}, lambda: deeplab(50), 96),
     "deeplabv3 auxiliary": ("deeplabv3", {"supervise": True}, lambda: deeplab(50, aux_loss=True), 64),
     "deeplabv3 resnet101": ("deeplabv3", {"depth": 101}, lambda: deeplab(101), 64),
@@ -159,11 +161,15 @@ def our_results(one, train, weights, dtype, rectifiers=None):
         def loss(image):
             passed = []
 
-            def relu(x):
-                passed.append(x > 0)
-                return jnp.where(passed[-1] if rectifiers is None else rectifiers[len(passed) - 1], x, 0)
+            def relu(x, limit=jnp.inf):
+                passed.append((x > 0) & (x < limit))
+                through = passed[-1] if rectifiers is None else rectifiers[len(passed) - 1]
+                return jnp.where(through, x, jax.lax.stop_gradient(jnp.clip(x, 0, limit)))
 
-            with unittest.mock.patch.object(flax.linen, "relu", relu):
+            def relu6(x):
+                return relu(x, 6.0)
+
+            with unittest.mock.patch.multiple(flax.linen, relu=relu, relu6=relu6):
                 outputs, stats = one.outputs(model, variables, image, train)
             return sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), (outputs, stats, passed)
 
@@ -270,12 +276,29 @@ def test_a_state_dict_of_torch_is_read_and_a_pickled_network_is_not(tmp_path):
         read_state_dict(tmp_path / "whole.pth")
 
 
+def test_the_bundled_imagenet_weights_give_the_features_of_the_package_that_publishes_them():
+    """In half precision, as bundled; `tests/models/test_imagenet.py` checks the golden array without PyTorch."""
+    net = references.efficientnet_lite0().eval()
+    state = {name: torch.from_numpy(np.float32(value)) for name, value in read_state_dict(imagenet.FILE).items()}
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert not unexpected and {name for name in missing if not name.endswith("num_batches_tracked")} == {
+        "_fc.weight",
+        "_fc.bias",
+    }
+    with torch.no_grad():
+        found = net.extract_features(torch.from_numpy(imagenet.image()).permute(0, 3, 1, 2)).mean((2, 3)).numpy()
+    if os.environ.get("GOLDEN"):
+        np.save(imagenet.GOLDEN, found)
+    np.testing.assert_allclose(np.load(imagenet.GOLDEN), found, atol=1e-5 * np.abs(found).max())
+
+
 @pytest.mark.parametrize("name", published.NETWORKS)
 def test_golden_arrays_are_those_of_the_references(name):
     """`tests/models/test_published.py` checks these arrays without PyTorch; GOLDEN=1 rewrites them."""
     reference, fields = {
         "unet": (references.UNet, {}),
         "sk_unet": (references.sk_unet, {}),
+        "efficientnet_lite0": (lambda: references.efficientnet_lite0(2), {}),
         "resnet18": (lambda: vision.resnet18(weights=None, num_classes=2), {}),
         "resnet50": (lambda: vision.resnet50(weights=None, num_classes=2), {}),
         "deeplabv3": (lambda: deeplab(50), {}),

@@ -221,3 +221,12 @@ def light_arrays(state):
             value = value.reshape(*value.shape[:-1], -1, 4).swapaxes(-1, -2).reshape(value.shape)
         found[path.replace("weight", "scale" if value.ndim == 1 else "kernel")] = value
     return found
+
+
+def efficientnet_lite0(classes=1000):
+    """EfficientNet-Lite0 of efficientnet-lite-pytorch, without layers that draw other numbers than JAX."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_name(
+        "efficientnet-lite0", num_classes=classes, batch_norm_momentum=0.9, dropout_rate=0.0, drop_connect_rate=0.0
+    )
