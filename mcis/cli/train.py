@@ -55,8 +55,8 @@ class TrainOptions(Options):
       processes: number of processes.
       process: number of this process, from 0.
       heartbeat: seconds without a message after which a process counts as lost.
-      init_from: weights to start from: "imagenet" (bundled weights of EfficientNet-Lite0), a state dict of torchvision, of
-        efficientnet-lite-pytorch or of Buda's U-Net (.safetensors, .pth), a run, or a weights folder.
+      init_from: weights to start from: "imagenet" (bundled weights of EfficientNet-Lite0), a state dict of torchvision,
+        of efficientnet-lite-pytorch or of Buda's U-Net (.safetensors, .pth), a run, or a weights folder.
     """
 
     task: str = ""
@@ -229,7 +229,7 @@ def _train(
 
 
 def _initial_weights(init_from: str | None, model: str) -> pathlib.Path | None:
-    """The file or folder that `--init_from` means; ValueError if it is "imagenet" and the network has no such weights."""
+    """The file or folder that `--init_from` means; ValueError for "imagenet" if the network has no such weights."""
     from mcis.models.pretrained import IMAGENET, imagenet_weights
 
     if init_from == IMAGENET:

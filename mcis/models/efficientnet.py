@@ -85,7 +85,12 @@ class Encoder(nn.Module):
             for i in range(blocks):
                 number += 1
                 block = InvertedResidual(
-                    self.features * width // FEATURES, size, 1 if i else stride, expansion, self.dtype, self.axis_name,
+                    self.features * width // FEATURES,
+                    size,
+                    1 if i else stride,
+                    expansion,
+                    self.dtype,
+                    self.axis_name,
                     name=f"block{number}",
                 )
                 x = block(x, train)

@@ -33,8 +33,8 @@ class Network(nn.Module):
     """Base of all networks: image, float (B, H, W, C) -> Outputs. Parameters and outputs are float32.
 
     A network with `has_auxiliary` also has a field `supervise: bool = False`, which adds the auxiliary masks. One with
-    `has_encoder` has a part "encoder", which may start from weights of another task, and a field `frozen: bool = False`,
-    with which neither the encoder's parameters nor its running statistics change in training.
+    `has_encoder` has a part "encoder", which may start from weights of another task, and a field
+    `frozen: bool = False`, with which neither the encoder's parameters nor its running statistics change in training.
 
     Attributes:
       stride: H and W must be divisible by it.

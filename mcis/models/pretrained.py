@@ -5,8 +5,9 @@
     print(imported)
 
 Supported are the ResNets and DeepLabv3 of torchvision, EfficientNet-Lite0 of efficientnet-lite-pytorch and the U-Net of
-mateuszbuda/brain-segmentation-pytorch, recognised by the names of their arrays. Layouts change (OIHW -> HWIO), numbers do not. The networks of torchvision were
-trained on images normalised by the statistics of ImageNet; here each scan is standardised by its own, which is similar.
+mateuszbuda/brain-segmentation-pytorch, recognised by the names of their arrays. Layouts change (OIHW -> HWIO), numbers
+do not. The networks of torchvision were trained on images normalised by the statistics of ImageNet; here each scan is
+standardised by its own, which is similar.
 """
 
 import dataclasses
