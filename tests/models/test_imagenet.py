@@ -72,7 +72,5 @@ def test_the_file_is_the_one_that_the_readme_describes():
 
 def test_other_networks_have_none_and_the_message_lists_those_that_have():
     assert BUNDLED.keys() <= MODELS.keys()
-    with pytest.raises(
-        ValueError, match="resnet18 has no bundled weights; efficientnet_lite0, unet_eff.* have"
-    ):
+    with pytest.raises(ValueError, match=r"resnet18 has no bundled weights; efficientnet_lite0, unet_eff.* have"):
         imagenet_weights("resnet18")
