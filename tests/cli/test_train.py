@@ -118,15 +118,15 @@ def test_a_fold_is_its_number_and_the_number_of_folds():
 
 def test_a_task_has_a_pretraining_stage_at_another_size(phantom_dir, tmp_path, capsys, tiny):
     run = tmp_path / "route"
-    options = processes.command(
-        run, phantom_dir, "--model=plain", "--start.epochs=2", "--start.size=32", "--start.learning_rate=1e-3"
-    )
+    # the steps of the stage are those of `runs.SMALL`, which other tests compile too
+    stage = ["--start.epochs=3", "--start.size=32", "--start.learning_rate=1e-2", "--batch_size=16", "--ema=0.5"]
+    options = processes.command(run, phantom_dir, *stage)
     options += ["--size=64", "--epochs=1", "--learning_rate=1e-12", "--weight_decay=0"]
     assert train.main(options) == 0
-    assert "route: first 2 epochs at 32 px, then 1 at 64" in capsys.readouterr().out
+    assert "route: first 3 epochs at 32 px, then 1 at 64" in capsys.readouterr().out
     first, last = (checkpoint.load(folder / checkpoint.BEST) for folder in (run / STAGE, run))
     assert [manifest["task"]["size"] for _, manifest in (first, last)] == [32, 64]
-    assert last[1]["task"]["start"] == {"epochs": 2, "size": 32, "learning_rate": 1e-3}
+    assert last[1]["task"]["start"] == {"epochs": 3, "size": 32, "learning_rate": 1e-2}
     # the stage keeps its last epoch: no validation scan has chosen it, so none counts as trained on
     assert last[1]["fingerprints"]["train"] == first[1]["fingerprints"]["train"]
     assert not set(last[1]["fingerprints"]["train"]) & set(last[1]["fingerprints"]["validation"])
@@ -136,7 +136,7 @@ def test_a_task_has_a_pretraining_stage_at_another_size(phantom_dir, tmp_path, c
     assert train.main(options) == 0
     assert capsys.readouterr().out.count("complete already") == 2
     shutil.rmtree(run / STAGE)
-    for option in ("--start.epochs=3", "--learning_rate=1e-3"):  # noticed before a stage is trained
+    for option in ("--start.epochs=4", "--learning_rate=1e-3"):  # noticed before a stage is trained
         assert train.main([*options, option]) == 2
         assert "holds a run with other settings" in capsys.readouterr().err
     assert not (run / STAGE).exists()
