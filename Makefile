@@ -161,7 +161,7 @@ lock:  ## resolve pyproject.toml and requirements/recipes.in into requirements/*
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	for extra in test cuda12 tf; do \
-	  $(COMPILE) $(UPGRADE) pyproject.toml --extra test --extra evaluation --extra dicom --extra web --extra $$extra \
+	  $(COMPILE) $(UPGRADE) pyproject.toml --extra test --extra evaluation --extra dicom --extra mat --extra web --extra $$extra \
 	    --output-file requirements/$$extra.lock || exit 1; \
 	done
 	$(COMPILE) $(UPGRADE) requirements/recipes.in --output-file requirements/recipes.lock

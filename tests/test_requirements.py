@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PYTHONS = [c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)]
-COMMON = ("test", "evaluation", "dicom", "web")
+COMMON = ("test", "evaluation", "dicom", "mat", "web")
 LOCKS = {"test": COMMON, "cuda12": (*COMMON, "cuda12"), "tf": (*COMMON, "tf", "beam")}
 """Lock -> the extras that it contains."""
 

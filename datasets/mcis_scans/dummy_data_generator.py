@@ -99,6 +99,58 @@ def br35h() -> None:
         text(f"{top}/Br35H-Mask-RCNN/{place}/annotations_{place.lower()}.json", json.dumps(entries, indent=1) + "\n")
 
 
+def cheng() -> None:
+    """The picture layout: two neighbours of one lesion, then another head; a number is missing."""
+    rows = ((1, 90, (4, 5, 8, 6), "meningioma"), (2, 90, (6, 6, 8, 4), "meningioma"), (7, 91, (15, 1, 5, 3), "glioma"))
+    for number, seed, rectangle, _ in rows:
+        write(f"cheng/images/{number}.jpg", make_image(seed))
+        write(f"cheng/masks/{number}.png", marker(*rectangle))
+    lines = [f"{number}.jpg,{kind},0" for number, _, _, kind in rows]
+    text("cheng/cheng.csv", "\n".join(["file,kind,block", *lines]) + "\n")
+
+
+def healthy() -> None:
+    """Two subjects, one with two slices."""
+    rows = ("h00_t1_sag0.jpg,h00,t1,sag", "h00_fl_axi0.jpg,h00,fl,axi", "h01_t1_cor0.jpg,h01,t1,cor")
+    for k, row in enumerate(rows):
+        write(f"healthy/images/{row.split(',')[0]}", make_image(100 + k))
+    text("healthy/healthy.csv", "\n".join(["file,subject,sequence,plane", *rows]) + "\n")
+
+
+def notumor() -> None:
+    """Three pictures, two of them of one group."""
+    rows = ("n0001.jpg,5", "n0002.jpg,6", "n0003.jpg,5")
+    for k, row in enumerate(rows):
+        write(f"notumor/images/{row.split(',')[0]}", make_image(110 + k))
+    text("notumor/notumor.csv", "\n".join(["file,group", *rows]) + "\n")
+
+
+def uclm() -> None:
+    """Semicolons and a byte order mark; green and red masks; the last two scans are of one patient."""
+    top = "uclm/BUS-UCLM"
+    kinds = {"ALWI_000": ("Benign", 1), "ALWI_001": ("Normal", 1), "CHVI_000": ("Malignant", 2)}
+    kinds["CHCO_003"] = ("Normal", 2)
+    for k, (name, (kind, channel)) in enumerate(kinds.items()):
+        write(f"{top}/images/{name}.png", make_image(120 + k))
+        colour = np.zeros((HEIGHT, WIDTH, 3), np.uint8)  # BGR
+        colour[..., channel] = marker(2 + k, 3, 9, 5) if kind != "Normal" else 0
+        write(f"{top}/masks/{name}.png", colour)
+    lines = [f"{name}.png;28x20;{kind};No;No;No" for name, (kind, _) in kinds.items()]
+    text(f"{top}/INFO.csv", "\n".join(["\ufeffImage;Resolution;Label;Doppler;Marks;Combined", *lines]) + "\n")
+
+
+def brest() -> None:
+    """A scan of each class; one with an outline of something else."""
+    top = "brest/BrEaST/BrEaST-Lesions_USG-images_and_masks"
+    for k, name in enumerate(("case001", "case002", "case003")):
+        write(f"{top}/{name}.png", make_image(130 + k))
+    write(f"{top}/case001_tumor.png", marker(3, 2, 8, 5))
+    write(f"{top}/case001_other1.png", marker(15, 12, 10, 6))
+    write(f"{top}/case002_tumor.png", marker(5, 6, 4, 9))
+    rows = ("Filename,Label", "case001.png,benign", "case002.png,malignant", "case003.png,normal")
+    text("brest/BrEaST/image_labels.csv", "\n".join(rows) + "\n")
+
+
 def folder() -> None:
     """Both organs; with and without mask, label, patient; a mask of class numbers in another format."""
     for k, name in enumerate(("a.png", "b.jpg", "deep/c.png", "d.bmp")):
@@ -123,5 +175,5 @@ def foreign() -> None:
 
 
 if __name__ == "__main__":
-    for source in (busi, busbra, lgg, br35h, folder, foreign):
+    for source in (busi, busbra, lgg, br35h, cheng, healthy, notumor, uclm, brest, folder, foreign):
         source()

@@ -399,7 +399,7 @@ def test_the_description_is_complete():
         assert f"| `{name}` |" in metadata.description
         assert name in Builder.builder_configs
         assert not source.requires or source.origin in Builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-    assert metadata.citation.count("@") == 5
+    assert metadata.citation.count("@") == 11
 
 
 def test_the_builder_imports_neither_tensorflow_nor_jax():

@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -199,6 +199,13 @@ def read_mask(path: pathlib.Path) -> masks.Mask:
         raise scan.ScanError(f"mask {str(error).replace(str(path), path.name)}") from None
 
 
+def orphans(masks: Mapping[str, Sequence[pathlib.Path]], place: str) -> Iterator[Rejection]:
+    """Rejections of the mask files that no image took."""
+    for paths in masks.values():
+        for path in paths:
+            yield Rejection(f"{place}/{path.stem}", "a mask without its image")
+
+
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[Mapping[str, str]]:
     """Rows of a CSV file, as `table.read` gives them."""
     return [row.values for row in table.read(path, columns).rows]
@@ -207,12 +214,13 @@ def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[Mapping[str, 
 def find_base(root: pathlib.Path, requires: Sequence[str]) -> pathlib.Path | None:
     """The shallowest folder, `root` or up to MAX_DEPTH below it, in which each pattern of `requires` has a match.
 
-    `root` may be the source's own folder, the one that it was unpacked into, or one with several sources.
+    A pattern may be several, separated by "|", of which one suffices. `root` may be the source's own folder,
+    the one that it was unpacked into, or one with several sources.
     """
     level = [root]
     for _ in range(MAX_DEPTH + 1):
         for folder in level:
-            if all(next(folder.glob(pattern), None) for pattern in requires):
+            if all(any(next(folder.glob(one), None) for one in pattern.split("|")) for pattern in requires):
                 return folder
         # sorted, so that the choice does not depend on the file system
         below = itertools.chain.from_iterable(sorted(entry.path for entry in _folders(folder)) for folder in level)

@@ -24,6 +24,7 @@ FRAMES_WITHOUT_ROW = "frames_without_row"
 WHOLE_VOLUME = "whole_volume"
 NOT_OUTLINED = "not_outlined"
 JOINED_MASKS = "joined_masks"
+OTHER_MASK = "other_mask"
 PATIENT_SPELLINGS = "patient_spellings"
 SEVERAL_PATIENTS = "several_patients"
 SAME_PICTURE = "same_picture"
@@ -43,6 +44,7 @@ REMARKS = {
     WHOLE_VOLUME: "volumes whose every slice counts as a lesion scan, since one row labels them and no mask says where",
     NOT_OUTLINED: "lesion scans without a mask; they count as not outlined",
     JOINED_MASKS: "scans with several masks, which were joined",
+    OTHER_MASK: "scans with outlines of something other than a lesion, which count for nothing",
     PATIENT_SPELLINGS: "patients written in several ways, which count as one",
     SEVERAL_PATIENTS: "the same picture, or files of one study, under several patients",
     SAME_PICTURE: "pictures that occur several times",

@@ -29,7 +29,7 @@ def test_help_and_unknown_names(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert "busi|busbra|lgg|br35h|foreign|phantom|folder" in capsys.readouterr().out
+    assert "busi|busbra|lgg|br35h|cheng|healthy|notumor|uclm|brest|foreign|phantom|folder" in capsys.readouterr().out
     assert main(["busy"]) == 2
     assert "There is no source 'busy'. The sources are busi, busbra, lgg" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
