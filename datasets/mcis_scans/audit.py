@@ -6,6 +6,7 @@ from typing import Any
 
 from mcis.organs import ORGANS, UNKNOWN
 
+from .kin import Kin
 from .record import Rejection, Remark
 from .remarks import REMARKS, SAME_MASK, SAME_PICTURE, SEVERAL_PATIENTS
 from .splits import SHARES, SPLITS, Member, Plan, binding_series, class_name
@@ -102,6 +103,34 @@ def _names(members: Sequence[Member]) -> str:
     return " = ".join(names[:_TOGETHER]) + (f" = {len(names) - _TOGETHER} more" if len(names) > _TOGETHER else "")
 
 
+def of_kin(
+    members: Sequence[Member],
+    plan: Plan,
+    relatives: Sequence[Sequence[Kin]],
+    follows: Mapping[str, Kin],
+    compared: Mapping[str, int],
+) -> dict[str, Any]:
+    """Near-duplicates in other sources as JSON values.
+
+    Raises:
+      AssertionError: a scan is in another split than one that shows the same image, because of a bug.
+    """
+    listed, counts = [], collections.Counter[str]()
+    for member, group, split, own in zip(members, plan.groups, plan.splits, relatives, strict=True):
+        for one in own:
+            if one.split != split:
+                raise AssertionError(f"{member.scan_id} is in {split}, {one.scan} in {one.split}; this is a bug")
+            listed.append({"scan": member.scan_id, "near": one.scan, "group": group, "split": split})
+        counts.update({one.scan.split("/", 1)[0] for one in own})
+    return {
+        "compared_with": dict(compared),
+        "scans_near": {source: counts[source] for source in compared},
+        "groups_that_follow": {group: leader.group for group, leader in sorted(follows.items())},
+        "near_duplicates": listed,
+        "in_two_splits": 0,
+    }
+
+
 def check_splits(members: Sequence[Member], plan: Plan) -> dict[str, dict[str, int]]:
     """Number of groups, patients, pictures (by pixels), clusters and series, and of those in two splits, which is 0.
 
@@ -150,6 +179,13 @@ def summary(audit: dict[str, Any]) -> str:
     )
     checked = ", ".join(f"{counts['checked']} {name}" for name, counts in audit["proof"].items())
     lines.append(f"  checked: of {checked}, none is in two splits")
+    other = audit.get("other_sources", {})
+    if other.get("compared_with"):
+        named = ", ".join(f"{name} {other['scans_near'][name]}" for name in other["compared_with"])
+        follow = len(other["groups_that_follow"])
+        lines.append(
+            f"  near-duplicates in other sources: {named}; {follow} groups follow theirs, none is in two splits"
+        )
     empty = [split for split in SPLITS if not sum(audit["counts"][split].values())]
     if empty:
         lines.append(f"  WARNING: no scan in {', '.join(empty)}; too few groups for three splits")
@@ -157,6 +193,8 @@ def summary(audit: dict[str, Any]) -> str:
         "near-duplicates with contradicting labels (train only, label unknown)",
         [f"{', '.join(entry['labels'])}: {', '.join(entry['scans'])}" for entry in audit["contradictions"]],
     )
+    pairs = [f"{entry['scan']} = {entry['near']} ({entry['split']})" for entry in other.get("near_duplicates", ())]
+    lines += _listed("near-duplicates in other sources", pairs)
     moved = [f"{m['group']} from {' and '.join(m['from'])} to {m['to']}: {m['why']}" for m in audit["moved"]]
     lines += _listed(f"groups that changed their split, {audit['moved_now']} of them in this build", moved)
     for entry in audit["warnings"]:

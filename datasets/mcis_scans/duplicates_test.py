@@ -120,3 +120,24 @@ def test_images_without_content():
     assert duplicates.find_clusters([black, grey, tiny, texture(0), black]) == [0, 1, 2, 3, 0]
     assert duplicates.find_clusters([]) == []
     assert duplicates.find_clusters([black]) == [0]
+
+
+def test_links_between_two_sets(scans):
+    images, _ = scans
+    others = [texture(7), *(change(texture(0)) for change in CHANGES.values()), texture(1), texture(8)]
+    groups = ["a", *("b" for _ in CHANGES), "c", "d"]
+    assert duplicates.find_links([texture(9), texture(1), texture(0)], others, groups)[:2] == [[], [len(CHANGES) + 1]]
+    (linked,) = duplicates.find_links([texture(0)], others, groups)
+    assert len(linked) == 1 and groups[linked[0]] == "b"  # one link into a group is enough
+    found = duplicates.find_links(images, [texture(0), texture(1)], ["x", "y"])
+    assert found == [[1], [0], *([0] for _ in CHANGES), [1], []]
+    assert duplicates.find_links([], others, groups) == [] and duplicates.find_links([texture(0)], [], []) == [[]]
+
+
+def test_a_large_group_hides_no_other():
+    half, rest = texture(0), texture(1)
+    both = np.concatenate([half, rest], axis=1)  # shows two images
+    copies = [encode(np.clip(half * (1 - 0.02 * k), 0, 255).astype(np.uint8)) for k in range(12)]
+    others = [*copies, rest]
+    (linked,) = duplicates.find_links([both], others, ["many"] * len(copies) + ["one"])
+    assert {("many" if j < len(copies) else "one") for j in linked} == {"many", "one"} and len(linked) == 2

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mcis.data.dataset import FOLLOWS
 from mcis.data.storage import free_memory
 from mcis.imaging import image_files
 from mcis.paths import allow_unnamed_owners
 
-from . import archive, audit, duplicates, splits, staging
+from . import archive, audit, duplicates, kin, left_out, splits, staging
 from .record import Item, Job, Rejection, Remark, find_base
 from .remarks import MASK_RULE
 from .sources import SOURCES, expected
@@ -43,12 +44,24 @@ class Builder(tfds.core.ShardBasedBuilder):
         + "\n".join(f"{name}: {s.layout}\n    from {s.origin}" for name, s in SOURCES.items() if s.requires)
     )
 
-    def __init__(self, *, file_format: str | None = None, per_class: int | None = None, **kwargs: Any):
-        """As TFDS's, with array_record as the default format; `per_class` is the number of phantoms of each class."""
+    def __init__(
+        self,
+        *,
+        file_format: str | None = None,
+        per_class: int | None = None,
+        others: pathlib.Path | None = None,
+        **kwargs: Any,
+    ):
+        """As TFDS's, with array_record as the default format.
+
+        `per_class` is the number of phantoms of each class. `others` is the folder of the prepared sources among which
+        near-duplicates are searched; by default that of this one.
+        """
         self._options = {} if per_class is None else {"per_class": per_class}
         self._beam: tuple[Any, Any] | None = None  # runner and options, where Beam is chosen
         self._staging: pathlib.Path | None = None
         super().__init__(file_format=file_format or "array_record", **kwargs)
+        self._others = others or pathlib.Path(self._data_dir_root)
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = self.dataset_info_from_configs(
@@ -102,14 +115,24 @@ class Builder(tfds.core.ShardBasedBuilder):
             count = self._stage(source.read(**self._options), folder)
         scans, rejections, remarks = sift(name, staging.read_all(folder, count))
         members = find_members(scans, folder)
-        plan = splits.assign(members, splits.read(here.parent / splits.FILE))
+        history = splits.read(here.parent / splits.FILE)
+        relatives, compared = find_kin(name, scans, folder, self._others)
+        decision = kin.decide(members, relatives, history, name)
+        rejections += decision.left_out.values()
+        scans, members, relatives = (
+            [row for i, row in enumerate(rows) if i not in decision.left_out] for rows in (scans, members, relatives)
+        )
+        plan = splits.assign(members, history, {group: leader.split for group, leader in decision.follows.items()})
         remarks += audit.compare(members, [row.outline for row in scans]) if name == "folder" else []
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections, remarks)
+        report["other_sources"] = audit.of_kin(members, plan, relatives, decision.follows, compared)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
         rows: dict[str, list[staging.Placed]] = {split: [] for split in splits.SPLITS}
         for row, group, split, label in zip(scans, plan.groups, plan.splits, plan.labels, strict=True):
-            rows[split].append((row, {"group": group, "source": name, "label": label}))
+            leader = decision.follows.get(group)
+            stored = group if leader is None else f"{FOLLOWS}{leader.group}"
+            rows[split].append((row, {"group": stored, "source": name, "label": label}))
         return {
             split: [functools.partial(staging.examples, shard, folder) for shard in staging.shards(split, placed)]
             for split, placed in rows.items()
@@ -148,6 +171,8 @@ def sift(name: str, items: Iterable[Staged | Rejection | Remark]) -> tuple[list[
             remarks.append(item)
         elif isinstance(item, Rejection):
             rejections.append(item)
+        elif item.scan_id in left_out.LEFT_OUT.get(name, {}):
+            rejections.append(Rejection(item.scan_id, f"left out: {left_out.LEFT_OUT[name][item.scan_id]}"))
         elif item.scan_id in scans:
             rejections.append(Rejection(item.scan_id, "a second scan of this name; give it another"))
         else:
@@ -187,6 +212,19 @@ def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.M
         splits.Member(row.scan_id, row.fingerprint, row.organ, row.label, row.patient, cluster, row.series)
         for row, cluster in zip(scans, clusters, strict=True)
     ]
+
+
+def find_kin(
+    name: str, scans: Sequence[Staged], folder: pathlib.Path, data_dir: pathlib.Path
+) -> tuple[list[tuple[kin.Kin, ...]], dict[str, int]]:
+    """The scans of other published sources that show the same images, and how many of each source were compared."""
+    organ = SOURCES[name].organ
+    if organ is None:
+        return [()] * len(scans), {}
+    others = [other for other, row in SOURCES.items() if row.organ == organ and other != name]
+    correlation = duplicates.SAME_SWEEP if organ == "breast" else duplicates.SAME_IMAGE
+    images = [staging.images_of(row, folder)[0] for row in scans]
+    return kin.find(images, organ, others, data_dir, correlation)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,12 @@ class Plan:
     history: History
 
 
-def assign(members: Sequence[Member], history: History) -> Plan:
+def groups_of(members: Sequence[Member]) -> list[str]:
+    """The name of each scan's group, as `assign` has it."""
+    return _groups(members, _images(members), binding_series(members))
+
+
+def assign(members: Sequence[Member], history: History, followed: Mapping[str, str] | None = None) -> Plan:
     """Group scans and assign each group its split.
 
     Scans of the same patient or with the same pixels form a group, and so does a cluster of near-duplicates in which a
@@ -85,7 +90,13 @@ def assign(members: Sequence[Member], history: History) -> Plan:
     alone joins nothing.) A group keeps the split that its scans or
     patients had. It goes to train, and is listed, where they had several, or where near-duplicates in it have
     contradicting labels; these labels become UNKNOWN.
+
+    Args:
+      members: the scans.
+      history: the splits so far.
+      followed: group -> split that it gets in any case, as it follows a group of another source (`kin.py`).
     """
+    followed = followed or {}
     images, binding = _images(members), binding_series(members)
     groups = _groups(members, images, binding)
     contradictions = _contradictions(members, images, groups)
@@ -97,10 +108,12 @@ def assign(members: Sequence[Member], history: History) -> Plan:
         members_of[group].append(member)
     split_of, moved = {}, []
     for group, own in sorted(members_of.items()):
-        before = _splits_before(own, history, binding)
+        before = splits_before(own, history, binding)
         split = TRAIN if group in contradicted or len(before) > 1 else next(iter(before), _split_of_new(own))
+        split = followed.get(group, split)
         if before - {split}:
             why = "contradicting labels" if group in contradicted else "its scans joined groups of several splits"
+            why = "near-duplicates in another source" if group in followed else why
             scans = sorted(member.scan_id for member in own)
             moved.append({"group": group, "from": sorted(before), "to": split, "why": why, "scans": scans})
         split_of[group] = split
@@ -145,7 +158,7 @@ def binding_series(members: Sequence[Member]) -> frozenset[str]:
     return frozenset(m.series for m in members if m.patient is None and m.series is not None)
 
 
-def _splits_before(own: Sequence[Member], history: History, binding: frozenset[str]) -> set[str]:
+def splits_before(own: Sequence[Member], history: History, binding: frozenset[str]) -> set[str]:
     """The splits that a group's scans, patients and series had."""
     found = {history.fingerprints.get(member.fingerprint) for member in own}
     found |= {history.groups.get(member.patient) for member in own if member.patient is not None}

@@ -67,7 +67,7 @@ def build(
         shown = sys.stderr.isatty() if progress is None else progress
         (tfds.enable_progress_bar if shown else tfds.disable_progress_bar)()
         try:
-            built = _build(source, from_, home / ".building", home / "splits.json", per_class, pipeline)
+            built = _build(source, from_, home, per_class, pipeline)
             if target.exists():
                 # one level down, so that it is not taken for a version
                 (home / ".replaced").mkdir()
@@ -105,21 +105,21 @@ def _beam_options(beam: str) -> Any:
 def _build(
     source: str,
     from_: str | os.PathLike | None,
-    stage: pathlib.Path,
-    history: pathlib.Path,
+    home: pathlib.Path,
     per_class: int | None,
     pipeline: Any,
 ) -> pathlib.Path:
-    """Build in `stage`, with the splits of the file `history`; the folder of the finished version."""
+    """Build below the source's folder `home`, with the splits that are there; the folder of the finished version."""
     import tensorflow_datasets as tfds
     from mcis_datasets.mcis_scans import archive
     from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
     from mcis_datasets.mcis_scans.record import find_base
 
+    stage, history = home / ".building", home / "splits.json"
     (stage / DATASET / source).mkdir(parents=True)
     if history.exists():
         shutil.copyfile(history, stage / DATASET / source / "splits.json")
-    builder = Builder(config=source, data_dir=stage, per_class=per_class)
+    builder = Builder(config=source, data_dir=stage, per_class=per_class, others=home.parents[1])
     with contextlib.nullcontext(stage) if from_ is None else archive.opened(local_path(from_, "--from")) as folder:
         requires = SOURCES[source].requires
         if requires and find_base(folder, requires) is None and not (folder / f"{source}.zip").is_file():

@@ -23,8 +23,13 @@ LEFT_OUT = "left_out"
 """The split option's value for out-of-fold evaluation: each scan is scored by the run that held out its fold."""
 CHUNK = 1024
 """Scans submitted to the loading threads at a time."""
-PUBLISHED = ("busi", "busbra", "lgg", "br35h")
+PUBLISHED = ("busi", "busbra", "lgg", "br35h", "cheng", "healthy", "notumor", "uclm", "brest")
 """Sources whose scans keep their publisher's names: one name is one image, in every copy of the data set."""
+
+
+FOLLOWS = "@"
+"""First letter of a published scan's group that is a group of another source, near-duplicates of which it holds; then
+comes that source's name and the group's, as in "@br35h/cluster-0123456789abcdef"."""
 
 
 class MissingData(ValueError):
@@ -45,7 +50,7 @@ class Scans:
 
     pixels: images and masks. The other columns (N,): area int32 (pixels of the letterboxed mask), outline str (16 hex
     digits of that mask's SHA-256), has_mask bool, organ str, label int32 (index into the organ's classes, -1 unknown),
-    group str ("<source>/<patient or cluster>"), source str, scan_id str, fingerprint str, thumbnail bool
+    group str (`group_name`), source str, scan_id str, fingerprint str, thumbnail bool
     (`Letterbox.thumbnail`).
     """
 
@@ -149,6 +154,15 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
     return builder.as_data_source(split, decoders=skip)
 
 
+def group_name(source: str, stored: str) -> str:
+    """The name of a group among all sources: "<source>/<group>", of the source whose group it is.
+
+    >>> group_name("busbra", "12"), group_name("cheng", "@br35h/cluster-0123456789abcdef")
+    ('busbra/12', 'br35h/cluster-0123456789abcdef')
+    """
+    return stored[len(FOLLOWS) :] if source in PUBLISHED and stored.startswith(FOLLOWS) else f"{source}/{stored}"
+
+
 def public_name(source: str, scan_id: str) -> str | None:
     """Twelve hex digits for a published scan's name; None for a source whose names are not unique beyond its folder.
 
@@ -223,7 +237,7 @@ def _load(source: str, split: str, stored: Sequence[Record], organ: str | None, 
             "has_mask": np.bool_(record["has_mask"]),
             "organ": text(record["organ"]),
             "label": np.int32(record["label"]),
-            "group": f"{text(record['source'])}/{text(record['group'])}",
+            "group": group_name(text(record["source"]), text(record["group"])),
             "source": text(record["source"]),
             "scan_id": text(record["scan_id"]),
             "fingerprint": text(record["fingerprint"]),
