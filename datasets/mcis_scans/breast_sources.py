@@ -107,7 +107,9 @@ def brest(folder: pathlib.Path) -> Iterator[Item | Job]:
 
     `case001_other1.png` ... outline something else, such as an implant, a duct or a vessel: they are no lesion.
     """
-    images, masks, others = {}, {}, set()
+    images: dict[str, pathlib.Path] = {}
+    masks: dict[str, list[pathlib.Path]] = {}
+    others: set[str] = set()
     for path in image_files.files_in(folder / BREST_FOLDER):
         found = re.fullmatch(r"(.*)_(tumor|other)(\d*)", path.stem)
         if found is None:

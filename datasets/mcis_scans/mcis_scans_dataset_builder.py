@@ -119,9 +119,9 @@ class Builder(tfds.core.ShardBasedBuilder):
         relatives, compared = find_kin(name, scans, folder, self._others)
         decision = kin.decide(members, relatives, history, name)
         rejections += decision.left_out.values()
-        scans, members, relatives = (
-            [row for i, row in enumerate(rows) if i not in decision.left_out] for rows in (scans, members, relatives)
-        )
+        kept = [i for i in range(len(scans)) if i not in decision.left_out]
+        scans, members = [scans[i] for i in kept], [members[i] for i in kept]
+        relatives = [relatives[i] for i in kept]
         plan = splits.assign(members, history, {group: leader.split for group, leader in decision.follows.items()})
         remarks += audit.compare(members, [row.outline for row in scans]) if name == "folder" else []
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections, remarks)

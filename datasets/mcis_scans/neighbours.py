@@ -43,7 +43,7 @@ def _same_lesion(a: np.ndarray, b: np.ndarray) -> bool:
     if a.shape != b.shape:
         b = cv2.resize(b, a.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     smaller = min(np.count_nonzero(a), np.count_nonzero(b))
-    return smaller > 0 and np.count_nonzero(a & b) >= SAME_LESION * smaller
+    return bool(smaller > 0 and np.count_nonzero(a & b) >= SAME_LESION * smaller)
 
 
 def _same_head(a: np.ndarray, b: np.ndarray) -> bool:

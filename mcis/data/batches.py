@@ -120,7 +120,53 @@ def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
     (source-balanced sampling) each source has its own cells, and all sources have the same weight. A segmentation
     task draws lesion scans with the share `task.lesion_share`; other tasks draw their classes evenly. A lesion scan
     without mask is drawn where the task has a label head. Scans that teach the task nothing are in cell UNKNOWN.
+
+    With `task.even_classes`, each class of each source is a cell, for every task. With `task.even_sources` too, the
+    sources have equal weights, and in each its classes; else the classes have, and in each the sources that have it. A
+    scan of unknown class with a known mask counts as the first class with or without a lesion, as its mask is.
+
+    With `task.max_repeats`, a cell of n of N scans has at most the share max_repeats * n / N, since an epoch draws N
+    scans. The rest goes to the other cells in proportion.
     """
+    cell, weights = _evenly(scans, task) if task.even_classes else _by_lesion(scans, task)
+    if task.max_repeats:
+        most = {c: task.max_repeats * np.count_nonzero(cell == c) / len(scans) for c in weights}
+        weights = _limited(weights, most)
+    return cell, weights
+
+
+def _evenly(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
+    kind = targets(scans, task)
+    if task.segments:
+        organ = organ_named(task.organ)
+        lesions = [organ.classes.index(name) for name in organ.lesions]
+        first = [k for k in range(len(organ.classes)) if k not in lesions][:1] + lesions[:1]
+        by_mask = np.where(scans.has_mask, np.array(first)[(scans.area > 0).astype(int)], UNKNOWN)
+        kind = np.where(kind == UNKNOWN, np.where(scans.organ == task.organ, by_mask, UNKNOWN), kind)
+        if not task.label_loss:
+            kind = np.where(scans.has_mask, kind, UNKNOWN)
+    source = np.unique(scans.source, return_inverse=True)[1]
+    cell = np.where(kind == UNKNOWN, UNKNOWN, source * len(task.classes) + kind).astype(int)
+    present = [int(c) for c in np.unique(cell) if c != UNKNOWN]
+    # The cells that share a weight of 1: those of a source, or those of a class.
+    together = [c // len(task.classes) if task.even_sources else c % len(task.classes) for c in present]
+    return cell, {c: 1.0 / together.count(owner) for c, owner in zip(present, together, strict=True)}
+
+
+def _limited(weights: dict[int, float], most: dict[int, float]) -> dict[int, float]:
+    """Shares in proportion to `weights`, but at most `most`, as far as these leave a share of 1 in all."""
+    total = sum(weights.values())
+    shares = {c: weight / total for c, weight in weights.items()}
+    full: set[int] = set()
+    while more := {c for c in shares if c not in full and shares[c] > most[c]}:
+        full |= more
+        left = 1.0 - sum(most[c] for c in full)
+        rest = sum(weights[c] for c in weights if c not in full)
+        shares = {c: most[c] if c in full else left * weights[c] / rest for c in weights}
+    return shares
+
+
+def _by_lesion(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
     target = targets(scans, task)
     if task.segments:
         organ = organ_named(task.organ)

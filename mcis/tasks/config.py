@@ -92,6 +92,11 @@ class Task:
       lesion_share: share of lesion scans in a segmentation task's batches; other tasks draw classes evenly.
       even_sources: source-balanced sampling: sources are drawn evenly, and classes evenly within each, so that the
         appearance of a source does not indicate a class.
+      even_classes: class-balanced sampling also for segmentation, where `lesion_share` then counts for nothing. With
+        `even_sources`, the classes that a source has are drawn evenly within it; without, classes are drawn evenly over
+        all, and within each class the sources that have it.
+      max_repeats: most times that a scan is drawn in an epoch, on average, so that few scans of a class or source are
+        not memorised; what they do not get, all others get. 0 = no limit.
       epochs: length of training; an epoch draws as many scans as the training split has.
       patience: epochs without a better value of `select` after which training ends; 0 = training never ends early.
       batch_size: scans in a step, over all devices.
@@ -122,6 +127,8 @@ class Task:
     auxiliary_loss: float = 0.0
     lesion_share: float = 0.7
     even_sources: bool = False
+    even_classes: bool = False
+    max_repeats: float = 0.0
     epochs: int = 30
     patience: int = 0
     batch_size: int = 16

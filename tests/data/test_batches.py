@@ -140,3 +140,84 @@ def test_shares_of_a_batch_make_up_the_batch(scans):
     halves = [batches.make_batch(scans, scans.label, rows, 8, share) for share in (slice(0, 4), slice(4, 8))]
     for expected, parts in zip(whole, zip(*halves, strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate(parts), expected)
+
+
+def a_set(scans, *rows):
+    """Scans of (source, label, whether a mask is known, number)."""
+    rows = [row[:3] for row in rows for _ in range(row[3])]
+    chosen = scans.take(np.zeros(len(rows), int))
+    source, label, known = (np.array(values) for values in zip(*rows, strict=True))
+    organ = np.full(len(rows), "breast")
+    area = (known & (label > 0)).astype(np.int32) * 9
+    label = label.astype(np.int32)
+    return dataclasses.replace(chosen, source=source, label=label, has_mask=known, area=area, organ=organ)
+
+
+def test_even_classes_are_even_within_even_sources(scans):
+    """Source a has three classes, b two, c one: each source weighs 1, and its classes the same."""
+    some = a_set(scans, ("a", 0, True, 5), ("a", 1, True, 3), ("a", 2, True, 1), ("b", 1, True, 8), ("b", 2, True, 2))
+    some = type(some).join([some, a_set(scans, ("c", 0, True, 4))])
+    expected = {0: 1 / 3, 1: 1 / 3, 2: 1 / 3, 4: 1 / 2, 5: 1 / 2, 6: 1.0}
+    for name in ("segment_breast", "classify_breast"):
+        task = dataclasses.replace(TASKS[name], even_sources=True, even_classes=True, lesion_share=0.9)
+        cell, weights = batches.balance(some, task)
+        assert weights == pytest.approx(expected)
+        assert cell.tolist() == [0] * 5 + [1] * 3 + [2] + [4] * 8 + [5] * 2 + [6] * 4
+
+
+def test_even_classes_without_even_sources_are_even_over_all(scans):
+    """Class 0 is in a and c, 1 and 2 are in a and b: each class weighs 1, and its sources the same."""
+    some = a_set(scans, ("a", 0, True, 5), ("a", 1, True, 3), ("a", 2, True, 1), ("b", 1, True, 8), ("c", 0, True, 4))
+    task = dataclasses.replace(TASKS["segment_breast"], even_classes=True)
+    weights = batches.balance(some, task)[1]
+    assert weights == pytest.approx({0: 1 / 2, 1: 1 / 2, 2: 1.0, 4: 1 / 2, 6: 1 / 2})
+    organ = np.where(some.source == "a", "brain", np.where(some.source == "b", "breast", UNSUPPORTED))
+    mixed = dataclasses.replace(some, organ=organ, label=np.where(organ == UNSUPPORTED, UNKNOWN, 0))
+    more = dataclasses.replace(mixed, source=np.where(some.source == "b", "d", some.source))
+    both = type(mixed).join([mixed, more.take(more.source == "d")])
+    weights = batches.balance(both, dataclasses.replace(TASKS["route"], even_classes=True))[1]
+    assert sorted(weights.values()) == pytest.approx([1 / 2, 1 / 2, 1.0, 1.0])  # two sources of the breast
+
+
+def test_even_classes_count_a_scan_of_unknown_class_as_its_mask_says(scans):
+    some = a_set(scans, ("a", 0, True, 1), ("a", 1, True, 1), ("a", 2, False, 1), ("a", 2, True, 1))
+    some = dataclasses.replace(some, label=np.array([-1, -1, -1, 2], np.int32))
+    task = dataclasses.replace(TASKS["segment_breast"], even_classes=True, even_sources=True)
+    assert batches.balance(some, task)[0].tolist() == [0, 1, UNKNOWN, 2]
+    unmasked = dataclasses.replace(some, label=np.array([0, 1, 2, 2], np.int32))
+    assert batches.balance(unmasked, task)[0].tolist() == [0, 1, 2, 2]
+    assert batches.balance(unmasked, dataclasses.replace(task, label_loss=0.0))[0].tolist() == [0, 1, UNKNOWN, 2]
+    assert batches.balance(some, dataclasses.replace(task, name="classify_breast"))[0].tolist() == [-1, -1, -1, 2]
+
+
+def test_few_scans_are_drawn_at_most_so_often(scans):
+    """Of 20 scans a class of b has one, which may have the share 4 / 20; the two other cells have the rest, 2 to 1."""
+    some = a_set(scans, ("a", 0, True, 6), ("b", 1, True, 13), ("b", 2, True, 1))
+    task = dataclasses.replace(TASKS["classify_breast"], even_sources=True, even_classes=True)
+    assert batches.balance(some, task)[1] == pytest.approx({0: 1.0, 4: 1 / 2, 5: 1 / 2})
+    plain = batches.balance(some, dataclasses.replace(task, max_repeats=9.0))[1]
+    assert plain == pytest.approx({0: 1 / 2, 4: 1 / 4, 5: 1 / 4})  # 1 / 4 is below 9 / 20
+    four = batches.balance(some, dataclasses.replace(task, max_repeats=4.0))[1]
+    assert four == pytest.approx({0: 0.8 * 2 / 3, 4: 0.8 / 3, 5: 4 / 20})
+    # 1.5 * 1 / 20 and, of the 0.925 that are left, two thirds are more than 1.5 * 6 / 20
+    assert batches.balance(some, dataclasses.replace(task, max_repeats=1.5))[1] == pytest.approx(
+        {0: 0.45, 4: 0.475, 5: 0.075}
+    )
+    least = batches.balance(some, dataclasses.replace(task, max_repeats=0.5))[1]
+    assert least == pytest.approx({0: 0.15, 4: 0.325, 5: 0.025})  # in proportion to the numbers
+    old = dataclasses.replace(task, even_classes=False, max_repeats=4.0)
+    assert sum(batches.balance(some, old)[1].values()) == pytest.approx(1.0)
+
+
+def test_batches_have_the_shares_of_even_classes(scans):
+    breast = scans.take(scans.organ == "breast")
+    breast = dataclasses.replace(
+        breast, source=np.where((breast.label == 2) | (np.arange(len(breast)) % 2 == 0), "a", "b")
+    )
+    task = dataclasses.replace(TASKS["segment_breast"], even_sources=True, even_classes=True)
+    cell, weights = batches.balance(breast, task)
+    position = {row: at for at, row in enumerate(breast.pixels.row.tolist())}
+    stream = batches.training_batches(breast, batches.targets(breast, task), cell, weights, 12, 0)
+    drawn = [cell[position[row]] for step in range(20) for row in rows_of(stream[step]).tolist()]
+    shares = np.bincount(drawn, minlength=6) / len(drawn)
+    np.testing.assert_allclose(shares, [1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 4, 0], atol=0.02)

@@ -121,7 +121,8 @@ def test_json_with_unknown_missing_or_mistyped_fields_names_them():
 
 def test_json_without_a_newer_field_gets_its_default():
     good = task_to_json(TASKS["route"])
-    older = {k: v for k, v in good.items() if k != "even_sources"}
+    newer = ("even_sources", "even_classes", "max_repeats")
+    older = {k: v for k, v in good.items() if k not in newer}
     older["augmentation"] = {k: v for k, v in good["augmentation"].items() if k != "flip"}
     assert task_from_json(older) == TASKS["route"]
     older = {
@@ -155,6 +156,7 @@ def test_an_unknown_task_lists_the_tasks():
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"clip": -1.0}, "clip=-1.0"),
         ({"lesion_share": 1.5}, r"lesion_share=1.5.*\[0, 1\]"),
+        ({"max_repeats": -1.0}, r"max_repeats=-1.0.*at least 0"),
         ({"weight_decay": float("inf")}, "weight_decay=inf"),
         ({"augmentation": Augmentation(grey=2.0)}, r"augmentation.grey=2.0.*\[0, 1\]"),
         ({"augmentation": Augmentation(rotate=-5.0)}, "augmentation.rotate=-5.0"),
