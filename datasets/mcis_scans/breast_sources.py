@@ -67,7 +67,9 @@ def uclm(folder: pathlib.Path) -> Iterator[Item | Job]:
         mask = masks.pop(scan_id, ())
         patient = re.match(r"[A-Z]{4}(?=_)", scan_id)
         if label not in BREAST.classes:
-            yield Rejection(scan_id, f"INFO.csv gives Label {row['Label']!r}; there are: {', '.join(BREAST.classes)}")
+            yield Rejection(
+                scan_id, f"INFO.csv gives Label {row['Label']!r}; the labels are {', '.join(BREAST.classes)}"
+            )
         elif patient is None:
             yield Rejection(scan_id, "its name does not begin with the four letters of a patient and _")
         else:
@@ -124,7 +126,7 @@ def brest(folder: pathlib.Path) -> Iterator[Item | Job]:
         scan_id = pathlib.PurePosixPath(name).stem
         image, mask = images.pop(scan_id, folder / BREST_FOLDER / name), masks.pop(scan_id, ())
         if label not in BREAST.classes:
-            reason = f"{place.name} gives the class {row['label']!r}; there are: {', '.join(BREAST.classes)}"
+            reason = f"{place.name} gives the class {row['label']!r}; the classes are {', '.join(BREAST.classes)}"
             yield Rejection(scan_id, reason)
             continue
         index = BREAST.classes.index(label)

@@ -73,7 +73,7 @@ def test_bad_rows_and_files_of_uclm_are_rejected(copy):
     (base / "masks" / "ALWI_000.png").unlink()
     records, rejections = read("uclm", root)
     assert list(records) == ["ALWI_001", "CHCO_003"]
-    assert "Label 'Cyst'; there are: normal, benign, malignant" in rejections["CHVI_000"]
+    assert "Label 'Cyst'; the labels are normal, benign, malignant" in rejections["CHVI_000"]
     assert "four letters of a patient" in rejections["x1"]
     assert "no row in INFO.csv" in rejections["ZZZZ_000"]
     assert "a mask without its image" in rejections["masks/YYYY_000"]

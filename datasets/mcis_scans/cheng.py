@@ -45,7 +45,7 @@ def _pictures(folder: pathlib.Path) -> Iterator[Item | Job]:
         image = images.pop(name, folder / "images" / row["file"])
         mask = masks.pop(name, [])
         if row["kind"].lower() not in KINDS:
-            yield Rejection(name, f"cheng.csv gives the kind {row['kind']!r}; there are: {', '.join(KINDS)}")
+            yield Rejection(name, f"cheng.csv gives the kind {row['kind']!r}; the kinds are {', '.join(KINDS)}")
         elif not name.isdecimal():
             yield Rejection(name, "its name is no number; without it nobody knows which slices are neighbours")
         else:
@@ -121,7 +121,7 @@ def _contents(path: pathlib.Path) -> tuple[str, np.ndarray, np.ndarray]:
     if not patient.isprintable() or not patient:
         raise ValueError(f"PID is {patient!r}; without it a patient could be in two splits")
     if kind not in [[number + 1] for number in range(len(KINDS))]:
-        raise ValueError(f"label is {kind}; there are: 1 to {len(KINDS)}")
+        raise ValueError(f"label is {kind}; the labels are 1 to {len(KINDS)}")
     if values.ndim != 2 or min(values.shape) < 2:
         raise ValueError(f"image has the shape {values.shape}; a slice has rows and columns")
     if not np.isfinite(values).all():

@@ -50,7 +50,7 @@ def test_bad_rows_and_files_are_rejected(tmp_path):
         "2": "no mask",
         "9": "no row in cheng.csv",
         "masks/8": "a mask without its image",
-        "10": "kind 'cyst'; there are: meningioma, glioma, pituitary",
+        "10": "kind 'cyst'; the kinds are meningioma, glioma, pituitary",
         "x": "its name is no number",
         "11": "no such file",
     }
@@ -118,7 +118,7 @@ def test_published_files_are_read_upright_with_their_patient(tmp_path):
     ("change", "words"),
     [
         ({"patient": "   "}, "PID is ''"),
-        ({"label": 4.0}, "label is [4.0]; there are: 1 to 3"),
+        ({"label": 4.0}, "label is [4.0]; the labels are 1 to 3"),
         ({"mask": marker(0, 0, 0, 0)}, "its mask is empty"),
         ({"mask": np.ones((20, 28), np.uint8)}, "looks inverted"),
         ({"mask": np.ones((5, 6), np.uint8)}, "its mask is 6 x 5 pixels, its scan 28 x 20"),
