@@ -9,7 +9,7 @@ from mcis.imaging import image_files
 from mcis.organs import UNKNOWN, organ_named
 
 from . import via
-from .record import Item, Job, MakeMask, Record, Rejection, empty, load, orphans, read_table, union_of
+from .record import Item, Job, MakeMask, Record, Rejection, empty, file_in, load, orphans, read_table, union_of
 
 BRAIN = organ_named("brain")
 
@@ -102,6 +102,7 @@ def _listed(
     images = {path.name: path for path in image_files.files_in(folder / "images")}
     rows = []
     for row in read_table(folder / name, columns):
-        image = images.pop(row["file"], folder / "images" / row["file"])
+        named = file_in(folder / "images", row["file"])
+        image = images.pop(named.name, named)
         rows.append((image.stem, image, dict(row)))
     return rows, [Rejection(path.stem, f"has no row in {name}") for path in images.values()]

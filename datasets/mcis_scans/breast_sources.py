@@ -11,7 +11,7 @@ from mcis.imaging import image_files, scan
 from mcis.organs import organ_named
 
 from . import table
-from .record import Item, Job, Rejection, empty, load, orphans, read_table, union_of
+from .record import Item, Job, Rejection, empty, file_in, load, orphans, read_table, union_of
 from .remarks import OTHER_MASK
 
 BREAST = organ_named("breast")
@@ -62,8 +62,9 @@ def uclm(folder: pathlib.Path) -> Iterator[Item | Job]:
     images = {path.stem: path for path in image_files.files_in(folder / "images")}
     masks = {path.stem: [path] for path in image_files.files_in(folder / "masks")}
     for row in read_table(folder / "INFO.csv", ("Image", "Label")):
-        scan_id, label = pathlib.PurePosixPath(row["Image"]).stem, row["Label"].lower()
-        image = images.pop(scan_id, folder / "images" / row["Image"])
+        named, label = file_in(folder / "images", row["Image"]), row["Label"].lower()
+        scan_id = named.stem
+        image = images.pop(scan_id, named)
         mask = masks.pop(scan_id, ())
         patient = re.match(r"[A-Z]{4}(?=_)", scan_id)
         if label not in BREAST.classes:
@@ -73,10 +74,10 @@ def uclm(folder: pathlib.Path) -> Iterator[Item | Job]:
         elif patient is None:
             yield Rejection(scan_id, "its name does not begin with the four letters of a patient and _")
         else:
-            named = SAME_PATIENT.get(patient[0], patient[0])
+            owner = SAME_PATIENT.get(patient[0], patient[0])
             make_mask = partial(_coloured, mask[0], label) if mask else union_of(())
             index = BREAST.classes.index(label)
-            yield partial(load, scan_id, image, make_mask, organ="breast", label=index, patient=named)
+            yield partial(load, scan_id, image, make_mask, organ="breast", label=index, patient=owner)
     yield from (Rejection(scan_id, "has no row in INFO.csv") for scan_id in images)
     yield from orphans(masks, "masks")
 
@@ -122,9 +123,9 @@ def brest(folder: pathlib.Path) -> Iterator[Item | Job]:
             others.add(found[1])
     place = folder / "image_labels.csv"
     for row in _brest_rows(place):
-        name, label = row["file"], row["label"].lower()
-        scan_id = pathlib.PurePosixPath(name).stem
-        image, mask = images.pop(scan_id, folder / BREST_FOLDER / name), masks.pop(scan_id, ())
+        named, label = file_in(folder / BREST_FOLDER, row["file"]), row["label"].lower()
+        scan_id = named.stem
+        image, mask = images.pop(scan_id, named), masks.pop(scan_id, ())
         if label not in BREAST.classes:
             reason = f"{place.name} gives the class {row['label']!r}; the classes are {', '.join(BREAST.classes)}"
             yield Rejection(scan_id, reason)

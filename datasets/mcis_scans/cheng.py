@@ -18,7 +18,7 @@ from mcis.organs import organ_named
 
 from . import remarks
 from .neighbours import runs_of
-from .record import Item, Job, Record, Rejection, load, orphans, read_mask, read_table, union_of
+from .record import Item, Job, Record, Rejection, file_in, load, orphans, read_mask, read_table, union_of
 
 KINDS = ("meningioma", "glioma", "pituitary")
 """Kinds of tumor; the published files number them from 1."""
@@ -26,6 +26,8 @@ PARTS = "brainTumorDataPublic_*"
 """The published folders or zips of slices, of which there are four."""
 PERCENTILES = (0.5, 99.5)
 """Of a slice's values: they become 0 and 255, as in NIfTI volumes."""
+MAX_DIGITS = 9
+"""Most digits of a slice's number."""
 MAX_LETTERS = 64
 """Longest name of a patient."""
 
@@ -41,12 +43,13 @@ def _pictures(folder: pathlib.Path) -> Iterator[Item | Job]:
     masks = {path.stem: [path] for path in image_files.files_in(folder / "masks")}
     rows = []
     for row in read_table(folder / "cheng.csv", ("file", "kind")):
-        name = pathlib.PurePosixPath(row["file"]).stem
-        image = images.pop(name, folder / "images" / row["file"])
+        named = file_in(folder / "images", row["file"])
+        name = named.stem
+        image = images.pop(name, named)
         mask = masks.pop(name, [])
         if row["kind"].lower() not in KINDS:
             yield Rejection(name, f"cheng.csv gives the kind {row['kind']!r}; the kinds are {', '.join(KINDS)}")
-        elif not name.isdecimal():
+        elif not _is_number(name):
             yield Rejection(name, "its name is no number; without it nobody knows which slices are neighbours")
         else:
             rows.append((name, image, mask))
@@ -59,6 +62,10 @@ def _pictures(folder: pathlib.Path) -> Iterator[Item | Job]:
         yield functools.partial(make, series=series)
     yield from (Rejection(name, "has no row in cheng.csv") for name in images)
     yield from orphans(masks, "masks")
+
+
+def _is_number(name: str) -> bool:
+    return name.isdecimal() and len(name) <= MAX_DIGITS
 
 
 def _tumor() -> int:
@@ -76,7 +83,7 @@ def _planes(image: pathlib.Path, mask: list[pathlib.Path]) -> tuple[np.ndarray, 
 
 
 def _matlab(folder: pathlib.Path) -> Iterator[Item | Job]:
-    files = sorted((path for path in folder.rglob("*.mat") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    files = sorted((path for path in folder.rglob("*.mat") if _is_number(path.stem)), key=lambda path: int(path.stem))
     if not files:
         zips = ", ".join(sorted(path.name for path in folder.glob(f"{PARTS}.zip"))) or "none"
         raise ValueError(
@@ -92,7 +99,7 @@ def read_matlab(scan_id: str, path: pathlib.Path) -> Item:
     """Read a published slice: a Record, or a Rejection where it is damaged or its mask does not fit."""
     try:
         patient, values, lesion = _contents(path)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         what = error.args[0] if isinstance(error, KeyError) else error  # KeyError puts its message in quotes
         return Rejection(scan_id, f"not readable as one of Cheng's MATLAB 7.3 files ({what})")
     if lesion.shape != values.shape:

@@ -43,7 +43,7 @@ def test_bad_rows_and_files_are_rejected(tmp_path):
     shutil.copy(root / "images" / "1.jpg", root / "images" / "9.jpg")
     shutil.copy(root / "masks" / "1.png", root / "masks" / "8.png")
     with (root / "cheng.csv").open("a") as table:
-        table.write("10.jpg,cyst,0\nx.jpg,glioma,0\n11.jpg,glioma,0\n")
+        table.write(f"10.jpg,cyst,0\nx.jpg,glioma,0\n11.jpg,glioma,0\n{'9' * 5000}.jpg,glioma,0\n")
     records, rejections = read(root)
     assert list(records) == ["1", "7"]
     expected = {
@@ -53,6 +53,7 @@ def test_bad_rows_and_files_are_rejected(tmp_path):
         "10": "kind 'cyst'; the kinds are meningioma, glioma, pituitary",
         "x": "its name is no number",
         "11": "no such file",
+        "9" * 5000: "its name is no number",
     }
     assert set(rejections) == set(expected)
     assert all(words in rejections[name] for name, words in expected.items())
@@ -75,14 +76,14 @@ def test_a_run_ends_where_both_head_and_lesion_differ():
     assert neighbours.runs_of([]) == []
 
 
-def write(path, patient="100360", label=1.0, image=None, mask=None, leave_out=()):
+def write(path, patient="100360", label=1.0, image=None, mask=None, leave_out=(), more=None):
     """A file as MATLAB 7.3 writes it: columns first, text as codes."""
     h5py = pytest.importorskip("h5py")
     path.parent.mkdir(parents=True, exist_ok=True)
     image = make_image(5).astype(np.int16) * 8 - 100 if image is None else image
     mask = plane(3, 4, 6, 2) if mask is None else mask
     contents = {
-        "PID": np.array([[ord(letter)] for letter in patient], np.uint16),
+        "PID": np.array([[ord(one) if isinstance(one, str) else one] for one in patient], np.uint64),
         "label": np.array([[label]]),
         "image": image.T,
         "tumorMask": mask.T,
@@ -92,6 +93,8 @@ def write(path, patient="100360", label=1.0, image=None, mask=None, leave_out=()
         for name, values in contents.items():
             if name not in leave_out:
                 file[f"cjdata/{name}"] = values
+        if more:
+            file[f"cjdata/{more}"] = 1
 
 
 def test_published_files_are_read_upright_with_their_patient(tmp_path):
@@ -118,6 +121,8 @@ def test_published_files_are_read_upright_with_their_patient(tmp_path):
     ("change", "words"),
     [
         ({"patient": "   "}, "PID is ''"),
+        ({"patient": [2**40]}, "not readable"),
+        ({"leave_out": ("image",), "more": "image/deep"}, "not readable"),
         ({"label": 4.0}, "label is [4.0]; the labels are 1 to 3"),
         ({"mask": marker(0, 0, 0, 0)}, "its mask is empty"),
         ({"mask": np.ones((20, 28), np.uint8)}, "looks inverted"),

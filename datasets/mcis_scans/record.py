@@ -206,6 +206,11 @@ def orphans(masks: Mapping[str, Sequence[pathlib.Path]], place: str) -> Iterator
             yield Rejection(f"{place}/{path.stem}", "a mask without its image")
 
 
+def file_in(folder: pathlib.Path, written: str) -> pathlib.Path:
+    """The file of that name in a folder; folders in what a table has written are ignored."""
+    return folder / pathlib.PurePosixPath(written).name
+
+
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[Mapping[str, str]]:
     """Rows of a CSV file, as `table.read` gives them."""
     return [row.values for row in table.read(path, columns).rows]
