@@ -139,3 +139,15 @@ def test_folds_in_use_do_not_change(scans):
     several = dataclasses.replace(scans, group=np.array([scan_id[:-1] for scan_id in scans.scan_id]))
     fold = dataset.folds_of(several, 3)
     assert all(len(set(fold[several.group == name])) == 1 for name in set(several.group))
+
+
+def test_a_group_that_follows_another_sources_group_is_in_its_fold():
+    assert dataset.group_name("busi", "cluster-1") == "busi/cluster-1"
+    assert (
+        dataset.group_name("cheng", "@br35h/cluster-1") == dataset.group_name("br35h", "cluster-1") == "br35h/cluster-1"
+    )
+    assert dataset.group_name("folder", "@home") == "folder/@home"  # a patient of somebody's own
+    own = [(dataset.group_name("br35h", f"cluster-{k}"), "br35h", k % 2) for k in range(20)]
+    follow = [(dataset.group_name("cheng", f"@br35h/cluster-{k}"), "cheng", 1) for k in range(20)]
+    fold = dataset.folds_of(columns_of([*own, *follow]), 5)
+    np.testing.assert_array_equal(fold[:20], fold[20:])
