@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from mcis.imaging import image_files, scan
+from mcis.imaging.masks import Mask
 from mcis.organs import organ_named
 
 from . import table
@@ -88,11 +89,11 @@ COLOURS = {"benign": 1, "malignant": 0}
 """Channel (RGB) of the colour in which BUS-UCLM draws a class: benign is green, malignant is red."""
 
 
-def _coloured(path: pathlib.Path, label: str, size: tuple[int, int]) -> np.ndarray:
-    """A mask of BUS-UCLM, uint8 {0,1} (H, W, 1); ScanError where its colour is that of another class than `label`."""
+def _coloured(path: pathlib.Path, label: str, size: tuple[int, int]) -> np.ndarray | Mask:
+    """A mask of BUS-UCLM; ScanError where its colour is that of another class than `label`."""
     mask = union_of([path])(size)
     colours = image_files.read_picture(path).array
-    if label in COLOURS and mask.any() and colours.shape[2] >= 3:
+    if label in COLOURS and colours.shape[2] >= 3:
         drawn = {name: int(colours[..., channel].astype(np.int64).sum()) for name, channel in COLOURS.items()}
         most = max(drawn, key=lambda name: drawn[name])
         if drawn[most] > drawn[label]:

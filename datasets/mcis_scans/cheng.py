@@ -76,7 +76,7 @@ def _planes(image: pathlib.Path, mask: list[pathlib.Path]) -> tuple[np.ndarray, 
     """A slice and its mask, both uint8 (H, W); None where one cannot be read, which `load` reports."""
     try:
         grey = image_files.read(image).image[..., 0]
-        lesion = read_mask(mask[0])[..., 0]
+        lesion = read_mask(mask[0]).lesion[..., 0]
     except (scan.ScanError, OSError, IndexError):
         return None
     return (grey, lesion) if grey.shape == lesion.shape else None
