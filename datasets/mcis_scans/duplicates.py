@@ -109,7 +109,7 @@ def find_links(
 ) -> list[list[int]]:
     """Near-duplicates, as `find_clusters` has them, between two sets: which of the others each image shows.
 
-    Time grows with the product of the numbers: 2,200 and 2,700 images take some three minutes on one core.
+    Time grows with the product of the numbers: 2,200 and 2,700 images take some five minutes on one core.
 
     Args:
       images: as for `find_clusters`.
