@@ -236,7 +236,8 @@ def test_a_file_in_the_format_of_an_expired_jax_is_read_or_reported(tmp_path, ca
     model = export.to_stablehlo(lambda image: {"organ_probs": image.mean((1, 2)) / 255})
     metadata = {"format": "stablehlo", "what": "route", "notice": "", "classes": ["a", "b", "c"], "organs": []}
     export.write(tmp_path / "old", metadata | {"versions": {"jax": "0.8.0"}}, model, None)
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 100, 3), np.uint8))
+    blobs = cv2.resize(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8), (100, 100))
+    cv2.imwrite(str(tmp_path / "a.png"), blobs // np.array([2, 2, 1], np.uint8))  # mostly red, which is class "a"
     status = run.main([str(tmp_path / "a.png")], tmp_path / "old")
     printed = capsys.readouterr()
     if status == 0:  # this JAX still reads it
