@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mcis.imaging import dicom_compressed, dicom_file, dicom_objects, dicom_pixels, dicom_syntaxes
+from mcis.imaging import dicom_compressed, dicom_file, dicom_objects, dicom_pixels, dicom_surplus, dicom_syntaxes
 from mcis.imaging.dicom_display import to_rgb
 from mcis.imaging.dicom_file import looks_like_dicom, safe_errors
 from mcis.imaging.dicom_header import (
@@ -21,7 +21,7 @@ from mcis.imaging.dicom_header import (
 )
 from mcis.imaging.headers import is_image
 from mcis.imaging.modality import stated_content
-from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, check_frame
+from mcis.imaging.scan import MAX_FRAMES, Scan, ScanError, Statement, check_frame
 
 SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
 SURVEYED = ("SOPClassUID", "Modality", "NumberOfFrames", "Rows", "Columns")
@@ -103,11 +103,21 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
             dicom_compressed.check_syntax(file)
             layout = dicom_pixels.layout_of(file)
             check_frame(path, frame, frames_of(header))
-            array, notes = dicom_pixels.decode(file, layout, frame)
+            array, notes, bits = dicom_pixels.decode(file, layout, frame)
             image, display_notes = to_rgb(array, file, layout, frame)
             spacing, spacing_notes = spacing_of(header, frame)
             stated, stated_notes = stated_content(header, frame)
-            notes = [*layout.notes, *notes, *display_notes, *spacing_notes, *position_notes(header, frame)]
+            if bits:
+                text = f"Bits Stored {layout.stored}, but the pixels use {bits} bits: the picture is scrambled"
+                stated = (*stated, Statement(text, ()))
+            notes = [
+                *layout.notes,
+                *dicom_surplus.notes(file, layout),
+                *notes,
+                *display_notes,
+                *spacing_notes,
+                *position_notes(header, frame),
+            ]
             notes += [*stated_notes, *_burnt_in(header)]
             return Scan(np.ascontiguousarray(image), tuple(notes), spacing, geometry, stated, aspect_of(header))
     except ScanError as error:

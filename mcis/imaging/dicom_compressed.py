@@ -8,12 +8,12 @@ import functools
 import itertools
 import re
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from mcis.imaging import jpeg_12_bits
+from mcis.imaging import dicom_bits, jpeg_12_bits
 from mcis.imaging.dicom_file import DicomFile, import_pydicom
 from mcis.imaging.dicom_header import frames_of
 from mcis.imaging.dicom_syntaxes import (
@@ -30,7 +30,7 @@ from mcis.imaging.dicom_syntaxes import (
     is_never_decodable,
 )
 from mcis.imaging.headers import JPEG_FRAME_HEADERS, Codestream, codestream, has_codestream_box
-from mcis.imaging.scan import MAX_DECODED, MAX_FRAMES, ScanError, check_passes
+from mcis.imaging.scan import AGAIN, MAX_DECODED, MAX_FRAMES, ScanError, check_passes
 
 JPEG_START, J2K_START, JP2_START = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
 JPEG_END = 0xFFD9
@@ -63,6 +63,20 @@ class Layout:
     planar: bool
     kind: str
     notes: tuple[str, ...] = ()
+
+
+class Frame(NamedTuple):
+    """A decoded frame.
+
+    Attributes:
+      array: (H, W) or RGB (H, W, 3).
+      notes: on its decoding.
+      bits: how many bits its values use where these are more than the header says, so that it is scrambled; else 0.
+    """
+
+    array: np.ndarray
+    notes: list[str]
+    bits: int = 0
 
 
 def check_syntax(file: DicomFile) -> None:
@@ -99,8 +113,8 @@ def codec_of(data: bytes, stated: str) -> str | None:
     return None
 
 
-def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, list[str]]:
-    """A compressed frame, YBR converted to RGB: (H, W) or (H, W, 3); and notes. ScanError if it cannot be decoded."""
+def decode(file: DicomFile, layout: Layout, frame: int) -> Frame:
+    """A compressed frame, YBR converted to RGB. ScanError if it cannot be decoded."""
     pydicom, path = import_pydicom(file.path), file.path
     data = frame_bytes(file, frame)
     codec = codec_of(data, file.syntax)
@@ -109,7 +123,7 @@ def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, lis
             raise ScanError(f"{path}: {advice(path, file.syntax)}")
         name = "compressed image" if file.syntax in NATIVE else pydicom.uid.UID(file.syntax).name
         raise ScanError(f"{path}: a frame without a size; damaged, or no {name}")
-    notes = []
+    notes: list[str] = []
     if codec not in FAMILIES.get(file.syntax, ()):
         notes.append(f"its pixels are compressed ({pydicom.uid.UID(codec).name}), other than its header says")
     options: dict[str, Any] = {
@@ -131,13 +145,19 @@ def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, lis
         options |= changes
     try:
         if codec == JPEG_EXTENDED and uid == JPEG_EXTENDED:
-            return _decode_12_bits(path, data, layout), notes
+            return Frame(_decode_12_bits(path, data, layout), notes)
         decoder = pydicom.pixels.get_decoder(uid)
         items = pydicom.encaps.encapsulate([data], has_bot=False)
-        return decoder.as_array(items, index=0, decoding_plugin=plugin, **options)[0], notes
+        padded = layout.samples == 1 and codec in (RLE, JPEG_LOSSLESS)
+        options |= {"correct_unused_bits": False} if padded else {}
+        array = decoder.as_array(items, index=0, decoding_plugin=plugin, **options)[0]
+        if not padded:
+            return Frame(array, notes)
+        array, bits, more = dicom_bits.used(array, layout, file.header)
+        return Frame(array, [*notes, *more], bits)
     except (RuntimeError, NotImplementedError) as error:
         if codec == J2K and (array := _decode_j2k(data, layout)) is not None:
-            return array, notes
+            return Frame(array, notes)
         if "missing dependencies" in str(error) or isinstance(error, NotImplementedError):
             raise ScanError(
                 f"{path}: no decoder for {uid.name} is installed; decompress it with `gdcmconv --raw`"
@@ -212,7 +232,7 @@ def _checked(path: str, layout: Layout, data: bytes, codec: str) -> tuple[bytes,
     if codec == JPEG_LS:
         end = jpeg_end(data)
         if end is None:  # CharLS would spin
-            raise ScanError(f"{path}: truncated frame")
+            raise ScanError(f"{path}: truncated frame; {AGAIN}")
         data = data[:end]
     name = import_pydicom(path).uid.UID(codec).name
     if not has_codestream_box(data) or (stream := codestream(data)) is None:  # pydicom would follow the boxes forever
@@ -257,7 +277,8 @@ def frame_bytes(file: DicomFile, frame: int) -> bytes:
     """The compressed bytes of a frame. ScanError if they are missing."""
     frames = frame_items(file)
     if frame >= len(frames) or not frames[frame]:
-        raise ScanError(f"{file.path}: truncated: it has the compressed pixels of {len(frames)} frames only")
+        there = "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
+        raise ScanError(f"{file.path}: truncated: it has the compressed pixels of {there} only; {AGAIN}")
     with file.open(2 * MAX_DECODED) as source:
         parts = []
         for at, length in frames[frame]:

@@ -36,6 +36,8 @@ META = {0x00020002, 0x00020010}
 """Tags of SOP class and transfer syntax in the file meta information."""
 GROUPS = {0x52009229, 0x52009230}
 """Tags of the functional groups shared by all frames, and of those of each."""
+OVERLAY_POSITIONS = tuple(0x60000102 + (number << 17) for number in range(16))
+"""Tags of the bit in which pixel values hold an overlay (60xx,0102)."""
 PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 DIRECTORY = "1.2.840.10008.1.3.10"
@@ -224,8 +226,9 @@ def _data_set(path: str, walker: Walker, at: int, tags: Sequence[str], last: int
     """The pydicom Dataset of some elements of the data set at an offset, and the offset of the pixels or the end."""
     pydicom = import_pydicom(path)
     names = (*tags, "SpecificCharacterSet")
-    wanted, macros = ({pydicom.datadict.tag_for_keyword(name) for name in some} for some in (names, MACROS))
+    elements, macros = ({pydicom.datadict.tag_for_keyword(name) for name in some} for some in (names, MACROS))
     try:
+        wanted = elements | {*OVERLAY_POSITIONS}
         picked, at = pick(walker, at, wanted, wanted & GROUPS, macros, lambda tag: tag in PIXELS or tag > last)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from None

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.imaging import dicom_compressed, dicom_syntaxes
-from mcis.imaging.dicom_compressed import Layout
+from mcis.imaging import dicom_bits, dicom_compressed, dicom_syntaxes
+from mcis.imaging.dicom_compressed import Frame, Layout
 from mcis.imaging.dicom_file import BIG_ENDIAN, DicomFile
 from mcis.imaging.dicom_header import frames_of, text_of, whole_of
-from mcis.imaging.scan import MAX_DECODED, ScanError
+from mcis.imaging.scan import AGAIN, MAX_DECODED, ScanError
 
 KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422")
 """Photometric interpretations of native pixel data."""
@@ -27,11 +27,12 @@ def layout_of(file: DicomFile) -> Layout:
     path, header = file.path, file.header
     rows, columns = whole_of(header, "Rows") or 0, whole_of(header, "Columns") or 0
     if rows * columns <= 0:
-        raise ScanError(f"{path}: a DICOM file without an image ({modality_of(header) or 'no modality'})")
+        kind = modality_of(header) or "no modality"
+        raise ScanError(f"{path}: holds only data about the scan, no image ({kind}); export the images again")
     if rows * columns > MAX_PIXELS:
         raise ScanError(f"{path}: {columns} x {rows} pixels; at most {MAX_PIXELS} are read")
     if file.pixels is None:
-        raise ScanError(f"{path}: a DICOM file without pixel data; truncated, or its pixels are stored elsewhere")
+        raise ScanError(f"{path}: holds no image: truncated, or its pixels are elsewhere; export the images again")
     notes: list[str] = []
     samples = whole_of(header, "SamplesPerPixel") or 1
     floating = FLOATS.get(file.pixels.keyword)
@@ -77,8 +78,8 @@ def modality_of(header: Any) -> str:
     return modality if modality.isalnum() and len(modality) <= 10 else ""
 
 
-def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, list[str]]:
-    """A frame as stored, YBR converted to RGB: (H, W) or (H, W, 3); and notes.
+def decode(file: DicomFile, layout: Layout, frame: int) -> Frame:
+    """A frame as stored, YBR converted to RGB.
 
     Raises:
       ScanError: the frame is missing, damaged or compressed in a way that cannot be decoded.
@@ -90,9 +91,7 @@ def decode(file: DicomFile, layout: Layout, frame: int) -> tuple[np.ndarray, lis
     return _decode_native(file, layout, frame)
 
 
-def _decode_native(
-    file: DicomFile, layout: Layout, frame: int, frame_data: bytes | None = None
-) -> tuple[np.ndarray, list[str]]:
+def _decode_native(file: DicomFile, layout: Layout, frame: int, frame_data: bytes | None = None) -> Frame:
     """A frame of pixel data that are not compressed: of the file's, or `frame_data`."""
     pixels = file.pixels
     assert pixels is not None
@@ -110,28 +109,29 @@ def _decode_native(
     data, notes = _native_bytes(file, layout, first - odd, size + odd + even, frame_data)
     if swapped:
         data = np.frombuffer(data, "u2").byteswap().tobytes()
-    values = _values(data[odd : odd + size], file, layout, shift, stored)
+    values, bits, more = _values(data[odd : odd + size], file, layout, shift, stored)
+    notes += more
     if subsampled:  # Y1 Y2 B R -> Y1 B R, Y2 B R
         values = values.reshape(-1, 4)[:, [0, 2, 3, 1, 2, 3]].reshape(-1)
     if layout.samples == 1:
-        return values.reshape(layout.rows, layout.columns), notes
+        return Frame(values.reshape(layout.rows, layout.columns), notes, bits)
     if layout.planar and not subsampled:
         values = np.moveaxis(values.reshape(layout.samples, layout.rows, layout.columns), 0, -1)
     values = np.ascontiguousarray(values.reshape(layout.rows, layout.columns, layout.samples))
     if kind.startswith("YBR_") and kind not in ("YBR_ICT", "YBR_RCT"):
         values = _to_rgb(values, layout.stored, kind.startswith("YBR_PARTIAL"))
-    return values, notes
+    return Frame(values, notes, bits)
 
 
-def _values(data: bytes, file: DicomFile, layout: Layout, shift: int, count: int) -> np.ndarray:
-    """The values of a frame, in the byte order of this machine and without unused bits."""
+def _values(data: bytes, file: DicomFile, layout: Layout, shift: int, count: int) -> tuple[np.ndarray, int, list[str]]:
+    """The values of a frame in the byte order of this machine, as `dicom_bits.used` gives them."""
     if layout.allocated == 1:
-        return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[shift : shift + count]
+        return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[shift : shift + count], 0, []
     assert file.pixels is not None
     code = "f" if file.pixels.keyword in FLOATS else "i" if layout.signed else "u"
     stored = np.frombuffer(data, f"{'<' if file.little_endian else '>'}{code}{layout.allocated // 8}")
     values = stored.astype(stored.dtype.newbyteorder("="))
-    return values if code == "f" else _used_bits(values, layout)
+    return (values, 0, []) if code == "f" else dicom_bits.used(values, layout, file.header)
 
 
 def _native_bytes(
@@ -148,19 +148,10 @@ def _native_bytes(
             data = source.read(max(0, min(size, (pixels.length or 0) - start)))
     missing = size - len(data)
     if missing > max(16, layout.columns * layout.samples * layout.allocated // 8):
-        raise ScanError(f"{file.path}: truncated: {len(data)} of the {size} bytes of the frame are there")
+        raise ScanError(f"{file.path}: truncated: {len(data)} of the {size} bytes of the frame are there; {AGAIN}")
     if missing <= size % 2:  # the byte that makes a length even
         return data + bytes(missing), []
     return data + bytes(missing), [f"the last {missing} bytes of its pixels are missing, and shown as 0"]
-
-
-def _used_bits(values: np.ndarray, layout: Layout) -> np.ndarray:
-    """Integers without the bits that the header does not use."""
-    unused = layout.allocated - layout.stored
-    shift = layout.high + 1 - layout.stored
-    if shift and not (values & values.dtype.type((1 << shift) - 1)).any():  # else HighBit is wrong
-        return (values << (unused - shift)) >> unused if unused > shift else values >> unused
-    return (values << unused) >> unused if unused else values
 
 
 def _to_rgb(values: np.ndarray, bits: int, partial: bool) -> np.ndarray:

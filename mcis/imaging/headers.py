@@ -6,6 +6,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
+from mcis.imaging.scan import AGAIN
 from mcis.imaging.tiff_header import orientation_of
 
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
@@ -155,9 +156,9 @@ def why_unreadable(data: bytes) -> str:
                 return "it is a JPEG-LS file, which is not supported; save it again as PNG"
             if (stream := codestream(data)) is not None and stream.bits > 8:
                 return f"it is a JPEG of {stream.bits} bits, which is not supported; save it again as PNG of 16 bits"
-        return "the JPEG file is damaged or truncated"
+        return f"the JPEG file is damaged or truncated; {AGAIN}"
     kind = "PNG" if data.startswith(b"\x89PNG") else "BMP"
-    return f"the {kind} file is damaged or truncated"
+    return f"the {kind} file is damaged or truncated; {AGAIN}"
 
 
 def has_codestream_box(data: bytes) -> bool:

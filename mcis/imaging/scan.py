@@ -19,6 +19,9 @@ MAX_FRAMES = 1 << 12
 BLOCK = 1 << 20
 """Values scaled at once: all values of a large image as floats would take too much memory."""
 
+AGAIN = "copy or export it again"
+"""What to do with a truncated file."""
+
 
 class ScanError(ValueError):
     """A file that cannot be read as a scan. The message says what came, what is allowed and what to do."""
@@ -87,10 +90,13 @@ def check_file(path: str | os.PathLike, max_bytes: int) -> None:
         readable = os.access(path, os.R_OK | os.X_OK)
         raise ScanError(f"{path}: a folder, {'not a file' if readable else 'which may not be read'}")
     if not path.is_file():  # reading a pipe would block
-        raise ScanError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        link = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise ScanError(f"{path}: {'not a regular file' if path.exists() else link}")
     size = path.stat().st_size
     if size == 0:
-        raise ScanError(f"{path}: empty file")
+        raise ScanError(f"{path}: empty file (0 bytes): copy it again")
+    if not os.access(path, os.R_OK):
+        raise ScanError(f"{path}: cannot be read: permission denied")
     if size > max_bytes:
         raise ScanError(f"{path}: {size >> 20} MiB; at most {max_bytes >> 20} MiB are read")
 

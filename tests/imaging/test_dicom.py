@@ -159,10 +159,10 @@ def test_ybr_and_palette_colours_become_rgb(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"PixelData": None}, "without pixel data; truncated"),
-        ({"Rows": 0}, "without an image"),
+        ({"PixelData": None}, "holds no image: truncated, or its pixels are elsewhere; export the images again"),
+        ({"Rows": 0}, r"holds only data about the scan, no image \(MR\); export the images again"),
         ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels; at most"),
-        ({"Rows": 400}, "truncated: 400 of the 16000 bytes"),
+        ({"Rows": 400}, "truncated: 400 of the 16000 bytes of the frame are there; copy or export it again"),
         ({"Modality": "SEG"}, "of modality SEG: a segmentation, which outlines parts of other scans; give the scans"),
         ({"PhotometricInterpretation": "CMYK", "SamplesPerPixel": 4}, "unsupported pixels of 4 values"),
         ({"BitsAllocated": 12}, "12 bits a value"),
