@@ -10,7 +10,7 @@ import numpy as np
 
 from mcis.imaging import dicom_luts
 from mcis.imaging.dicom_file import DicomFile, import_pydicom
-from mcis.imaging.dicom_header import Unreadable, floats, value_of
+from mcis.imaging.dicom_header import Unreadable, floats, text_of, value_of
 from mcis.imaging.dicom_pixels import Layout
 from mcis.imaging.scan import to_8_bits
 
@@ -30,7 +30,8 @@ def to_rgb(array: np.ndarray, file: DicomFile, layout: Layout, frame: int) -> tu
             return _coloured(array, file, layout), ["palette converted to RGB"]
         except Exception:  # of pydicom and NumPy, for values of another form
             notes.append("its palette is missing or cannot be read: indices shown in grey")
-    padding = _padding(array, file.header, layout, notes)
+    header = file.header
+    padding = _padding(array, header, layout, notes)
     if padding is not None:
         notes.append("padding shown black")
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
@@ -44,6 +45,8 @@ def to_rgb(array: np.ndarray, file: DicomFile, layout: Layout, frame: int) -> tu
     if layout.kind == "MONOCHROME1":
         grey = 255 - grey
         notes.append("inverted")
+    elif text_of(header, "PresentationLUTShape").strip().upper() == "INVERSE":  # the standard allows it not
+        notes.append("its header contradicts itself: MONOCHROME2, but PresentationLUTShape INVERSE: it is not inverted")
     if padding is not None:
         grey[padding] = 0
     return np.repeat(grey[..., None], 3, axis=2), notes

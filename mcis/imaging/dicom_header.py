@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcis.imaging import dicom_file
-from mcis.imaging.geometry import SPACINGS, SliceGeometry, digest, slice_geometry
+from mcis.imaging.geometry import SliceGeometry, digest, implausible, slice_geometry
 
 NO_SPACING = "its pixel spacing cannot be read, or is not two positive numbers: no measurements in mm"
 CENTIMETRES = 3
@@ -22,7 +22,8 @@ TAGS = (
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "BurnedInAnnotation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
     *(f"{kind}PixelPadding{end}" for kind in ("", "Float", "DoubleFloat") for end in ("Value", "RangeLimit")),
-    *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("WindowCenter", "WindowWidth", "PresentationLUTShape"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("SequenceOfUltrasoundRegions", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("SeriesInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"),
     *("BodyPartExamined", "AnatomicRegionSequence", "ConversionType", "PixelAspectRatio"),
@@ -116,10 +117,10 @@ def spacing_of(header: Any, frame: int) -> tuple[tuple[float, float] | None, lis
         ):
             return None, ["several regions of different scale: no measurements in mm"]
         if regions:
-            return _positive([10 * delta for delta in regions[0]])
+            return _believed(header, [10 * delta for delta in regions[0]])
         for name in ("PixelSpacing", "NominalScannedPixelSpacing"):
             if spacing := floats(value_of(header, frame, "PixelMeasuresSequence", name)):
-                return _positive(spacing)
+                return _believed(header, spacing)
         if floats(value_of(header, frame, "PixelMeasuresSequence", "ImagerPixelSpacing")):
             return None, ["pixel spacing is that of the detector: no measurements in mm"]
         return None, [NO_SPACING] if unstated else []
@@ -146,12 +147,11 @@ def _region_spacings(header: Any) -> tuple[list[tuple[float, float]], bool]:
     return scales, len(scales) < len(stated)
 
 
-def _positive(spacing: list[float]) -> tuple[tuple[float, float] | None, list[str]]:
+def _believed(header: Any, spacing: list[float]) -> tuple[tuple[float, float] | None, list[str]]:
     if len(spacing) != 2 or not all(math.isfinite(part) and part > 0 for part in spacing):
         return None, [NO_SPACING]
-    if not all(SPACINGS[0] <= part <= SPACINGS[1] for part in spacing):
-        return None, [f"a spacing of {spacing[0]:g} x {spacing[1]:g} mm is implausible: no measurements in mm"]
-    return (spacing[0], spacing[1]), []
+    note = implausible(spacing, (whole_of(header, "Rows") or 0, whole_of(header, "Columns") or 0))
+    return (None, [note]) if note else ((spacing[0], spacing[1]), [])
 
 
 def geometry_of(header: Any, frame: int) -> SliceGeometry | None:

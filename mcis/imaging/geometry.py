@@ -8,6 +8,8 @@ import numpy as np
 
 SPACINGS = 0.01, 100.0
 """Millimetres between neighbouring pixels that scans can have; others come from a wrong header."""
+FIELD = 1000.0
+"""Millimetres that a scan can cover along one side; more come from a wrong header."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,26 @@ class SliceGeometry:
     series: str | None = None
     position: float | None = None
     normal: tuple[float, float, float] | None = None
+
+
+def implausible(spacing: Sequence[float], shape: Sequence[int]) -> str | None:
+    """A note if a scan cannot have a spacing, by its millimetres between rows and columns or by its field of view.
+
+    Args:
+      spacing: between rows and between columns, mm.
+      shape: number of rows and of columns.
+
+    >>> implausible((0.5, 0.5), (512, 512)), implausible((80, 80), (600, 800))
+    (None, 'a spacing of 80 x 80 mm, for a field of view of 48000 x 64000 mm, is implausible: no measurements in mm')
+    """
+    down, right = spacing
+    seen = f"a spacing of {down:g} x {right:g} mm"
+    if not all(SPACINGS[0] <= part <= SPACINGS[1] for part in spacing):
+        return f"{seen} is implausible: no measurements in mm"
+    height, width = (part * count for part, count in zip(spacing, shape, strict=True))
+    if max(height, width) > FIELD:
+        return f"{seen}, for a field of view of {height:g} x {width:g} mm, is implausible: no measurements in mm"
+    return None
 
 
 def digest(*parts: str) -> str:

@@ -84,6 +84,8 @@ def stated_content(header: Any, frame: int = 0) -> tuple[tuple[Statement, ...], 
         statements.append(Statement(f"Modality {named}", _organs_of("modalities", modalities)))
         if by_class is not None and by_class not in modalities and not {by_class, *modalities}.isdisjoint(ANALYSED):
             notes.append(f"its header contradicts itself: Modality {named}, but the SOP class of modality {by_class}")
+            if by_class not in ANALYSED:
+                statements.append(Statement(f"SOP class of modality {by_class}", ()))
     else:
         unspecific = [text for text in made if text in UNSPECIFIC]
         said = f"says Modality {unspecific[0]}, which is no kind of scan" if unspecific else "names no known modality"

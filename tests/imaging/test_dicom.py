@@ -70,6 +70,11 @@ def test_monochrome1_is_inverted(tmp_path):
     write(tmp_path / "a.dcm", RAMP)
     write(tmp_path / "b.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), 255 - shown(tmp_path / "a.dcm"))
+    for kind, noted in (("MONOCHROME1", False), ("MONOCHROME2", True)):
+        plain = tmp_path / ("a.dcm" if noted else "b.dcm")
+        write(tmp_path / "c.dcm", RAMP, PhotometricInterpretation=kind, PresentationLUTShape="INVERSE")
+        np.testing.assert_array_equal(shown(tmp_path / "c.dcm"), shown(plain))
+        assert any("PresentationLUTShape INVERSE" in note for note in dicom.read(tmp_path / "c.dcm").notes) == noted
 
 
 def test_signed_values_and_a_voi_table_are_applied(tmp_path):
@@ -297,3 +302,16 @@ def test_a_spacing_that_no_scan_has_costs_the_millimetres_only(spacing, tmp_path
     write(tmp_path / "a.dcm", np.arange(600, dtype=np.uint16).reshape(20, 30), PixelSpacing=spacing)
     found = dicom.read(tmp_path / "a.dcm")
     assert found.spacing is None and any("implausible" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("spacing", "believed"), [("11", False), ("99", False), ("9.9", True)])
+def test_a_spacing_of_a_field_of_view_that_no_scan_has_costs_the_millimetres_only(spacing, believed, tmp_path):
+    values = np.arange(5000, dtype=np.uint16).reshape(50, 100)
+    write(tmp_path / "a.dcm", values, PixelSpacing=[spacing, spacing])
+    write(tmp_path / "b.dcm", values, Modality="US", SequenceOfUltrasoundRegions=region(float(spacing) / 10))
+    found = [dicom.read(tmp_path / f"{name}.dcm") for name in "ab"]
+    expected = ((9.9, 9.9), pytest.approx((19.8, 9.9))) if believed else (None, None)
+    assert tuple(one.spacing for one in found) == expected
+    assert believed or any("field of view of 550 x 1100 mm" in note or spacing == "99" for note in found[0].notes)
+    noted = [any("implausible: no measurements in mm" in note for note in one.notes) for one in found]
+    assert noted == [not believed] * 2

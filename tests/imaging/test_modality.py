@@ -60,7 +60,10 @@ def allowed(**header):
         ({"SOPClassUID": CT}, []),
         ({"Modality": "OT", "SOPClassUID": MR}, ["brain"]),
         ({"SOPClassUID": US}, ["breast"]),
-        ({"Modality": "US", "SOPClassUID": CT}, ["breast"]),  # a converter's default; it is noted
+        ({"Modality": "US", "SOPClassUID": CT}, []),
+        ({"Modality": "MR", "SOPClassUID": f"{STORAGE}12.1"}, []),
+        ({"Modality": "MR", "SOPClassUID": US}, ["brain"]),  # both are analysed: it is noted
+        ({"Modality": ["MR", "PT"], "SOPClassUID": f"{STORAGE}128"}, ["brain"]),  # of a hybrid scanner
         ({"Modality": "OT", "ConversionType": "SD"}, []),
         ({"Modality": "US", "ConversionType": "DRW"}, []),
         *(({"Modality": "US", "ConversionType": kind}, ["breast"]) for kind in ("DF", "DV", "WSD", "SYN", "SI")),
@@ -111,6 +114,9 @@ def test_an_element_that_cannot_be_read_says_nothing():
         ({"Modality": "MR", "BodyPartExamined": "KNEE"}, "brain", "BodyPartExamined KNEE"),
         ({"Modality": "US", "BodyPartExamined": "HEAD"}, None, "Modality US and BodyPartExamined HEAD"),
         ({"Modality": "OT"}, "breast", None),
+        ({"Modality": "MR", "SOPClassUID": CT}, "brain", "SOP class of modality CT"),
+        ({"Modality": "MR", "SOPClassUID": CT}, None, "SOP class of modality CT"),
+        ({"Modality": "CT", "SOPClassUID": MR}, "brain", "Modality CT"),
         ({}, "brain", None),
     ],
 )
