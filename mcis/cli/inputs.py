@@ -57,8 +57,9 @@ class Inputs:
 def expanded(paths: Sequence[str]) -> Iterator[Inputs]:
     """The scans of some paths: files as given, scans in folders, archives and DICOMDIR files, matches of globs.
 
-    They are sorted within each path. A path that does not exist and a glob without a match are kept, and give a finding
-    with an error. Archives are unpacked into a temporary folder until the context ends.
+    They are sorted within each path. DICOM objects that are no scans are passed over, unless nothing else is given. A
+    path that does not exist and a glob without a match are kept, and give a finding with an error. Archives are
+    unpacked into a temporary folder until the context ends.
 
     Raises:
       ValueError: there are no scans.
@@ -68,7 +69,7 @@ def expanded(paths: Sequence[str]) -> Iterator[Inputs]:
     files: list[str] = []
     inside: dict[str, str] = {}
     errors: dict[str, str] = {}
-    passed = collections.Counter[str]()
+    passed, aside, others = collections.Counter[str](), collections.Counter[str](), list[str]()
     with contextlib.ExitStack() as stack:
         for path in paths:
             if not os.path.lexists(path) and glob.has_magic(path):
@@ -87,13 +88,18 @@ def expanded(paths: Sequence[str]) -> Iterator[Inputs]:
                         tempfile.TemporaryDirectory(prefix="mcis-", ignore_cleanup_errors=True)
                     )
                     found = _unpacked(one, folder, inside, errors)
+                elif _is_other_object(one, aside):
+                    others.append(one)
+                    continue
                 else:
                     found = search.Found([one], collections.Counter())
                 files += found.files
                 passed += found.passed
+        if files:
+            passed += aside
+        files = files or others  # named alone, such an object is an error
         if not files:
-            suffixes = ", ".join(formats.SUFFIXES)
-            text = f"no scans in {', '.join(paths)}; scans are {suffixes} files, and DICOM and NIfTI files of any name"
+            text = f"no scans in {', '.join(paths)}; mcis reads DICOM, NIfTI, PNG, JPEG, TIFF and BMP"
             raise ValueError(f"{text}. {search.describe(passed)}" if passed else text)
         yield Inputs(tuple(files), inside, errors, dict(passed))
 

@@ -63,6 +63,9 @@ def main(argv: Sequence[str]) -> int:
 
     75 if it was stopped by SIGTERM or SIGINT; --resume continues.
     """
+    if not argv:
+        print("mcis predict: give scans and a folder for the report: mcis predict SCANS --out FOLDER", file=sys.stderr)
+        return 2
     return run("mcis predict", Predict, _predict, argv)
 
 
@@ -109,8 +112,8 @@ def _predict(options: Predict) -> int:
 def _predict_files(options: Predict, found: Inputs) -> int:
     inference = options.inference.check()
     paths: Sequence[str] = found.files
-    if not any(os.path.lexists(found.paths.get(path, path)) for path in paths):
-        raise ValueError(f"{', '.join(paths[:3])}: no such file or folder")
+    if not any(path not in found.errors and os.path.lexists(found.paths.get(path, path)) for path in paths):
+        raise ValueError("\n".join(found.errors.get(path, f"{path}: no such file or folder") for path in paths[:3]))
     shard = None if options.shard is None else parse_shard(options.shard)
     if options.overwrite and options.resume:
         raise ValueError("--overwrite and --resume exclude each other")

@@ -16,6 +16,8 @@ MAX_BYTES = 1 << 30
 """Bytes of all files of an archive, unpacked."""
 MAX_NAME = 300
 """Characters of a displayed name that are kept."""
+ENCRYPTED = 1
+"""Flag of an entry of an archive."""
 HEADERS, VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")
 """Suffixes of the two files of a NIfTI pair."""
 
@@ -43,6 +45,11 @@ def unpack(path: str, folder: str, files: int = MAX_FILES, size: int = MAX_BYTES
             infos = [info for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
             names = stored_names([info.filename for info in infos])
             voxels: list[tuple[str, str]] = []  # their header may follow
+            if infos and all(info.flag_bits & ENCRYPTED for info in infos):
+                raise ScanError("protected by a password; unpack it with the password and give the folder")
+            if len(infos) == 1 and infos[0].filename.lower().endswith(".zip"):
+                inner = display_name(infos[0].filename)
+                raise ScanError(f"holds another zip archive, {inner}; unpack that one and give the folder")
             if len(infos) > files:
                 raise ScanError(f"an archive of {len(infos)} files; at most {files} are read at once")
             for info, name in zip(infos, names, strict=True):
@@ -102,10 +109,10 @@ def _hidden(name: str) -> bool:
 
 def _check_entry(info: zipfile.ZipInfo, size: int) -> str | None:
     """Why an entry cannot be unpacked; None if it can."""
-    if info.flag_bits & 1:
-        return "encrypted; unpack it first"
+    if info.flag_bits & ENCRYPTED:
+        return "protected by a password; unpack it with the password and give the folder"
     if info.filename.lower().endswith(".zip"):
-        return "an archive in an archive; unpack it first"
+        return "a zip archive in another; unpack that one and give the folder"
     if info.file_size > size:
         return "too large, alone or with the files before it; make the archive smaller"
     return None

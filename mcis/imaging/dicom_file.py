@@ -12,14 +12,16 @@ import io
 import logging
 import mmap
 import os
+import pathlib
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mcis.imaging import other_formats
 from mcis.imaging.dicom_elements import UNDEFINED, Data, Walker, pick
-from mcis.imaging.scan import MAX_DECODED, ScanError, check_file
+from mcis.imaging.scan import AGAIN, MAX_DECODED, ScanError, check_file
 
 MAX_BYTES = 1 << 31
 """Bytes of a file; frames are read separately, so that memory holds only one."""
@@ -205,7 +207,10 @@ def _first_element(path: str, head: bytes) -> int:
     """Offset of a file's first element. ScanError if it has none."""
     start = 132 if head[128:132] == b"DICM" else 4 if head[:4] == b"DICM" else 0
     if start == 0 and not _begins_data_set(head):
-        raise ScanError(f"{path}: not a DICOM file, by its content; an image needs the suffix of its format")
+        suffix = pathlib.PurePath(path).suffix
+        known = other_formats.explained("", head)
+        called = f"called {suffix}, but holds no DICOM" if suffix else "not a DICOM file"
+        raise ScanError(f"{path}: {called}; {known or f'perhaps a failed download: {AGAIN}'}")
     return start
 
 

@@ -29,7 +29,7 @@ from mcis.imaging.scan import (
 MAX_BYTES = 1 << 28
 REPORT_FOLDERS = ("masks", "overlays", "page", "segmentations")
 """Folders that a report of `mcis predict` writes next to its findings."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".tif", ".tiff", ".bmp")
 """Suffixes that a search of a folder looks for, in any case. A file given by name may have any suffix."""
 UNREADABLE = "not a readable image; PNG, JPEG, TIFF, BMP, DICOM and NIfTI are supported"
 TOO_LARGE = f"too many pixels (at most {MAX_PIXELS} are read); reduce its size"
@@ -141,9 +141,7 @@ def _page(file: BinaryIO, pages: Sequence[tiff_header.TiffPage], frame: int, nam
 
 def _picture(data: bytes, name: str, frame: int) -> Picture:
     if not headers.is_image(data):
-        kind = other_formats.kind_of(name, data[:64])
-        advice = "" if kind is None else f"; this is {other_formats.named(kind)}: {other_formats.CONVERT}"
-        raise ScanError(f"{name}: {UNREADABLE}{advice}")
+        raise ScanError(f"{name}: {other_formats.explained(name, data) or UNREADABLE}")
     if data.startswith(tiff_header.SIGNATURES):
         file = io.BytesIO(data)
         return _page(file, tiff_header.scan_pages(file), frame, name)

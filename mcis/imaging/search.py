@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mcis.imaging import dicom, dicom_file, formats, image_files, nifti_header, other_formats
+from mcis.imaging import dicom, dicom_file, formats, headers, image_files, nifti_header, other_formats
 from mcis.imaging.scan import ScanError
 
 REPORT_FILES = ("findings.jsonl", "volumes.jsonl", "run.json", "index.html")
@@ -48,7 +48,16 @@ def no_scan(path: str | os.PathLike, name: str | None = None) -> str | None:
         return None
     if (other := other_formats.kind_of(name, head)) is not None:
         return other
-    return ARCHIVE if head.startswith((b"PK\3\4", b"PK\5\6")) else pathlib.PurePath(name).suffix[:12] or NO_SUFFIX
+    suffix = pathlib.PurePath(name).suffix[:12]
+    nameless = not suffix.strip(".0123456789")  # "IM.0001" has no suffix that says anything
+    if nameless and (_is_picture(head) or (os.path.islink(path) and not os.path.exists(path))):
+        return None
+    return ARCHIVE if head.startswith(other_formats.ZIP) and not other_formats.is_office(head) else suffix or NO_SUFFIX
+
+
+def _is_picture(head: bytes) -> bool:
+    """Whether the first bytes of a file without a suffix are those of a picture; two bytes of a BMP may be text."""
+    return headers.is_image(head) and (not head.startswith(b"BM") or head[6:10] == bytes(4))
 
 
 def in_folder(folder: str | os.PathLike) -> Found:
@@ -116,8 +125,9 @@ def _beside(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path:
 
 
 def is_archive(path: str | os.PathLike) -> bool:
-    """Whether a file is a zip archive, by its first bytes."""
-    return formats.head_of(path).startswith((b"PK\3\4", b"PK\5\6")) and zipfile.is_zipfile(path)
+    """Whether a file is a zip archive and no office document, by its first bytes."""
+    head = formats.head_of(path)
+    return head.startswith(other_formats.ZIP) and not other_formats.is_office(head) and zipfile.is_zipfile(path)
 
 
 def describe(passed: Mapping[str, int]) -> str:
@@ -161,5 +171,6 @@ def _kinds(passed: Mapping[str, int]) -> str:
         text = "DICOM object that is no scan" if number == 1 else "DICOM objects that are no scans"
         parts.insert(1, f"{number} {text} ({modalities})")
     if archives := passed.get(ARCHIVE):
-        parts.append(f"{archives} zip archive{'s' * (archives > 1)} (name them to read what is inside)")
+        it = "it" if archives == 1 else "them"
+        parts.append(f"{archives} zip archive{'s' * (archives > 1)}, not opened: give {it} on the command line")
     return ", ".join(parts)

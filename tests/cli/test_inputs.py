@@ -13,6 +13,7 @@ from mcis.cli import inputs, predict
 from mcis.imaging import phantom
 from tests.fixtures.bundles import findings
 from tests.fixtures.dicom_files import write, write_series
+from tests.imaging.test_pool import encrypted
 from tests.imaging.test_search import write_object
 
 pytestmark = pytest.mark.usefixtures("no_networks")
@@ -58,10 +59,63 @@ def test_an_object_that_is_no_scan_named_explicitly_is_one_error_that_says_what_
     assert message in line["error"] and message in capsys.readouterr().err
 
 
+def test_objects_that_are_no_scans_are_passed_over_beside_scans(study, tmp_path):
+    """As the shell writes a glob."""
+    assert predict.main([*map(str, sorted(study.glob("*.dcm"))), "--out", str(tmp_path / "out")]) == 0
+    assert len(findings(tmp_path / "out")) == 3
+    kinds = {"DICOM KO": 1, "DICOM PR": 1, "DICOM SEG": 1, "DICOM SR": 1}
+    assert passed(tmp_path / "out") == {"files": 4, "kinds": kinds}
+    assert predict.main([str(study / "SR.dcm"), str(study / "KO.dcm"), "--out", str(tmp_path / "alone")]) == 1
+    lines = findings(tmp_path / "alone")
+    assert [line["error"] is None for line in lines] == [False, False]
+    assert passed(tmp_path / "alone") == {"files": 0, "kinds": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pw", "protected by a password; unpack it with the password and give the folder"),
+        ("nest", "holds another zip archive, inner.zip; unpack that one and give the folder"),
+        ("two", "inner.zip: a zip archive in another; unpack that one and give the folder"),
+    ],
+)
+def test_an_archive_that_cannot_be_read_says_why(name, words, tmp_path, capsys):
+    path = tmp_path / f"{name}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png" if name == "pw" else "inner.zip", b"PK")
+        if name == "two":
+            archive.writestr("notes.txt", "x")
+    if name == "pw":
+        encrypted(path, 1)
+    assert predict.main([str(path), "--out", str(tmp_path / "out")]) == 2
+    separator = "/" if name == "two" else ": "
+    assert capsys.readouterr().err.strip().endswith(f"mcis predict: {path}{separator}{words}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_arguments_both_what_to_read_and_where_to_write_are_asked_for(capsys):
+    assert predict.main([]) == 2
+    assert "give scans and a folder for the report: mcis predict SCANS --out FOLDER" in capsys.readouterr().err
+
+
+def test_a_scrambled_picture_is_unsupported_unless_an_organ_is_given(tmp_path):
+    values = phantom.make_phantom("brain", 1, 3, size=(96, 96)).image[..., 0].astype(np.uint16) * 8
+    write(tmp_path / "a.dcm", values, BitsStored=8, HighBit=7)
+    assert predict.main([str(tmp_path / "a.dcm"), "--out", str(tmp_path / "out")]) == 0
+    (line,) = findings(tmp_path / "out")
+    words = "Bits Stored 8, but the pixels use 11 bits: the picture is scrambled"
+    assert line["organ"] == "unsupported" and line["header"] == words and words in line["reason"]
+    assert predict.main([str(tmp_path / "a.dcm"), "--out", str(tmp_path / "brain"), "--organ=brain"]) == 0
+    (line,) = findings(tmp_path / "brain")
+    assert line["organ"] == "brain" and any(words in note for note in line["notes"])
+
+
 def test_a_folder_without_scans_says_what_it_holds(tmp_path, capsys):
     write_object(tmp_path / "SR.dcm", "SR")
     assert predict.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "1 DICOM object that is no scan (SR)" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "mcis reads DICOM, NIfTI, PNG, JPEG, TIFF and BMP. Passed over" in text
+    assert "1 DICOM object that is no scan (SR)" in text
 
 
 def test_an_archive_is_read_like_a_folder_and_its_scans_are_named_in_it(study, tmp_path, capsys):
@@ -77,7 +131,7 @@ def test_an_archive_is_read_like_a_folder_and_its_scans_are_named_in_it(study, t
         *(f"IM{index:04}.dcm" for index in range(3)),
         "broken.dcm",
     ]
-    assert lines[-1]["error"].startswith(f"{path}/s/broken.dcm: not a DICOM file")
+    assert lines[-1]["error"].startswith(f"{path}/s/broken.dcm: called .dcm, but holds no DICOM")
     assert len({line["series"] for line in lines[:3]}) == 1
     assert passed(tmp_path / "out")["files"] == 5
     folder = findings_of_folder(study, tmp_path)

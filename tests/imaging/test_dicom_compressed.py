@@ -186,3 +186,9 @@ def test_the_end_of_a_codestream_is_found_behind_its_segments():
     assert dicom_compressed.jpeg_end(inside + b"\xff\xd9\0") == len(inside)
     assert dicom_compressed.jpeg_end(inside[:-2]) is None
     assert dicom_compressed.jpeg_end(b"\xff\xd8") is None
+
+
+def test_a_file_with_too_few_frames_says_how_many_there_are(tmp_path):
+    save(tmp_path / "a.dcm", dataset(FRAMES, NumberOfFrames=5), encapsulate(frames_of(RLELossless)[:1]), RLELossless)
+    with pytest.raises(scan.ScanError, match="it has the compressed pixels of 1 frame only; copy or export it again"):
+        dicom.read(tmp_path / "a.dcm", 3)

@@ -295,7 +295,7 @@ def test_limits_of_an_archive_are_enforced(packed, tmp_path):
         None,
         "too large",
         None,
-        "an archive in an archive; unpack it first",
+        "a zip archive in another; unpack that one and give the folder",
     ]
     with pytest.raises(ScanError, match="3 files; at most 2"):
         packed([(f"{k}.png", b"1") for k in range(3)], files=2)
@@ -304,14 +304,26 @@ def test_limits_of_an_archive_are_enforced(packed, tmp_path):
         worker.unpack(str(tmp_path / "a.zip"), str(tmp_path), 10, 100)
 
 
+def encrypted(path, count):
+    """State in an archive that its first entries are encrypted."""
+    data = bytearray(path.read_bytes())
+    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        for _ in range(count):
+            at = data.index(sign, at + 1)
+            data[at + offset] |= 1
+    path.write_bytes(data)
+
+
 def test_an_encrypted_entry_is_an_error(packed, tmp_path):
-    packed([("a.png", b"1")])
-    data = bytearray((tmp_path / "a.zip").read_bytes())
-    for sign, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(sign) + at] |= 1
-    (tmp_path / "a.zip").write_bytes(data)
-    ((_, path, why),) = worker.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
-    assert path is None and why.startswith("encrypted")
+    packed([("a.png", b"1"), ("b.png", b"2")])
+    words = "protected by a password; unpack it with the password and give the folder"
+    encrypted(tmp_path / "a.zip", 1)
+    first, second = worker.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)[0]["entries"]
+    assert first == ["a.png", None, words] and second[2] is None
+    encrypted(tmp_path / "a.zip", 2)
+    with pytest.raises(ScanError, match=f"^{words}$"):
+        worker.unpack(str(tmp_path / "a.zip"), str(tmp_path / "in"), 10, 1000)
 
 
 def test_a_damaged_entry_does_not_affect_the_others(packed, tmp_path):

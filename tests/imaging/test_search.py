@@ -1,10 +1,13 @@
 """What is found in folders, archives and DICOMDIR files, and what is counted as passed over."""
 
 import gzip
+import io
 import os
+import re
 import shutil
 import zipfile
 
+import cv2
 import nibabel
 import numpy as np
 import pytest
@@ -59,7 +62,7 @@ def test_dicom_is_found_by_content_under_any_name(study):
     text = search.describe(found.passed)
     assert text.startswith("Passed over 9 files that hold no scan: ")
     assert "4 DICOM objects that are no scans (KO, PR, SEG, SR)" in text and "DICOMDIR" in text and "1 .txt" in text
-    assert "1 zip archive (name them to read what is inside)" in text
+    assert "1 zip archive, not opened: give it on the command line" in text
 
 
 def test_what_cannot_be_read_is_found_so_that_reading_it_reports_the_error(tmp_path):
@@ -136,6 +139,58 @@ def test_scans_in_formats_that_are_not_read_are_named_with_what_to_do(tmp_path):
     assert unpacked == {"entries": [], "passed": {kind: n for kind, n in found.passed.items() if kind != ".txt"}}
 
 
+def zipped(*names):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x" * 600)
+    return stream.getvalue()
+
+
+WORD = zipped("[Content_Types].xml", "_rels/.rels", "word/document.xml", "word/media/image1.png")
+PNG = image_files.encode_png(RAMP.astype(np.uint8))
+
+
+def test_pictures_without_a_usual_suffix_are_found_by_content(tmp_path):
+    jpeg = cv2.imencode(".jpg", RAMP.astype(np.uint8))[1].tobytes()
+    bmp = cv2.imencode(".bmp", RAMP.astype(np.uint8))[1].tobytes()
+    pictures = {**{f"a.{end}": jpeg for end in ("jfif", "jpe", "JIF")}, "b": PNG, "c": jpeg, "d.0001": PNG, "e": bmp}
+    others = {"BMI": b"BMI of the patient", "f.txt": b"x", "report.docx": WORD, "g.xlsx": WORD, "h.zip": zipped("x")}
+    (tmp_path / "in").mkdir()
+    for name, content in {**pictures, **others}.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    os.symlink("/nowhere", tmp_path / "in" / "link")
+    found = search.in_folder(tmp_path / "in")
+    names = sorted([*pictures, "link"])
+    assert [os.path.basename(path) for path in found.files] == names
+    kinds = {"without a suffix": 1, ".txt": 1, ".docx": 1, ".xlsx": 1}
+    assert found.passed == kinds | {"zip archive": 1}
+    for path in found.files:
+        if path.endswith("link"):
+            with pytest.raises(scan.ScanError, match="link: a link to a file that is not there"):
+                formats.read(path)
+        else:
+            assert formats.read(path).image.shape == (*RAMP.shape, 3)
+    assert search.is_archive(tmp_path / "in" / "h.zip") and not search.is_archive(tmp_path / "in" / "report.docx")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in {**pictures, **others}.items():
+            if name != "h.zip":
+                archive.writestr(name, content)
+    (tmp_path / "out").mkdir()
+    unpacked = archives.unpack(str(tmp_path / "a.zip"), str(tmp_path / "out"))
+    assert sorted(name for name, _, _ in unpacked["entries"]) == sorted(pictures) and unpacked["passed"] == kinds
+    assert all(formats.read(path).image.shape == (*RAMP.shape, 3) for _, path, _ in unpacked["entries"])
+
+
+def test_a_file_that_may_not_be_read_is_an_error_in_words(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(PNG)
+    write(tmp_path / "b.dcm", RAMP)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for any user but root
+    for name in ("a.png", "b.dcm"):
+        with pytest.raises(scan.ScanError, match=f"{name}: cannot be read: permission denied"):
+            formats.read(tmp_path / name)
+
+
 def test_a_header_is_that_of_a_pair_by_its_content(tmp_path):
     volume = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.eye(4))
     for kind, name in ((nibabel.Nifti1Pair, "one"), (nibabel.Nifti2Pair, "two"), (nibabel.AnalyzeImage, "analyze")):
@@ -157,17 +212,27 @@ def test_a_header_is_that_of_a_pair_by_its_content(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.hdr", b"ENVI\nsamples = 4\n", "this is .hdr (ENVI): convert to NIfTI, DICOM or PNG"),
-        ("a.png", b"GIF89a", "this is .gif (GIF): convert to"),
-        ("a.nrrd", b"NRRD0004\n", "this is .nrrd (NRRD): convert to"),
-        ("a.mgz", gzip.compress(b"x"), "this is .mgz (FreeSurfer): convert to"),
+        ("a.hdr", b"ENVI\nsamples = 4\n", "an ENVI file, which is not read; convert it to NIfTI, DICOM or PNG"),
+        ("a.png", b"GIF89a", "a GIF file with the suffix .png, which is not read; save it as PNG"),
+        ("a.nrrd", b"NRRD0004\n", "a NRRD file, which is not read; convert it to NIfTI, DICOM or PNG"),
+        ("a.mgz", gzip.compress(b"x"), "a FreeSurfer file, which is not read; convert it"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42", "a video, which is not read; save single frames as PNG"),
+        ("a.heic", b"\0\0\0\x18ftypheic", "a HEIF file, which is not read; save it as PNG"),
+        ("a.pdf", b"%PDF-1.7", "a PDF: export the scans from it"),
+        ("a.png", b"%PDF-1.7", "a PDF with the suffix .png: export the scans from it"),
+        ("a.rar", b"Rar!\x1a\x07\0", "a RAR archive: unpack it and give the folder"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it and give the folder"),
+        ("a.png", WORD, "a Word document with the suffix .png; export the picture from it"),
+        ("a.docx", WORD, "a Word document; export the picture from it"),
+        ("a.dcm", WORD, "called .dcm, but holds no DICOM; an office document; export the picture from it"),
+        ("a.dcm", b"<html>", "called .dcm, but holds no DICOM; perhaps a failed download: copy or export it again"),
+        ("a", b"", "empty file (0 bytes): copy it again"),
     ],
 )
 def test_a_file_in_such_a_format_that_is_named_is_an_error_that_says_what_to_do(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(scan.ScanError, match="not a readable image; PNG, JPEG, TIFF, BMP, DICOM and NIfTI") as caught:
+    with pytest.raises(scan.ScanError, match=re.escape(f"{tmp_path / name}: {words}")):
         formats.read(tmp_path / name)
-    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("part", ["..", "a/../../etc", ".", ""])
