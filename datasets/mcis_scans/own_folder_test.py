@@ -386,8 +386,74 @@ def test_masks_without_a_labelled_picture_are_listed(own):
     assert dict(rejected) == {
         "b": "has no row in labels.csv; add one (its label may be empty)",
         "masks/b": "a mask of an image that has no row in labels.csv",
-        "masks/c": "a mask without its image",
+        "masks/c": "a mask without its image; a mask is called like its image: a.png or a_mask.png for images/a.png",
     }
+
+
+def large(seed):
+    return picture(seed, (120, 160))
+
+
+def ellipse(thickness, end=360):
+    return cv2.ellipse(np.zeros((120, 160), np.uint8), (80, 60), (30, 24), 0, 0, end, 255, thickness)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("paint", [None, (255, 255, 255), (0, 0, 255)], ids=["the scan", "white lesion", "red line"])
+def test_a_mask_that_is_the_picture_itself_is_rejected(own, suffix, paint):
+    mask = cv2.cvtColor(large(1), cv2.COLOR_GRAY2BGR)
+    if paint is not None:
+        cv2.ellipse(mask, (80, 60), (40, 30), 0, 0, 360, paint, 3 if paint[0] == 0 else cv2.FILLED)
+    found, rejected, _ = read(own({"a.png": large(1)}, ["a,benign,P"], {f"a.{suffix}": mask}))
+    reason = "is the picture itself; a mask is black, with the lesion in white. The scan is left out"
+    assert not found and rejected == [("a", f"mask a.{suffix} {reason}")]
+
+
+def test_a_volume_as_its_own_mask_is_rejected(own):
+    found, rejected, _ = read(own({"v.nii": nifti(VOLUME)}, ["v,tumor,P"], {"v.nii": nifti(VOLUME)}))
+    assert not found and {reason.split(";")[0] for _, reason in rejected} == {"mask v.nii is the picture itself"}
+
+
+def test_masks_of_levels_soft_masks_and_other_pictures_are_not_the_picture_itself(own):
+    soft = cv2.GaussianBlur(ellipse(cv2.FILLED), (31, 31), 9)
+    flat = np.full((120, 160), 128, np.uint8)
+    flat[:40, :40] = large(1)[:40, :40]
+    masks = {"a": ellipse(cv2.FILLED) // 2, "b": soft, "c": large(9), "d": ellipse(cv2.FILLED) & large(4)}
+    for name, mask in masks.items():
+        image = {"a": flat, "b": large(2), "c": large(3), "d": large(4)}[name]
+        assert not remarks.is_picture(np.dstack([mask] * 3), np.dstack([image] * 3)), name
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (ellipse(3), True),
+        (ellipse(1), True),
+        (ellipse(3, 300), True),
+        (ellipse(cv2.FILLED), False),
+        (ellipse(20), False),
+        (cv2.line(np.zeros((120, 160), np.uint8), (10, 10), (90, 40), 255, 3), False),
+        (cv2.circle(np.zeros((120, 160), np.uint8), (80, 60), 2, 255, cv2.FILLED), False),
+    ],
+    ids=["3 px", "1 px", "open", "area", "thick ring", "thin lesion", "small lesion"],
+)
+def test_outlines_in_place_of_areas_are_remarked(own, mask, expected):
+    found, rejected, noted = read(own({"a.png": large(1)}, ["a,benign,P"], {"a.png": mask}))
+    assert list(found) == ["a"] and not rejected
+    assert (("a", remarks.OUTLINE) in noted) == expected
+
+
+@pytest.mark.parametrize("name", ["a_Mask", "a_MASK", "a_Mask_2"])
+def test_mask_may_be_written_in_any_case(own, name):
+    found, rejected, _ = read(own({"a.png": picture(1)}, ["a,benign,P"], {f"{name}.png": outline()}))
+    assert not rejected and found["a"].mask.any()
+
+
+@pytest.mark.parametrize("name", ["a_seg", "a-mask", "a mask", "a_label", "a_Segmentation_1", "a.gt"])
+def test_a_mask_under_another_name_is_told_how_it_must_be_called(own, name):
+    _, rejected, noted = read(own({"a.png": picture(1)}, ["a,benign,P"], {f"{name}.png": outline()}))
+    reason = "a mask without its image; a mask is called like its image: a.png or a_mask.png"
+    assert rejected == [(f"masks/{name}", reason)] and ("a", remarks.NOT_OUTLINED) in noted
 
 
 # What a header or a rule says

@@ -1,6 +1,6 @@
 """The masks of the user's own folder, and which scan each belongs to.
 
-The mask of `images/a.png` is `masks/a.*`; `a_mask.*`, `a_mask_1.*` ... are joined with it, as in BUSI. Where several
+The mask of `images/a.png` is `masks/a.*`; `a_mask.*`, `a_mask_1.*` ... (in any case) are joined with it, as in BUSI. Where several
 images are called `a`, a mask has the image's whole name: `a.png.tif`, or `a.png`. That of one frame is `a#12.*`. A
 NIfTI mask belongs to all slices of the NIfTI scan of its name; a DICOM SEG, under any name, to the scans that it refers
 to.
@@ -8,6 +8,7 @@ to.
 
 import collections
 import dataclasses
+import filecmp
 import functools
 import pathlib
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from mcis.imaging import formats, image_files, other_formats
 from mcis.imaging.dicom_header import position_of, read_header
+from mcis.imaging.masks import Mask
 from mcis.imaging.scan import ScanError
 from mcis.imaging.volume_masks import (
     Segmentation,
@@ -30,10 +32,18 @@ from mcis.imaging.volume_masks import (
 from . import remarks
 from .names import Names, name_of, stem_of
 from .record import MakeMask, Rejection, Remark, joined, union_of
+from .remarks import is_picture
 
-JOINED = re.compile(r"(.+?)_mask(_\d+)?")
+JOINED = re.compile(r"(.+?)_mask(_\d+)?", re.IGNORECASE)
 """A mask beside others of the same scan."""
+MEANT = re.compile(
+    r"(.+?)[-_ .]*(seg|segmentation|segmented|masks?|labels?|gt|annotation|lesion|tumou?r|roi|contour|outline)"
+    r"([-_ ]?\d+)?",
+    re.IGNORECASE,
+)
+"""A name that other programs give a mask: only the image that it may be meant for."""
 PICTURES = image_files.SUFFIXES
+ITSELF = "is the picture itself; a mask is black, with the lesion in white. The scan is left out"
 VOLUME, SEG, PICTURE = "NIfTI", "DICOM", "image"
 
 
@@ -68,7 +78,7 @@ class Masks:
             if path in used:
                 continue
             name = name_of(path, self.root)
-            reason = "a mask without its image"
+            reason = f"a mask without its image; {_advice(stem_of(name), names)}"
             if path in segs:
                 reason = "a DICOM SEG of scans that are not under images/, or have no row in labels.csv"
             elif any(image not in labels for image in names.stems.get(_base(stem_of(name), names), ())):
@@ -117,6 +127,15 @@ def read_masks(folder: pathlib.Path, names: Names) -> Masks:
             other = other_formats.kind_of(path.name, formats.head_of(path)) is not None
             problems.append(Remark(f"masks/{name}", remarks.OTHER_FORMAT if other else remarks.PASSED_OVER))
     return Masks(folder, dict(by_base), dict(folded), dict(segmentations), problems)
+
+
+def _advice(stem: str, names: Names) -> str:
+    """How the mask must be called: after the image that is meant, where there is one, else by an example."""
+    meant = MEANT.fullmatch(stem)
+    image = meant[1] if meant is not None and meant[1] in names.stems else ""
+    if not image:
+        return "a mask is called like its image: a.png or a_mask.png for images/a.png"
+    return f"a mask is called like its image: {image}.png or {image}_mask.png"
 
 
 def _base(stem: str, names: Names) -> str:
@@ -187,12 +206,22 @@ def _of_file(mask: pathlib.Path, scan: pathlib.Path, frame: int | None, whole: b
             raise ScanError(
                 f"mask {mask.name} is one picture, its scan a file of several; name it {stem_of(mask.name)}#0"
             )
-        return union_of([mask])
+        return partial(_of_picture, mask, scan, frame or 0)
     if formats.format_of(scan).name != VOLUME:
         raise ScanError(
             f"mask {mask.name} is a NIfTI volume, its scan is none; save the mask as a picture or DICOM SEG"
         )
+    if mask.stat().st_size == scan.stat().st_size and filecmp.cmp(mask, scan, shallow=False):
+        raise ScanError(f"mask {mask.name} {ITSELF}")
     return partial(_of_nifti, mask, scan, frame or 0)
+
+
+def _of_picture(mask: pathlib.Path, scan: pathlib.Path, frame: int, size: tuple[int, int]) -> Mask:
+    """The lesion in a picture. ScanError where it is the scan itself, whose bright parts would pass for lesions."""
+    made = union_of([mask])(size)
+    if is_picture(image_files.read(mask).image, formats.read(scan, frame).image):
+        raise ScanError(f"mask {mask.name} {ITSELF}")
+    return made if isinstance(made, Mask) else Mask(made, ())
 
 
 def _of_nifti(mask: pathlib.Path, scan: pathlib.Path, frame: int, size: tuple[int, int]) -> Any:

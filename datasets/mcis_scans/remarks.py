@@ -1,5 +1,6 @@
 """What somebody should look at before a set is trained on: kinds of remarks, and the checks of a scan and its mask."""
 
+import cv2
 import numpy as np
 
 BLANK_SPREAD = 4
@@ -11,10 +12,22 @@ DARK = 2
 ON_BLACK = 0.95
 """Share of a mask's pixels on black from which on it is remarked."""
 
+THIN = 3.0
+"""Pixels from the middle of a line to its edge, up to which a lesion may be a drawn line."""
+FILLED = 0.5
+"""Share of the area that it encloses from which on a mask is taken for an area."""
+GREY = (16, 239)
+"""Grey values that are neither near-black nor near-white."""
+SAME_GREY = 8
+"""How much a grey value may change when a picture is compressed by JPEG."""
+LEVELS = 16
+"""Grey values that a mask must have to be a picture."""
+
 BLANK = "blank"
 BLANK_FRAME = "blank_frame"
 COVERS_MOST = "covers_most"
 MASK_ON_BLACK = "mask_on_black"
+OUTLINE = "outline"
 OTHER_NAME = "other_name"
 OTHER_ENCODING = "other_encoding"
 PASSED_OVER = "passed_over"
@@ -36,6 +49,7 @@ REMARKS = {
     COVERS_MOST: "masks that cover more than half of their picture; are they inverted?",
     MASK_RULE: "masks of which not simply 0 is background, and the rule; is it the right one?",
     MASK_ON_BLACK: "masks that lie where their picture is black; are they of another picture?",
+    OUTLINE: "masks that are outlines, not areas; fill them",
     OTHER_NAME: "scans found under a name with another suffix or case than in labels.csv",
     OTHER_ENCODING: "tables that are not in UTF-8, read as Windows-1252; are the names right?",
     PASSED_OVER: "files under images/ or masks/ that are no scans, passed over",
@@ -48,7 +62,7 @@ REMARKS = {
     PATIENT_SPELLINGS: "patients written in several ways, which count as one",
     SEVERAL_PATIENTS: "the same picture, or files of one study, under several patients",
     SAME_PICTURE: "pictures that occur several times",
-    SAME_MASK: "masks that several pictures share; are they of another picture?",
+    SAME_MASK: "the same mask for several pictures; at most one can be right",
 }
 """Kind -> heading in the audit."""
 
@@ -70,4 +84,35 @@ def of_mask(image: np.ndarray, mask: np.ndarray) -> tuple[str, ...]:
     found = (COVERS_MOST,) if mask.mean() > 0.5 else ()
     under = image[mask[..., 0] > 0].max(axis=1)
     black = (under <= DARK).mean() > ON_BLACK and (image > DARK).any()
-    return (*found, MASK_ON_BLACK) if black else found
+    found += (MASK_ON_BLACK,) if black else ()
+    return (*found, OUTLINE) if is_outline(mask) else found
+
+
+def is_outline(mask: np.ndarray) -> bool:
+    """Whether a mask, uint8 {0,1} (H, W, 1), is drawn as lines: closed ones, or thin ones around an area."""
+    plane = np.ascontiguousarray(mask[..., 0])
+    contours, _ = cv2.findContours(plane, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled, hulls = np.zeros_like(plane), np.zeros_like(plane)
+    cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
+    for contour in contours:
+        cv2.fillConvexPoly(hulls, cv2.convexHull(contour), 1)
+    area = int(plane.sum())
+    if area < FILLED * int(filled.sum()):
+        return True
+    # the frame of zeros, so that the picture's border is an edge as well
+    reach = cv2.distanceTransform(cv2.copyMakeBorder(plane, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5).max()
+    return bool(reach <= THIN and area < FILLED * int(hulls.sum()))
+
+
+def is_picture(mask: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a mask file, uint8 (H, W, 3), is the scan itself, perhaps painted over; `image` is the scan, as large.
+
+    Of the scan's grey pixels, most are grey in the mask too, and nearly all of these have the scan's value. A mask of
+    a few levels is none, and neither is a lesion that is cut out of the scan.
+    """
+    drawn, scan = (np.median(one, axis=2).astype(np.int16) for one in (mask, image))
+    grey = (scan >= GREY[0]) & (scan <= GREY[1])
+    both = grey & (drawn >= GREY[0]) & (drawn <= GREY[1])
+    if not both.any() or both.sum() < 0.5 * grey.sum() or len(np.unique(drawn[both])) < LEVELS:
+        return False
+    return bool((np.abs(drawn - scan)[both] <= SAME_GREY).mean() > 0.9)

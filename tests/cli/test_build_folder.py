@@ -55,7 +55,7 @@ def test_repeated_pictures_masks_and_patients_are_warnings_of_the_audit(tmp_path
         remarks.SAME_MASK: (1, ["c = d"]),
     }
     printed = capsys.readouterr().out
-    assert "WARNING: masks that several pictures share; are they of another picture?: 1\n    c = d\n" in printed
+    assert "WARNING: the same mask for several pictures; at most one can be right: 1\n    c = d\n" in printed
 
 
 def test_masks_that_a_rule_decides_are_counted_and_named_with_the_rule(tmp_path, capsys):
