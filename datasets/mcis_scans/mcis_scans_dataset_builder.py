@@ -237,5 +237,5 @@ def _base(name: str, manual_dir: pathlib.Path) -> Iterator[pathlib.Path]:
     with archive.opened(zipped) if zipped.is_file() else contextlib.nullcontext(manual_dir) as root:
         base = find_base(root, requires)
         if base is None:
-            raise FileNotFoundError(f"{manual_dir}: the files of {name!r} are not there. {expected(name)}")
+            raise FileNotFoundError(f"{manual_dir}: the files of {name!r} are not there. {expected(name, root)}")
         yield base

@@ -175,7 +175,7 @@ def test_phantoms_have_every_class():
         ),
         ("br35h", "Br35H-Mask-RCNN/TEST/y2.jpg", "remove", "TEST/y2.jpg", "an outline without its image"),
         ("br35h", "no/no0.jpg", "spoil", "no/no0", "not a readable"),
-        ("folder", "images/a.png", "remove", "a.png", "line 2: is not under images/"),
+        ("folder", "images/a.png", "remove", "a.png", "line 2: there is no file images/a;"),
         ("folder", "images/x.png", "add", "x", "no row in labels.csv"),
         ("folder", "masks/x.png", "add", "masks/x", "a mask without its image"),
         ("folder", "masks/a.png", "resize", "a", "is 9 x 7 pixels, its scan 28 x 20"),
@@ -203,9 +203,13 @@ def test_bad_files_are_rejected_with_a_reason(copy, name, path, change, scan_id,
 
 ROWS = [
     ("a,malignant,p1,brain", "a", "'brain' with label 'malignant'"),
-    ("a,cyst,p1,", "a", "there is no label 'cyst'; the labels are no_tumor, tumor, normal, benign, malignant"),
+    (
+        "a,cyst,p1,",
+        "a",
+        "there is no label 'cyst'; the labels are brain: no_tumor, tumor; breast: normal, benign, malignant",
+    ),
     ("a,,p1,", "a", "organ '' with label ''"),
-    ("../labels,benign,,", "../labels", "is not under images/"),
+    ("../labels,benign,,", "../labels", "there is no file images/../labels"),
 ]
 
 

@@ -14,13 +14,15 @@ from mcis.imaging.scan import ScanError
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 
 from . import remarks, table
+from .cells import patient_of
 from .names import FRAME, Names, name_of
 from .own_masks import Masks, find_masks, read_masks
-from .record import Item, Job, MakeMask, Rejection, Remark, empty, load
+from .record import Item, Job, MakeMask, Rejection, Remark, empty, find_base, load
 
 TABLE = "labels.csv"
 ONE_FRAME = (".png", ".jpg", ".jpeg", ".bmp")
 """Suffixes of files that need not be opened to be counted."""
+WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
@@ -58,11 +60,11 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     every = image_files.files_in(root / "images", lambda path: True)
     scans = [pathlib.Path(path) for path in search.in_folder(root / "images").files]
     names = Names.of(scans, root / "images")
-    rows = table.read(root / TABLE, ("scan", "label", "patient"))
-    if rows.encoding == table.WINDOWS:
-        yield Remark(TABLE, remarks.OTHER_ENCODING)
+    rows = table.read(root / TABLE, ("scan", "label", "patient"), ("label", "patient"))
     labels: Labels = {}
     others = _other_files(every, scans, root / "images")
+    if _lost(rows, names, others) and rows.encoding == table.WINDOWS:
+        yield Remark(TABLE, remarks.OTHER_ENCODING)
     yield from _read_labels(rows, names, labels, others)
     for name, kind in others.items():
         yield Remark(f"images/{name}", remarks.OTHER_FORMAT if kind in other_formats.KINDS else remarks.PASSED_OVER)
@@ -75,6 +77,30 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     reason = f"has no row in {TABLE}; add one (its label may be empty)"
     yield from (Rejection(names.id_of(name), reason) for name in unlisted)
     yield from masks.left_over(used, names, labels)
+
+
+def _lost(rows: table.Table, names: Names, others: Mapping[str, str]) -> Sequence[str]:
+    """The names in the table that fit no file. ValueError where the cause is one for all: the encoding, or the table's.
+
+    Args:
+      rows: the table.
+      names: of the scans.
+      others: see `_other_files`.
+    """
+    written = [row.values["scan"] for row in rows.rows if row.values["scan"]]
+    lost = [one for one in written if not _files(one, "", names)[0] and _other_format(one, others) is None]
+    if rows.encoding == table.WINDOWS and any(not one.isascii() for one in lost) and 2 * len(lost) > len(written):
+        raise ValueError(
+            f"{TABLE} is not in UTF-8, and {len(lost)} of its {len(written)} names fit no file, such as {lost[0]!r}; "
+            f"save it as CSV UTF-8 ({table.ADVICE})"
+        )
+    if len(written) > 1 and len(lost) == len(written):
+        there = f"images/ holds such as {min(names.paths)!r}" if names.paths else "images/ holds no scans"
+        raise ValueError(
+            f"no name in {TABLE} fits a file, such as {lost[0]!r} and {lost[1]!r}; {there}. The column scan has the "
+            "path of each file below images/"
+        )
+    return lost
 
 
 def _read_labels(
@@ -92,10 +118,12 @@ def _read_labels(
             continue
         try:
             label = _label_of(row)
+            patient, says_none = patient_of(row.values["patient"])
         except ValueError as error:
             yield Rejection(row.values["scan"], f"{where}: {error}")
-            label = Label(row.line, "", UNUSABLE, None)
-        patient = row.values["patient"]
+            label, patient, says_none = Label(row.line, "", UNUSABLE, None), "", False
+        if says_none:
+            yield Remark(f"{row.values['scan']}: {row.values['patient']}", remarks.NO_PATIENT)
         written = spellings.setdefault(" ".join(patient.casefold().split()), [])
         written += [patient] if patient not in written else []
         label = dataclasses.replace(label, patient=written[0] or None, renamed=renamed)
@@ -104,7 +132,9 @@ def _read_labels(
     for written_name, name, frame, label in read:
         where = f"{TABLE} line {label.line}"
         if label.renamed and name in exact:
-            yield Rejection(written_name, f"{where}: is not under images/; {name} is, but line {exact[name]} names it")
+            yield Rejection(
+                written_name, f"{where}: {_no_file(written_name)}; {name} is there, but line {exact[name]} names it"
+            )
             continue
         before = labels.setdefault(name, {}).setdefault(frame, label)
         if before is label:
@@ -128,10 +158,7 @@ def _find(row: table.Row, names: Names, others: Mapping[str, str]) -> tuple[str,
     written, frame = row.values["scan"], row.values.get("frame", "")
     if not written:
         raise ValueError("names no scan")
-    found, renamed = names.find(written)
-    numbered = FRAME.fullmatch(written)
-    if not found and numbered and not frame:
-        (found, renamed), frame = names.find(numbered[1]), numbered[2]
+    found, renamed, frame = _files(written, frame, names)
     if not found:
         raise ValueError(_why_not_found(written, others))
     if len(found) > 1:
@@ -143,13 +170,34 @@ def _find(row: table.Row, names: Names, others: Mapping[str, str]) -> tuple[str,
     return found[0], int(frame) if frame else None, renamed
 
 
+def _files(written: str, frame: str, names: Names) -> tuple[Sequence[str], bool, str]:
+    """The files that a name may mean, whether under another name, and the frame, which the name may have at its end."""
+    found, renamed = names.find(written)
+    numbered = FRAME.fullmatch(written)
+    if not found and numbered and not frame:
+        return *names.find(numbered[1]), numbered[2]
+    return found, renamed, frame
+
+
+def _tidy(written: str) -> str:
+    return written.replace("\\", "/").removeprefix("./").removeprefix("images/")
+
+
+def _other_format(written: str, others: Mapping[str, str]) -> str | None:
+    """The kind of the file in a format that is not read which a name means, with or without suffix; None for others."""
+    named = ((kind, (name, name[: -len(pathlib.PurePath(name).suffix)])) for name, kind in others.items())
+    return next((kind for kind, both in named if kind in other_formats.KINDS and _tidy(written) in both), None)
+
+
 def _why_not_found(written: str, others: Mapping[str, str]) -> str:
-    """Why a name means no scan: perhaps it is that of a file in a format that is not read, with or without suffix."""
-    tidy = written.replace("\\", "/").removeprefix("./").removeprefix("images/")
-    for name, kind in others.items():
-        if kind in other_formats.KINDS and tidy in (name, name[: -len(pathlib.PurePath(name).suffix)]):
-            return f"is in a format that is not read, {other_formats.named(kind)}; {other_formats.CONVERT}"
-    return "is not under images/"
+    """Why a name means no scan."""
+    if (kind := _other_format(written, others)) is not None:
+        return f"is in a format that is not read, {other_formats.named(kind)}; {other_formats.CONVERT}"
+    return f"{_no_file(written)}; correct the name or remove the row"
+
+
+def _no_file(written: str) -> str:
+    return f"there is no file images/{_tidy(written)}"
 
 
 def _label_of(row: table.Row) -> Label:
@@ -158,7 +206,8 @@ def _label_of(row: table.Row) -> Label:
     label = "_".join(written.lower().replace("-", " ").replace("_", " ").split())
     organ_of = {name: one.name for one in ORGANS for name in one.classes}
     if label and label not in organ_of:
-        raise ValueError(f"there is no label {written!r}; the labels are {', '.join(organ_of)}")
+        allowed = "; ".join(f"{o.name}: {', '.join(o.classes)}" for o in ORGANS)
+        raise ValueError(f"there is no label {written!r}; the labels are {allowed}")
     organ = organ or organ_of.get(label, "")
     if organ not in ORGAN_NAMES or (label and organ_of[label] != organ):
         allowed = "; ".join(f"{o.name} ({', '.join(o.classes)})" for o in ORGANS)
@@ -271,3 +320,17 @@ def _other_files(every: Sequence[pathlib.Path], scans: Sequence[pathlib.Path], r
     others = [path for path in every if path not in taken and os.path.isfile(path)]
     others = [path for path in others if not nifti_header.is_second_of_pair(path)]
     return {name_of(path, root): search.no_scan(path) or "" for path in others}
+
+
+def advice(root: pathlib.Path) -> str:
+    """What to do with a folder that lacks its table or its scans; "" where neither is there."""
+    if find_base(root, (TABLE,)) is not None:
+        return f"{TABLE} found, images/ missing beside it: move the scans there"
+    base = find_base(root, ("images",)) or root
+    tables = sorted(path.name for path in base.iterdir() if path.suffix.lower() in WORKBOOKS)
+    other = sorted(path.name for path in base.iterdir() if path.suffix.lower() == ".csv")
+    if tables:
+        return f"{tables[0]} found: save it as CSV, {TABLE} ({table.ADVICE})"
+    if other:
+        return f"{other[0]} found: call it {TABLE}, in small letters"
+    return f"images/ found, {TABLE} missing beside it" if base is not root else ""

@@ -105,7 +105,7 @@ def test_a_mask_that_may_be_of_two_pictures_is_of_neither(own, suffix):
     [
         ("s", "line 2: may be s.bmp or s.png; write the whole name, with its suffix"),
         ("S.jpg", "line 2: may be s.bmp or s.png"),
-        ("x.png", "line 2: is not under images/"),
+        ("x.png", "line 2: there is no file images/x.png; correct the name or remove the row"),
         ("", "line 2: names no scan"),
         ("s.png#1", "line 2: has no frame 1; it has 1, numbered from 0"),
     ],
@@ -141,7 +141,9 @@ def test_a_name_means_the_only_file_that_it_fits(own, file, written, renamed):
 def test_a_file_that_another_row_names_exactly_is_not_taken_for_another(own):
     found, rejected, _ = read(own({"s.png": picture(1)}, ["s.jpg,malignant,P1", "s.png,benign,P2"]))
     assert found["s"].label == 1 and found["s"].patient == "P2"
-    assert rejected == [("s.jpg", "labels.csv line 2: is not under images/; s.png is, but line 3 names it")]
+    assert rejected == [
+        ("s.jpg", "labels.csv line 2: there is no file images/s.jpg; s.png is there, but line 3 names it")
+    ]
 
 
 def test_names_that_differ_only_in_case_are_two(own):
@@ -204,11 +206,12 @@ def test_labels_may_have_blanks_and_patients_other_spellings(own):
     assert noted == [("P 01 = p  01", remarks.PATIENT_SPELLINGS)]
 
 
-def test_a_table_that_is_not_utf_8_is_remarked(own):
+@pytest.mark.parametrize("lost", ["", "höfer,normal,P2\n"])
+def test_a_table_that_is_not_utf_8_is_remarked_where_a_name_fits_no_file(own, lost):
     root = own({"müller.png": picture(1)}, [])
-    (root / "labels.csv").write_bytes("scan,label,patient\nmüller,normal,P1\n".encode("cp1252"))
+    (root / "labels.csv").write_bytes(f"scan,label,patient\nmüller,normal,P1\n{lost}".encode("cp1252"))
     found, _, noted = read(root)
-    assert list(found) == ["müller"] and noted == [("labels.csv", remarks.OTHER_ENCODING)]
+    assert list(found) == ["müller"] and noted == ([("labels.csv", remarks.OTHER_ENCODING)] if lost else [])
 
 
 # Files of several frames
@@ -365,7 +368,8 @@ def test_inverted_masks_and_blank_pictures_are_rejected(own):
     found, rejected, _ = read(own(images, [f"{name},benign,P{name}" for name in "abcd"], masks))
     assert list(found) == ["d"]
     assert [reason for _, reason in rejected[:2]] == [
-        "its mask covers the picture up to the border and looks inverted; 0 must be background"
+        "its mask covers the picture up to the border and looks inverted; 0 must be background; "
+        "invert it (black outside, white in the lesion). The scan is left out"
     ] * 2
     assert rejected[2] == ("c", "a blank picture: all of its pixels have nearly the same value")
 
@@ -541,4 +545,68 @@ def test_files_in_formats_that_are_not_read_are_remarked_and_named_where_a_row_m
     ]
     reasons = dict(rejected)
     assert "line 3: is in a format that is not read, .mha (MetaImage); convert to NIfTI" in reasons["b.mha"]
-    assert ".nrrd (NRRD)" in reasons["c"] and reasons["d"] == "labels.csv line 5: is not under images/"
+    assert ".nrrd (NRRD)" in reasons["c"] and "line 5: there is no file images/d;" in reasons["d"]
+
+
+# Tables as people write them
+
+
+@pytest.mark.parametrize("patient", ["n/a", "N/A", "-", "\u2013", "?", "none", "#N/A", "#NAME?", "#REF!", "Unknown"])
+def test_signs_for_an_unknown_patient_are_no_patient(own, patient):
+    rows = [f"a,benign,{patient}", f"b,normal,{patient}", "c,normal,P1"]
+    found, rejected, noted = read(own({f"{name}.png": picture(seed) for seed, name in enumerate("abc")}, rows))
+    assert [found[name].patient for name in "abc"] == [None, None, "P1"] and not rejected
+    assert [name for name, kind in noted if kind == remarks.NO_PATIENT] == [f"a: {patient}", f"b: {patient}"]
+
+
+@pytest.mark.parametrize("patient", ["#12", "0", "A-B", "Nan Lee", "P=1"])
+def test_names_that_look_like_such_signs_stay(own, patient):
+    found, _, noted = read(own({"a.png": picture(1)}, [f"a,normal,{patient}"]))
+    assert found["a"].patient == patient and not noted
+
+
+def test_a_formula_in_place_of_a_patient_is_an_error_and_a_text_formula_its_text(own):
+    images = {"a.png": picture(1), "b.png": picture(2)}
+    found, rejected, _ = read(own(images, ["a,normal,=A1", 'b,normal,"=""001"""']))
+    assert list(found) == ["b"] and found["b"].patient == "001"
+    reason = "patient '=A1' is a formula; write its result (copy the column, paste its values)"
+    assert rejected == [("a", f"labels.csv line 2: {reason}")]
+
+
+@pytest.mark.parametrize(
+    ("names", "encoding"),
+    [
+        (["\u043e\u043f\u0443\u0445\u043e\u043b\u044c 1", "\u043e\u043f\u0443\u0445\u043e\u043b\u044c 2"], "cp1251"),
+        (["m\u00fcller", "h\u00f6fer"], "mac_roman"),
+        (["\u30b9\u30ad\u30e3\u30f31", "\u30b9\u30ad\u30e3\u30f32"], "cp932"),
+    ],
+)
+def test_a_table_in_another_encoding_is_one_error(own, names, encoding):
+    root = own({f"{name}.png": picture(seed) for seed, name in enumerate(names)}, [])
+    text = "scan,label,patient\n" + "".join(f"{name},normal,\n" for name in names)
+    (root / "labels.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(
+        ValueError, match=r"labels\.csv is not in UTF-8, and 2 of its 2 .*; save it as CSV UTF-8|UTF-8 nor"
+    ):
+        read(root)
+
+
+def test_names_of_which_none_fits_are_one_error(own):
+    root = own({"scan_1.png": picture(1)}, ["1,normal,", "2,normal,"])
+    with pytest.raises(
+        ValueError, match=r"no name in labels\.csv fits a file, such as '1' and '2'; images/ holds such as"
+    ):
+        read(root)
+
+
+def test_a_folder_that_lacks_its_table_or_its_scans_is_told_what_to_do(tmp_path):
+    (tmp_path / "x" / "images").mkdir(parents=True)
+    assert sources.expected("folder", tmp_path).startswith("images/ found, labels.csv missing beside it. The source")
+    (tmp_path / "x" / "Labels.CSV").touch()
+    assert sources.expected("folder", tmp_path).startswith("Labels.CSV found: call it labels.csv, in small letters. ")
+    (tmp_path / "x" / "labels.xlsx").touch()
+    assert sources.expected("folder", tmp_path).startswith("labels.xlsx found: save it as CSV, labels.csv (in Excel")
+    (tmp_path / "x" / "images").rmdir()
+    (tmp_path / "x" / "labels.csv").touch()
+    text = "labels.csv found, images/ missing beside it: move the scans there. The source"
+    assert sources.expected("folder", tmp_path).startswith(text)

@@ -1,9 +1,9 @@
 """The masks of the user's own folder, and which scan each belongs to.
 
-The mask of `images/a.png` is `masks/a.*`; `a_mask.*`, `a_mask_1.*` ... (in any case) are joined with it, as in BUSI. Where several
-images are called `a`, a mask has the image's whole name: `a.png.tif`, or `a.png`. That of one frame is `a#12.*`. A
-NIfTI mask belongs to all slices of the NIfTI scan of its name; a DICOM SEG, under any name, to the scans that it refers
-to.
+The mask of `images/a.png` is `masks/a.*`; `a_mask.*`, `a_mask_1.*`, `a_Mask.*` ... are joined with it, as in BUSI.
+Where several images are called `a`, a mask has the image's whole name: `a.png.tif`, or `a.png`. That of one frame is
+`a#12.*`. A NIfTI mask belongs to all slices of the NIfTI scan of its name; a DICOM SEG, under any name, to the scans
+that it refers to.
 """
 
 import collections

@@ -129,7 +129,7 @@ def load(
         return Rejection(scan_id, "a blank picture: all of its pixels have nearly the same value")
     if mask.any() and is_inverted(mask):
         reason = "its mask covers the picture up to the border and looks inverted; 0 must be background"
-        return Rejection(scan_id, reason)
+        return Rejection(scan_id, f"{reason}; invert it (black outside, white in the lesion). The scan is left out")
     if label != UNKNOWN and make_mask is not None:
         name, lesion = organ_named(organ).classes[label], organ_named(organ).is_lesion(label)
         if lesion and not mask.any():
@@ -179,7 +179,10 @@ def _union(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> masks.Mask:
         mask, own_notes = read_mask(path)
         if mask.shape[:2] != size:
             sizes = [f"{width} x {height}" for height, width in (mask.shape[:2], size)]
-            raise scan.ScanError(f"mask {path.name} is {sizes[0]} pixels, its scan {sizes[1]}; they must be equal")
+            raise scan.ScanError(
+                f"mask {path.name} is {sizes[0]} pixels, its scan {sizes[1]}; they must be equal; "
+                "is it the mask of another picture? The scan is left out"
+            )
         union |= mask
         notes += [f"mask {path.name}: {note}" for note in own_notes]
     return masks.Mask(union, tuple(notes))

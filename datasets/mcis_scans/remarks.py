@@ -39,6 +39,7 @@ NOT_OUTLINED = "not_outlined"
 JOINED_MASKS = "joined_masks"
 OTHER_MASK = "other_mask"
 PATIENT_SPELLINGS = "patient_spellings"
+NO_PATIENT = "no_patient"
 SEVERAL_PATIENTS = "several_patients"
 SAME_PICTURE = "same_picture"
 SAME_MASK = "same_mask"
@@ -60,6 +61,7 @@ REMARKS = {
     JOINED_MASKS: "scans with several masks, which were joined",
     OTHER_MASK: "scans with outlines of something other than a lesion, which count for nothing",
     PATIENT_SPELLINGS: "patients written in several ways, which count as one",
+    NO_PATIENT: "rows that say that the patient is unknown (n/a, -, ?, #N/A ...), which count as empty",
     SEVERAL_PATIENTS: "the same picture, or files of one study, under several patients",
     SAME_PICTURE: "pictures that occur several times",
     SAME_MASK: "the same mask for several pictures; at most one can be right",

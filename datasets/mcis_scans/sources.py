@@ -14,7 +14,7 @@ from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED
 
 from . import brain_sources, breast_sources
 from .cheng import PARTS, cheng
-from .own_folder import folder
+from .own_folder import advice, folder
 from .record import MAX_DEPTH, Item, Job, Record, load
 
 
@@ -57,6 +57,7 @@ class Source:
         recognised. Empty = needs no folder.
       layout: the files in the folder, for messages.
       origin: where to get it, and its licence.
+      advice: what to do with a folder that lacks some of these files.
       organ: the organ of a published source: it is searched for near-duplicates of other such sources of the organ.
     """
 
@@ -66,6 +67,7 @@ class Source:
     layout: str
     origin: str
     organ: str | None = None
+    advice: Callable[[pathlib.Path], str] | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -162,14 +164,16 @@ SOURCES: dict[str, Source] = {
         requires=("images", "labels.csv"),
         layout="labels.csv (columns scan, label, patient; optional organ, frame), images/, masks/ (optional)",
         origin="your own scans",
+        advice=advice,
     ),
 }
 
 
-def expected(name: str) -> str:
-    """The layout of source `name` and where to get it, for error messages."""
+def expected(name: str, root: pathlib.Path | None = None) -> str:
+    """The layout of source `name` and where to get it, for error messages; and what to do with the folder `root`."""
     source = SOURCES[name]
-    return (
+    first = "" if root is None or source.advice is None else source.advice(root)
+    return (f"{first}. " if first else "") + (
         f"The source {name!r} is read from a folder or zip that contains, at most {MAX_DEPTH} folders down,\n"
         f"    {source.layout}\n  origin: {source.origin}"
     )

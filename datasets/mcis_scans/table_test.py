@@ -63,6 +63,7 @@ def test_values_may_have_delimiters_quotes_and_other_columns_line_breaks(read):
     ("content", "words"),
     [
         ("name,label\na,benign\n", "has no column scan, patient; it has: name, label"),
+        ("name,patient,label\na,,\n", "has no column scan; it has"),
         ("", "has no column .*, patient; it has: none. .* by comma, semicolon, tab or [|]"),
         ("scan,label,patient,Label\na,benign,,x\n", "line 1: has the column label twice"),
         ("scan,label,patient\na,b.png,benign,P1\nc,normal,\nd,e,benign,P2\n", "line 2 has more .*; line 4 has more"),
@@ -88,3 +89,9 @@ def test_columns_are_named_as_asked_and_others_in_lower_case(tmp_path):
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a CSV file"):
         table.read(tmp_path / "none.csv", COLUMNS)
+
+
+def test_a_column_that_may_be_empty_is_asked_for_with_these_words(tmp_path):
+    (tmp_path / "a.csv").write_text("scan,label\na,\n")
+    with pytest.raises(ValueError, match=r"no column patient; add it \(it may be empty\); it has: scan, label"):
+        table.read(tmp_path / "a.csv", COLUMNS, ("patient",))

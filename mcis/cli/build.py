@@ -123,7 +123,7 @@ def _build(
     with contextlib.nullcontext(stage) if from_ is None else archive.opened(local_path(from_, "--from")) as folder:
         requires = SOURCES[source].requires
         if requires and find_base(folder, requires) is None and not (folder / f"{source}.zip").is_file():
-            raise ValueError(f"{from_} does not hold the files of {source!r}. {expected(source)}")
+            raise ValueError(f"{from_} does not hold the files of {source!r}. {expected(source, folder)}")
         config = tfds.download.DownloadConfig(manual_dir=folder, beam_options=pipeline)
         builder.download_and_prepare(download_config=config)
     return pathlib.Path(builder.data_path)
