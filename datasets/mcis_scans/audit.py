@@ -1,15 +1,16 @@
 """The audit of a build, printed and stored: counts, groups, contradictions, rejections, and the check of the splits."""
 
 import collections
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from mcis.organs import ORGANS, UNKNOWN
+from mcis.organs import ORGANS, UNKNOWN, organ_named
 
 from .kin import Kin
 from .record import Rejection, Remark
 from .remarks import REMARKS, SAME_MASK, SAME_PICTURE, SEVERAL_PATIENTS
-from .splits import SHARES, SPLITS, Member, Plan, binding_series, class_name
+from .splits import SHARES, SPLITS, TEST, TRAIN, VALIDATION, Member, Plan, binding_series, class_name
 
 FILE = "audit.json"
 _SHOWN = 10
@@ -188,7 +189,7 @@ def summary(audit: dict[str, Any]) -> str:
         )
     empty = [split for split in SPLITS if not sum(audit["counts"][split].values())]
     if empty:
-        lines.append(f"  WARNING: no scan in {', '.join(empty)}; too few groups for three splits")
+        lines.append(f"  WARNING: {_empty(audit['source'], empty, groups['all'], audit['counts'])}")
     lines += _listed(
         "near-duplicates with contradicting labels (train only, label unknown)",
         [f"{', '.join(entry['labels'])}: {', '.join(entry['scans'])}" for entry in audit["contradictions"]],
@@ -201,6 +202,25 @@ def summary(audit: dict[str, Any]) -> str:
         lines += _listed(f"WARNING: {entry['what']}", entry["scans"])
     lines += _listed("rejected", [f"{entry['scan']}: {entry['reason']}" for entry in audit["rejections"]])
     return "\n".join(lines)
+
+
+def _empty(source: str, empty: Sequence[str], groups: int, counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What empty splits mean, and what to do."""
+    fails = ["training"] if {TRAIN, VALIDATION} & set(empty) else []
+    fails += ["evaluation"] if TEST in empty else []
+    present = {name for split in counts.values() for name, count in split.items() if count}
+    other = "lgg" if present & set(organ_named("brain").classes) else "busi"
+    verb = "is" if len(empty) == 1 else "are"
+    return (
+        f"{' and '.join(empty)} {verb} empty, so {' and '.join(fails)} will fail: each of "
+        f"the {groups} patients or groups goes to one split, by chance. Add patients ({enough(empty)} more make this "
+        f"unlikely), or train with another data set too (--sources={source},{other})"
+    )
+
+
+def enough(empty: Sequence[str]) -> int:
+    """The number of new groups that leave one of these splits empty in less than one case of a hundred."""
+    return next(n for n in itertools.count(1) if sum((1 - SHARES[split]) ** n for split in empty) < 0.01)
 
 
 def _listed(title: str, entries: Sequence[str]) -> list[str]:

@@ -42,7 +42,7 @@ class Table:
 
 
 def read(path: pathlib.Path, columns: Iterable[str], may_be_empty: Sequence[str] = ()) -> Table:
-    """Read a CSV file with the delimiter by which it has all of `columns`; `may_be_empty` of them may have no values.
+    """Read a CSV file with the delimiter by which it has all of `columns`; those of `may_be_empty` may lack values.
 
     Column names are compared without case and surrounding blanks. Empty rows and columns without name and value are
     ignored. All text is in Unicode's form NFC.
@@ -61,8 +61,8 @@ def read(path: pathlib.Path, columns: Iterable[str], may_be_empty: Sequence[str]
     if missing:
         add = "; add it (it may be empty)" if len(missing) == 1 and missing[0] in may_be_empty else ""
         raise ValueError(
-            f"{path}: has no column {', '.join(missing)}{add}; it has: {', '.join(shown) or 'none'}. The first line names "
-            "the columns, separated by comma, semicolon, tab or |"
+            f"{path}: has no column {', '.join(missing)}{add}; it has: {', '.join(shown) or 'none'}. The first line "
+            "names the columns, separated by comma, semicolon, tab or |"
         )
     twice = [name for name in dict.fromkeys(map(_folded, shown)) if list(map(_folded, shown)).count(name) > 1]
     if twice:

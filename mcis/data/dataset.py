@@ -26,6 +26,8 @@ CHUNK = 1024
 PUBLISHED = ("busi", "busbra", "lgg", "br35h", "cheng", "healthy", "notumor", "uclm", "brest")
 """Sources whose scans keep their publisher's names: one name is one image, in every copy of the data set."""
 
+OTHERS = {"breast": "busi", "brain": "lgg"}
+"""Organ -> a published source with scans of all its classes in all splits."""
 
 FOLLOWS = "@"
 """First letter of a published scan's group that is a group of another source, near-duplicates of which it holds; then
@@ -210,8 +212,17 @@ def load(
     loaded = [_load(source, split, stored[source], organ, stream) for source in stored]
     if not any(loaded):
         kind = "scans" if organ is None else f"{organ} scans"
-        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {kind}")
+        raise ValueError(f"split {split!r} of {', '.join(sources)} holds no {kind}{_advice(sources, organ)}")
     return Scans.join([scans for scans in loaded if scans])
+
+
+def _advice(sources: Sequence[str], organ: str | None) -> str:
+    """What to do about an empty split: a published source has none, so that only one of another organ is named."""
+    other = OTHERS.get(organ or "", next(iter(OTHERS.values())))
+    added = f"--sources={','.join([*sources, other])}"
+    if all(source in PUBLISHED for source in sources):
+        return "" if other in sources else f"; name a source that has some, as in {added}"
+    return f"; add patients, or train with another data set too ({added})"
 
 
 def _load(source: str, split: str, stored: Sequence[Record], organ: str | None, stream: bool) -> Scans | None:

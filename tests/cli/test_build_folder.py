@@ -5,9 +5,11 @@ import json
 import cv2
 import nibabel
 import numpy as np
-from mcis_datasets.mcis_scans import remarks
+import pytest
+from mcis_datasets.mcis_scans import audit, remarks
 
 from mcis.cli.build import build
+from mcis.data import dataset
 
 
 def picture(seed):
@@ -94,3 +96,24 @@ def test_slices_of_a_volume_are_in_one_split_and_keep_their_labels(tmp_path, cap
         (build("folder", from_=root, data_dir=tmp_path / "data", overwrite=True) / "audit.json").read_text()
     )
     assert again["counts"] == audit["counts"]
+
+
+def test_an_empty_split_is_a_warning_that_says_what_will_fail_and_what_to_do(tmp_path, capsys):
+    report = built(own(tmp_path / "own", {"a.png": picture(1)}, ["a,normal,P1"]), tmp_path / "data")
+    (split,) = (split for split, counts in report["counts"].items() if counts["normal"])
+    assert split == "train"
+    assert (
+        "WARNING: validation and test are empty, so training and evaluation will fail: each of the 1 patients or "
+        "groups goes to one split, by chance. Add patients (33 more make this unlikely), or train with another data "
+        "set too (--sources=folder,busi)"
+    ) in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"add patients, or train with another data set too \(--sources=folder,busi\)"):
+        dataset.load(["folder"], "validation", tmp_path / "data", "breast")
+
+
+@pytest.mark.parametrize(("empty", "number"), [(["validation"], 29), (["validation", "test"], 33), (["train"], 4)])
+def test_the_number_of_patients_that_fill_a_split(empty, number):
+    missing = {"train": 0.3, "validation": 0.85, "test": 0.85}
+    assert sum(missing[split] ** number for split in empty) < 0.01
+    assert sum(missing[split] ** (number - 1) for split in empty) >= 0.01
+    assert audit.enough(empty) == number
