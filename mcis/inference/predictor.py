@@ -341,7 +341,19 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
 
 def _router_reason(row: Mapping[str, np.ndarray]) -> str:
     """Why the router did not accept a scan, by the fields of a Prediction."""
-    closest = f"most like {ORGANS[int(row['choice'])].scan}, probability {float(row['organ_prob']):.6f}"
     if (times := float(row["novelty"])) > 1:
-        return f"too far from the router's training scans: {times:.2f} times the allowed distance ({closest})"
-    return f"the router is unsure: {closest}, {row['needed']:.6f} is needed"
+        kinds = f"neither {' nor '.join(organ.scan for organ in ORGANS)}"
+        distance = _apart("{:.{}f}", times, 1.0, 2)[0]
+        return f"looks like {kinds} (unlike all scans that mcis was trained on: {distance} times the limit)"
+    organ = ORGANS[int(row["choice"])]
+    prob, needed = _apart("{:.{}f} %", 100 * float(row["organ_prob"]), 100 * float(row["needed"]), 0)
+    return (
+        f"not recognised for certain: most like {organ.scan} ({prob}, {needed} is needed). If it is one, use "
+        f"--organ={organ.name}"
+    )
+
+
+def _apart(form: str, value: float, limit: float, digits: int) -> tuple[str, str]:
+    """Two numbers as text, with as many digits as tell them apart."""
+    texts = ((form.format(value, count), form.format(limit, count)) for count in range(digits, 12))
+    return next((both for both in texts if both[0] != both[1]), (str(value), str(limit)))

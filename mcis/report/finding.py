@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ import numpy as np
 
 import mcis
 from mcis.files import read_lines
+from mcis.organs import ORGANS, UNSUPPORTED
+
+SHOWN_REASONS = 5
+"""Kinds of reasons in the summary; the others are counted together."""
 
 
 class ReportError(ValueError):
@@ -171,13 +176,42 @@ def read_findings(path: str | os.PathLike) -> Iterator[Finding]:
     return read_lines(path, Finding, ReportError)
 
 
+def kind_of(finding: Finding) -> str | None:
+    """The reason of an unsupported scan without its numbers, by which scans are counted; None for other scans.
+
+    >>> kind_of(Finding("a.png", organ="unsupported", reason="blank: nearly all its pixels have one grey value"))
+    'blank'
+    >>> kind_of(Finding("a.dcm", organ="unsupported", reason="its header says ...", header="Modality CT"))
+    'by their header: Modality CT'
+    """
+    if finding.organ != UNSUPPORTED or finding.reason is None:
+        return None
+    if finding.header is not None:
+        return f"by their header: {finding.header}"
+    return re.split(r"[:(]", finding.reason, maxsplit=1)[0].strip()
+
+
 def summary(out: str | os.PathLike, counts: Mapping[str, Any]) -> str:
-    """`ReportWriter.counts` in one line of text, and a line that names the report's files."""
-    organs = ", ".join(f"{number} {organ}" for organ, number in counts["organs"].items()) or "no organ"
-    labels = ", ".join(f"{number} {label}" for label, number in counts["labels"].items()) or "no label"
-    errors = f", {counts['errors']} not read" if counts["errors"] else ""
+    """`ReportWriter.counts` in one line of text, without what did not occur, and a line that names the report's files.
+
+    Labels stand with their organ, and the reasons of unsupported scans with their number.
+    """
+    parts = [_organ_part(name, number, counts) for name, number in counts["organs"].items() if number]
+    parts += [f"{counts['errors']} not read"] if counts["errors"] else []
     scans = f"{counts['scans']} {'scan' if counts['scans'] == 1 else 'scans'}"
+    found = f"{scans}: {', '.join(parts)}" if parts else scans
     page, lines = (os.path.join(out, name) for name in ("index.html", "findings.jsonl"))
-    return (
-        f"{scans}: {organs}{errors}; {labels}. {mcis.NOTICE}\n{page} shows the findings; {lines} has one scan per line"
-    )
+    see = " See `reason` in findings.jsonl." if counts["organs"].get(UNSUPPORTED) else ""
+    return f"{found}.{see} {mcis.NOTICE}\n{page} shows the findings; {lines} has one scan per line"
+
+
+def _organ_part(name: str, number: int, counts: Mapping[str, Any]) -> str:
+    """The number of an organ's scans, and of which labels, or for which reasons they are unsupported."""
+    if name == UNSUPPORTED:
+        kinds = sorted(counts.get("reasons", {}).items(), key=lambda item: -item[1])
+        within = [f"{times} {kind}" for kind, times in kinds[:SHOWN_REASONS]]
+        within += [f"{sum(times for _, times in kinds[SHOWN_REASONS:])} others"] if len(kinds) > SHOWN_REASONS else []
+        return f"{number} {name} ({'; '.join(within)})" if within else f"{number} {name}"
+    classes = next((organ.classes for organ in ORGANS if organ.name == name), ())
+    labels = [f"{times} {label}" for label in classes if (times := counts["labels"].get(label))]
+    return f"{number} {name} ({', '.join(labels)})" if labels else f"{number} {name}"

@@ -38,6 +38,9 @@ async function volumeAt(index) {
   return Object.fromEntries(VOLUME_KEYS.map((key, i) => [key, values[i]]));
 }
 
+const CONFIDENCE = "Probability of the label times the expected overlap of the outline; "
+  + "below the limit of this organ: a person should look";
+
 // Columns that can be sorted by. `down`: the first click sorts the largest first.
 const COLUMNS = {
   index: { title: "#", value: row => row.index },
@@ -46,7 +49,7 @@ const COLUMNS = {
   organ_prob: { title: "Probability of the organ", short: "prob.", value: row => row.organ_prob },
   label: { title: "Label", value: row => row.label, text: true },
   label_prob: { title: "Probability of the label", short: "prob.", value: row => row.label_probs?.[row.label] },
-  confidence: { title: "Confidence", short: "conf.", value: row => row.confidence },
+  confidence: { title: "Confidence", short: "confidence", about: CONFIDENCE, value: row => row.confidence },
   lesions: { title: "Lesions", value: row => row.lesions, down: true },
   lesion_area_px: { title: "Lesion area, pixels", short: "Area", value: row => row.lesion_area_px, down: true },
   lesion_area_mm2: { title: "Lesion area, mm\u00b2", short: "mm\u00b2", value: row => row.lesion_area_mm2, down: true },
@@ -129,7 +132,7 @@ function organCell(row) {
   return row.organ === "unsupported" ? el("b", {}, row.organ) : bars([[row.organ, row.organ_prob]], row.organ);
 }
 function labelCell(row) {
-  const confidence = row.confidence == null ? null : el("div", { className: "small" },
+  const confidence = row.confidence == null ? null : el("div", { className: "small", title: CONFIDENCE },
     quiet(`confidence ${percent(row.confidence)}`),
     row.review ? el("b", { className: "bad" }, " \u2691 review") : null);
   const label = row.label_probs ? bars(Object.entries(row.label_probs), row.label)
@@ -183,7 +186,7 @@ function pager({ page, size }, total) {
 }
 function heads({ sort, desc }) {
   const head = key => el("button", { className: key === sort ? "by" : "",
-    title: `Sort by ${COLUMNS[key].title.toLowerCase()}`,
+    title: `Sort by ${COLUMNS[key].title.toLowerCase()}${COLUMNS[key].about ? `. ${COLUMNS[key].about}` : ""}`,
     onclick: () => go({ sort: key, desc: key === sort ? !desc : !!COLUMNS[key].down, page: 1 }) },
     COLUMNS[key].short ?? COLUMNS[key].title);
   return HEADS.map(keys => el("th", { scope: "col",

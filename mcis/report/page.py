@@ -10,12 +10,14 @@ from typing import Any
 import mcis
 from mcis import organs
 from mcis.files import write_text
-from mcis.report.finding import KEYS, Finding, plain
+from mcis.report.finding import KEYS, Finding, kind_of, plain
 from mcis.report.volume import KEYS as VOLUME_KEYS
 from mcis.report.volume import Volume
 
 CHUNK = 1000
 """Rows per script file of the page: bounds memory in the writer and in the browser, whatever the number of scans."""
+MAX_REASONS = 1000
+"""Kinds of reasons that are counted one by one: headers may state anything."""
 MAX_BOXES, MAX_ERROR = 20, 1000
 """Boxes and characters of an error that a row of the page keeps; findings.jsonl has all of them."""
 
@@ -37,6 +39,7 @@ class Page:
             "review": 0,
             "organs": dict.fromkeys((*organs.ORGAN_NAMES, organs.UNSUPPORTED), 0),
             "labels": {label: 0 for organ in organs.ORGANS for label in organ.classes},
+            "reasons": {},
         }
         self._out = out
         template = read_part("page.html").replace("__NOTICE__", html.escape(mcis.NOTICE))
@@ -63,6 +66,10 @@ class Page:
         for kind, name in (("organs", finding.organ), ("labels", finding.label)):
             if name is not None:
                 self.counts[kind][name] = self.counts[kind].get(name, 0) + 1
+        reasons = self.counts["reasons"]
+        if (reason := kind_of(finding)) is not None:
+            reason = reason if reason in reasons or len(reasons) < MAX_REASONS else "for another reason"
+            reasons[reason] = reasons.get(reason, 0) + 1
 
     def add_volume(self, volume: Volume) -> None:
         """Keep the row of a volume of several slices; a single slice is shown by its scan's own row."""

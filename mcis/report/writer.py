@@ -81,8 +81,8 @@ class ReportWriter:
       resume: append to the existing report, after its last complete line.
 
     Attributes:
-      counts: {"scans", "errors", "lesions", "review", "organs": {name: n}, "labels": {name: n}} so far; also in
-        run.json. Every outlined component counts as a lesion.
+      counts: {"scans", "errors", "lesions", "review", "organs": {name: n}, "labels": {name: n}, "reasons":
+        {kind (`finding.kind_of`): n}} so far; also in run.json. Every outlined component counts as a lesion.
       volumes: whether any scan so far is a slice of a volume.
 
     Raises:

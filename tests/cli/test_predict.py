@@ -236,8 +236,29 @@ def test_missing_predictions_are_reported(pictures, tmp_path, capsys, monkeypatc
     assert "these weights do not predict: breast label, breast mask" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("organs", "errors", "words"),
+    [
+        ({"brain": 1, "breast": 0, "unsupported": 0}, 0, "1 scan: 1 brain. Research"),
+        ({"brain": 0, "unsupported": 0}, 1, "1 scan: 1 not read. Research"),
+        ({"brain": 0, "unsupported": 1}, 0, "1 scan: 1 unsupported. See `reason`"),
+        ({}, 0, "1 scan. Research"),
+    ],
+)
+def test_the_summary_leaves_out_what_did_not_occur(tmp_path, organs, errors, words):
+    counts = {"scans": 1, "errors": errors, "organs": organs, "labels": {"tumor": 0}}
+    assert predict.summary(tmp_path, counts).startswith(words)
+
+
 def test_the_summary_counts_scans_organs_labels_and_errors(tmp_path):
-    counts = {"scans": 3, "errors": 1, "lesions": 4, "organs": {"brain": 2, "unsupported": 0}, "labels": {"tumor": 1}}
+    organs = {"brain": 3, "breast": 6, "unsupported": 3}
+    labels = {"no_tumor": 0, "tumor": 3, "normal": 0, "benign": 5, "malignant": 1}
+    reasons = {"blank": 1, "by their header: Modality CT": 2}
+    counts = {"scans": 13, "errors": 1, "organs": organs, "labels": labels, "reasons": reasons}
     first, second = predict.summary(tmp_path, counts).splitlines()
-    assert first.startswith("3 scans: 2 brain, 0 unsupported, 1 not read; 1 tumor. ") and "Not a medical" in first
+    assert first.startswith(
+        "13 scans: 3 brain (3 tumor), 6 breast (5 benign, 1 malignant), 3 unsupported (2 by their header: Modality CT; "
+        "1 blank), 1 not read. See `reason` in findings.jsonl. "
+    )
+    assert "Not a medical" in first
     assert str(tmp_path / "index.html") in second and str(tmp_path / "findings.jsonl") in second

@@ -15,7 +15,7 @@ from mcis.cli import predict
 from mcis.imaging import formats, phantom
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.options import InferenceOptions
-from mcis.inference.predictor import make_predictor
+from mcis.inference.predictor import _router_reason, make_predictor
 from mcis.organs import UNKNOWN
 from tests.fixtures.dicom_files import CANARY, items, write
 from tests.fixtures.linear import linear_networks, linear_weights
@@ -218,3 +218,19 @@ def test_the_public_names_of_the_package_are_imported_on_first_use():
         "assert not hasattr(mcis, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("novelty", "prob", "needed", "words"),
+    [
+        (1.36, 0.9, 0.5, "(unlike all scans that mcis was trained on: 1.36 times the limit)"),
+        (1.0004, 0.9, 0.5, "1.0004 times the limit)"),
+        (0.5, 0.5, 0.81, "most like brain MRI (50 %, 81 % is needed). If it is one, use --organ=brain"),
+        (0.5, 0.8099, 0.81, "(80.99 %, 81.00 % is needed)"),
+    ],
+)
+def test_the_reason_of_the_router_is_in_plain_words(novelty, prob, needed, words):
+    row = {"novelty": novelty, "organ_prob": prob, "needed": needed, "choice": 0}
+    reason = _router_reason({name: np.float64(value) for name, value in row.items()})
+    start = "looks like neither brain MRI nor breast ultrasound" if novelty > 1 else "not recognised for certain: "
+    assert reason.startswith(start) and words in reason

@@ -151,7 +151,7 @@ def test_the_files_of_a_run(tmp_path):
         first = writer.add(Finding("s/benign (1).png", 0, "brain", 0.9, "tumor", probs), picture(), mask)
         writer.add(Finding("s/none.png", None, "brain", 0.9, "tumor", probs), picture(), np.zeros((60, 80), np.uint8))
         writer.add(Finding("s/not asked.png", None, "breast", 0.9, "normal", {"normal": 1.0}, review=True), picture())
-        writer.add(Finding("s/cat.jpg", None, "unsupported", 0.4), picture())
+        writer.add(Finding("s/cat.jpg", None, "unsupported", 0.4, reason="blank: nearly all"), picture())
         writer.add(Finding("s/broken.png", error="not a readable picture"))
     out = tmp_path / "a" / "b"
     found, none, unasked, cat, broken = lines_of(out)
@@ -186,6 +186,7 @@ def test_the_files_of_a_run(tmp_path):
     }
     assert run["counts"]["review"] == 1
     assert run["counts"]["organs"] == {"brain": 2, "breast": 1, "unsupported": 1}
+    assert run["counts"]["reasons"] == {"blank": 1}
     assert run["counts"]["labels"] == {"no_tumor": 0, "tumor": 2, "normal": 1, "benign": 0, "malignant": 0}
 
 
