@@ -21,6 +21,7 @@ from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
 from mcis.cli.common import PathText, run
 from mcis.data.dataset import data_folder
+from mcis.organs import ORGAN_NAMES, organ_named
 from mcis.paths import local_path
 
 DATASET = "mcis_scans"
@@ -157,21 +158,40 @@ def _clean(home: pathlib.Path, target: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
+NO_HINT = ""
+"""In place of "(default: None)": the text of each option says what its default is."""
+
+
+OTHER_SOURCES = {
+    "foreign": "pictures to be rejected",
+    "phantom": "synthetic scans",
+    "folder": "your own scans: images/, masks/, labels.csv",
+}
+"""The sources that are not published."""
+
+
+def _sources() -> str:
+    """What each source is, for the help."""
+    published = {kind: [name for name, row in SOURCES.items() if row.organ == kind] for kind in ORGAN_NAMES}
+    listed = "; ".join(f"{', '.join(names)} ({organ_named(kind).scan})" for kind, names in published.items())
+    others = "; ".join(f"{name} ({what})" for name, what in OTHER_SOURCES.items())
+    return f"The source to build: {listed}; {others}."
+
+
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Prepare a data set for training: read scans, group and split them, audit them, store them."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(SOURCES))]
-    """The source to build."""
-    from_: Annotated[PathText | None, tyro.conf.arg(name="from", metavar="PATH")] = None
-    """Folder or zip with the source's files (all sources but phantom)."""
-    data_dir: Annotated[PathText | None, tyro.conf.arg(metavar="DIR")] = None
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE", help=_sources())]
+    from_: Annotated[PathText | None, tyro.conf.arg(name="from", metavar="PATH", help_behavior_hint=NO_HINT)] = None
+    """Folder or zip with the source's files; needed for all sources but phantom."""
+    data_dir: Annotated[PathText | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=NO_HINT)] = None
     """Folder of prepared data. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=NO_HINT)] = False
     """Rebuild a set that is prepared already; scans keep their splits."""
-    per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    per_class: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=NO_HINT)] = None
     """Number of phantoms of each class (phantom only). Default: 40."""
-    beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None
+    beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS", help_behavior_hint=NO_HINT)] = None
     """Options of an Apache Beam pipeline that reads and stores the scans, such as
     runner=DirectRunner,direct_running_mode=multi_processing,direct_num_workers=8."""
 

@@ -10,7 +10,7 @@ from mcis.paths import forget_current_folder
 
 COMMANDS = {
     "train": "train one task",
-    "build": "prepare a data set from its download",
+    "build": "prepare a data set from its download or from your own folder",
     "runs": "compare training runs",
     "bundle": "combine runs into a bundle of weights",
     "predict": "predict findings for scans: JSON, masks, overlays and a report page",

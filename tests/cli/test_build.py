@@ -29,7 +29,7 @@ def test_help_and_unknown_names(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert "busi|busbra|lgg|br35h|cheng|healthy|notumor|uclm|brest|foreign|phantom|folder" in capsys.readouterr().out
+    assert "--per-class" in capsys.readouterr().out
     assert main(["busy"]) == 2
     assert "There is no source 'busy'. The sources are busi, busbra, lgg" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
@@ -245,3 +245,12 @@ def test_a_build_leaves_no_temporary_files(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     build("busbra", DUMMY / "busbra", tmp_path / "data", progress=False)
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_the_help_explains_every_source_and_names_each_default_once(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "foreign (pictures to be rejected); phantom (synthetic scans); folder (your own scans" in text
+    assert all(name in text for name in SOURCES) and "(default:" not in text
