@@ -175,7 +175,7 @@ def test_phantoms_have_every_class():
         ),
         ("br35h", "Br35H-Mask-RCNN/TEST/y2.jpg", "remove", "TEST/y2.jpg", "an outline without its image"),
         ("br35h", "no/no0.jpg", "spoil", "no/no0", "not a readable"),
-        ("folder", "images/a.png", "remove", "a.png", "line 2: there is no file images/a;"),
+        ("folder", "images/a.png", "remove", "a.png", "line 2: there is no file images/a.png;"),
         ("folder", "images/x.png", "add", "x", "no row in labels.csv"),
         ("folder", "masks/x.png", "add", "masks/x", "a mask without its image"),
         ("folder", "masks/a.png", "resize", "a", "is 9 x 7 pixels, its scan 28 x 20"),

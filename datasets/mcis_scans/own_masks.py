@@ -7,6 +7,7 @@ that it refers to.
 """
 
 import collections
+import contextlib
 import dataclasses
 import filecmp
 import functools
@@ -15,6 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from mcis.imaging import formats, image_files, other_formats
 from mcis.imaging.dicom_header import position_of, read_header
@@ -32,7 +35,7 @@ from mcis.imaging.volume_masks import (
 from . import remarks
 from .names import Names, name_of, stem_of
 from .record import MakeMask, Rejection, Remark, joined, union_of
-from .remarks import is_picture
+from .remarks import LEVELS, is_picture
 
 JOINED = re.compile(r"(.+?)_mask(_\d+)?", re.IGNORECASE)
 """A mask beside others of the same scan."""
@@ -219,7 +222,10 @@ def _of_file(mask: pathlib.Path, scan: pathlib.Path, frame: int | None, whole: b
 def _of_picture(mask: pathlib.Path, scan: pathlib.Path, frame: int, size: tuple[int, int]) -> Mask:
     """The lesion in a picture. ScanError where it is the scan itself, whose bright parts would pass for lesions."""
     made = union_of([mask])(size)
-    if is_picture(image_files.read(mask).image, formats.read(scan, frame).image):
+    drawn = None
+    with contextlib.suppress(ScanError):  # some masks cannot be shown as pictures
+        drawn = image_files.read(mask).image
+    if drawn is not None and len(np.unique(drawn)) >= LEVELS and is_picture(drawn, formats.read(scan, frame).image):
         raise ScanError(f"mask {mask.name} {ITSELF}")
     return made if isinstance(made, Mask) else Mask(made, ())
 
