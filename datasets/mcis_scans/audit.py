@@ -212,9 +212,9 @@ def _empty(source: str, empty: Sequence[str], groups: int, counts: Mapping[str, 
     other = "lgg" if present & set(organ_named("brain").classes) else "busi"
     verb = "is" if len(empty) == 1 else "are"
     return (
-        f"{' and '.join(empty)} {verb} empty, so {' and '.join(fails)} will fail: each of "
-        f"the {groups} patients or groups goes to one split, by chance. Add patients ({enough(empty)} more make this "
-        f"unlikely), or train with another data set too (--sources={source},{other})"
+        f"{' and '.join(empty)} {verb} empty, so {' and '.join(fails)} will fail: every patient or group ({groups} "
+        f"here) goes to one split by chance. Add patients ({enough(empty)} more make this unlikely), or train with "
+        f"another data set too (--sources={source},{other})"
     )
 
 

@@ -83,7 +83,7 @@ def is_inverted(mask: np.ndarray) -> bool:
 
 def of_mask(image: np.ndarray, mask: np.ndarray) -> tuple[str, ...]:
     """Remarks on a mask that is not empty."""
-    found = (COVERS_MOST,) if mask.mean() > 0.5 else ()
+    found: tuple[str, ...] = (COVERS_MOST,) if mask.mean() > 0.5 else ()
     under = image[mask[..., 0] > 0].max(axis=1)
     black = (under <= DARK).mean() > ON_BLACK and (image > DARK).any()
     found += (MASK_ON_BLACK,) if black else ()

@@ -103,8 +103,8 @@ def test_an_empty_split_is_a_warning_that_says_what_will_fail_and_what_to_do(tmp
     (split,) = (split for split, counts in report["counts"].items() if counts["normal"])
     assert split == "train"
     assert (
-        "WARNING: validation and test are empty, so training and evaluation will fail: each of the 1 patients or "
-        "groups goes to one split, by chance. Add patients (33 more make this unlikely), or train with another data "
+        "WARNING: validation and test are empty, so training and evaluation will fail: every patient or group (1 "
+        "here) goes to one split by chance. Add patients (33 more make this unlikely), or train with another data "
         "set too (--sources=folder,busi)"
     ) in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"add patients, or train with another data set too \(--sources=folder,busi\)"):
