@@ -21,7 +21,7 @@ class Export:
       out: output folder. An older export in it is replaced; any other content is an error.
       format: stablehlo (for JAX): the cascade or one task; onnx: one task only.
       weights: folder of a bundle of weights; by default the bundled weights.
-      inference: inference options.
+      inference: how the networks are run.
     """
 
     out: PathText

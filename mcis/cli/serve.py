@@ -34,7 +34,7 @@ class Serve:
         printed. The connection is not encrypted; use a proxy with TLS.
       port: port to listen at; 0 for any free port.
       weights: folder of a bundle of weights; by default the bundled weights.
-      inference: inference options.
+      inference: how the networks are run.
       max_mib: largest size of one request, and of the content of its archives, MiB.
       max_scans: largest number of images, frames and slices in one request.
       max_seconds: longest duration of one request, seconds.
