@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 
 import cv2
@@ -160,7 +161,8 @@ def test_an_unsupported_scan_has_a_reason_and_the_most_similar_organ(pictures, t
     assert lines
     for line in lines:
         assert line["organ"] == "unsupported" and line["label"] is None and "most like " in line["reason"]
-        assert f"probability {line['organ_prob']:.6f}" in line["reason"] and "1.000000" in line["reason"]
+        prob = float(re.search(r"\(([0-9.]+) %, 100[.0]* % is needed\)", line["reason"])[1])
+        assert prob == pytest.approx(100 * line["organ_prob"], abs=0.51) and "use --organ=" in line["reason"]
 
 
 @NO_NETWORKS
