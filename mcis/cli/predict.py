@@ -35,11 +35,12 @@ class Predict:
       paths: images, DICOM or NIfTI files, zip archives and DICOMDIR files, folders, or globs.
       out: folder for the report. If it contains a report already, --overwrite or --resume is needed.
       weights: folder of a bundle of weights; by default the bundled weights.
-      inference: inference options.
+      inference: how the networks are run.
       overwrite: replace an existing report in the folder.
       resume: continue an interrupted report in the folder, if there is one.
-      dicom_seg: masks of each DICOM series or file as DICOM SEG: "unnamed" refers to the scans but contains nothing
-        about the patient; "named" contains name, number, birth date and sex as in the scans.
+      dicom_seg: masks of each DICOM series or file as DICOM SEG: "unnamed" refers to the scans and leaves
+        everything about the patient empty; "named" copies name, number, birth date and sex, accession number, number,
+        date and time of the study, and the referring physician.
       shard: K/N: predict only part K, from 0, of N parts of the scans, into a subfolder of --out; `mcis merge` makes
         one report of all parts.
     """
