@@ -7,7 +7,7 @@ from typing import Any
 
 from mcis.organs import ORGANS, UNKNOWN, organ_named
 
-from .kin import Kin
+from .other_sources import Match
 from .record import Rejection, Remark
 from .remarks import REMARKS, SAME_MASK, SAME_PICTURE, SEVERAL_PATIENTS
 from .splits import SHARES, SPLITS, TEST, TRAIN, VALIDATION, Member, Plan, binding_series, class_name
@@ -107,8 +107,8 @@ def _names(members: Sequence[Member]) -> str:
 def of_kin(
     members: Sequence[Member],
     plan: Plan,
-    relatives: Sequence[Sequence[Kin]],
-    follows: Mapping[str, Kin],
+    matches: Sequence[Sequence[Match]],
+    follows: Mapping[str, Match],
     compared: Mapping[str, int],
 ) -> dict[str, Any]:
     """Near-duplicates in other sources as JSON values.
@@ -117,7 +117,7 @@ def of_kin(
       AssertionError: a scan is in another split than one that shows the same image, because of a bug.
     """
     listed, counts = [], collections.Counter[str]()
-    for member, group, split, own in zip(members, plan.groups, plan.splits, relatives, strict=True):
+    for member, group, split, own in zip(members, plan.groups, plan.splits, matches, strict=True):
         for one in own:
             if one.split != split:
                 raise AssertionError(f"{member.scan_id} is in {split}, {one.scan} in {one.split}; this is a bug")

@@ -17,7 +17,7 @@ from mcis.data.storage import free_memory
 from mcis.imaging import image_files
 from mcis.paths import allow_unnamed_owners
 
-from . import archive, audit, duplicates, kin, left_out, splits, staging
+from . import archive, audit, duplicates, left_out, other_sources, splits, staging
 from .record import Item, Job, Rejection, Remark, find_base
 from .remarks import MASK_RULE
 from .sources import SOURCES, expected
@@ -116,16 +116,16 @@ class Builder(tfds.core.ShardBasedBuilder):
         scans, rejections, remarks = sift(name, staging.read_all(folder, count))
         members = find_members(scans, folder)
         history = splits.read(here.parent / splits.FILE)
-        relatives, compared = find_kin(name, scans, folder, self._others)
-        decision = kin.decide(members, relatives, history, name)
+        matches, compared = find_kin(name, scans, folder, self._others)
+        decision = other_sources.decide(members, matches, history, name)
         rejections += decision.left_out.values()
         kept = [i for i in range(len(scans)) if i not in decision.left_out]
         scans, members = [scans[i] for i in kept], [members[i] for i in kept]
-        relatives = [relatives[i] for i in kept]
+        matches = [matches[i] for i in kept]
         plan = splits.assign(members, history, {group: leader.split for group, leader in decision.follows.items()})
         remarks += audit.compare(members, [row.outline for row in scans]) if name == "folder" else []
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections, remarks)
-        report["other_sources"] = audit.of_kin(members, plan, relatives, decision.follows, compared)
+        report["other_sources"] = audit.of_kin(members, plan, matches, decision.follows, compared)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
         rows: dict[str, list[staging.Placed]] = {split: [] for split in splits.SPLITS}
@@ -216,7 +216,7 @@ def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.M
 
 def find_kin(
     name: str, scans: Sequence[Staged], folder: pathlib.Path, data_dir: pathlib.Path
-) -> tuple[list[tuple[kin.Kin, ...]], dict[str, int]]:
+) -> tuple[list[tuple[other_sources.Match, ...]], dict[str, int]]:
     """The scans of other published sources that show the same images, and how many of each source were compared."""
     organ = SOURCES[name].organ
     if organ is None:
@@ -224,7 +224,7 @@ def find_kin(
     others = [other for other, row in SOURCES.items() if row.organ == organ and other != name]
     correlation = duplicates.SAME_SWEEP if organ == "breast" else duplicates.SAME_IMAGE
     images = [staging.images_of(row, folder)[0] for row in scans]
-    return kin.find(images, organ, others, data_dir, correlation)
+    return other_sources.find(images, organ, others, data_dir, correlation)
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def assign(members: Sequence[Member], history: History, followed: Mapping[str, s
     Args:
       members: the scans.
       history: the splits so far.
-      followed: group -> split that it gets in any case, as it follows a group of another source (`kin.py`).
+      followed: group -> split that it gets in any case, as it follows a group of another source (`other_sources.py`).
     """
     followed = followed or {}
     images, binding = _images(members), binding_series(members)

@@ -23,7 +23,7 @@ from .splits import SPLITS, TRAIN, History, Member, binding_series, class_name, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Kin:
+class Match:
     """A scan of another source that shows the same image.
 
     Attributes:
@@ -41,8 +41,8 @@ class Kin:
 
 def find(
     images: Sequence[Any], organ: str, sources: Iterable[str], data_dir: pathlib.Path, correlation: float
-) -> tuple[list[tuple[Kin, ...]], dict[str, int]]:
-    """The kin of each image in other sources, of which those that are not prepared are skipped.
+) -> tuple[list[tuple[Match, ...]], dict[str, int]]:
+    """The matches of each image in other sources, of which those that are not prepared are skipped.
 
     Args:
       images: encoded pictures.
@@ -52,12 +52,12 @@ def find(
       correlation: as for `duplicates.find_links`.
 
     Returns:
-      (kin of each image, number of scans of each source that was compared).
+      (matches of each image, number of scans of each source that was compared).
 
     Raises:
       ValueError: there are more scans than can be compared in memory.
     """
-    found: list[tuple[Kin, ...]] = [()] * len(images)
+    found: list[tuple[Match, ...]] = [()] * len(images)
     compared: dict[str, int] = {}
     for source in sources:
         if not dataset.versions_of(source, data_dir):
@@ -74,21 +74,21 @@ def find(
         links = duplicates.find_links(
             (image_files.decode(png).image for png in images),
             (image_files.decode(png).image for png, _ in stored),
-            [kin.group for _, kin in stored],
+            [match.group for _, match in stored],
             correlation,
         )
         found = [(*before, *(stored[j][1] for j in new)) for before, new in zip(found, links, strict=True)]
     return found, compared
 
 
-def _stored(source: str, organ: str, data_dir: pathlib.Path) -> Iterator[tuple[bytes, Kin]]:
+def _stored(source: str, organ: str, data_dir: pathlib.Path) -> Iterator[tuple[bytes, Match]]:
     """Image and facts of each prepared scan of a source and organ."""
     for split in SPLITS:
         for row in dataset.records(source, split, data_dir):
             if dataset.text(row["organ"]) == organ:
                 scan_id, label = dataset.text(row["scan_id"]), int(row["label"])
                 group = dataset.group_name(source, dataset.text(row["group"]))
-                yield row["image"], Kin(f"{source}/{scan_id}", group, split, class_name(organ, label))
+                yield row["image"], Match(f"{source}/{scan_id}", group, split, class_name(organ, label))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +96,22 @@ class Decision:
     """The result of `decide`.
 
     Attributes:
-      left_out: rejection of each scan that cannot follow its kin, by its index.
-      follows: group of this source -> the Kin whose group and split it gets.
+      left_out: rejection of each scan that cannot follow its matches, by its index.
+      follows: group of this source -> the Match whose group and split it gets.
     """
 
     left_out: Mapping[int, Rejection]
-    follows: Mapping[str, Kin]
+    follows: Mapping[str, Match]
 
 
-def decide(members: Sequence[Member], kin: Sequence[Sequence[Kin]], history: History, source: str) -> Decision:
+def decide(members: Sequence[Member], matches: Sequence[Sequence[Match]], history: History, source: str) -> Decision:
     """Which groups follow which, and which scans are left out.
 
     A group follows the other group with which it shares most images. Left out are scans that show an image of yet
     another group, or one that is labelled otherwise; and, where the group has had another split than the one that it
-    would get, all scans with kin, unless it would get "train".
+    would get, all scans with matches, unless it would get "train".
     """
-    left_out = {i: reason for i, own in enumerate(kin) if (reason := _contradiction(members[i], own))}
+    left_out = {i: reason for i, own in enumerate(matches) if (reason := _contradiction(members[i], own))}
     while True:
         kept = [i for i in range(len(members)) if i not in left_out]
         some = [members[i] for i in kept]
@@ -123,7 +123,7 @@ def decide(members: Sequence[Member], kin: Sequence[Sequence[Kin]], history: His
         follows, more = {}, {}
         for group, indices in inside.items():
             # A group of this source that another source's scans follow already is no other group.
-            linked = {i: [one for one in kin[i] if one.group != f"{source}/{group}"] for i in indices}
+            linked = {i: [one for one in matches[i] if one.group != f"{source}/{group}"] for i in indices}
             leader = _leader([one for own in linked.values() for one in own])
             if leader is None:
                 continue
@@ -142,7 +142,7 @@ def decide(members: Sequence[Member], kin: Sequence[Sequence[Kin]], history: His
         left_out |= {i: Rejection(members[i].scan_id, reason) for i, reason in more.items()}
 
 
-def _contradiction(member: Member, own: Sequence[Kin]) -> Rejection | None:
+def _contradiction(member: Member, own: Sequence[Match]) -> Rejection | None:
     name = class_name(member.organ, member.label)
     for one in own:
         if member.label != UNKNOWN and one.label not in ("unknown", name):
@@ -151,7 +151,7 @@ def _contradiction(member: Member, own: Sequence[Kin]) -> Rejection | None:
     return None
 
 
-def _leader(own: Sequence[Kin]) -> Kin | None:
-    """A Kin of the group with the most images among these; of several, the one whose name comes first."""
+def _leader(own: Sequence[Match]) -> Match | None:
+    """A Match of the group with the most images among these; of several, the one whose name comes first."""
     counts = collections.Counter(one.group for one in own)
     return min(own, key=lambda one: (-counts[one.group], one.group, one.scan), default=None)

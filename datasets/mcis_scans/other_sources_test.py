@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from mcis_datasets.mcis_scans import audit, kin, splits
+from mcis_datasets.mcis_scans import audit, other_sources, splits
 from mcis_datasets.mcis_scans.duplicates_test import encode, texture
-from mcis_datasets.mcis_scans.kin import Kin, decide
 from mcis_datasets.mcis_scans.mcis_scans_dataset_builder import Builder
+from mcis_datasets.mcis_scans.other_sources import Match, decide
 from mcis_datasets.mcis_scans.splits import History, Member, assign
 
 from mcis.data import dataset
@@ -22,7 +22,7 @@ def member(number, cluster=None, label=1, patient=None):
 
 
 def a_kin(group="a", split="test", label="benign", scan="1"):
-    return Kin(f"other/{scan}", f"other/{group}", split, label)
+    return Match(f"other/{scan}", f"other/{group}", split, label)
 
 
 def names(decision):
@@ -94,7 +94,9 @@ def test_a_group_that_has_a_split_follows_to_train_only(before, split, left_out)
 
 def test_a_group_that_others_follow_stays_itself():
     members = [member(1, patient="p")]
-    decision = decide(members, [(Kin("other/1", "busi/p", "train", "benign"),)], History(groups={"p": "train"}), "busi")
+    decision = decide(
+        members, [(Match("other/1", "busi/p", "train", "benign"),)], History(groups={"p": "train"}), "busi"
+    )
     assert not decision.follows and not decision.left_out
 
 
@@ -174,6 +176,6 @@ def test_too_many_scans_for_the_memory_are_an_error(tmp_path, monkeypatch):
     save(tmp_path / "healthy" / "images" / "a.png", np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "healthy" / "healthy.csv").write_text("file,subject\na.png,h1\n")
     build("healthy", tmp_path / "healthy", tmp_path / "data")
-    monkeypatch.setattr(kin, "free_memory", lambda: 1000)
+    monkeypatch.setattr(other_sources, "free_memory", lambda: 1000)
     with pytest.raises(ValueError, match="1 scans and 1 of healthy: the search for near-duplicates takes"):
-        kin.find([b""], "brain", ["healthy"], tmp_path / "data", 0.65)
+        other_sources.find([b""], "brain", ["healthy"], tmp_path / "data", 0.65)
