@@ -476,3 +476,11 @@ def test_files_in_formats_that_are_not_read_are_remarked_and_named_where_a_row_m
     reasons = dict(rejected)
     assert "line 3: is in a format that is not read, .mha (MetaImage); convert to NIfTI" in reasons["b.mha"]
     assert ".nrrd (NRRD)" in reasons["c"] and reasons["d"] == "labels.csv line 5: is not under images/"
+
+
+def test_a_ct_as_nifti_is_rejected(own):
+    units = np.full(VOLUME.shape, -1000, np.int16)
+    units[2:-2, 2:-2] = np.random.default_rng(0).integers(-20, 600, units[2:-2, 2:-2].shape)
+    found, rejected, _ = read(own({"v.nii": nifti(units)}, ["v,no_tumor,P1"]))
+    reason = "is to be learned as brain MRI, but its values are Hounsfield units, so it is a CT"
+    assert not found and rejected and all(why == reason for _, why in rejected)

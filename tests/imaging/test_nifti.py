@@ -241,3 +241,16 @@ def test_a_ct_as_nifti_is_unsupported_unless_the_organ_is_stated(tmp_path):
     found = numpy_predictor(organ="brain").predict(path, 5).finding
     assert found.organ == "brain" and found.header is None
     assert any(note.startswith("its values are Hounsfield units, so it is a CT, which contra") for note in found.notes)
+
+
+def test_a_label_map_as_nifti_is_no_scan(tmp_path):
+    from mcis.organs import UNSUPPORTED
+    from tests.fixtures.bundles import numpy_predictor
+
+    labels = np.zeros((120, 120, 3), np.uint8)
+    for label in (1, 2, 3):
+        labels[20 * label : 20 * label + 30, 30:90] = label
+    found = numpy_predictor(organ="brain").predict(save(tmp_path / "a.nii", labels), 1).finding
+    assert found.organ == UNSUPPORTED and found.reason.startswith(
+        "only 4 grey levels: a mask, a label map or a drawing?"
+    )
