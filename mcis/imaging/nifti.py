@@ -180,8 +180,9 @@ class _Volume:
         if time not in self.hounsfield:
             values = np.rint(self._sample(time) * self.slope + self.intercept)
             levels, counts = np.unique(values, return_counts=True)
-            smallest = levels[:1] if counts[0] > RARE * values.size else []
-            backgrounds = np.array([levels[counts.argmax()], *smallest])
+            frequent = int(counts.argmax())
+            smallest = 0 if counts[0] > RARE * values.size else frequent
+            backgrounds = levels[[smallest, frequent]]
             air = np.abs(backgrounds[:, None] - HOUNSFIELD) <= 1
             self.hounsfield[time] = bool(air.any() and levels[-1] > 0)
         return self.hounsfield[time]
