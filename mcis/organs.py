@@ -22,7 +22,6 @@ class Organ:
       outlined: what is outlined, likewise (CID 7159): "Lesion" if it may be a cyst, not a neoplasm.
       modalities: the DICOM modalities of its scans; a header that states another contradicts this organ. Empty: any.
       parts: the body regions that a header may state, of `imaging.body_parts.BODY_PARTS`. Empty: any.
-      surrounded: whether air surrounds it in its scans, so that it never ends in a long straight line above air.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Organ:
     outlined: tuple[str, str] = ("52988006", "Lesion")
     modalities: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
-    surrounded: bool = False
 
     def is_lesion(self, label: int) -> bool:
         """Whether an integer label (or UNKNOWN) is a class with a lesion."""
@@ -50,7 +48,6 @@ ORGANS: tuple[Organ, ...] = (
         outlined=("108369006", "Neoplasm"),
         modalities=("MR",),
         parts=("head",),
-        surrounded=True,
     ),
     Organ(
         "breast",

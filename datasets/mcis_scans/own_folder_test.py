@@ -610,3 +610,11 @@ def test_a_folder_that_lacks_its_table_or_its_scans_is_told_what_to_do(tmp_path)
     (tmp_path / "x" / "labels.csv").touch()
     text = "labels.csv found, images/ missing beside it: move the scans there. The source"
     assert sources.expected("folder", tmp_path).startswith(text)
+
+
+def test_a_ct_as_nifti_is_rejected(own):
+    units = np.full(VOLUME.shape, -1000, np.int16)
+    units[2:-2, 2:-2] = np.random.default_rng(0).integers(-20, 600, units[2:-2, 2:-2].shape)
+    found, rejected, _ = read(own({"v.nii": nifti(units)}, ["v,no_tumor,P1"]))
+    reason = "is to be learned as brain MRI, but its values are Hounsfield units, so it is a CT"
+    assert not found and rejected and all(why == reason for _, why in rejected)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mcis.imaging import formats, image_files, masks, scan
-from mcis.imaging.modality import contradiction
+from mcis.imaging.modality import contradiction, sentence
 from mcis.organs import UNKNOWN, UNSUPPORTED, organ_named
 
 from . import table
@@ -120,7 +120,7 @@ def load(
     except (scan.ScanError, OSError) as error:  # OSError: no permission, a failing disk
         return Rejection(scan_id, str(error).replace(f"{image}", image.name))
     if organ != UNSUPPORTED and (header := contradiction(read.stated, organ)) is not None:
-        return Rejection(scan_id, f"is to be learned as {organ_named(organ).scan}, but its header says {header}")
+        return Rejection(scan_id, f"is to be learned as {organ_named(organ).scan}, but {sentence(header)}")
     pixels, mask = resize(read.image, mask, square_size(size, formats.pixel_shape(read)[0]))
     blank = organ != UNSUPPORTED and is_blank(pixels)
     if blank and frame is not None:

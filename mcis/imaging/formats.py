@@ -15,6 +15,7 @@ from mcis.imaging import dicom, image_files, nifti
 from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.letterbox import Letterbox, letterbox
 from mcis.imaging.scan import Scan, ScanError, Statement
+from mcis.imaging.whole_scans import empty_note
 
 HEAD = 512
 """Bytes at the beginning of a file that decide its format."""
@@ -110,6 +111,7 @@ def prepare(path: str, frame: int | None, read: Callable[[], Scan]) -> LoadedSca
         scan = read()
         aspect, spacing, notes = pixel_shape(scan)
         square, geometry = letterbox(scan.image, aspect=aspect)
+        empty = empty_note(scan.image)
     except Exception as error:
         return failed(path, frame, error)
     return LoadedScan(
@@ -119,7 +121,7 @@ def prepare(path: str, frame: int | None, read: Callable[[], Scan]) -> LoadedSca
         square,
         geometry,
         spacing,
-        (*scan.notes, *notes),
+        (*scan.notes, *notes, *([] if empty is None else [empty])),
         slice_geometry=scan.slice_geometry,
         stated=scan.stated,
     )

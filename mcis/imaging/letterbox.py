@@ -9,7 +9,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from mcis.imaging.cut_scans import is_cut
+from mcis.imaging.whole_scans import flaw_of
 
 INPUT_SIZE = 256
 """Side in pixels of the square that training and the cascade take; each network resizes it inside the jit."""
@@ -31,7 +31,7 @@ class Letterbox:
       inner: where that content is in the square, in pixels of the square.
       size: side S of the square, pixels.
       aspect: height over width of a pixel of the scan; pixels of the square are square.
-      cut: whether a part of the scan seems to be missing (`cut_scans`); the crop may have hidden that.
+      flaw: why it is a part of a scan, or no scan (`whole_scans`); None where it seems to be one.
     """
 
     shape: tuple[int, int]
@@ -39,7 +39,7 @@ class Letterbox:
     inner: Box
     size: int
     aspect: float = 1.0
-    cut: bool = False
+    flaw: str | None = None
 
     @property
     def thumbnail(self) -> bool:
@@ -107,7 +107,9 @@ def letterbox(
     scale = size / max(w, h * aspect)
     inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * aspect * scale))
     inner = ((size - inner_w) // 2, (size - inner_h) // 2, inner_w, inner_h)
-    geometry = Letterbox((height, width), (x, y, w, h), inner, size, aspect, is_cut(image))
+    geometry = Letterbox(
+        (height, width), (x, y, w, h), inner, size, aspect, flaw_of(image, image[y : y + h, x : x + w])
+    )
     return _to_square(image, geometry, shrink=scale < 1), geometry
 
 

@@ -1,4 +1,4 @@
-"""What a DICOM header states about the organ that its scan shows. No JAX.
+"""What a DICOM header, or the values of a volume, state about the organ that a scan shows. No JAX.
 
 Nothing that a header says is quoted: a statement names the element and the term of a table below, so that free text,
 which could name a patient, never reaches a finding. What no table knows says nothing.
@@ -66,6 +66,9 @@ ANALYSED = frozenset(modality for organ in ORGANS for modality in organ.modaliti
 CONVERSIONS = {"SD": "scanned document", "DRW": "drawing"}
 """Conversion types (0008,0064) of pictures that are no scans. Films, video and workstations may show any scan."""
 
+CT_BY_VALUES = "CT by its values"
+"""In place of an element of a header, for files without a modality whose values are Hounsfield units."""
+
 
 def stated_content(header: Any, frame: int = 0) -> tuple[tuple[Statement, ...], list[str]]:
     """What a DICOM header states about the organ of a frame, and notes.
@@ -98,6 +101,22 @@ def stated_content(header: Any, frame: int = 0) -> tuple[tuple[Statement, ...], 
         notes.append("a secondary capture: it may show a screen or a film instead of the scan itself")
     statements += [Statement(f"ConversionType {text}", ()) for text in conversions if text in CONVERSIONS]
     return (*statements, *_body_parts(header, frame)), notes
+
+
+def of_hounsfield_units() -> Statement:
+    """What values in Hounsfield units state."""
+    return Statement(CT_BY_VALUES, _organs_of("modalities", ["CT"]))
+
+
+def sentence(header: str) -> str:
+    """What `contradiction` returns, as a part of a sentence.
+
+    >>> sentence("Modality CT"), sentence(CT_BY_VALUES)
+    ('its header says Modality CT', 'its values are Hounsfield units, so it is a CT')
+    """
+    if header == CT_BY_VALUES:
+        return "its values are Hounsfield units, so it is a CT"
+    return f"its header says {header}"
 
 
 def contradiction(stated: Sequence[Statement], organ: str | None) -> str | None:

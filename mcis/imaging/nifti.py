@@ -16,6 +16,7 @@ import numpy as np
 import mcis
 from mcis.imaging import nifti_header
 from mcis.imaging.geometry import SliceGeometry, digest, slice_geometry
+from mcis.imaging.modality import of_hounsfield_units
 from mcis.imaging.nifti_grid import Grid, as_slices, grid_of, qform_of, usable
 from mcis.imaging.nifti_header import DAMAGED, MAX_BYTES, open_volume, opened
 from mcis.imaging.scan import BLOCK, MAX_FRAMES, Scan, ScanError, check_file, check_frame, note_not_finite
@@ -24,6 +25,10 @@ SUFFIXES = (".nii", ".nii.gz", ".hdr")
 SPARSE = 0.02
 """Largest share of voxels unlike the background for which these alone give the range. By the percentiles of all voxels,
 a quarter of them and more would be white; of less than 0.5 %, all."""
+HOUNSFIELD = (-1000, -1024, -2000, -2048, -3024)
+"""Values of air, or of what is outside the circle that a CT scanner sees, in Hounsfield units."""
+RARE = 0.001
+"""The smallest value is that of a background if a larger share of the voxels has it."""
 KEPT_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
@@ -89,7 +94,8 @@ def read(path: str | os.PathLike, frame: int = 0) -> Scan:
     grey = np.clip(np.rint((plane - black) * (255.0 / (white - black))), 0, 255).astype(np.uint8)
     image = np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
     spacing = None if grid.spacing is None else grid.spacing[:2]
-    return Scan(image, tuple(notes), spacing, _geometry(name, grid, volume.array.shape, number))
+    stated = (of_hounsfield_units(),) if volume.in_hounsfield_units(time) else ()
+    return Scan(image, tuple(notes), spacing, _geometry(name, grid, volume.array.shape, number), stated)
 
 
 def _name(path: str | os.PathLike, time: int, times: int) -> str:
@@ -156,21 +162,41 @@ class _Volume:
     Attributes:
       array: as stored, (X, Y, Z, T).
       grid: how it is cut into slices.
-      inverted: whether large stored values are small values.
+      slope, intercept: from stored values to values. With a slope below 0, large stored values are small values.
       ranges: by time point, the stored values shown black and white, and whether few voxels gave them, as far as they
         were computed.
+      hounsfield: by time point, `in_hounsfield_units`, likewise.
     """
 
     array: np.ndarray
     grid: Grid
-    inverted: bool
+    slope: float
+    intercept: float
     ranges: dict[int, tuple[tuple[float, float], bool]] = dataclasses.field(default_factory=dict)
+    hounsfield: dict[int, bool] = dataclasses.field(default_factory=dict)
+
+    def in_hounsfield_units(self, time: int) -> bool:
+        """Whether values at a time point seem to be those of a CT: air, or what is outside its circle, is as there."""
+        if time not in self.hounsfield:
+            values = np.rint(self._sample(time) * self.slope + self.intercept)
+            levels, counts = np.unique(values, return_counts=True)
+            frequent = int(counts.argmax())
+            smallest = 0 if counts[0] > RARE * values.size else frequent
+            backgrounds = levels[[smallest, frequent]]
+            air = np.abs(backgrounds[:, None] - HOUNSFIELD) <= 1
+            self.hounsfield[time] = bool(air.any() and levels[-1] > 0)
+        return self.hounsfield[time]
+
+    def _sample(self, time: int) -> np.ndarray:
+        """The finite ones among a million of the stored values, or all."""
+        values = self.array[..., time].reshape(-1, order="A")
+        return _finite(values[:: max(1, values.size // 1_000_000)])
 
     def range_of(self, time: int, path: str | os.PathLike) -> tuple[tuple[float, float], bool]:
         """The stored values shown black and white at a time point, and whether few voxels gave them (SPARSE)."""
         if time not in self.ranges:
             values = self.array[..., time].reshape(-1, order="A")
-            finite = _finite(values[:: max(1, values.size // 1_000_000)])
+            finite = self._sample(time)
             if finite.size == 0:
                 raise ScanError(f"{path}: every voxel is NaN or infinite; nothing can be shown")
             black, white = (float(value) for value in np.percentile(finite, (0.5, 99.5)))
@@ -182,7 +208,7 @@ class _Volume:
                 sparse = others.size > 0
                 ends = np.percentile(others, (0.5, 99.5)) if sparse else (background, background)
                 black, white = min(background, float(ends[0])), max(background, float(ends[1]))
-            black, white = (white, black) if self.inverted else (black, white)
+            black, white = (white, black) if self.slope < 0 else (black, white)
             self.ranges[time] = (black, white if white != black else black + 1), sparse
         return self.ranges[time]
 
@@ -227,4 +253,4 @@ def _read_volume(path: str) -> _Volume:
     if len(data) < size:
         raise ScanError(f"{path}: truncated or damaged: {len(data)} of {size} bytes of voxels are there")
     array = np.frombuffer(data, volume.dtype).reshape(volume.shape, order="F")
-    return _Volume(array, grid, volume.slope < 0)
+    return _Volume(array, grid, volume.slope, volume.intercept)

@@ -128,6 +128,12 @@ class VolumeFile:
         slope = float(self.header["scl_slope"]) if "scl_slope" in self.header else 1.0
         return slope if math.isfinite(slope) and slope != 0 else 1.0
 
+    @property
+    def intercept(self) -> float:
+        """Value of a stored 0; 0 where the header has no valid one, or no valid slope."""
+        fields = [float(self.header[name]) if name in self.header else 0.0 for name in ("scl_slope", "scl_inter")]
+        return fields[1] if all(map(math.isfinite, fields)) and fields[0] != 0 else 0.0
+
 
 def open_volume(path: str | os.PathLike) -> VolumeFile:
     """Read the header of a volume and check what it claims.

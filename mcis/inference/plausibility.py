@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcis.imaging.letterbox import MIN_CONTENT, Letterbox
-from mcis.imaging.modality import contradiction
+from mcis.imaging.modality import contradiction, sentence
 from mcis.imaging.scan import Statement
 from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.organs import ORGANS, UNKNOWN
@@ -40,17 +40,12 @@ MIN_GREY, WHITE_SHARE = 0.2, 0.005
 white. Of the scans with as many white pixels, none has less than 0.39 between."""
 MIN_CORRELATION = 0.3
 """Smallest correlation of neighbouring pixels; that of white noise is 0. The smallest of a scan is 0.69."""
-MAX_FILLED, FILL = 0.05, 40
-"""A cut picture, beside those that `imaging.cut_scans` finds in the whole scan: more than this share of the content,
-along one side, has one grey level of at least FILL, and the opposite side has another. No scan has more than 0.02."""
-MAX_ENDING, GAP, CONTRAST = 0.7, 0.05, 45
-"""Likewise, for an organ that air surrounds: two rows above its lowest one, it is still wider than this share of the
-content, CONTRAST levels brighter than the background, and at least GAP of the scan's height is empty below. Of 3,850
-brain scans with such a gap, none has more than 0.39."""
-SAME = 3
-"""Grey levels that differ by no more count as one: JPEG changes them."""
-WHOLE = "a part seems to be missing from the file, get a whole one"
-CUT = f"cut: an area along one side has a single grey value; {WHOLE}"
+MAX_BETWEEN = 0.05
+"""A saturated picture is black and white only if no more of its pixels are between, or if it has few levels; masks
+that are JPEG files have up to 0.04."""
+MIN_CHANGE = 0.05
+"""Stripes: rows (or columns) differ from the mean row by less than this share of what all pixels differ from their
+mean. The smallest of a scan is 0.24."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +65,12 @@ MIN_INNER = 16
 """Pixels of the model input that the content must have along its shorter side."""
 
 
-def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = False) -> str | None:
+def picture_reason(square: np.ndarray, geometry: Letterbox) -> str | None:
     """Why a picture holds nothing to look at, or not all of it; None where it is plausible.
 
     Args:
       square: the model input, uint8 (S, S, 3).
       geometry: how the scan was letterboxed to it.
-      surrounded: whether it should show an organ that air surrounds.
     """
     x, y, width, height = geometry.inner
     if min(width, height) < MIN_INNER:
@@ -85,51 +79,41 @@ def picture_reason(square: np.ndarray, geometry: Letterbox, surrounded: bool = F
     grey = (square[y : y + height, x : x + width].sum(-1, dtype=np.uint16) // 3).astype(np.uint8)
     share = np.bincount(grey.ravel(), minlength=256) / grey.size
     low, high = np.searchsorted(np.cumsum(share), (0.005, 0.995))
-    advice = "check the file, its window and its scaling"
+    advice = "check the file and its brightness window"
+    if high - low < MIN_LEVELS and grey.max() > high + MIN_LEVELS:
+        advice += "; a few pixels that are far brighter than the others may be the cause"
     if low == high:
         return f"blank: nearly all its pixels have one grey value; {advice}"
     if high - low < MIN_LEVELS:
         return f"nearly constant: its grey values differ by {high - low} of 255, {MIN_LEVELS} are needed; {advice}"
-    if geometry.cut:
-        return CUT
-    if (between := share[6:250].sum()) < MIN_GREY and (white := share[250:].sum()) >= WHITE_SHARE:
-        black = max(0.0, 1 - between - white)
-        return f"saturated: {black:.0%} of its pixels are black and {white:.0%} white; {advice}"
+    dark = grey < 250
+    inside = grey[dark.any(1)][:, dark.any(0)]  # without white margins
+    white, black = (inside >= 250).mean(), (inside < 6).mean()
+    if (between := 1 - white - black) < MIN_GREY and white >= WHITE_SHARE:
+        shares = f"{black:.0%} black, {white:.0%} white"
+        if between <= MAX_BETWEEN or geometry.flaw is not None:
+            what = "perhaps a mask or a drawing. Keep masks in another folder; if it is a scan, export it again"
+            return f"black and white only ({shares}): {what} with another brightness window"
+        return f"saturated: nearly all its pixels are black or white ({shares}); {advice}"
     centred = grey - grey.mean(dtype=np.float32)
     pairs = (centred[:, 1:] * centred[:, :-1]).mean() + (centred[1:] * centred[:-1]).mean()
     if pairs / 2 < MIN_CORRELATION * np.square(centred).mean():
         return f"noise: its neighbouring pixels are not alike; {advice}"
-    if _filled(square[y : y + height, x : x + width]) > MAX_FILLED:
-        return CUT
-    if surrounded and _ends_straight(grey, geometry):
-        return f"cut: it ends in a straight line, and the area below is empty; {WHOLE}"
+    if geometry.flaw is not None:
+        return geometry.flaw
+    if (lines := _stripes(grey)) is not None:
+        return f"stripes: all its {lines} are alike, so it is no picture of a body; check the file"
     return None
 
 
-def _ends_straight(grey: np.ndarray, geometry: Letterbox) -> bool:
-    """Whether what uint8 (H, W), the content of a model input, shows ends in a long straight line above nothing."""
-    width = (grey > np.median(grey[1:2]) + CONTRAST).mean(1)
-    rows = np.flatnonzero(width > 0.02)
-    if not len(rows) or len(grey) < 2:
-        return False
-    _, top, _, height = geometry.box
-    end = top + (rows[-1] + 1) * height / len(grey)
-    return end <= (1 - GAP) * geometry.shape[0] and bool(width[max(rows[-1] - 2, 0)] > MAX_ENDING)
-
-
-def _filled(content: np.ndarray) -> float:
-    """Largest share of uint8 (H, W, 3), along one side, that has one grey level of at least FILL, unlike the opposite.
-
-    If the opposite side has it, too, it is the background.
-    """
-    upright = content.astype(np.int16)
-    shares = [0.0]
-    for lines in (upright, upright[::-1], upright.swapaxes(0, 1), upright.swapaxes(0, 1)[::-1]):
-        level = int(np.median(lines[0]))
-        if level >= FILL and abs(int(np.median(lines[-1])) - level) > SAME:
-            differs = (np.abs(lines - level) > SAME).any((1, 2))
-            shares.append(float(np.argmax(differs)) / len(differs) if differs.any() else 1.0)
-    return max(shares)
+def _stripes(grey: np.ndarray) -> str | None:
+    """Whether the rows or the columns of uint8 (H, W) are all alike: their name; None if neither."""
+    values = grey.astype(np.float32)
+    total = np.abs(values - values.mean()).mean()
+    for axis, name in enumerate(("rows", "columns")):
+        if np.abs(values - values.mean(axis, keepdims=True)).mean() < MIN_CHANGE * total:
+            return name
+    return None
 
 
 def header_rejection(stated: Sequence[Statement], organ: int) -> Rejection | None:
@@ -138,10 +122,10 @@ def header_rejection(stated: Sequence[Statement], organ: int) -> Rejection | Non
     if (header := contradiction(stated, name)) is None:
         return None
     if name is not None and contradiction(stated, None) is None:
-        return Rejection(f"the router takes it for a {ORGANS[organ].scan}, but its header says {header}", header)
+        return Rejection(f"the router takes it for a {ORGANS[organ].scan}, but {sentence(header)}", header)
     scans = [one.scan for one in ORGANS]
     analysed = " and ".join([", ".join(scans[:-1]), scans[-1]] if len(scans) > 1 else scans)
-    return Rejection(f"its header says {header}; the organs that are analysed are {analysed}", header)
+    return Rejection(f"{sentence(header)}; the organs that are analysed are {analysed}", header)
 
 
 def thumbnail_reason(geometry: Letterbox) -> str | None:
@@ -174,8 +158,7 @@ def reject_implausible(
     rejections: list[Rejection | None] = []
     for row, geometry in enumerate(geometries):
         found, organ = None, int(prediction.organ[row])
-        surrounded = organ != UNSUPPORTED_INDEX and ORGANS[organ].surrounded
-        if (reason := picture_reason(images[row], geometry, surrounded)) is not None:
+        if (reason := picture_reason(images[row], geometry)) is not None:
             found = Rejection(reason)
         elif stated is not None:
             found = header_rejection(stated[row], organ)

@@ -25,7 +25,7 @@ from mcis.imaging.formats import LoadedScan
 from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.image_files import encode_png, from_array
 from mcis.imaging.letterbox import INPUT_SIZE, Letterbox, unletterbox
-from mcis.imaging.modality import contradiction
+from mcis.imaging.modality import contradiction, sentence
 from mcis.imaging.overlay import overlay
 from mcis.imaging.pool import read_all
 from mcis.imaging.scan import Statement
@@ -324,7 +324,7 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
     organ = ORGANS[index]
     found["organ"] = organ.name
     if (header := contradiction(loaded.stated, organ.name)) is not None:
-        notes.append(f"its header says {header}, which contradicts {organ.scan}, the organ that was asked for")
+        notes.append(f"{sentence(header)}, which contradicts {organ.scan}, the organ that was asked for")
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         found |= {"label": organ.classes[label], "label_probs": probs}

@@ -181,3 +181,76 @@ def test_slices_of_several_volumes_in_turn_read_each_volume_once(tmp_path, monke
     (tmp_path / "3.nii").write_bytes(paths[0].read_bytes())
     nifti.read(tmp_path / "3.nii")
     assert len(nifti._cache) == 1
+
+
+def hounsfield(background=-1024, seed=0):
+    """A head in Hounsfield units, float (24, 28, 10): air, soft tissue, bone."""
+    rng = np.random.default_rng(seed)
+    made = np.full((24, 28, 10), float(background))
+    made[4:20, 4:24] = rng.integers(500, 649, (16, 20, 10))
+    made[6:18, 6:22] = rng.integers(0, 80, (12, 16, 10))
+    return made
+
+
+@pytest.mark.parametrize("background", [-1000, -1024, -1001, -2000, -2048, -3024])
+@pytest.mark.parametrize(
+    ("dtype", "slope", "intercept"), [("i2", 1, 0), ("f4", 1, 0), ("u2", 1, -4096), ("u2", 0.5, -4000)]
+)
+def test_a_volume_in_hounsfield_units_is_a_ct(background, dtype, slope, intercept, tmp_path):
+    stored = ((hounsfield(background) - intercept) / slope).round().astype(dtype)
+    made = nibabel.Nifti1Image(stored, np.eye(4)).header
+    made["scl_slope"], made["scl_inter"], made["vox_offset"] = slope, intercept, 352
+    path = tmp_path / "a.nii"
+    path.write_bytes(made.binaryblock + b"\0" * 4 + stored.tobytes(order="F"))
+    (stated,) = nifti.read(path, 5).stated
+    assert (stated.header, stated.organs) == ("CT by its values", ())
+
+
+def test_air_that_noise_hides_is_found_by_the_smallest_value(tmp_path):
+    rng = np.random.default_rng(1)
+    noisy = hounsfield()
+    noisy[:4] = rng.integers(-1023, -960, noisy[:4].shape)
+    noisy[20:] = rng.integers(-1023, -960, noisy[20:].shape)
+    noisy[6:18, 6:22] = 40  # most frequent
+    noisy[:, :1] = -1024
+    assert [one.header for one in nifti.read(save(tmp_path / "a.nii", noisy.astype(np.int16))).stated] == [
+        "CT by its values"
+    ]
+
+
+@pytest.mark.parametrize("background", [0, -1, -500, -1010, -1030, 1000, 1024])
+def test_other_volumes_state_nothing(background, tmp_path):
+    assert nifti.read(save(tmp_path / "a.nii", hounsfield(background).astype(np.int16))).stated == ()
+    low = np.minimum(hounsfield(-1000), 0)  # nothing above 0
+    assert nifti.read(save(tmp_path / "b.nii", low.astype(np.int16))).stated == ()
+    map_ = np.random.default_rng(2).normal(0, 300, (24, 28, 10)).round()  # as of phases; one voxel is as air
+    map_[3, 3, 3] = min(-1024, map_.min())
+    assert nifti.read(save(tmp_path / "c.nii", map_.clip(-1024).astype(np.int16))).stated == ()
+
+
+def test_a_ct_as_nifti_is_unsupported_unless_the_organ_is_stated(tmp_path):
+    from mcis.organs import UNSUPPORTED
+    from tests.fixtures.bundles import numpy_predictor
+
+    large = np.kron(hounsfield(), np.ones((6, 6, 1)))
+    path = save(tmp_path / "a.nii", large.astype(np.int16))
+    for options in ({}, {"novelty": False}):
+        found = numpy_predictor(**options).predict(path, 5).finding
+        assert (found.organ, found.header, found.label) == (UNSUPPORTED, "CT by its values", None)
+        assert found.reason.startswith("its values are Hounsfield units, so it is a CT; the organs that are analysed")
+    found = numpy_predictor(organ="brain").predict(path, 5).finding
+    assert found.organ == "brain" and found.header is None
+    assert any(note.startswith("its values are Hounsfield units, so it is a CT, which contra") for note in found.notes)
+
+
+def test_a_label_map_as_nifti_is_no_scan(tmp_path):
+    from mcis.organs import UNSUPPORTED
+    from tests.fixtures.bundles import numpy_predictor
+
+    labels = np.zeros((120, 120, 3), np.uint8)
+    for label in (1, 2, 3):
+        labels[20 * label : 20 * label + 30, 30:90] = label
+    found = numpy_predictor(organ="brain").predict(save(tmp_path / "a.nii", labels), 1).finding
+    assert found.organ == UNSUPPORTED and found.reason.startswith(
+        "only 4 grey levels: a mask, a label map or a drawing?"
+    )

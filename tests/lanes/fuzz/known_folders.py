@@ -58,37 +58,56 @@ def own_folder(rng: random.Random) -> Tree:
 
 
 def without_content(rng: random.Random) -> Tree:
-    """J: a blank, saturated, nearly constant or cut picture, or noise, is unsupported, with that reason."""
+    """J: a picture without content, or not all of it, is unsupported, with that reason; one with a margin is a scan."""
     source = np.random.default_rng(rng.randrange(1 << 30))
     size = rng.randint(256, 400), rng.randint(256, 400)
-    kind = rng.choice(("blank", "nearly constant", "saturated", "noise", *["cut"] * 6))
+    kind = rng.choice(
+        ("blank", "nearly constant", "black and white only", "only", "stripes", "noise", *["cut", ""] * 4)
+    )
     if kind == "blank":
         picture = np.full(size, rng.randrange(256), np.uint8)
     elif kind == "nearly constant":
         picture = source.integers(3, 8, size, np.uint8) + np.uint8(rng.randrange(248))
-    elif kind == "saturated":
+    elif kind in ("black and white only", "only"):
         picture = np.zeros(size, np.uint8)
         centre, axes = (size[1] // 2, size[0] // 2), (rng.randint(60, 100), rng.randint(60, 100))
-        cv2.ellipse(picture, centre, axes, rng.randrange(180), 0, 360, 255, -1)
+        cv2.ellipse(picture, centre, axes, rng.randrange(180), 0, 360, 255 if kind != "only" else 150, -1)
+    elif kind == "stripes":
+        line = source.integers(0, 256, 16).astype(np.float32)[None]
+        picture = cv2.resize(line, size[::-1], interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+        picture = picture if rng.random() < 0.5 else np.ascontiguousarray(picture.T)
     elif kind == "noise":
         picture = source.integers(0, 256, size, np.uint8)
     else:
-        picture = cut_phantom(rng, size)
+        organ, labels = rng.choice((("brain", 2), ("breast", 3)))
+        whole = phantom.make_phantom(organ, rng.randrange(labels), rng.randrange(1 << 20), size=size).image
+        picture = filled(rng, whole) if kind == "cut" else with_margin(rng, whole)
     suffix, content = stored(picture, rng)
-    if kind == "cut" and rng.random() < 0.3:
+    if kind in ("cut", "") and rng.random() < 0.3:
         suffix, content = "jpg", cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes()
     return known(None, {f"a.{suffix}": content}, unsupported=kind)
 
 
-def cut_phantom(rng: random.Random, size: tuple[int, int]) -> np.ndarray:
-    """A phantom without its lower or upper part, or, filled with more than black, without its left or right one."""
-    organ, labels = rng.choice((("brain", 2), ("breast", 3)))
-    whole = phantom.make_phantom(organ, rng.randrange(labels), rng.randrange(1 << 20), size=size).image
-    fill = rng.choice((0, 128, 255, rng.randrange(256)))
-    turns = rng.choice((0, 2) if fill < 18 else (0, 1, 2, 3))
-    turned = np.rot90(whole, turns).copy()
-    turned[round(rng.uniform(0.3, 0.75) * len(turned)) :] = fill
-    return np.ascontiguousarray(np.rot90(turned, -turns))
+def filled(rng: random.Random, whole: np.ndarray) -> np.ndarray:
+    """A picture whose lower part is as a decoder fills what is missing of a JPEG file, also within a row of blocks."""
+    picture, start = whole.copy(), round(rng.uniform(0.3, 0.85) * len(whole))
+    picture[start:] = 128
+    block, until = rng.choice((0, 8, 16)), rng.randrange(whole.shape[1])
+    picture[start : start + block, :until] = whole[start : start + block, :until]
+    return picture
+
+
+def with_margin(rng: random.Random, whole: np.ndarray) -> np.ndarray:
+    """A picture with a margin at one or two sides, of any level, or of which a part was blacked out, as of a face."""
+    level = rng.choice((0, 255, rng.randrange(120)))
+    if rng.random() < 0.3:
+        picture = whole.copy()
+        picture[: round(rng.uniform(0.1, 0.3) * len(whole))] = 0
+        return picture
+    pads = [0, 0, 0, 0]
+    for side in rng.sample(range(4), rng.choice((1, 1, 2))):
+        pads[side] = round(rng.uniform(0.03, 0.25) * len(whole))
+    return cv2.copyMakeBorder(whole, *pads, cv2.BORDER_CONSTANT, value=[level] * 3)
 
 
 FOLDERS: tuple[Make, ...] = (own_folder, own_folder, without_content, without_content)
