@@ -101,7 +101,7 @@ def test_files_without_preamble_or_meta_information_are_recognised_and_read(tmp_
 def test_other_content_is_not_taken_for_dicom(data, tmp_path):
     assert not dicom_file.looks_like_dicom(data)
     (tmp_path / "a.dcm").write_bytes(data)
-    with pytest.raises(scan.ScanError, match="not a DICOM file, by its content"):
+    with pytest.raises(scan.ScanError, match="holds no DICOM"):
         dicom.read(tmp_path / "a.dcm")
 
 

@@ -76,10 +76,10 @@ SPREAD = {"jit": parallel.parallel_train_step, "pmap": parallel.pmap_train_step}
 @pytest.mark.parametrize(
     ("name", "model", "accumulate", "spread", "augmentation"),
     [
-        ("segment_breast", "plain", 2, "jit", flip),
-        ("route", "tiny", 1, "pmap", flip),
-        pytest.param("segment_breast", "plain", 1, "pmap", augment, marks=pytest.mark.slow),
+        ("route", "tiny", 2, "pmap", flip),
         pytest.param("route", "tiny", 1, "jit", flip, marks=pytest.mark.slow),
+        pytest.param("segment_breast", "plain", 2, "jit", flip, marks=pytest.mark.slow),
+        pytest.param("segment_breast", "plain", 1, "pmap", augment, marks=pytest.mark.slow),
         pytest.param("segment_breast", "plain", 2, "jit", augment, marks=pytest.mark.slow),
         pytest.param("segment_breast", "light", 1, "jit", augment, marks=pytest.mark.slow),
         pytest.param("segment_breast", "light", 1, "pmap", augment, marks=pytest.mark.slow),
