@@ -38,7 +38,7 @@ def sample(outputs):
     return outputs[:, ::7, ::7, 0] if outputs.ndim == 4 else outputs
 
 
-@networks(NETWORKS, slow={"resnet50", "efficientnet_lite0", "sk_unet"})  # deeplabv3 has the one, test_imagenet the other
+@networks(NETWORKS, slow={"resnet50", "efficientnet_lite0", "sk_unet"})  # others have two of their encoders
 def test_outputs_are_those_of_the_published_network(name):
     model = MODELS[name]
     outputs = jax.jit(model.apply)(variables_of(model), image())
