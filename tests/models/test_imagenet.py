@@ -16,7 +16,7 @@ FILE = imagenet_weights("efficientnet_lite0")
 GOLDEN = pathlib.Path(__file__).parents[1] / "fixtures" / "golden" / "imagenet.npy"
 """Features of `image()`, written by `make parity` with PyTorch."""
 
-ENCODERS = {name for name, model in MODELS.items() if model.has_encoder}
+ENCODERS = [name for name, model in MODELS.items() if model.has_encoder]
 
 
 def image():
@@ -45,7 +45,7 @@ def test_a_segmenter_starts_from_them_but_for_its_decoder_and_heads():
     assert not any("encoder" in path for path in report.fresh)
 
 
-@networks(ENCODERS, slow=ENCODERS - {"resnet18"})
+@networks(ENCODERS, slow={*ENCODERS} - {"resnet18"})
 def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics(name):
     variables = fresh(name)
 
