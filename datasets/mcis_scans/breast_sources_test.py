@@ -1,25 +1,13 @@
 """BUS-UCLM and BrEaST; BUSI and BUS-BRA are read in `mcis_scans_dataset_builder_test.py`."""
 
-import pathlib
 import shutil
 
 import cv2
 import numpy as np
 import pytest
-from mcis_datasets.mcis_scans import record
+from mcis_datasets.mcis_scans.brain_sources_test import DUMMY, read
 from mcis_datasets.mcis_scans.dummy_data_generator import make_image, marker
-from mcis_datasets.mcis_scans.record import Record, Rejection
 from mcis_datasets.mcis_scans.remarks import OTHER_MASK
-from mcis_datasets.mcis_scans.sources import SOURCES
-
-DUMMY = pathlib.Path(__file__).parent / "dummy_data"
-
-
-def read(name, root=None):
-    base = record.find_base(root or DUMMY / name, SOURCES[name].requires)
-    items = [record.done(job) for job in SOURCES[name].read(base)]
-    records = {item.scan_id: item for item in items if isinstance(item, Record)}
-    return records, {item.scan_id: item.reason for item in items if isinstance(item, Rejection)}
 
 
 @pytest.fixture

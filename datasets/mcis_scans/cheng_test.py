@@ -5,21 +5,17 @@ import pathlib
 import shutil
 
 import cv2
+import h5py
 import numpy as np
 import pytest
-from mcis_datasets.mcis_scans import cheng, neighbours, record
+from mcis_datasets.mcis_scans import brain_sources_test, cheng, neighbours
 from mcis_datasets.mcis_scans.dummy_data_generator import make_image, marker
-from mcis_datasets.mcis_scans.record import Record, Rejection
-from mcis_datasets.mcis_scans.sources import SOURCES
 
 DUMMY = pathlib.Path(__file__).parent / "dummy_data" / "cheng"
 
 
 def read(root):
-    base = record.find_base(root, SOURCES["cheng"].requires)
-    items = [record.done(job) for job in SOURCES["cheng"].read(base)]
-    records = {item.scan_id: item for item in items if isinstance(item, Record)}
-    return records, {item.scan_id: item.reason for item in items if isinstance(item, Rejection)}
+    return brain_sources_test.read("cheng", root)
 
 
 def test_pictures_are_read_exactly():
@@ -78,7 +74,7 @@ def test_a_run_ends_where_both_head_and_lesion_differ():
 
 def write(path, patient="100360", label=1.0, image=None, mask=None, leave_out=(), more=None):
     """A file as MATLAB 7.3 writes it: columns first, text as codes."""
-    h5py = pytest.importorskip("h5py")
+
     path.parent.mkdir(parents=True, exist_ok=True)
     image = make_image(5).astype(np.int16) * 8 - 100 if image is None else image
     mask = plane(3, 4, 6, 2) if mask is None else mask
