@@ -56,7 +56,8 @@ class TrainOptions(Options):
       process: number of this process, from 0.
       heartbeat: seconds without a message after which a process counts as lost.
       init_from: weights to start from: "imagenet" (bundled weights of EfficientNet-Lite0), a state dict of torchvision,
-        of efficientnet-lite-pytorch or of Buda's U-Net (.safetensors, .pth), a run, or a weights folder.
+        of efficientnet-lite-pytorch or of Buda's U-Net (.safetensors, .pth), a run, a weights folder, or "none". By
+        default "imagenet" for a network of its published width that has these weights, "none" for others.
     """
 
     task: str = ""
@@ -205,7 +206,7 @@ def _train(
         run = dataclasses.replace(run_options, init_from=init_from, stop=stop, on_epoch=writer)
         return loop.train(task, *scans, folder, run)
 
-    init_from, stage = _initial_weights(options.init_from, task.model), task.pretraining
+    init_from, stage = _initial_weights(options.init_from, task), task.pretraining
     try:
         with asked_to_stop() as stop:
             if stage is not None:
@@ -228,13 +229,16 @@ def _train(
     return 0
 
 
-def _initial_weights(init_from: str | None, model: str) -> pathlib.Path | None:
+def _initial_weights(init_from: str | None, task: "Task") -> pathlib.Path | None:
     """The file or folder that `--init_from` means; ValueError for "imagenet" if the network has no such weights."""
-    from mcis.models.pretrained import IMAGENET, imagenet_weights
+    from mcis.models import model_named
+    from mcis.models.pretrained import BUNDLED, IMAGENET, imagenet_weights
 
+    if init_from is None:
+        init_from = IMAGENET if task.model in BUNDLED and task.width == model_named(task.model).features else "none"
     if init_from == IMAGENET:
-        return imagenet_weights(model)
-    return None if init_from is None else pathlib.Path(init_from)
+        return imagenet_weights(task.model)
+    return None if init_from == "none" else pathlib.Path(init_from)
 
 
 def _load(options: TrainOptions, task: "Task", fold: tuple[int, int] | None) -> tuple["Scans", "Scans"]:

@@ -1,4 +1,4 @@
-"""Data augmentation: an affine map of image and mask, then changes of the image's intensities.
+"""Data augmentation: an affine map of image and mask, a cut to a sector, then changes of the image's intensities.
 
 Every example has its own random key: its augmentation does not depend on its batch or device.
 """
@@ -24,6 +24,9 @@ class Augmentation:
       brightness: standard deviation of an added constant, for an image range of [0, 1].
       contrast: largest absolute log2 of the contrast factor.
       gamma: largest absolute log2 of the exponent.
+      tint: largest absolute log2 of a further exponent of each channel, as in the colour maps of ultrasound machines.
+      curve: largest share of a random curve of grey levels that keeps black, so that bright and dark tissue may change
+        places as between MRI sequences (Zhou et al. 2019, Models Genesis).
       bias: log2 amplitude of a smooth multiplicative field (MRI coil bias, ultrasound gain).
       noise: largest standard deviation of added Gaussian noise.
       blur: probability of a 3x3 binomial blur, applied twice.
@@ -32,6 +35,8 @@ class Augmentation:
       depth_gain: log2 amplitude of a gain that changes with depth, row by row (time-gain compensation of ultrasound).
       speckle: largest standard deviation of multiplicative noise with a grain of two pixels.
       coarse: probability that the resolution is halved.
+      sector: probability that all outside a sector is cut off, as a curved probe shows a scan; not where that would
+        take more than a fifth of the mask.
       marks: probability of drawn callipers, a dotted line and letters, as sonographers leave them. Where they occur on
         lesions alone, a network learns to detect the marks.
     """
@@ -44,6 +49,8 @@ class Augmentation:
     brightness: float = 0.05
     contrast: float = 0.4
     gamma: float = 0.4
+    tint: float = 0.0
+    curve: float = 0.0
     bias: float = 0.4
     noise: float = 0.06
     blur: float = 0.2
@@ -52,23 +59,28 @@ class Augmentation:
     depth_gain: float = 0.0
     speckle: float = 0.0
     coarse: float = 0.0
+    sector: float = 0.0
     marks: float = 0.0
 
 
-def augment(keys: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation) -> tuple[jax.Array, jax.Array]:
-    """Augment a batch: random keys (B,), image float32 (B, S, S, C) in [0, 1], mask {0,1} of any type (B, S, S, 1).
+def augment(
+    keys: jax.Array, image: jax.Array, mask: jax.Array, settings: Augmentation, side: int
+) -> tuple[jax.Array, jax.Array]:
+    """Augment a batch: random keys (B,), image float32 (B, H, H, C) in [0, 1], mask {0,1} of any type (B, H, H, 1).
 
-    Returns the image in [0, 1] and the {0,1} mask, both float32.
+    Returns the image in [0, 1] and the {0,1} mask, both float32 (B, side, side, ...). Where `side` is below H, a zoom
+    shows detail that a smaller image lacks.
     """
 
     def augment_scan(key, image, mask):
-        blur, coarse, geometry, intensity, marks = jax.random.split(key, 5)
+        blur, coarse, geometry, cut, intensity, marks = jax.random.split(key, 6)
         # The blur comes before the affine map: XLA's CPU backend would otherwise sample again for each of its reads.
         image = jnp.where(_happens(blur, settings.blur), _binomial(_binomial(image)), image)
-        side = image.shape[0]
-        half = resize(resize(image[None], (side // 2, side // 2)), (side, side))[0]
+        height = image.shape[0]
+        half = resize(resize(image[None], (side // 2, side // 2)), (height, height))[0]
         image = jnp.where(_happens(coarse, settings.coarse), half, image)
-        moved = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings)
+        moved = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings, side)
+        moved = _sector(cut, moved, settings)
         image, mask = moved[..., :-1], moved[..., -1:]
         image = _marks(marks, _intensity(intensity, image, settings), settings)
         return image, (mask >= 0.5).astype(jnp.float32)
@@ -85,21 +97,36 @@ def _uniform(key, bound, shape=()):
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def _affine(key, x, s: Augmentation):
-    """Transform x (S, S, C) by a random affine map about its centre; zero outside."""
-    side = x.shape[0]
+def _affine(key, x, s: Augmentation, side):
+    """Transform x (H, H, C) to (side, side, C) by a random affine map about its centre; zero outside."""
+    height = x.shape[0]
     flip, rotate, scale, stretch, shift = jax.random.split(key, 5)
     angle = jnp.deg2rad(_uniform(rotate, s.rotate))
     zoom, ratio = -_uniform(scale, s.scale), _uniform(stretch, s.stretch) / 2
     zoom_y, zoom_x = jnp.exp2(zoom + ratio), jnp.exp2(zoom - ratio)
     mirror = jnp.where(_happens(flip, s.flip), -1.0, 1.0)
-    move = _uniform(shift, s.shift, (2,)) * side
-    centre = (side - 1) / 2
-    grid = jnp.arange(side, dtype=jnp.float32) - centre
+    move = _uniform(shift, s.shift, (2,)) * height
+    centre = (height - 1) / 2
+    grid = (jnp.arange(side, dtype=jnp.float32) - (side - 1) / 2) * (height / side)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     y = (cos * grid[:, None] - sin * grid[None, :] * mirror) * zoom_y + centre + move[0]
     x_ = (sin * grid[:, None] + cos * grid[None, :] * mirror) * zoom_x + centre + move[1]
     return bilinear(x, y, x_)
+
+
+def _sector(key, x, s: Augmentation):
+    """Set x (S, S, C), whose last channel is the mask, to zero outside a random sector about a point above it."""
+    drawn, apex, centre, angle, near, far = jax.random.split(key, 6)
+    side = x.shape[0]
+    grid = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
+    above = jax.random.uniform(apex, (), minval=0.02, maxval=0.6)
+    y, x_ = grid[:, None] + above, grid[None, :] - 0.5 - _uniform(centre, 0.1)
+    radius, widest = jnp.sqrt(y * y + x_ * x_), jnp.deg2rad(jax.random.uniform(angle, (), minval=25.0, maxval=50.0))
+    inside = (jnp.abs(x_) <= jnp.tan(widest) * y) & (radius >= above + jax.random.uniform(near, (), maxval=0.1))
+    inside &= radius <= above + jax.random.uniform(far, (), minval=0.8, maxval=1.1)
+    cut = x * inside[..., None]
+    enough = cut[..., -1].sum() >= 0.8 * x[..., -1].sum()
+    return jnp.where(enough & _happens(drawn, s.sector), cut, x)
 
 
 def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
@@ -121,11 +148,14 @@ def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
 
 def _intensity(key, image, s: Augmentation):
     """Change the intensities of (S, S, C) in [0, 1]; black padding stays nearly black."""
-    channels, gamma, contrast, brightness, bias, depth, speckle, grain, noise, level = jax.random.split(key, 10)
+    keys = jax.random.split(key, 13)
+    channels, gamma, contrast, brightness, bias, depth, speckle, grain, noise, level, tint, knots, share = keys
     side = image.shape[0]
     mixture = _channel_mixture(channels, image.shape[-1], s)
     image = (image[..., None] * mixture[None, None]).sum(-2)
-    image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(_uniform(gamma, s.gamma)))
+    exponent = _uniform(gamma, s.gamma) + _uniform(tint, s.tint, (1, 1, image.shape[-1]))
+    image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(exponent))
+    image += jax.random.uniform(share, (), maxval=s.curve) * (_curve(knots, image) - image)
     field = _uniform(bias, s.bias, (1, 4, 4, 1))
     rows = _uniform(depth, s.depth_gain, (1, 6, 1, 1))
     image = image * jnp.exp2(resize(field, (side, side)) + resize(rows, (side, 1)))[0]
@@ -138,6 +168,17 @@ def _intensity(key, image, s: Augmentation):
     # the same noise in all channels, so that grey scans stay grey
     image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
     return jnp.clip(image, 0.0, 1.0)
+
+
+KNOTS = 4
+"""Grey levels above black that a random curve passes through, evenly spaced."""
+
+
+def _curve(key, image):
+    """Grey levels in [0, 1] through a random piecewise linear curve, which keeps 0."""
+    levels = jax.random.uniform(key, (KNOTS,))
+    hats = [jnp.maximum(0.0, 1.0 - jnp.abs(KNOTS * image - (k + 1))) for k in range(KNOTS)]
+    return sum(level * hat for level, hat in zip(levels, hats, strict=True))
 
 
 CROSSES = 4

@@ -15,16 +15,28 @@ def to_float(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 255.0
 
 
-def standardise(image: jax.Array, each_channel: bool = False) -> jax.Array:
+BLACK = 0.05
+"""Largest value of a pixel that counts as black: beside the scan, around a sector, or between MRI tissue and frame."""
+
+
+def standardise(image: jax.Array, each_channel: bool = False, inside: bool = False) -> jax.Array:
     """Zero mean and unit variance per scan, over all pixels and channels: float32 (B, H, W, C) -> the same.
 
     Gain and offset carry no information in MRI and little in ultrasound. With `each_channel` every channel is
-    standardised on its own: the gains of MRI sequences are unrelated. A constant scan or channel becomes zeros.
+    standardised on its own: the gains of MRI sequences are unrelated. With `inside`, for an image in [0, 1], mean and
+    variance are those of the pixels above BLACK in any channel: they do not depend on how much black surrounds the
+    tissue. A constant scan or channel becomes zeros.
     """
     axes = (1, 2) if each_channel else (1, 2, 3)
-    mean = image.mean(axes, keepdims=True)
-    deviation = jnp.sqrt(jnp.square(image - mean).mean(axes, keepdims=True))
-    return (image - mean) / jnp.maximum(deviation, 1e-3)
+    if inside:
+        counted = jnp.broadcast_to(image.max(-1, keepdims=True) > BLACK, image.shape).astype(image.dtype)
+        share = counted / jnp.maximum(counted.sum(axes, keepdims=True), 1.0)
+        mean = (image * share).sum(axes, keepdims=True)
+        variance = (jnp.square(image - mean) * share).sum(axes, keepdims=True)
+    else:
+        mean = image.mean(axes, keepdims=True)
+        variance = jnp.square(image - mean).mean(axes, keepdims=True)
+    return (image - mean) / jnp.maximum(jnp.sqrt(variance), 1e-3)
 
 
 def resize_matrix(length: int, target: int) -> np.ndarray:

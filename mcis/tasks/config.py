@@ -50,6 +50,7 @@ ABOVE_ZERO = (
 SHARES = (
     *("label_smoothing", "lesion_share", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
     *("augmentation.grey", "augmentation.missing", "augmentation.coarse", "augmentation.marks"),
+    *("augmentation.sector", "augmentation.curve"),
 )
 """Numbers in [0, 1]. All other numbers are at least 0."""
 
@@ -110,6 +111,8 @@ class Task:
       clip: largest global norm of the gradient; a larger gradient is scaled down to it.
       select: validation metric whose best epoch is kept; "last" = the last epoch is kept.
       each_channel: whether each channel is standardised by itself instead of all channels together.
+      inside: whether scans are standardised by the mean and deviation of the pixels that are not black, so that
+        neither bars beside a scan nor the shape of its frame count.
       start: a pretraining stage at another size.
       crf: the fully connected CRF that refines a segmentation network's mask after training; 0 steps = none.
       augmentation: strengths of the augmentation.
@@ -144,6 +147,7 @@ class Task:
     denoise: Annotated[str, _one_of("noise removal at the network's size, before augmentation", DENOISE)] = "none"
     edges: Annotated[str, _one_of("edge map as a further input channel", EDGES)] = "none"
     each_channel: bool = False
+    inside: bool = False
     start: Pretraining = Pretraining()
     crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()

@@ -10,83 +10,110 @@ from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
 from mcis.tasks.config import LAST, Pretraining, Task
 
-BRAIN_SOURCES = ("lgg", "br35h")
-BREAST_SOURCES = ("busi", "busbra")
+BRAIN_SOURCES = ("lgg", "br35h", "cheng", "healthy", "notumor")
+BREAST_SOURCES = ("busi", "busbra", "uclm", "brest")
 
 ROUTE = Task(
     name="route",
     sources=(*BRAIN_SOURCES, *BREAST_SOURCES, "foreign"),
-    model="cnn",
-    features=12,
+    model="efficientnet_lite0",
     size=128,
+    encoder_rate=0.0,
     select=LAST,
-    epochs=5,
+    even_classes=True,
+    each_channel=True,
+    inside=True,
+    epochs=2,
     batch_size=32,
     learning_rate=2e-3,
     ema=0.98,
     # Out-of-distribution images are often coarse and have no drawn marks. Neither may distinguish them from scans.
-    augmentation=Augmentation(scale=0.5, depth_gain=0.3, speckle=0.15, coarse=0.3, marks=0.2),
+    augmentation=Augmentation(scale=0.5, depth_gain=0.3, speckle=0.15, coarse=0.3, marks=0.2, sector=0.2, tint=0.2),
+)
+
+# Scanners and sequences differ more than brains do: brightness must not indicate a tumour.
+BRAINS = Augmentation(rotate=25.0, scale=0.45, grey=0.4, contrast=0.6, gamma=0.6, bias=0.5, curve=0.6, coarse=0.2)
+# Linear and curved probes, and the gain curves, colour maps and marks of several machines.
+BREASTS = Augmentation(
+    rotate=10.0, scale=0.5, stretch=0.3, depth_gain=0.6, speckle=0.15, coarse=0.3, marks=0.3, sector=0.25, tint=0.3
 )
 
 CLASSIFY_BRAIN = Task(
     name="classify_brain",
     sources=BRAIN_SOURCES,
-    model="cnn_attention",
+    model="efficientnet_lite0",
     size=192,
     select="balanced_accuracy",
     label_smoothing=0.05,
     even_sources=True,
-    epochs=24,
-    batch_size=32,
-    learning_rate=2e-3,
-    # Scanners and sequences differ more than brains do: brightness must not indicate a tumour.
-    augmentation=Augmentation(grey=0.5, contrast=0.6, gamma=0.6, bias=0.5),
+    even_classes=True,
+    max_repeats=3.0,
+    each_channel=True,
+    inside=True,
+    epochs=4,
+    learning_rate=6e-4,
+    encoder_rate=0.3,
+    augmentation=BRAINS,
 )
 
 CLASSIFY_BREAST = Task(
     name="classify_breast",
     sources=BREAST_SOURCES,
-    model="cnn_attention",
-    size=192,
+    model="efficientnet_lite0",
+    size=224,
     select="balanced_accuracy",
     label_smoothing=0.1,
-    epochs=24,
-    batch_size=32,
-    learning_rate=2e-3,
+    even_sources=True,
+    even_classes=True,
+    max_repeats=3.0,
+    each_channel=True,
+    inside=True,
+    epochs=16,
+    learning_rate=6e-4,
+    encoder_rate=0.3,
+    augmentation=BREASTS,
 )
 
 # Both segmenters have a label head too: on validation one network does both as well as two do (docs/experiments.md).
 SEGMENT_BRAIN = Task(
     name="segment_brain",
     sources=BRAIN_SOURCES,
-    model="unet_folded",
-    features=24,
-    # At 128 small gliomas are a dozen pixels across. Most is learned at that size, in half the time.
-    start=Pretraining(epochs=20, size=128, learning_rate=1.5e-3),
+    model="unet_efficientnet_lite0",
+    # Most is learned at 128 px, in half the time.
+    start=Pretraining(epochs=4, size=128, learning_rate=1e-3),
     size=192,
     select=LAST,
-    lesion_share=0.6,
+    label_smoothing=0.05,
     even_sources=True,
+    even_classes=True,
+    max_repeats=3.0,
     # One of the MRI sequences is often darker than the others.
     each_channel=True,
-    epochs=6,
-    batch_size=8,
-    learning_rate=8e-4,
-    augmentation=Augmentation(scale=0.4, grey=0.4, coarse=0.2),
+    inside=True,
+    epochs=2,
+    learning_rate=6e-4,
+    encoder_rate=0.3,
+    augmentation=BRAINS,
 )
 
 SEGMENT_BREAST = Task(
     name="segment_breast",
     sources=BREAST_SOURCES,
-    model="unet_attention",
-    features=16,
-    size=128,
+    model="unet_efficientnet_lite0",
+    start=Pretraining(epochs=12, size=128, learning_rate=1e-3),
+    size=224,
     select=LAST,
     label_smoothing=0.1,
-    # Normal scans are few and of one source. With more of them in a batch a network memorises those few.
-    lesion_share=0.85,
-    epochs=20,
-    augmentation=Augmentation(depth_gain=0.3, speckle=0.1, coarse=0.2, marks=0.1),
+    even_sources=True,
+    even_classes=True,
+    # BrEaST has few normal scans and UCLM few patients: they must not be memorised.
+    max_repeats=3.0,
+    each_channel=True,
+    inside=True,
+    epochs=8,
+    learning_rate=6e-4,
+    encoder_rate=0.3,
+    augmentation=BREASTS,
 )
 
 TASKS: dict[str, Task] = {

@@ -24,6 +24,8 @@ from mcis.tasks.config import Task
 
 MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")
 """If one of these metrics is not finite, a step leaves the state unchanged."""
+CANVAS = 1.4
+"""Side of the scans that are augmented, as a multiple of the network's: a zoom shows detail, and a shrink few artefacts."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count), float32 scalars. Sums over examples, so that neither padding nor devices bias a mean."""
 
@@ -139,9 +141,10 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        image = prepare(batch.image, task.size, task.denoise)
-        mask = resize(batch.mask.astype(jnp.float32), (task.size, task.size))
-        image, mask = augment(keys_of_rows(augment_key, len(image)), image, mask, task.augmentation)
+        canvas = min(batch.image.shape[1], round(CANVAS * task.size))
+        image = prepare(batch.image, canvas, task.denoise)
+        mask = resize(batch.mask.astype(jnp.float32), (canvas, canvas))
+        image, mask = augment(keys_of_rows(augment_key, len(image)), image, mask, task.augmentation, task.size)
         valid = batch.valid.astype(jnp.float32)
         with_mask = valid * batch.has_mask
         with_label = valid * (batch.label >= 0)
@@ -151,7 +154,7 @@ def make_train_step(
             image, mask, label, with_mask, with_label = part
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
-                present(image, task.edges, task.each_channel),
+                present(image, task.edges, task.each_channel, task.inside),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": key},

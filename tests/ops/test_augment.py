@@ -16,6 +16,8 @@ INTENSITY = {
     "brightness": 0.2,
     "contrast": 1.0,
     "gamma": 1.0,
+    "tint": 1.0,
+    "curve": 1.0,
     "bias": 1.0,
     "noise": 0.2,
     "blur": 1.0,
@@ -26,13 +28,15 @@ INTENSITY = {
     "coarse": 1.0,
     "marks": 1.0,
 }
+CUT = {"sector": 1.0}
 ZERO = {field.name: 0.0 for field in dataclasses.fields(Augmentation)}
-FULL = GEOMETRY | INTENSITY | {"flip": 0.5, "blur": 0.5, "grey": 0.5, "missing": 0.5, "coarse": 0.5, "marks": 0.5}
+CHANCES = ("flip", "blur", "grey", "missing", "coarse", "sector", "marks")
+FULL = GEOMETRY | INTENSITY | dict.fromkeys(CHANCES, 0.5)
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def compiled(key, image, mask, strengths):
-    return augment(jax.random.split(key, len(image)), image, mask, Augmentation(**strengths))
+    return augment(jax.random.split(key, len(image)), image, mask, Augmentation(**strengths), SIDE)
 
 
 def run(image, mask, seed=0, **strengths):
@@ -68,7 +72,7 @@ def centroids(weights):
 
 
 def test_every_part_is_tested_here():
-    assert GEOMETRY.keys() | INTENSITY.keys() == ZERO.keys()
+    assert GEOMETRY.keys() | INTENSITY.keys() | CUT.keys() == ZERO.keys()
 
 
 def test_all_strengths_zero_change_nothing():
@@ -93,7 +97,7 @@ def test_each_part_changes_scans_within_their_range_and_depends_on_the_key_alone
     assert (np.abs(changed - image).max((1, 2, 3)) > 1e-3).sum() >= BATCH // 4
     again, other = (run(image, mask, seed=seed, **{part: FULL[part]})[0] for seed in (0, 1))
     np.testing.assert_array_equal(again, changed)
-    if part not in ("flip", "blur", "grey", "missing", "coarse", "marks"):
+    if part not in CHANCES:
         assert np.abs(other - changed).max() > 1e-3
         assert len({scan.tobytes() for scan in run(image[:1].repeat(BATCH, 0), mask, **{part: FULL[part]})[0]}) == BATCH
 
@@ -182,7 +186,7 @@ def test_the_augmentation_of_a_scan_does_not_depend_on_the_other_scans():
 def test_grey_scans_stay_grey_and_colour_scans_become_a_mixture_of_their_channels():
     image, mask = batch()
     grey = image[..., :1].repeat(3, -1)
-    changed, _ = run(grey, mask, **FULL)
+    changed, _ = run(grey, mask, **FULL | {"tint": 0.0})
     np.testing.assert_allclose(changed, changed[..., :1].repeat(3, -1), atol=1e-5)
     greyed, _ = run(image, mask, grey=1.0)
     np.testing.assert_allclose(greyed, greyed[..., :1].repeat(3, -1), atol=1e-5)
@@ -246,6 +250,53 @@ def test_coarse_keeps_means_and_removes_detail():
     wide = np.zeros_like(image)
     wide[:, :, SIDE // 2 :] = 1.0
     np.testing.assert_allclose(run(wide, mask, coarse=1.0)[0].mean(), 0.5, atol=0.01)
+
+
+def test_a_sector_is_cut_out_of_image_and_mask_alike_but_not_through_the_lesion():
+    image, mask = np.ones((BATCH, SIDE, SIDE, 3), np.float32), blob(16, 16, 3)
+    cut, kept = run(image, mask, sector=1.0)
+    inside = cut[..., 0] > 0.5
+    assert set(np.unique(cut.round(3))) <= {0, 1}
+    np.testing.assert_array_equal(kept[..., 0], mask[..., 0] * inside)
+    share = inside.mean((1, 2))
+    assert (share > 0.3).all()
+    assert (share < 0.95).all()
+    assert not inside[:, 0, 0].any()  # both upper corners are beside every sector
+    assert not inside[:, 0, -1].any()
+    for rows in inside:  # one piece in every row, as a sector is
+        assert (np.abs(np.diff(rows.astype(int), axis=1)).sum(1) <= 2).all()
+    corner = np.zeros_like(mask)
+    corner[:, :4, :4] = 1
+    uncut, same = run(image, corner, sector=1.0)
+    np.testing.assert_allclose(uncut, 1, atol=1e-5)
+    np.testing.assert_array_equal(same, corner)
+
+
+def test_a_tint_is_an_exponent_of_each_channel():
+    image, mask = batch()
+    exponents = np.log(run(image, mask, tint=1.0)[0]) / np.log(image)
+    np.testing.assert_allclose(exponents, exponents[:, :1, :1] + 0 * exponents, rtol=1e-3)
+    assert np.abs(np.log2(exponents)).max() < 1.001
+    assert np.ptp(exponents[:, 0, 0], axis=-1).min() > 0.01
+
+
+def test_a_curve_is_a_function_of_the_grey_level_that_keeps_black():
+    levels = np.linspace(0, 1, SIDE, dtype=np.float32)
+    image = np.broadcast_to(levels[None, None, :, None], (BATCH, SIDE, SIDE, 3)).copy()
+    curved, _ = run(image, batch()[1], curve=1.0)
+    np.testing.assert_allclose(curved, curved[:, :1, :, :1] + 0 * curved, atol=1e-5)
+    np.testing.assert_allclose(curved[:, :, 0], 0, atol=1e-3)
+    assert (np.diff(curved[:, 0, :, 0], axis=1) < -1e-3).any()  # bright and dark change places in some scan
+    assert np.abs(curved - image).max() > 0.2
+
+
+def test_a_smaller_side_shows_the_whole_scan_and_a_zoom_shows_its_detail():
+    image, mask = batch()
+    wide = jax.jit(lambda key, *scan: augment(jax.random.split(key, BATCH), *scan, Augmentation(**ZERO), SIDE // 2))
+    small, small_mask = wide(jax.random.key(0), image, mask)
+    np.testing.assert_allclose(small, image.reshape(BATCH, SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4)), atol=1e-5)
+    np.testing.assert_array_equal(small_mask[:, 5:8, 3:10], 1)
+    assert np.asarray(small_mask).sum() < mask.sum() / 3
 
 
 def test_marks_are_few_bright_pixels_and_leave_the_others_as_they_are():

@@ -18,7 +18,7 @@ SIZES = [  # from, to: smaller, an odd ratio in either direction, to and from on
 ]
 
 
-standardised = jax.jit(standardise, static_argnames="each_channel")
+standardised = jax.jit(standardise, static_argnames=("each_channel", "inside"))
 
 
 def random(*shape):
@@ -80,6 +80,16 @@ def test_standardise_removes_gain_and_offset_of_a_scan_or_of_each_channel():
     assert np.abs(standardised(gain * x) - standardised(x)).max() > 0.1
     grey = x[..., :1].repeat(3, -1)
     np.testing.assert_allclose(standardised(grey, each_channel=True), standardised(grey), atol=1e-5)
+
+
+@pytest.mark.parametrize("each_channel", [False, True])
+def test_standardise_inside_does_not_depend_on_the_black_around_a_scan(each_channel):
+    x = 0.1 + 0.9 * random(2, 8, 9, 3) * np.float32([1.0, 0.5, 0.2])
+    framed = np.pad(x, ((0, 0), (3, 5), (0, 7), (0, 0)))
+    found = np.asarray(standardised(framed, each_channel, inside=True))
+    np.testing.assert_allclose(found[:, 3:11, :9], standardised(x, each_channel), atol=1e-5)
+    assert (found[:, :3] < found[:, 3:11, :9].min()).all()  # black stays darker than all else
+    assert not np.asarray(standardised(0 * x, each_channel, inside=True)).any()
 
 
 def test_a_constant_scan_or_channel_becomes_zeros():

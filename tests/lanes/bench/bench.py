@@ -217,9 +217,12 @@ def scans(options, missing):
     yield row("data, ms a scan", "content crop and letterbox", times, len(ones))
     task, squares = TASKS["segment_brain"], np.stack([letterbox(one.image)[0] for one in ones[:16]])
     mask = jnp.zeros((len(squares), task.size, task.size, 1))
-    run = jax.jit(
-        lambda x, m: augment(jax.random.split(jax.random.key(0), len(x)), prepare(x, task.size), m, task.augmentation)
-    )
+
+    @jax.jit
+    def run(x, m):
+        keys = jax.random.split(jax.random.key(0), len(x))
+        return augment(keys, prepare(x, task.size), m, task.augmentation, task.size)
+
     times = interleaved({"ours": clocked(lambda: jax.block_until_ready(run(squares, mask)))}, options.rounds)
     yield row("data, ms a scan", f"augmented at {task.size}", times, len(squares))
 
