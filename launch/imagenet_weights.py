@@ -10,6 +10,7 @@ import hashlib
 import pathlib
 import sys
 
+import numpy as np
 import torch
 from safetensors.numpy import save_file
 
@@ -26,7 +27,8 @@ def main(source: str) -> None:
     arrays = {}
     for name, value in sorted(state.items()):
         if not name.startswith("_fc.") and not name.endswith("num_batches_tracked"):
-            arrays[name] = value.numpy().astype("float16" if value.ndim == 4 else "float32")
+            # safetensors writes the memory as it lies, and some of these kernels lie transposed
+            arrays[name] = np.ascontiguousarray(value.numpy(), "float16" if value.ndim == 4 else "float32")
     save_file(arrays, TARGET)
     print(f"{TARGET}: {TARGET.stat().st_size} bytes, sha256 {hashlib.sha256(TARGET.read_bytes()).hexdigest()}")
 

@@ -32,7 +32,7 @@ ROUTE = Task(
 )
 
 # Scanners and sequences differ more than brains do: brightness must not indicate a tumour.
-BRAINS = Augmentation(rotate=25.0, scale=0.45, grey=0.4, contrast=0.6, gamma=0.6, bias=0.5, curve=0.6, coarse=0.2)
+BRAINS = Augmentation(rotate=25.0, scale=0.45, grey=0.4, contrast=0.6, gamma=0.6, bias=0.5, curve=0.6, coarse=0.4)
 # Linear and curved probes, and the gain curves, colour maps and marks of several machines.
 BREASTS = Augmentation(
     rotate=10.0, scale=0.5, stretch=0.3, depth_gain=0.6, speckle=0.15, coarse=0.3, marks=0.3, sector=0.25, tint=0.3
@@ -80,7 +80,7 @@ SEGMENT_BRAIN = Task(
     sources=BRAIN_SOURCES,
     model="unet_efficientnet_lite0",
     # Most is learned at 128 px, in half the time.
-    start=Pretraining(epochs=4, size=128, learning_rate=1e-3),
+    start=Pretraining(epochs=3, size=128, learning_rate=1e-3),
     size=192,
     select=LAST,
     label_smoothing=0.05,
@@ -90,7 +90,7 @@ SEGMENT_BRAIN = Task(
     # One of the MRI sequences is often darker than the others.
     each_channel=True,
     inside=True,
-    epochs=2,
+    epochs=1,
     learning_rate=6e-4,
     encoder_rate=0.3,
     augmentation=BRAINS,
@@ -100,7 +100,7 @@ SEGMENT_BREAST = Task(
     name="segment_breast",
     sources=BREAST_SOURCES,
     model="unet_efficientnet_lite0",
-    start=Pretraining(epochs=12, size=128, learning_rate=1e-3),
+    start=Pretraining(epochs=10, size=128, learning_rate=1e-3),
     size=224,
     select=LAST,
     label_smoothing=0.1,
@@ -110,7 +110,7 @@ SEGMENT_BREAST = Task(
     max_repeats=3.0,
     each_channel=True,
     inside=True,
-    epochs=8,
+    epochs=4,
     learning_rate=6e-4,
     encoder_rate=0.3,
     augmentation=BREASTS,
