@@ -11,7 +11,8 @@ from mcis_datasets.mcis_scans import record, remarks, sources
 from mcis_datasets.mcis_scans.names import stem_of
 from mcis_datasets.mcis_scans.record import Record, Rejection, Remark
 
-from mcis.imaging import dicom_seg, formats
+from mcis.imaging import formats
+from mcis.imaging.dicom import seg as dicom_seg
 from tests.fixtures import dicom_files
 
 SIZE = (20, 28)

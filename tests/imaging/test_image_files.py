@@ -15,8 +15,10 @@ import PIL.Image
 import pytest
 
 from mcis import MAX_PIXELS
-from mcis.imaging import image_files, scan, tiff_header, tiff_layout
+from mcis.imaging import image_files, scan
 from mcis.imaging.scan import ScanError
+from mcis.imaging.tiff import header as tiff_header
+from mcis.imaging.tiff import layout
 from tests.lanes.fuzz.crafted_pictures import jpeg_scans, tiff_of
 
 
@@ -438,7 +440,7 @@ def test_an_image_of_too_many_bytes_per_pixel_is_rejected(depth, colour):
 
 @pytest.mark.parametrize("big", [False, True])
 def test_the_size_of_a_tiff_is_known_from_its_tags(big, monkeypatch):
-    monkeypatch.setattr(tiff_layout, "MAX_DECODED", 1 << 20)
+    monkeypatch.setattr(layout, "MAX_DECODED", 1 << 20)
     for bits, channels, message in ((32, 1, ""), (64, 3, "too many pixels"), (8, 60_000, "too many pixels")):
         data = tiff_of(4 if channels > 3 else 256, 256, bits, channels, 3 if bits > 8 else 1, 16, big)["a.tif"]
         if message:
