@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mcis.imaging import formats, image_files, nifti_header, other_formats, search
-from mcis.imaging.dicom_header import read_header
+from mcis.imaging import formats, image_files, other_formats, search
+from mcis.imaging.dicom.header import read_header
 from mcis.imaging.geometry import digest
+from mcis.imaging.nifti import header as nifti_header
 from mcis.imaging.scan import ScanError
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from mcis.imaging import formats, image_files, other_formats
-from mcis.imaging.dicom_header import position_of, read_header
-from mcis.imaging.masks import Mask
-from mcis.imaging.scan import ScanError
-from mcis.imaging.volume_masks import (
+from mcis.imaging.dicom.header import position_of, read_header
+from mcis.imaging.dicom.seg_reader import (
     Segmentation,
     is_misplaced,
     is_segmentation,
-    nifti_mask,
     read_segmentation,
     segmentation_mask,
 )
+from mcis.imaging.masks import Mask
+from mcis.imaging.nifti.masks import nifti_mask
+from mcis.imaging.scan import ScanError
 
 from . import remarks
 from .names import Names, name_of, stem_of

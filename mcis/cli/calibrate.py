@@ -4,10 +4,11 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
-from mcis.cli.common import Options, PathText, enable_compilation_cache, run
+from mcis.cli.common import SAID, Options, PathText, enable_compilation_cache, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +18,12 @@ class Calibrate(Options):
     Attributes:
       weights: folder of the bundle, whose manifests and weights are changed.
       runs: folders of the fold runs, of one task or of several: trained with `--fold=0/5 --select=last`, and so on.
-      out: JSON file for the results, which are also stored in the manifests of the bundle.
+      out: JSON file for the results; by default they are only printed and stored in the manifests of the bundle.
     """
 
     weights: tyro.conf.Positional[PathText] = tyro.MISSING
     runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
-    out: PathText | None = None
+    out: Annotated[PathText | None, SAID] = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,11 +14,15 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
+import tyro
+
 from mcis import paths
 
 PATH = "a path"
 PathText = Annotated[str, PATH]
 """The type of an option that is a path, as in `PathText | None`. `parse_dataclass` replaces ~ and refuses addresses."""
+SAID = tyro.conf.arg(help_behavior_hint="")
+"""Annotation of options whose default is None: their help says in words what happens without them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Options:
       data_dir: folder of the prepared data sets; by default TFDS's ($TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
-    data_dir: PathText | None = None
+    data_dir: Annotated[PathText | None, SAID] = None
 
 
 def run(prog: str, cls: Any, command: Callable[[Any], int], argv: Sequence[str]) -> int:
@@ -43,7 +47,6 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
     A wrong or unknown option exits with status 2, after all options and then the error are written to standard error.
     ValueError for a path that is none of this machine; see `paths.local_path`.
     """
-    import tyro
 
     def parse(arguments: Sequence[str], compact: bool) -> Any:
         defaults = {} if default is None else {"default": default}
@@ -68,8 +71,6 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
 
 def local_paths(options: Any) -> Any:
     """A dataclass of options whose paths, of type PathText, are local ones; so are those of dataclasses in it."""
-    import tyro
-
     found: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)

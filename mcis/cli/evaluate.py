@@ -16,11 +16,11 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mcis.cli.common import Options, PathText, check_extra, enable_compilation_cache, print_table, run
+from mcis.cli.common import SAID, Options, PathText, check_extra, enable_compilation_cache, print_table, run
 
 if TYPE_CHECKING:
     from mcis.data.records import Records
@@ -43,11 +43,12 @@ class Evaluate(Options):
         held out; these runs must have kept their last epoch.
       sources: prepared data sets to score, separated by commas; by default those the task was trained on.
       folder: folder of your own scans to score instead (images/, masks/, labels.csv, as for `mcis build folder`). They
-        are prepared in a temporary folder, which is removed.
+        are prepared in a temporary folder, which is removed. By default prepared data are scored.
       crf: use the CRF that `mcis tune` kept with the weights.
       heat: number of lesion scans on which the classifier's saliency maps are compared with the lesion; the gallery
         shows maps as well. Each takes a second or two on a CPU. 0 omits both.
-      against: folder of another evaluation of the same scans, or its report.json, to compare each metric with.
+      against: folder of another evaluation of the same scans, or its report.json, to compare each metric with; by
+        default none.
       out: folder for report.json and report.html; by default evaluation_<split>[_no_crf] in the run's folder. For a
         weights folder, a bundle or several runs there is no default, and only a table is printed.
     """
@@ -55,11 +56,11 @@ class Evaluate(Options):
     runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
     split: str = "test"
     sources: str = ""
-    folder: PathText | None = None
+    folder: Annotated[PathText | None, SAID] = None
     crf: bool = True
     heat: int = 40
-    against: PathText | None = None
-    out: PathText | None = None
+    against: Annotated[PathText | None, SAID] = None
+    out: Annotated[PathText | None, SAID] = None
 
 
 def main(argv: Sequence[str]) -> int:

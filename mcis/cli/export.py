@@ -3,12 +3,12 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 import mcis
-from mcis.cli.common import PathText, run
+from mcis.cli.common import SAID, PathText, run
 from mcis.export import export
 from mcis.inference.options import InferenceOptions
 
@@ -26,7 +26,7 @@ class Export:
 
     out: PathText
     format: Literal["stablehlo", "onnx"] = "stablehlo"
-    weights: PathText | None = None
+    weights: Annotated[PathText | None, SAID] = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
 
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from mcis.cli.common import Options, PathText, run
+from mcis.cli.common import SAID, Options, PathText, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Info(Options):
       weights: folder of the bundle to describe; by default the bundled weights.
     """
 
-    weights: PathText | None = None
+    weights: Annotated[PathText | None, SAID] = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,12 +9,12 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from mcis.cli import inputs
-from mcis.cli.common import PathText, run
+from mcis.cli.common import SAID, PathText, run
 from mcis.cli.inputs import Inputs
 from mcis.files import read_json
 from mcis.imaging import search
@@ -38,21 +38,21 @@ class Predict:
       inference: how the networks are run.
       overwrite: replace an existing report in the folder.
       resume: continue an interrupted report in the folder, if there is one.
-      dicom_seg: masks of each DICOM series or file as DICOM SEG: "unnamed" refers to the scans and leaves
-        everything about the patient empty; "named" copies name, number, birth date and sex, accession number, number,
-        date and time of the study, and the referring physician.
+      dicom_seg: masks of each DICOM series or file as DICOM SEG, by default none: "unnamed" refers to the scans and
+        leaves everything about the patient empty; "named" copies name, number, birth date and sex, accession number,
+        number, date and time of the study, and the referring physician.
       shard: K/N: predict only part K, from 0, of N parts of the scans, into a subfolder of --out; `mcis merge` makes
-        one report of all parts.
+        one report of all parts. By default every scan is predicted.
     """
 
     paths: tyro.conf.Positional[tuple[PathText, ...]]
     out: PathText
-    weights: PathText | None = None
+    weights: Annotated[PathText | None, SAID] = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
     overwrite: bool = False
     resume: bool = False
-    dicom_seg: Literal["unnamed", "named"] | None = None
-    shard: str | None = None
+    dicom_seg: Annotated[Literal["unnamed", "named"] | None, SAID] = None
+    shard: Annotated[str | None, SAID] = None
 
 
 class Stopped(Exception):

@@ -10,13 +10,13 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import tyro
 
 import mcis
-from mcis.cli.common import PathText, run
+from mcis.cli.common import SAID, PathText, run
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import load
 
@@ -42,7 +42,7 @@ class Serve:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    weights: PathText | None = None
+    weights: Annotated[PathText | None, SAID] = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
     max_mib: int = 1024
     max_scans: int = 4096

@@ -5,11 +5,11 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from mcis.cli.common import Options, PathText, check_extra, print_table, run
+from mcis.cli.common import SAID, Options, PathText, check_extra, print_table, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +24,17 @@ class Shortcuts(Options):
         scored.
       folds: number of folds for left_out; groups stay whole. These folds may differ from those of the fold runs, if the
         runs have other sources or scans of unknown class.
-      against: folder of an evaluation of a network on the same scans, or its report.json, to compare with.
-      out: JSON file to write.
+      against: folder of an evaluation of a network on the same scans, or its report.json, to compare with; by default
+        none.
+      out: JSON file to write; by default only a table is printed.
     """
 
     task: str = tyro.MISSING
     sources: str = ""
     split: str = "validation"
     folds: int = 5
-    against: PathText | None = None
-    out: PathText | None = None
+    against: Annotated[PathText | None, SAID] = None
+    out: Annotated[PathText | None, SAID] = None
 
 
 def main(argv: Sequence[str]) -> int:

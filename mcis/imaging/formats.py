@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mcis.imaging import dicom, image_files, nifti
+from mcis.imaging import image_files
+from mcis.imaging.dicom import reader as dicom_reader
 from mcis.imaging.geometry import SliceGeometry
 from mcis.imaging.letterbox import Letterbox, letterbox
+from mcis.imaging.nifti import reader as nifti_reader
 from mcis.imaging.scan import Scan, ScanError, Statement
 from mcis.imaging.whole_scans import empty_note
 
@@ -35,8 +37,8 @@ class Format(NamedTuple):
 
 
 FORMATS = (
-    Format("DICOM", dicom.SUFFIXES, dicom.matches, dicom.count_frames, dicom.read),
-    Format("NIfTI", nifti.SUFFIXES, nifti.matches, nifti.count_frames, nifti.read),
+    Format("DICOM", dicom_reader.SUFFIXES, dicom_reader.matches, dicom_reader.count_frames, dicom_reader.read),
+    Format("NIfTI", nifti_reader.SUFFIXES, nifti_reader.matches, nifti_reader.count_frames, nifti_reader.read),
     Format("image", image_files.SUFFIXES, lambda name, head: True, image_files.count_frames, image_files.read),
 )
 """The first format that matches reads the file."""

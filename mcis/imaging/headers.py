@@ -7,7 +7,7 @@ import zlib
 from typing import NamedTuple
 
 from mcis.imaging.scan import AGAIN
-from mcis.imaging.tiff_header import orientation_of
+from mcis.imaging.tiff.header import orientation_of
 
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 """First bytes of a PNG, JPEG, TIFF or BMP file."""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from mcis import MAX_PIXELS
-from mcis.imaging import headers, other_formats, tiff, tiff_header
+from mcis.imaging import headers, other_formats
 from mcis.imaging.scan import (
     MAX_DECODED,
     Picture,
@@ -25,6 +25,8 @@ from mcis.imaging.scan import (
     note_not_finite,
     to_8_bits,
 )
+from mcis.imaging.tiff import header as tiff_header
+from mcis.imaging.tiff import reader as tiff_reader
 
 MAX_BYTES = 1 << 28
 REPORT_FOLDERS = ("masks", "overlays", "page", "segmentations")
@@ -132,7 +134,7 @@ def _page(file: BinaryIO, pages: Sequence[tiff_header.TiffPage], frame: int, nam
     if frame >= len(pages):
         raise ScanError(f"{name}: has no readable page {frame}, numbered from 0")
     try:
-        return tiff.read_page(file, pages[frame], name)
+        return tiff_reader.read_page(file, pages[frame], name)
     except ScanError as error:
         if frame and str(error).startswith(f"{name}: not a readable image"):
             raise ScanError(f"{name}: has no readable page {frame}, numbered from 0 ({error})") from None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mcis.imaging.body_parts import BODY_PARTS, body_part_of_code, body_parts_in
-from mcis.imaging.dicom_header import value_of
+from mcis.imaging.dicom.header import value_of
 from mcis.imaging.scan import Statement
 from mcis.organs import ORGAN_NAMES, ORGANS
 

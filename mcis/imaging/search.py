@@ -7,7 +7,10 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mcis.imaging import dicom, dicom_file, formats, headers, image_files, nifti_header, other_formats
+from mcis.imaging import formats, headers, image_files, other_formats
+from mcis.imaging.dicom import file as dicom_file
+from mcis.imaging.dicom import reader as dicom_reader
+from mcis.imaging.nifti import header as nifti_header
 from mcis.imaging.scan import ScanError
 
 REPORT_FILES = ("findings.jsonl", "volumes.jsonl", "run.json", "index.html")
@@ -40,7 +43,7 @@ def no_scan(path: str | os.PathLike, name: str | None = None) -> str | None:
         return None
     head = formats.head_of(path)
     if formats.is_by_content(head):
-        other = dicom.survey(path).other
+        other = dicom_reader.survey(path).other
         return other if other in (None, "DICOMDIR") else f"{DICOM_OBJECT}{other}"
     unreadable = os.path.isdir(path) or (os.path.isfile(path) and not os.access(path, os.R_OK))
     named_alike = name.endswith(".hdr") and nifti_header.is_other_header(head)
@@ -85,7 +88,7 @@ def _of_report(path: pathlib.Path) -> bool:
 
 def is_directory_file(path: str | os.PathLike) -> bool:
     """Whether a file is a DICOMDIR, by its content."""
-    return dicom.survey(path).other == "DICOMDIR"
+    return dicom_reader.survey(path).other == "DICOMDIR"
 
 
 def listed(path: str | os.PathLike) -> Found:

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mcis.imaging import archives, dicom_seg, formats, image_files, nifti, search
+from mcis.imaging import archives, formats, image_files, search
+from mcis.imaging.dicom import seg
+from mcis.imaging.nifti import reader as nifti_reader
 from mcis.imaging.scan import ScanError
 
 Response = tuple[dict[str, Any], bytes]
@@ -55,15 +57,15 @@ def segmentation(
       sources: files of the volume.
       frames: frame of each mask.
       masks: image files; None for an empty mask.
-      organ: as for `dicom_seg.encode`.
+      organ: as for `dicom.seg.encode`.
       named: likewise.
     """
     images = [None if mask is None else (image_files.read(mask).image[..., 0] > 0).astype(np.uint8) for mask in masks]
     empty = np.zeros_like(next(image for image in images if image is not None))
     arrays = [empty if image is None else image for image in images]
     if formats.format_of(sources[0]).name == "NIfTI":
-        return {"suffix": ".nii.gz"}, nifti.encode(sources[0], dict(zip(frames, arrays, strict=True)))
-    return {"suffix": ".dcm"}, dicom_seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
+        return {"suffix": ".nii.gz"}, nifti_reader.encode(sources[0], dict(zip(frames, arrays, strict=True)))
+    return {"suffix": ".dcm"}, seg.encode(sources, arrays, frames=frames, organ=organ, named=named)
 
 
 OPERATIONS: dict[str, Callable[..., Response]] = {

@@ -10,8 +10,8 @@ class InferenceOptions:
     """How the networks are run.
 
     Attributes:
-      organ: organ of every scan; the router is skipped.
-      task: the only task whose network is run, on every scan.
+      organ: organ of every scan, for which the router is skipped; by default the router finds it.
+      task: the only task whose network is run, on every scan; by default all that a scan needs.
       threshold: smallest router probability that is accepted; below it a scan is unsupported. By default the one that
         `mcis calibrate` fitted, or 0.9.
       novelty: reject out-of-distribution scans and thumbnails as unsupported, however high the router's probability.

@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 
 from mcis.files import from_json, write_bytes
-from mcis.imaging import dicom_seg, formats, nifti
+from mcis.imaging import formats
+from mcis.imaging.dicom import seg
+from mcis.imaging.nifti import reader as nifti_reader
 from mcis.imaging.scan import ScanError
 from mcis.report.finding import Finding, read_findings
 from mcis.report.volume import Volume, summarise
@@ -34,8 +36,8 @@ def write(
 
     Args:
       out: the report's folder; the scans are still at the paths in findings.jsonl, or those in `paths`.
-      named: as for `dicom_seg.encode`; None writes no DICOM SEG.
-      made: as for `dicom_seg.encode`.
+      named: as for `dicom.seg.encode`; None writes no DICOM SEG.
+      made: as for `dicom.seg.encode`.
       paths: where a scan is, by its name in findings.jsonl, if it is elsewhere.
 
     Yields:
@@ -86,9 +88,9 @@ def _encode(
         return None
     arrays, frames = _read_masks(out, masks), [one.frame or 0 for one in slices]
     if is_nifti:
-        return path, nifti.encode(scan, dict(zip(frames, arrays, strict=True)))
+        return path, nifti_reader.encode(scan, dict(zip(frames, arrays, strict=True)))
     series = volume.kind == "series"
-    data = dicom_seg.encode(
+    data = seg.encode(
         [paths.get(one.scan, one.scan) for one in slices] if series else [scan],
         arrays,
         frames=None if series else frames,
@@ -108,8 +110,8 @@ def _read_masks(out: pathlib.Path, paths: Sequence[str | None]) -> list[np.ndarr
         if path is not None and mask is None:
             raise ScanError(f"{out / path} cannot be read")
         pixels += 0 if mask is None else mask.size
-        if pixels > dicom_seg.MAX_PIXELS:
-            raise ScanError(f"the volume's masks have more than {dicom_seg.MAX_PIXELS} pixels")
+        if pixels > seg.MAX_PIXELS:
+            raise ScanError(f"the volume's masks have more than {seg.MAX_PIXELS} pixels")
         masks.append(None if mask is None else (mask > 0).astype(np.uint8))
     empty = np.zeros_like(next(mask for mask in masks if mask is not None))
     return [empty if mask is None else mask for mask in masks]

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import UploadFile
 
-from mcis.imaging import nifti_header, search
+from mcis.imaging import search
 from mcis.imaging.archives import display_name, stored_names
 from mcis.imaging.formats import LoadedScan
 from mcis.imaging.image_files import encode_png
 from mcis.imaging.letterbox import INPUT_SIZE
+from mcis.imaging.nifti import header as nifti_header
 from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
 from mcis.inference.predictor import BATCH, Predictor, Result
@@ -186,7 +187,7 @@ class Service:
         Args:
           uploads: the saved files.
           folder: for temporary files.
-          named: as for `dicom_seg.encode`.
+          named: as for `dicom.seg.encode`.
           disconnected: as for `results`.
 
         Returns:

@@ -12,7 +12,7 @@ import pytest
 from mcis.checkpoints import checkpoint
 from mcis.cli import common, evaluate, train
 from mcis.tasks import config, table
-from mcis.train import loop
+from mcis.train import loop, step
 from mcis.train.setup import STAGE
 from tests.fixtures import processes
 
@@ -24,7 +24,41 @@ def assert_same_weights(run, other):
         np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("tiny", "few_draws", "no_figures")
+def test_a_run_that_gets_sigterm_is_saved_and_resumes_bit_by_bit(finished, phantom_dir, tmp_path, monkeypatch, capsys):
+    """In this process, which has compiled the steps already; the slow test stops and kills processes."""
+    run, calls, scores = tmp_path / "route", [], step.scores
+
+    def scores_and_sigterm(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # at the end of the first epoch; the first is the check before the first step
+            signal.raise_signal(signal.SIGTERM)
+        return scores(*arguments)
+
+    monkeypatch.setattr(step, "scores", scores_and_sigterm)
+    arguments = processes.command(run, phantom_dir, *processes.SMALL)
+    assert train.main(arguments) == 75
+    printed = capsys.readouterr().out
+    assert "is saved after step" in printed and "run the same command again to resume" in printed
+    assert len(processes.log_lines(run)) < 3
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "resumed after epoch 1" in printed and "of 3, best by balanced_accuracy" in printed
+    assert processes.log_lines(run) == processes.log_lines(finished[0])
+    assert_same_weights(run, finished[0])
+    assert_scored_as_hinted(printed, capsys)
+
+
+def assert_scored_as_hinted(printed, capsys):
+    """The command that a finished run prints scores it."""
+    hint = next(line for line in printed.splitlines() if line.startswith("score it once"))
+    words = shlex.split(hint.partition(": ")[2])
+    assert words[:2] == ["mcis", "evaluate"] and evaluate.main([*words[2:], "--heat=0"]) == 0
+    assert "balanced_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.usefixtures("tiny", "few_draws", "no_figures")
 def test_a_process_that_is_stopped_and_killed_resumes_bit_by_bit(number, phantom_dir, tmp_path, capsys):
     """The last part of the run is in this process, which has compiled the steps already."""
@@ -50,10 +84,7 @@ def test_a_process_that_is_stopped_and_killed_resumes_bit_by_bit(number, phantom
     assert "resumed after epoch" in printed and "epoch 6 of 6, the last" in printed
     assert [line["epoch"] for line in processes.log_lines(run)] == list(range(1, 7))
     assert_same_weights(run, whole)
-    hint = next(line for line in printed.splitlines() if line.startswith("score it once"))
-    words = shlex.split(hint.partition(": ")[2])
-    assert words[:2] == ["mcis", "evaluate"] and evaluate.main([*words[2:], "--heat=0"]) == 0
-    assert "balanced_accuracy" in capsys.readouterr().out
+    assert_scored_as_hinted(printed, capsys)
 
 
 @pytest.mark.slow

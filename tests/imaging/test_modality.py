@@ -6,8 +6,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID_dictionary
 
-from mcis.imaging import dicom, modality
+from mcis.imaging import modality
 from mcis.imaging.body_parts import BODY_PARTS, CODES, FILLERS, body_part_of_code, body_parts_in
+from mcis.imaging.dicom import reader as dicom_reader
 from mcis.imaging.modality import MODALITIES, SOP_CLASSES, STORAGE, contradiction, stated_content
 from mcis.imaging.pool import read_all
 from mcis.organs import ORGAN_NAMES, ORGANS
@@ -140,20 +141,20 @@ def test_the_tables_agree_with_the_standard_and_with_the_organs():
 def test_an_anatomic_region_is_read_in_the_file_and_in_its_functional_groups(tmp_path):
     grey = np.zeros((16, 16), np.uint8)
     write(tmp_path / "a.dcm", grey, AnatomicRegionSequence=items(CodeMeaning="Knee", CodeValue="72696002"))
-    (stated,) = [one for one in dicom.read(tmp_path / "a.dcm").stated if one.organs == ()]
+    (stated,) = [one for one in dicom_reader.read(tmp_path / "a.dcm").stated if one.organs == ()]
     assert stated.header == "AnatomicRegionSequence KNEE"
     made = enhanced([grey, grey])
     for group, part in zip(made.PerFrameFunctionalGroupsSequence, ("Brain", "Breast"), strict=True):
         group.FrameAnatomySequence = items(AnatomicRegionSequence=items(CodeMeaning=part, CodeValue="1"))
     made.save_as(tmp_path / "b.dcm", enforce_file_format=True)
-    organs = [[one.organs for one in dicom.read(tmp_path / "b.dcm", frame).stated] for frame in (0, 1)]
+    organs = [[one.organs for one in dicom_reader.read(tmp_path / "b.dcm", frame).stated] for frame in (0, 1)]
     assert organs == [[("brain",), ("brain",)], [("brain",), ("breast",)]]
 
 
 def test_a_worker_hands_on_what_a_header_states(tmp_path):
     write(tmp_path / "a.dcm", np.zeros((16, 16), np.uint8), Modality="CT", BodyPartExamined="HEAD")
     (loaded,) = read_all([(str(tmp_path / "a.dcm"), None)], ahead=1)
-    assert loaded.error is None and loaded.stated == dicom.read(tmp_path / "a.dcm").stated
+    assert loaded.error is None and loaded.stated == dicom_reader.read(tmp_path / "a.dcm").stated
     assert [(one.header, one.organs) for one in loaded.stated] == [
         ("Modality CT", ()),
         ("BodyPartExamined HEAD", ("brain",)),

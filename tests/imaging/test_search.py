@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 
-from mcis.imaging import archives, formats, image_files, nifti_header, scan, search
+from mcis.imaging import archives, formats, image_files, scan, search
+from mcis.imaging.nifti import header as nifti_header
 from tests.fixtures.dicom_files import dataset, write
 
 RAMP = np.arange(200).reshape(10, 20).astype(np.uint16)

@@ -13,7 +13,6 @@ from mcis.models import MODELS, model_named
 from tests.fixtures.networks import (
     COARSE,
     REDUNDANT,
-    SIDE,
     SKIPS,
     WITHOUT_GRADIENT,
     WITHOUT_MEAN,
@@ -127,9 +126,22 @@ def test_every_submodule_has_an_explicit_name(name):
 
 
 @COMPILED
-def test_shapes_and_types_for_a_rectangular_image_of_two_channels_in_bfloat16(name):
-    stride = STRIDES[name]
-    outputs, variables = traced(tiny(name, classes=5, dtype=jnp.bfloat16), 2, stride, 3 * stride, 2)
+def test_shapes_types_and_axis_names_for_a_rectangular_image_of_two_channels_in_bfloat16(name):
+    """Every layer with an axis name gets that of its network; `test_layers.py` tests what the layers do with it."""
+    stride, seen = STRIDES[name], []
+
+    def record(call, args, kwargs, context):
+        if "axis_name" in vars(context.module):
+            seen.append((context.module.path, context.module.axis_name))
+        return call(*args, **kwargs)
+
+    model = tiny(name, classes=5, dtype=jnp.bfloat16, axis_name="data")
+    image = jax.ShapeDtypeStruct((2, stride, 3 * stride, 2), jnp.float32)
+    with nn.intercept_methods(record):  # in evaluation mode, which needs no axis
+        outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    normalised = {path.rpartition("/")[0] for path in flatten(variables.get("batch_stats", {}))}
+    assert len(seen) > 1 and normalised <= {"/".join(path) for path, _ in seen}
+    assert {axis_name for _, axis_name in seen} == {"data"}
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert outputs.label.shape == (2, 5)
     assert outputs.features.ndim == 2
@@ -223,27 +235,6 @@ def test_training_updates_every_running_statistic(name):
         assert np.isfinite(value).all()
         if not re.fullmatch(WITHOUT_MEAN.get(name, ""), path):
             assert (value != before[path]).all(), path
-
-
-@COMPILED
-def test_every_layer_with_an_axis_name_gets_that_of_its_network(name):
-    """`test_layers.py` tests what the layers do with it."""
-    seen = []
-
-    def record(call, args, kwargs, context):
-        if "axis_name" in vars(context.module):
-            seen.append((context.module.path, context.module.axis_name))
-        return call(*args, **kwargs)
-
-    variables = shapes_of(tiny(name))
-    with nn.intercept_methods(record):  # evaluation is traced faster than training, and needs no axis
-        jax.eval_shape(
-            tiny(name, axis_name="data").apply, variables, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-        )
-    normalised = {path.rpartition("/")[0] for path in flatten(variables.get("batch_stats", {}))}
-    assert len(seen) > 1 and normalised <= {"/".join(path) for path, _ in seen}
-    for path, axis_name in seen:
-        assert axis_name == "data", path
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mcis.checkpoints import checkpoint
-from mcis.cli import train
 from mcis.train import distributed, parallel, run_record
 from tests.fixtures import processes
 
@@ -29,14 +28,12 @@ def same(run, other):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_two_processes_train_as_two_devices_of_one_do_and_only_the_first_prints(phantom_dir, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    short = ["--batch_size=16", "--epochs=2", "--model=plain"]
-    assert train.main(processes.command(one, phantom_dir, *short)) == 0
-    arguments = processes.command(two, phantom_dir, *short)
+def test_two_processes_train_as_two_devices_of_one_do_and_only_the_first_prints(finished, phantom_dir, tmp_path):
+    two = tmp_path / "route"
+    arguments = processes.command(two, phantom_dir, *processes.SMALL)
     printed = processes.finish(*processes.start_several(arguments, arguments))
-    same(two, one)
-    assert "epoch 2" in printed[0][0] and "route" not in printed[1][0]
+    same(two, finished[0])
+    assert "epoch 3" in printed[0][0] and "route" not in printed[1][0]
     (session,) = run_record.read(two)["sessions"]
     assert session["processes"] == 2 and len(session["devices"]) == 2
     checkpoint.read_manifest(two / checkpoint.BEST)

@@ -18,7 +18,7 @@ from mcis.tasks.table import TASKS
 from mcis.train import run_record, tensorboard
 from tests.fixtures.runs import tiny_network
 
-OPTIONS = ["--sources=phantom", "--model=tiny", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]
+OPTIONS = ["--sources=phantom", "--model=plain", "--size=32", "--features=4", "--epochs=2", "--batch_size=8"]
 
 
 def events(folder):

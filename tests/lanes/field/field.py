@@ -23,8 +23,9 @@ from pydicom.data import get_testdata_files
 from rich.console import Console
 from rich.table import Table
 
-from mcis.imaging import dicom, dicom_file
-from mcis.imaging.dicom_header import TAGS
+from mcis.imaging.dicom import file as dicom_file
+from mcis.imaging.dicom import reader as dicom_reader
+from mcis.imaging.dicom.header import TAGS
 
 MAX_FRAMES = 40
 LOSSY = ("JPEG Baseline", "JPEG Extended", "JPEG 2000 Image Compression", "JPEG-LS Lossy", "unknown")
@@ -33,7 +34,7 @@ SECONDS = 120
 
 def by_mcis(path):
     """Displayed images, uint8 (H, W, 3), of the frames."""
-    return [dicom.read(path, frame).image for frame in range(min(dicom.count_frames(path), MAX_FRAMES))]
+    return [dicom_reader.read(path, frame).image for frame in range(min(dicom_reader.count_frames(path), MAX_FRAMES))]
 
 
 def by_pydicom(path):
@@ -181,7 +182,7 @@ def compare(path):
         header, syntax = file.header, str(pydicom.uid.UID(file.syntax).name)
     except ValueError:
         header, syntax = pydicom.Dataset(), "unknown"
-    if dicom.survey(path).other is not None:
+    if dicom_reader.survey(path).other is not None:
         return "no scans", {}, 0, 0, [], None
     found = {name: apart(read, path) for name, read in READERS.items()}
     ours = apart(by_mcis, path)
@@ -220,7 +221,7 @@ def main():
     lacking += [str(folder) for folder in folders if not any(folder.rglob("*.dcm"))]
     paths = sorted({pathlib.Path(path) for path in get_testdata_files() if pathlib.Path(path).is_file()})
     paths += sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in paths if dicom.matches(path.name, path.read_bytes()[:512])]
+    paths = [path for path in paths if dicom_reader.matches(path.name, path.read_bytes()[:512])]
     rows, problems, unread = collections.defaultdict(collections.Counter), [], []
     for path in paths:
         syntax, counts, expected, equal, wrong, message = compare(path)
