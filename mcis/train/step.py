@@ -25,7 +25,7 @@ from mcis.tasks.config import Task
 MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")
 """If one of these metrics is not finite, a step leaves the state unchanged."""
 CANVAS = 1.4
-"""Side of the scans that are augmented, as a multiple of the network's: a zoom shows detail, and a shrink few artefacts."""
+"""Side of the scans that are augmented, as a multiple of the network's, so that a zoom shows detail."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count), float32 scalars. Sums over examples, so that neither padding nor devices bias a mean."""
 
