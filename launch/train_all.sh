@@ -1,29 +1,30 @@
 #!/usr/bin/env bash
-# Train the bundled weights again from prepared data: fold runs of each task, a router on all scans, a bundle with
-# ensembles of fold runs, calibrated on out-of-fold predictions. Runs on CPU or GPU; after an interruption the same
-# command resumes.
+# Train the bundled weights again from prepared data: fold runs of each organ's network, a router on the training split,
+# a bundle of them, calibrated on the scans that the fold runs hold out. Runs on CPU or GPU; after an interruption the
+# same command resumes.
 #
 #   launch/train_all.sh [RUNS [WEIGHTS]]      folders, by default runs/all and runs/all/weights
 #
-#   FOLDS=5      cross-validation folds, which keep the scans of a patient together
-#   MEMBERS=3    fold runs in the ensemble of each organ; inference time grows in proportion
+#   FOLDS=5      parts of the scans; a fold run holds out one, and keeps the scans of a patient together
+#   MEMBERS=1    fold runs of each organ's network, an ensemble; inference time grows in proportion
+#   ROUTERS=2    fold runs of the router, for its limits alone
 #   JOBS=1       parallel training runs: one per core or per GPU; 1 if one run uses the whole machine
 #   DATA=        folder of the prepared data; by default TFDS's
 #   OPTIONS=     further options of every run; for phantoms: --sources=phantom --size=32 --features=4 --epochs=1
 #
-# Prepare the data first: `mcis build` for busi, busbra, lgg and br35h, and for foreign to train the router on
-# out-of-distribution images too.
+# Prepare the data first, one after another: `mcis build` for busi, busbra, uclm, brest, lgg, br35h, cheng, healthy and
+# notumor, and for foreign to train the router on out-of-distribution images too.
 set -euo pipefail
 
 runs=${1:-runs/all}
 weights=${2:-$runs/weights}
-folds=${FOLDS:-5} members=${MEMBERS:-3} jobs=${JOBS:-1}
+folds=${FOLDS:-5} members=${MEMBERS:-1} routers=${ROUTERS:-2} jobs=${JOBS:-1}
 read -r -a options <<<"${OPTIONS:-}"
 data=(${DATA:+"--data_dir=$DATA"})
 
 route=(--task=route)
 if ! mcis info "${data[@]}" | grep '/foreign/' >/dev/null; then # not grep -q, whose early exit would fail mcis
-  route+=("--sources=lgg,br35h,busi,busbra")
+  route+=("--sources=lgg,br35h,cheng,healthy,notumor,busi,busbra,uclm,brest")
   echo "Source 'foreign' is not prepared: the router is trained without out-of-distribution images." >&2
 fi
 
@@ -38,12 +39,14 @@ train() { # NAME OPTIONS...: one run, with its log in the runs folder
 }
 
 plan() { # one run a line
-  echo "route ${route[*]}"
-  for ((k = 0; k < folds; k++)); do
-    echo "route_fold$k ${route[*]} --fold=$k/$folds"
-    for task in segment_breast segment_brain; do
+  for ((k = 0; k < members; k++)); do
+    for task in segment_brain segment_breast; do
       echo "${task}_fold$k --task=$task --fold=$k/$folds"
     done
+  done
+  echo "route ${route[*]}"
+  for ((k = 0; k < routers; k++)); do
+    echo "route_fold$k ${route[*]} --fold=$k/$folds"
   done
 }
 
@@ -53,15 +56,9 @@ while read -r -a words; do
 done < <(plan)
 while (($(jobs -p | wc -l))); do wait -n; done
 
-bundled=("$runs/route")
-fold_runs=()
-for ((k = 0; k < folds; k++)); do
-  fold_runs+=("$runs/route_fold$k")
-  for task in segment_breast segment_brain; do
-    fold_runs+=("$runs/${task}_fold$k")
-    ((k >= members)) || bundled+=("$runs/${task}_fold$k")
-  done
-done
-mcis bundle "${bundled[@]}" --out "$weights"
-mcis calibrate "$weights" "${fold_runs[@]}" --out "$runs/calibration.json" "${data[@]}"
+experts=() fold_runs=()
+for ((k = 0; k < members; k++)); do experts+=("$runs/segment_brain_fold$k" "$runs/segment_breast_fold$k"); done
+for ((k = 0; k < routers; k++)); do fold_runs+=("$runs/route_fold$k"); done
+mcis bundle "$runs/route" "${experts[@]}" --out "$weights"
+mcis calibrate "$weights" "${experts[@]}" "${fold_runs[@]}" --out "$runs/calibration.json" "${data[@]}"
 echo "Wrote $weights. Evaluate it once: mcis evaluate $weights --split=test --out=$runs/test"
