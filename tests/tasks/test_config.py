@@ -56,6 +56,7 @@ def test_each_network_has_the_tasks_width_and_axis(task):
     assert type(model) is type(MODELS[task.model])
     assert model.features == task.width == task.check().features
     assert model.axis_name == "data"
+    assert model.classes == len(task.classes)
     assert task.size % model.stride == 0
 
 
