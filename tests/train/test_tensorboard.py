@@ -91,7 +91,7 @@ def test_examples_show_the_true_mask_on_the_left_and_the_predicted_one_on_the_ri
 
 
 def test_an_epoch_that_is_trained_again_replaces_itself_and_later_ones(scans, tmp_path):
-    task = small_task("classify_brain", epochs=4)
+    task = small_task("classify_brain", model="cnn", epochs=4)
     for session in (((1, 0.9), (2, 0.8), (3, 0.7)), ((2, 0.6),)):  # within one second
         write = tensorboard.make_summary_writer(tmp_path, task, scans[1])
         for epoch, loss in session:
