@@ -124,7 +124,8 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
 
     default, both = row, parsed(row)
     if both.task.model != row.model:
-        default = dataclasses.replace(default, features=0)  # another network has its own width
+        # another network has its own width, and an encoder that is untrained, if any
+        default = dataclasses.replace(default, features=0, encoder_rate=1.0)
     if (both.task.size, both.task.epochs) != (row.size, row.epochs):
         default = dataclasses.replace(default, start=Pretraining())  # and what was asked for is all of the training
     if default != row:

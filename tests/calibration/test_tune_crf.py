@@ -18,7 +18,8 @@ from mcis.inference.rows import Rows
 from mcis.ops.crf import CRF
 from mcis.ops.metrics import mask_scores
 from mcis.tasks.apply import make_expert, make_network
-from mcis.tasks.table import TASKS, task_to_json
+from mcis.tasks.table import task_to_json
+from tests.fixtures.tasks import small_task
 from tests.fixtures.weights import drawn_variables
 
 pytestmark = pytest.mark.usefixtures("tiny_models", "few_draws")
@@ -119,8 +120,7 @@ def test_the_best_of_many_settings_that_do_nothing_is_seldom_a_gain():
 
 @pytest.fixture(scope="module")
 def run(phantom_dir, tmp_path_factory, tiny_models):
-    small = {"sources": ("phantom",), "model": "tiny", "features": 4, "size": 32, "select": "dice_patient"}
-    task = dataclasses.replace(TASKS["segment_brain"], **small)
+    task = small_task("segment_brain", select="dice_patient", each_channel=True)
     variables = drawn_variables(task)
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}
     left_out = [dataset.text(record["fingerprint"]) for record in dataset.records("phantom", "validation", phantom_dir)]
@@ -194,7 +194,7 @@ def test_fold_runs_get_one_crf_by_their_held_out_scans(fold_runs, phantom_dir, t
 
 
 def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
-    task = dataclasses.replace(TASKS["route"], sources=("phantom",), features=4, size=32)
+    task = small_task("route", model="cnn")
     shapes = jax.eval_shape(task.make_model().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 1}

@@ -16,6 +16,7 @@ from mcis.organs import ORGANS
 from mcis.tasks.apply import make_expert
 from mcis.tasks.table import TASKS, task_to_json
 from tests.fixtures.runs import tiny_network
+from tests.fixtures.tasks import small_task
 from tests.fixtures.weights import drawn_variables
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -37,7 +38,7 @@ def runs(tmp_path_factory):
     """Two runs with random weights, as training leaves them."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("route", "classify_brain"):
-        task = dataclasses.replace(TASKS[name], model="tiny", features=4, size=32)
+        task = small_task(name)
         manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs}
         manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
         checkpoint.save(folder / name / "best", drawn_variables(task), manifest)
@@ -65,7 +66,7 @@ def test_a_bundle_holds_each_run_in_half_precision_and_predicts_nearly_the_same(
 def folds(tmp_path_factory):
     """Three runs of one task with different seeds and held-out scans."""
     folder = tmp_path_factory.mktemp("folds")
-    task = dataclasses.replace(TASKS["segment_breast"], model="tiny", features=4, size=32, select="last").check()
+    task = small_task("segment_breast").check()
     for k in range(3):
         variables = drawn_variables(task, k)
         seen = {"train": [f"{i}" for i in range(3) if i != k], "validation": [f"{k}"]}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import shlex
 import shutil
 import signal
@@ -11,6 +12,8 @@ import pytest
 
 from mcis.checkpoints import checkpoint
 from mcis.cli import common, evaluate, train
+from mcis.models import MODELS
+from mcis.models.pretrained import imagenet_weights
 from mcis.tasks import config, table
 from mcis.train import loop, step
 from mcis.train.setup import STAGE
@@ -181,6 +184,46 @@ def test_another_size_or_length_replaces_the_pretraining_stage(monkeypatch):
         for option in ("--batch_size=8", f"--size={row.size}", "--size=64", "--epochs=3", "--size=64 --start.epochs=2")
     }
     assert list(starts.values()) == [9, 9, 0, 0, 2]
+
+
+@pytest.mark.parametrize("model", ["efficientnet_lite0", "unet_efficientnet_lite0"])
+def test_a_network_with_bundled_weights_starts_from_them_at_its_published_width(model):
+    task = dataclasses.replace(table.TASKS["segment_brain"], model=model, features=0)
+    published = MODELS[model].features
+    for same in (task, dataclasses.replace(task, features=published)):
+        assert train._initial_weights(None, same) == imagenet_weights(model)
+    assert train._initial_weights(None, dataclasses.replace(task, features=published // 2)) is None
+    assert train._initial_weights("none", task) is None
+    assert train._initial_weights("imagenet", task) == imagenet_weights(model)
+    assert train._initial_weights("runs/other", task) == pathlib.Path("runs/other")
+
+
+def test_a_network_without_bundled_weights_starts_from_none():
+    task = dataclasses.replace(table.TASKS["segment_brain"], model="light", features=0)
+    assert train._initial_weights(None, task) is None
+    with pytest.raises(ValueError, match="init_from=imagenet: light has no bundled weights; efficientnet_lite0, unet_"):
+        train._initial_weights("imagenet", task)
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [([], True), (["--init_from=none"], False), (["--features=8"], False), (["--model=light"], False)],
+)
+def test_the_first_stage_of_a_run_starts_from_the_default_weights(options, starts, phantom_dir, tmp_path, monkeypatch):
+    row = dataclasses.replace(table.TASKS["segment_brain"], model="unet_efficientnet_lite0", features=0)
+    row = dataclasses.replace(row, start=config.Pretraining(epochs=1))
+    monkeypatch.setitem(table.TASKS, "segment_brain", row)
+    seen = []
+
+    def record(task, train_scans, validation_scans, run_dir, options):
+        seen.append((run_dir.name, options.init_from))
+        return {"epoch": 1, "validation": {}}
+
+    monkeypatch.setattr(loop, "train", record)
+    where = ["--sources=phantom", f"--data_dir={phantom_dir}", f"--runs_dir={tmp_path}"]
+    assert train.main(["--task=segment_brain", *where, *options]) == 0
+    weights = imagenet_weights("unet_efficientnet_lite0") if starts else None
+    assert seen == [(STAGE, weights), ("segment_brain", tmp_path / "segment_brain" / STAGE)]
 
 
 def test_the_task_decides_which_defaults_the_options_have(capsys):

@@ -245,7 +245,7 @@ def test_the_command_prints_and_writes_what_it_found(planted, tmp_path, monkeypa
     (tmp_path / "network.json").write_text(json.dumps(evaluated))
     planted.clear()
     out = tmp_path / "audit.json"
-    options = [f"--against={tmp_path / 'network.json'}", f"--out={out}"]
+    options = ["--sources=lgg,br35h", f"--against={tmp_path / 'network.json'}", f"--out={out}"]
     assert shortcuts_command.main(["--task=segment_brain", *options]) == 2
     assert "of task classify_brain, not segment_brain" in capsys.readouterr().err
     planted.clear()
@@ -293,7 +293,8 @@ def test_fold_runs_are_compared_with_metadata_on_their_held_out_scans(planted, t
     evaluated = evaluation(some, np.eye(2)[some.rows.label]) | {"split": "left_out"}
     monkeypatch.setattr(shortcuts, "metadata_of", lambda *_: scans)
     (tmp_path / "folds.json").write_text(json.dumps(evaluated))
-    options = ["--task=classify_brain", f"--against={tmp_path / 'folds.json'}", f"--out={tmp_path / 'audit.json'}"]
+    options = ["--task=classify_brain", "--sources=lgg,br35h", f"--out={tmp_path / 'audit.json'}"]
+    options += [f"--against={tmp_path / 'folds.json'}"]
     assert shortcuts_command.main([*options, "--split=left_out", "--folds=3"]) == 0
     assert f"{len(some)} of {len(scans)} training and validation scans" in capsys.readouterr().out
     found = json.loads((tmp_path / "audit.json").read_text())

@@ -24,7 +24,8 @@ from mcis.inference.options import InferenceOptions
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
 from mcis.tasks.apply import MEMBERS, make_expert
-from mcis.tasks.table import TASKS, task_to_json
+from mcis.tasks.table import task_to_json
+from tests.fixtures.tasks import small_task
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 
@@ -32,10 +33,11 @@ TOLERANCE = 1e-4
 THRESHOLD = 0.5
 """Of the tiny router, so that some phantoms are unsupported."""
 NETWORKS = {
-    "route": {},
-    "segment_brain": {"model": "tiny"},  # an ensemble with calibration that predicts label and mask
+    "route": {"model": "cnn"},
+    # an ensemble with calibration that predicts label and mask
+    "segment_brain": {"each_channel": True, "inside": True},
     "classify_breast": {"model": "cnn"},
-    "segment_breast": {"model": "tiny", "crf": CRF(steps=2)},
+    "segment_breast": {"crf": CRF(steps=2)},
 }
 
 
@@ -43,7 +45,7 @@ NETWORKS = {
 def weights(random_variables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for name, fields in NETWORKS.items():
-        task = dataclasses.replace(TASKS[name], features=4, size=32, **fields)
+        task = small_task(name, **fields)
         variables = random_variables(task, seed=1)
         if name == "segment_brain":
             other = jax.tree.map(lambda array: 1.1 * array + 0.01, variables)

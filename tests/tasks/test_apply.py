@@ -14,6 +14,7 @@ from mcis.ops.crf import CRF
 from mcis.ops.image import EDGES
 from mcis.tasks.apply import MEMBERS, make_expert, make_network, place, prepare, present, refined_mask
 from mcis.tasks.table import TASKS
+from tests.fixtures.tasks import small_task
 
 SIDE = 32
 IMAGE = np.random.default_rng(0).integers(0, 256, (2, 2 * SIDE, 2 * SIDE, 3), np.uint8)
@@ -36,9 +37,9 @@ class Tiny(Network):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A function of (task's name, changed fields): the task with the tiny network."""
+    """`small_task`, with this network."""
     monkeypatch.setitem(MODELS, "tiny", Tiny())
-    return lambda name, **fields: dataclasses.replace(TASKS[name], model="tiny", features=4, size=SIDE, **fields)
+    return small_task
 
 
 def variables_of(task, seed=0):
@@ -77,6 +78,19 @@ def test_channels_are_standardised_together_or_each_by_itself(tiny):
         network = jax.jit(lambda *args, task=task: make_network(task)(*args)[0].mask)
         changes.append(np.abs(network(variables_of(task), scans) - network(variables_of(task), dimmed)).max())
     assert changes[1] < 0.2 * changes[0]
+
+
+def test_the_black_beside_a_scan_counts_unless_scans_are_standardised_inside(tiny):
+    """A scan beside as much black, and twice side by side: away from the border the network sees the same scan."""
+    scan = np.random.default_rng(1).integers(60, 256, (SIDE, SIDE // 2, 3), np.uint8)
+    images = np.stack([np.concatenate([scan, other], 1) for other in (0 * scan, scan)])
+    found = []
+    for inside in (False, True):
+        task = tiny("segment_brain", inside=inside, each_channel=True)
+        both = np.asarray(jax.jit(make_network(task))(variables_of(task), images)[0].mask)[:, :, : SIDE // 2 - 1]
+        found.append(np.abs(both[0] - both[1]).max())
+    assert found[0] > 0.05
+    assert found[1] < 1e-4
 
 
 @pytest.mark.parametrize("edges", [name for name in EDGES if name != "none"])
@@ -122,8 +136,12 @@ def test_an_expert_returns_probabilities(tiny, name):
         assert outputs.mask is None  # a classifier's coarse mask is not an output
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_each_tasks_own_network_has_the_heads_that_the_task_needs(task):
+OWN = {task.model: task for task in TASKS.values()}
+"""Network -> a task of which it is the own one: tracing a deep network takes seconds."""
+
+
+@pytest.mark.parametrize("task", OWN.values(), ids=OWN)
+def test_a_tasks_own_network_has_the_heads_that_the_task_needs(task):
     image = jax.ShapeDtypeStruct((1, task.size, task.size, task.channels), np.float32)
     variables = jax.eval_shape(functools.partial(task.make_model().init, train=False), jax.random.key(0), image)
     scans = jax.ShapeDtypeStruct((2, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)

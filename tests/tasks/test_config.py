@@ -13,6 +13,7 @@ from mcis.ops.metrics import label_scores, mask_scores
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
 from mcis.tasks.config import LAST, Names, Pretraining, Task
 from mcis.tasks.table import TASKS, task_from_json, task_named, task_to_json
+from tests.fixtures.tasks import small_task
 
 EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -55,6 +56,7 @@ def test_each_network_has_the_tasks_width_and_axis(task):
     assert type(model) is type(MODELS[task.model])
     assert model.features == task.width == task.check().features
     assert model.axis_name == "data"
+    assert model.classes == len(task.classes)
     assert task.size % model.stride == 0
 
 
@@ -72,10 +74,25 @@ def test_another_network_has_its_own_width_unless_one_is_given():
             assert train.parse([f"--task={name}", *words])[1].features == width
 
 
+def test_the_rate_of_an_encoder_is_that_of_the_tasks_own_network_alone(monkeypatch):
+    monkeypatch.setitem(
+        TASKS, "route", dataclasses.replace(TASKS["route"], model="efficientnet_lite0", encoder_rate=0.3)
+    )
+    for words, rate in (
+        (["--features=8"], 0.3),
+        (["--model=cnn"], 1.0),
+        (["--model=resnet18"], 1.0),
+        (["--model=resnet18", "--encoder_rate=0.5"], 0.5),
+    ):
+        assert train.parse(["--task=route", *words])[1].encoder_rate == rate
+    with pytest.raises(ValueError, match=r"encoder_rate=0\.5: cnn has no encoder"):
+        train.parse(["--task=route", "--model=cnn", "--encoder_rate=0.5"])
+
+
 def test_a_segmenter_without_label_loss_has_no_label_head_and_a_classifier_always_has_one():
-    segment = dataclasses.replace(TASKS["segment_brain"], label_loss=0.0)
+    segment = small_task("segment_brain", model="light", label_loss=0.0)
     assert segment.make_model().classes == 0
-    classify = dataclasses.replace(TASKS["classify_brain"], label_loss=0.0)
+    classify = small_task("classify_brain", model="cnn", label_loss=0.0)
     assert classify.make_model().classes == 2
 
 
@@ -120,16 +137,28 @@ def test_json_with_unknown_missing_or_mistyped_fields_names_them():
 
 
 def test_json_without_a_newer_field_gets_its_default():
-    good = task_to_json(TASKS["route"])
-    newer = ("even_sources", "even_classes", "max_repeats")
-    older = {k: v for k, v in good.items() if k not in newer}
-    older["augmentation"] = {k: v for k, v in good["augmentation"].items() if k != "flip"}
-    assert task_from_json(older) == TASKS["route"]
-    older = {
-        k: v for k, v in task_to_json(TASKS["segment_brain"]).items() if k not in ("crf", "denoise", "edges", "start")
-    }
-    assert task_from_json(older) == dataclasses.replace(TASKS["segment_brain"], start=Pretraining()).check()
-    assert not task_from_json(older).crf.steps
+    route, segment = small_task("route", model="cnn"), small_task("segment_brain", model="light", each_channel=True)
+    newer = ("even_sources", "even_classes", "max_repeats", "crf", "denoise", "edges", "start", "inside")
+    parts = ("flip", "sector", "tint", "curve")
+    for task in (route, segment):
+        older = {k: v for k, v in task_to_json(task).items() if k not in newer}
+        older["augmentation"] = {k: v for k, v in older["augmentation"].items() if k not in parts}
+        found = task_from_json(older)
+        assert found == task.check()
+        assert not found.crf.steps and not found.start.epochs
+        assert not found.inside  # all pixels count, as before
+        assert [getattr(found.augmentation, name) for name in parts] == [0.5, 0, 0, 0]
+
+
+def test_json_of_a_row_without_its_newer_fields_is_not_that_row():
+    """What an older version trained is not taken for what the row says today."""
+    row = task_to_json(TASKS["segment_breast"])
+    older = {k: v for k, v in row.items() if k not in ("inside", "max_repeats")}
+    augmentation = {k: v for k, v in row["augmentation"].items() if k not in ("sector", "tint", "curve")}
+    found = task_from_json(older | {"augmentation": augmentation})
+    before = {"inside": False, "max_repeats": 0.0, "augmentation": Augmentation(**augmentation)}
+    assert found == dataclasses.replace(TASKS["segment_breast"], **before).check()
+    assert (found.augmentation.sector, found.augmentation.tint, found.augmentation.curve) == (0.0, 0.0, 0.0)
 
 
 def test_an_unknown_task_lists_the_tasks():
@@ -160,6 +189,9 @@ def test_an_unknown_task_lists_the_tasks():
         ({"weight_decay": float("inf")}, "weight_decay=inf"),
         ({"augmentation": Augmentation(grey=2.0)}, r"augmentation.grey=2.0.*\[0, 1\]"),
         ({"augmentation": Augmentation(rotate=-5.0)}, "augmentation.rotate=-5.0"),
+        ({"augmentation": Augmentation(sector=1.5)}, r"augmentation.sector=1.5.*\[0, 1\]"),
+        ({"augmentation": Augmentation(curve=1.5)}, r"augmentation.curve=1.5.*\[0, 1\]"),
+        ({"augmentation": Augmentation(tint=-1.0)}, "augmentation.tint=-1.0"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"denoise": "wavelet"}, "denoise='wavelet'.*none, gaussian, median"),
@@ -180,16 +212,16 @@ def test_an_unknown_task_lists_the_tasks():
 )
 def test_check_names_the_wrong_field(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TASKS["segment_brain"], **change).check()
+        small_task("segment_brain", **{"model": "unet_folded"} | change).check()
 
 
 def test_a_classifier_has_no_mask_to_refine_or_to_supervise():
     with pytest.raises(ValueError, match=r"crf\.steps=5: route has no mask"):
-        dataclasses.replace(TASKS["route"], crf=CRF()).check()
+        small_task("route", model="cnn", crf=CRF()).check()
     with pytest.raises(ValueError, match=r"encoder_rate=0\.0: cnn_attention has no encoder; resnet18, .* have"):
-        dataclasses.replace(TASKS["classify_breast"], encoder_rate=0.0).check()
+        small_task("classify_breast", model="cnn_attention", encoder_rate=0.0).check()
     with pytest.raises(ValueError, match=r"auxiliary_loss=0\.5: cnn has no auxiliary mask; light, unet.*have"):
-        dataclasses.replace(TASKS["route"], auxiliary_loss=0.5).check()
+        small_task("route", model="cnn", auxiliary_loss=0.5).check()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +239,7 @@ def test_names_on_a_command_line(typed, names):
 
 
 def test_the_pretraining_stage_is_the_task_at_another_size_and_length():
-    task = dataclasses.replace(TASKS["classify_brain"], start=Pretraining(2, 64, 3e-3), patience=2)
+    task = small_task("classify_brain", model="cnn", select="accuracy", start=Pretraining(2, 64, 3e-3), patience=2)
     stage = task.pretraining
     assert stage == dataclasses.replace(
         task, epochs=2, size=64, learning_rate=3e-3, start=Pretraining(), select=LAST, patience=0

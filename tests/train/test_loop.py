@@ -17,10 +17,12 @@ from mcis.cli import evaluate
 from mcis.data import dataset
 from mcis.evaluation import scoring
 from mcis.models import MODELS
+from mcis.tasks.config import Pretraining
 from mcis.tasks.table import TASKS, task_from_json, task_to_json
 from mcis.train import loop, resume, run_record, setup, step
 from mcis.train.loop import RunOptions
 from tests.fixtures.runs import SMALL
+from tests.fixtures.tasks import small_task
 from tests.fixtures.weights import drawn_variables
 
 pytestmark = pytest.mark.usefixtures("tiny", "few_draws", "no_figures")
@@ -74,9 +76,7 @@ def test_a_run_starts_from_a_published_state_dict(scans, buda, tmp_path, monkeyp
     monkeypatch.setattr(step, "make_optimizer", lambda *_: optax.sgd(1e-3))
     state, file = buda(), tmp_path / "unet.safetensors"
     save_file(state, file)
-    task = dataclasses.replace(
-        TASKS["segment_brain"], sources=("phantom",), model="unet", features=4, size=32, select="dice_patient"
-    )
+    task = small_task("segment_brain", model="unet", select="dice_patient")
     _, start = setup.set_up(task, *scans, tmp_path / "run", RunOptions(init_from=file))
     kernel = start.ema["params"]["encoder2_1"]["layer"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, state["encoder2.enc2conv1.weight"].transpose(2, 3, 1, 0))
@@ -124,7 +124,7 @@ def test_a_run_starts_from_another_run_or_its_weights_folder(finished, scans, tm
 )
 def test_a_run_lists_what_its_initial_weights_have_used(task, further, uses_validation, scans, tmp_path):
     scan_ids = {"train": ["a"], "validation": ["b"]}
-    manifest = {"task": task_to_json(TASKS["segment_brain"]) | task, "fingerprints": scan_ids, "names": scan_ids}
+    manifest = {"task": task_to_json(small_task("segment_brain")) | task, "fingerprints": scan_ids, "names": scan_ids}
     checkpoint.save(tmp_path / "other" / "best", {"params": {"kernel": np.zeros(1)}}, manifest | further)
     inherited = {"a", "b"} if uses_validation else {"a"}
     used = setup.used_scans(*scans, tmp_path / "other", tmp_path / "run")
@@ -190,9 +190,7 @@ def test_training_ends_early_without_improvement_and_keeps_the_best_epoch(scans,
 
 
 def test_a_metric_that_the_validation_scans_cannot_give_is_an_error_before_the_folder_is_made(scans, tmp_path):
-    task = dataclasses.replace(
-        TASKS["segment_brain"], sources=("phantom",), features=4, size=32, epochs=1, select="dice_patient"
-    )
+    task = small_task("segment_brain", epochs=1, select="dice_patient")
     blank = dataclasses.replace(scans[1], area=scans[1].area * 0)
     with pytest.raises(ValueError, match=r"select='dice_patient' cannot.*accuracy.*dice"):
         loop.train(task, scans[0], blank, tmp_path / "run")
@@ -260,7 +258,7 @@ def test_a_bundle_is_scored_as_one_cascade_but_not_on_scans_it_has_used(finished
     arguments = [str(weights), "--sources=phantom", f"--data_dir={phantom_dir}"]
     assert evaluate.main(arguments) == 2  # a router alone is no cascade
     assert "hold a router only" in capsys.readouterr().err
-    task = dataclasses.replace(TASKS["segment_breast"], model="tiny", features=4, size=32)
+    task = small_task("segment_breast")
     init = drawn_variables(task)
     segmenter = manifest | {"task": task_to_json(task), "classes": list(task.classes)}
     checkpoint.save(weights / task.name, init, segmenter)
@@ -298,15 +296,15 @@ def check_task(task, scans, run_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["segment_brain", "classify_breast"])
 def test_a_task_trains_and_is_scored_on_its_own_metrics(name, scans, tmp_path):
-    small = {"sources": ("phantom",), "model": "tiny", "features": 4, "size": 32, "epochs": 1, "batch_size": 8}
-    check_task(dataclasses.replace(TASKS[name], **small), scans, tmp_path / name)
+    check_task(small_task(name, epochs=1, batch_size=8), scans, tmp_path / name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_trains_its_own_network(name, scans, tmp_path):
     assert TASKS[name].model in MODELS
-    small = {"sources": ("phantom",), "features": 4, "size": 32, "epochs": 1, "batch_size": 8}
+    start = {"start": Pretraining(), "encoder_rate": 1.0}  # from no weights, in one stage
+    small = {"sources": ("phantom",), "features": 4, "size": 32, "epochs": 1, "batch_size": 8} | start
     check_task(dataclasses.replace(TASKS[name], **small), scans, tmp_path / name)
 
 

@@ -13,10 +13,12 @@ from mcis.data.batches import Batch
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.models import MODELS
 from mcis.ops.augment import Augmentation, augment
+from mcis.ops.image import resize
 from mcis.tasks.apply import prepare, present
 from mcis.tasks.table import TASKS
 from mcis.train import distributed, parallel, step
-from tests.fixtures.runs import Tiny, flip
+from tests.fixtures.runs import Tiny, flip, unaugmented
+from tests.fixtures.tasks import small_task
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +26,11 @@ def _tiny(monkeypatch):
     """Networks that compile fast, and no augmentation."""
     monkeypatch.setitem(MODELS, "tiny", Tiny())
     monkeypatch.setitem(MODELS, "plain", Tiny(norm=False))
-    monkeypatch.setattr(step, "augment", lambda keys, image, mask, settings: (image, mask))
+    monkeypatch.setattr(step, "augment", unaugmented)
 
 
 def small(name, **changes):
-    return dataclasses.replace(
-        TASKS[name], **{"features": 4, "size": 32, "batch_size": 4, "learning_rate": 1e-2} | changes
-    )
+    return small_task(name, **{"batch_size": 4, "learning_rate": 1e-2} | changes)
 
 
 def make_batch(task, rows=4, seed=0):
@@ -58,7 +58,8 @@ def close(tree, other, tolerance):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_few_steps_lower_the_loss(name):
-    task = small(name, features=8)
+    own = {"features": 8, "size": 64, "batch_size": 4, "learning_rate": 1e-2, "encoder_rate": 1.0}
+    task = dataclasses.replace(TASKS[name], **own)
     train_step, state = build(task)
     batch, losses = make_batch(task), []
     for _ in range(30):
@@ -68,6 +69,26 @@ def test_a_few_steps_lower_the_loss(name):
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.7 * losses[0]
     assert int(state.step) == 30
+
+
+@pytest.mark.parametrize(("side", "canvas"), [(INPUT_SIZE, 45), (40, 40)])
+def test_scans_are_augmented_larger_than_the_network_but_never_enlarged_for_that(side, canvas, monkeypatch):
+    """A canvas of 1.4 times 32 pixels, for scans that have so many; nothing is compiled."""
+    seen = []
+
+    def record(keys, image, mask, settings, size):
+        seen.append((keys.shape, image.shape, mask.shape, mask.dtype, settings, size))
+        return unaugmented(keys, image, mask, settings, size)
+
+    monkeypatch.setattr(step, "augment", record)
+    task = small("segment_breast", augmentation=Augmentation(rotate=7.0))
+    model, optimizer = task.make_model(train=True), optax.sgd(1e-3)
+    state = jax.eval_shape(lambda: step.create_state(task, model, optimizer, seed=0))
+    batch = make_batch(task)
+    batch = batch._replace(image=batch.image[:, :side, :side], mask=batch.mask[:, :side, :side])
+    _, metrics = jax.eval_shape(step.make_train_step(task, model, optimizer), state, batch)
+    assert seen == [((4,), (4, canvas, canvas, 3), (4, canvas, canvas, 1), jnp.float32, task.augmentation, 32)]
+    assert {"mask_loss", "label_loss"} <= metrics.keys()  # of the network's masks and of those at its size
 
 
 SPREAD = {"jit": parallel.parallel_train_step, "pmap": parallel.pmap_train_step}
@@ -213,7 +234,7 @@ def test_weight_decay_affects_kernels_only():
 
 @pytest.mark.parametrize("rate", [0.25, 0.0])
 def test_the_encoder_learns_at_its_own_rate(rate):
-    task = dataclasses.replace(TASKS["segment_breast"], encoder_rate=rate, warmup=0.0, weight_decay=0.1)
+    task = small("segment_breast", encoder_rate=rate, warmup=0.0, weight_decay=0.1)
     params = {part: {"kernel": jnp.ones((2, 3))} for part in ("encoder", "mask")}
     optimizer = step.make_optimizer(task, 10)
     state = optimizer.init(params)
@@ -284,7 +305,7 @@ def test_each_part_of_a_batch_adds_to_the_running_statistics():
 
     @jax.jit
     def forward(batch_stats, image):
-        shown = present(prepare(image, task.size, task.denoise), task.edges, task.each_channel)
+        shown = present(resize(prepare(image, round(step.CANVAS * task.size)), (task.size, task.size)))
         variables = {"params": state.params, "batch_stats": batch_stats}
         rngs = {"dropout": jax.random.key(0)}
         return model.apply(variables, shown, train=True, mutable=["batch_stats"], rngs=rngs)[1]["batch_stats"]

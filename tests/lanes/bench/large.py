@@ -23,7 +23,8 @@ from mcis.imaging.phantom import write_examples
 from mcis.organs import ORGANS
 
 CLASSES = sum(len(organ.classes) for organ in ORGANS)
-SMALL = ["--task=route", "--sources=phantom", "--size=32", "--features=4", "--batch_size=64", "--epochs=1"]
+SMALL = ["--task=route", "--model=cnn", "--features=4", "--size=32"]
+SMALL += ["--sources=phantom", "--batch_size=64", "--epochs=1"]
 SHARDS = 2
 MOST = 1.5
 """Allowed ratio of peak memory between the largest and the smallest number of scans: metadata may grow, pixels not."""

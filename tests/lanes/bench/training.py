@@ -115,7 +115,8 @@ def interval(values, group):
 def ours(options, folder):
     """Train in mcis; returns [(minute, validation metrics)] and the metrics of `mcis evaluate` for the last epoch."""
     command = [sys.executable, "-m", "mcis.launch", "--task=segment_breast", "--sources=busi", "--model=light"]
-    command += ["--features=0", "--batch_size=8", "--select=last", f"--epochs={options.epochs}", f"--runs_dir={folder}"]
+    command += ["--size=128", "--learning_rate=1e-3", "--batch_size=8", "--select=last"]
+    command += [f"--epochs={options.epochs}", f"--runs_dir={folder}"]
     where = [f"--data_dir={options.data_dir}"] if options.data_dir else []
     subprocess.run([*command, "--run=ours", *where], check=True, stdout=subprocess.DEVNULL)
     spent, history = 0.0, []

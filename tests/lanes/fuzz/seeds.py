@@ -202,19 +202,18 @@ def weights() -> list[Tree]:
 
     Orbax uses random file names, so the folders are made once and kept in ./fuzz.
     """
-    import dataclasses
-
     import jax
 
     from mcis.checkpoints import checkpoint
     from mcis.checkpoints.bundle import Weights, ensemble
-    from mcis.tasks.table import TASKS, task_to_json
+    from mcis.tasks.table import task_to_json
+    from tests.fixtures.tasks import small_task
 
     if not KEPT.is_dir():
         KEPT.parent.mkdir(exist_ok=True)
         folder = pathlib.Path(tempfile.mkdtemp(dir=KEPT.parent))
         for name in ("segment_breast", "route"):
-            task = dataclasses.replace(TASKS[name], model="light", features=4, size=32)
+            task = small_task(name, model="light")
             empty = np.zeros((1, 32, 32, 3), np.float32)
             outputs, arrays = task.make_model().init_with_output(jax.random.key(0), empty)
             manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": task.epochs}

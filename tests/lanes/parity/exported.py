@@ -33,7 +33,8 @@ from mcis.models import MODELS
 from mcis.ops.crf import CRF
 from mcis.tasks.apply import make_expert, place
 from mcis.tasks.config import Task
-from mcis.tasks.table import TASKS, task_to_json
+from mcis.tasks.table import task_to_json
+from tests.fixtures.tasks import small_task
 
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
@@ -49,7 +50,7 @@ def small_tasks() -> dict[str, Task]:
     found = {}
     for name, model in MODELS.items():
         what = "segment_breast" if model.segments else "classify_breast"
-        found[name] = dataclasses.replace(TASKS[what], model=name, features=4, size=64)
+        found[name] = small_task(what, model=name, size=64)
     unet = found["unet"]
     return found | {
         "unet, CRF": dataclasses.replace(unet, crf=CRF(steps=3)),

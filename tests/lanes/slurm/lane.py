@@ -25,8 +25,8 @@ from mcis.train import run_record
 
 HERE = pathlib.Path(__file__).parents[3]
 RECIPES = HERE / "launch" / "slurm"
-OPTIONS = ["--task=route", "--sources=phantom", "--size=32", "--features=4", "--batch_size=8", "--epochs=8"]
-OPTIONS += ["--heartbeat=10"]
+OPTIONS = ["--task=route", "--model=cnn", "--sources=phantom", "--size=32", "--features=4", "--batch_size=8"]
+OPTIONS += ["--epochs=8", "--heartbeat=10"]
 SCANS = 900
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "squeue", "scancel")
 CONF = """
