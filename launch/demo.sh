@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline on synthetic scans (phantoms): data set, five training runs, a bundle of weights, findings and a
-# report page. Everything is written below ./demo.
+# Findings of the bundled weights on real scans (launch/examples). Then the whole pipeline on synthetic scans (phantoms):
+# data set, five training runs, a bundle of weights, findings and a report page. Everything is written below ./demo.
 #
 #   make demo                                        creates .venv first
 #   launch/demo.sh [FOLDER]                          where mcis is already installed
@@ -13,7 +13,10 @@ started=$SECONDS
 heading() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 # A second demo keeps the data set and trains again. `mcis train --fresh` would keep the older runs.
-rm -rf "$demo/runs" "$demo/weights" "$demo/scans" "$demo/findings"
+rm -rf "$demo/runs" "$demo/weights" "$demo/scans" "$demo/findings" "$demo/examples"
+
+heading "findings of the bundled weights on nine real scans"
+mcis predict "$(dirname "$0")"/examples/*.png --out "$demo/examples"
 
 heading "building a data set of synthetic scans"
 mcis build phantom --data_dir "$data" --per_class 40
@@ -26,13 +29,14 @@ train() {
 # For a few hundred steps on about sixty scans: a U-Net stops predicting empty masks earlier than `light`, and more so
 # with small batches, a high share of lesions and little augmentation.
 mild=(--augmentation.noise=0.02 --augmentation.gamma=0.2 --augmentation.contrast=0.2 --augmentation.bias=0.2)
-segment=(--model=unet --features=8 --batch_size=4 --epochs=14 --learning_rate=3e-3 --lesion_share=0.9 --label_loss=0
+segment=(--model=unet --features=8 --batch_size=4 --epochs=14 --learning_rate=3e-3 --label_loss=0 --no-even_classes
+  --lesion_share=0.9
   --select=dice_lesion --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5 "${mild[@]}")
 train segment_brain "${segment[@]}"
 train segment_breast "${segment[@]}"
-train classify_brain --features=12 --epochs=24 --batch_size=8 --augmentation.grey=0 "${mild[@]}"
-train classify_breast --features=12 --epochs=24 --batch_size=8
-train route --features=8 --epochs=2 --batch_size=8
+train classify_brain --model=cnn_attention --features=12 --epochs=24 --batch_size=8 --augmentation.grey=0 "${mild[@]}"
+train classify_breast --model=cnn_attention --features=12 --epochs=24 --batch_size=8
+train route --model=cnn --features=8 --epochs=2 --batch_size=8
 
 heading "bundling the weights"
 mcis bundle "$demo"/runs/* --out "$demo/weights"
@@ -50,4 +54,4 @@ mcis predict "$demo/scans" --weights "$demo/weights" --out "$demo/findings"
 heading "done"
 python -c 'import mcis; print(mcis.NOTICE)'
 echo "Networks trained this briefly make mistakes: some of the findings are wrong."
-echo "Report page: $PWD/$demo/findings/index.html"
+echo "Report pages: $PWD/$demo/examples/index.html and $PWD/$demo/findings/index.html"

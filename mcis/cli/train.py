@@ -234,12 +234,17 @@ def _train(
 
 
 def _initial_weights(init_from: str | None, task: "Task") -> pathlib.Path | None:
-    """The file or folder that `--init_from` means; ValueError for "imagenet" if the network has no such weights."""
+    """The file or folder that `--init_from` means.
+
+    ValueError for "imagenet" if the network has no such weights, and for "none" if the encoder is frozen.
+    """
     from mcis.models import model_named
     from mcis.models.pretrained import BUNDLED, IMAGENET, imagenet_weights
 
     if init_from is None:
         init_from = IMAGENET if task.model in BUNDLED and task.width == model_named(task.model).features else "none"
+    if init_from == "none" and not task.encoder_rate:
+        raise ValueError("encoder_rate=0 would freeze an encoder of random numbers; name its weights with --init_from")
     if init_from == IMAGENET:
         return imagenet_weights(task.model)
     return None if init_from == "none" else pathlib.Path(init_from)

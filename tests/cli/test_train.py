@@ -196,6 +196,8 @@ def test_a_network_with_bundled_weights_starts_from_them_at_its_published_width(
     assert train._initial_weights("none", task) is None
     assert train._initial_weights("imagenet", task) == imagenet_weights(model)
     assert train._initial_weights("runs/other", task) == pathlib.Path("runs/other")
+    with pytest.raises(ValueError, match="encoder_rate=0 would freeze an encoder of random numbers; name its weights"):
+        train._initial_weights("none", dataclasses.replace(task, encoder_rate=0.0))
 
 
 def test_a_network_without_bundled_weights_starts_from_none():
