@@ -59,7 +59,7 @@ $(BROWSER_INSTALLED): pyproject.toml requirements/test.lock
 
 install: $(INSTALLED)  ## install mcis, all it can use and its test tools into .venv
 
-demo: $(INSTALLED)  ## run the whole pipeline on synthetic scans, in ./demo: data, training, findings, report page
+demo: $(INSTALLED)  ## find lesions on real scans; then the whole pipeline on synthetic ones, in ./demo
 	@$(IN_VENV) launch/demo.sh
 
 # Python may keep the tests it has compiled: to rewrite their assertions takes each worker nine seconds.
@@ -149,7 +149,7 @@ large: $(INSTALLED)  ## measure memory and speed with 10,000 and 100,000 synthet
 slurm: $(INSTALLED)  ## run launch/slurm under Slurm on this machine (needs Debian's slurm-wlm and munge, and root)
 	@$(IN_VENV) PYTHONPATH=. python tests/lanes/slurm/lane.py
 
-pictures: $(INSTALLED)  ## draw the pictures of README.md and docs/python_api.md with the weights of `make demo`
+pictures: $(INSTALLED)  ## draw the pictures of README.md, and docs/python_api.md with the weights of `make demo`
 	@$(IN_VENV) python docs/pictures.py
 
 docs: $(INSTALLED)  ## write the API reference from the docstrings into ./site

@@ -1,8 +1,9 @@
-"""Draw the pictures of README and docs/python_api.md from phantoms: `make demo && make pictures`.
+"""Draw the pictures of README.md and docs/python_api.md: `make demo && make pictures`.
 
     python docs/pictures.py [WEIGHTS]       by default demo/weights, which `make demo` trains on phantoms
 
-Pictures and printed output are the predictions of these weights, which differ slightly between machines.
+README's shows real scans (launch/examples) and the findings of the bundled weights. The page's pictures and printed
+output are of phantoms and WEIGHTS, and differ slightly between machines.
 """
 
 import contextlib
@@ -14,36 +15,39 @@ import tempfile
 import textwrap
 
 import matplotlib.pyplot as plt
+import numpy as np
 from PIL import Image
 
 import mcis
-from mcis.imaging import phantom
 from mcis.inference.predictor import Predictor
 from mcis.ops.metrics import dice, mask_counts
-from mcis.organs import ORGANS, organ_named
+from mcis.organs import organ_named
 
 DOCS = pathlib.Path(__file__).parent
-SEED = 3
-"""Seed of the phantoms. It was not chosen by the predictions, so the picture shows mistakes."""
+EXAMPLES = DOCS.parent / "launch" / "examples"
+SHOWN = {
+    "brain_tumor_0": "T1 after contrast, a hospital not trained on",
+    "breast_benign_0": "BUS-BRA, test split: benign",
+    "breast_malignant_0": "BUS-BRA, trained on: malignant",
+}
+"""Example -> its caption: the first of each class, not chosen by the predictions."""
 INK, FAINT, GROUND, BAR = "#1f2328", "#59636e", "#ffffff", "#2f6fde"
 """Colours on an own background, legible on light and dark pages."""
 
 
 def draw(predictor: Predictor, path: pathlib.Path) -> None:
-    """Draw one row per lesion class: scan, organ, label with probabilities, outlined lesion."""
-    classes = [(organ, organ.classes.index(name)) for organ in ORGANS for name in organ.lesions]
+    """Draw one row per example: scan, organ, label with probabilities, outlined lesion."""
     figure, axes = plt.subplots(
-        len(classes), 4, figsize=(10, 2.5 * len(classes)), width_ratios=(1, 0.75, 1.1, 1), facecolor=GROUND
+        len(SHOWN), 4, figsize=(10, 2.5 * len(SHOWN)), width_ratios=(1, 0.75, 1.1, 1), facecolor=GROUND
     )
     titles = ("scan", "which organ?", "which class?", "where is the lesion?")
-    for (organ, label), row in zip(classes, axes, strict=True):
-        made = phantom.make_phantom(organ.name, label, SEED, size=(256, 256))
-        result = predictor.predict(made.image)
+    for (name, caption), row in zip(SHOWN.items(), axes, strict=True):
+        result = predictor.predict(EXAMPLES / f"{name}.png")
         finding = result.finding
         for axis in row:
             axis.axis("off")
-        row[0].imshow(made.image)
-        row[0].text(0, 274, f"phantom: {organ.classes[label]}", color=FAINT, fontsize=9, va="center")
+        row[0].imshow(result.image)
+        row[0].text(0, -0.07, caption, color=FAINT, fontsize=9, va="center", transform=row[0].transAxes)
         organ_text = finding.organ if finding.label is None else organ_named(finding.organ).scan
         row[1].text(0.5, 0.55, organ_text.replace(" ", "\n"), color=INK, fontsize=13, ha="center", va="center")
         row[1].text(0.5, 0.2, f"{finding.organ_prob:.3f}", color=FAINT, fontsize=10, ha="center", va="center")
@@ -58,11 +62,12 @@ def draw(predictor: Predictor, path: pathlib.Path) -> None:
             row[2].text(0, place - 0.32, name, color=INK, fontsize=10, weight=weight, va="center")
             row[2].text(prob + 0.03, place, f"{prob:.2f}", color=FAINT, fontsize=9, va="center")
         row[3].imshow(result.overlay())
-        caption = "no mask"
+        below = "no mask"
         if result.mask is not None:
-            counts = mask_counts(result.mask[None, ..., None], made.mask[None])
-            caption = f"Dice {dice(**counts).item():.2f} with the phantom's own mask"
-        row[3].text(0, 274, caption, color=FAINT, fontsize=9, va="center")
+            truth = np.asarray(Image.open(EXAMPLES / "outlines" / f"{name}.png").convert("L")) > 127
+            counts = mask_counts(result.mask[None, ..., None] > 0, truth[None, ..., None])
+            below = f"Dice {dice(**counts).item():.2f} with the published outline"
+        row[3].text(0, -0.07, below, color=FAINT, fontsize=9, va="center", transform=row[3].transAxes)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, color=INK, fontsize=11, pad=10)
     figure.tight_layout(rect=(0, 0.02, 1, 1), w_pad=2)
@@ -98,7 +103,7 @@ def run(page: str) -> str:
 def main() -> None:
     """Draw all pictures and rewrite docs/python_api.md."""
     weights = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "demo/weights").resolve()
-    draw(mcis.load(weights), DOCS / "picture.png")
+    draw(mcis.load(), DOCS / "picture.png")
     page = DOCS / "python_api.md"
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         pathlib.Path("demo").mkdir()
