@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Train the bundled weights again from prepared data: fold runs of each organ's network, a router on the training split,
-# a bundle of them, calibrated on the scans that the fold runs hold out. Runs on CPU or GPU; after an interruption the
+# a bundle of them, calibrated on the scans that these runs hold out. Runs on CPU or GPU; after an interruption the
 # same command resumes.
 #
 #   launch/train_all.sh [RUNS [WEIGHTS]]      folders, by default runs/all and runs/all/weights
 #
 #   FOLDS=5      parts of the scans; a fold run holds out one, and keeps the scans of a patient together
 #   MEMBERS=1    fold runs of each organ's network, an ensemble; inference time grows in proportion
-#   ROUTERS=2    fold runs of the router, for its limits alone
 #   JOBS=1       parallel training runs: one per core or per GPU; 1 if one run uses the whole machine
 #   DATA=        folder of the prepared data; by default TFDS's
 #   OPTIONS=     further options of every run; for phantoms: --sources=phantom --size=32 --features=4 --epochs=1
@@ -18,10 +17,11 @@ set -euo pipefail
 
 runs=${1:-runs/all}
 weights=${2:-$runs/weights}
-folds=${FOLDS:-5} members=${MEMBERS:-1} routers=${ROUTERS:-2} jobs=${JOBS:-1}
+folds=${FOLDS:-5} members=${MEMBERS:-1} jobs=${JOBS:-1}
 read -r -a options <<<"${OPTIONS:-}"
 data=(${DATA:+"--data_dir=$DATA"})
 
+tasks=(segment_brain segment_breast)
 route=(--task=route)
 if ! mcis info "${data[@]}" | grep '/foreign/' >/dev/null; then # not grep -q, whose early exit would fail mcis
   route+=("--sources=lgg,br35h,cheng,healthy,notumor,busi,busbra,uclm,brest")
@@ -40,14 +40,11 @@ train() { # NAME OPTIONS...: one run, with its log in the runs folder
 
 plan() { # one run a line
   for ((k = 0; k < members; k++)); do
-    for task in segment_brain segment_breast; do
+    for task in "${tasks[@]}"; do
       echo "${task}_fold$k --task=$task --fold=$k/$folds"
     done
   done
   echo "route ${route[*]}"
-  for ((k = 0; k < routers; k++)); do
-    echo "route_fold$k ${route[*]} --fold=$k/$folds"
-  done
 }
 
 while read -r -a words; do
@@ -56,9 +53,10 @@ while read -r -a words; do
 done < <(plan)
 while (($(jobs -p | wc -l))); do wait -n; done
 
-experts=() fold_runs=()
-for ((k = 0; k < members; k++)); do experts+=("$runs/segment_brain_fold$k" "$runs/segment_breast_fold$k"); done
-for ((k = 0; k < routers; k++)); do fold_runs+=("$runs/route_fold$k"); done
-mcis bundle "$runs/route" "${experts[@]}" --out "$weights"
-mcis calibrate "$weights" "${experts[@]}" "${fold_runs[@]}" --out "$runs/calibration.json" "${data[@]}"
+trained=("$runs/route")
+for ((k = 0; k < members; k++)); do
+  for task in "${tasks[@]}"; do trained+=("$runs/${task}_fold$k"); done
+done
+mcis bundle "${trained[@]}" --out "$weights"
+mcis calibrate "$weights" "${trained[@]}" --out "$runs/calibration.json" "${data[@]}"
 echo "Wrote $weights. Evaluate it once: mcis evaluate $weights --split=test --out=$runs/test"
