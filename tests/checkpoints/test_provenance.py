@@ -7,7 +7,7 @@ import pytest
 from mcis.checkpoints import provenance
 from mcis.tasks.table import TASKS, task_to_json
 
-TASK = dataclasses.replace(TASKS["segment_brain"], select="last")
+TASK = dataclasses.replace(TASKS["segment_brain"], select="last", epochs=6)
 
 
 def manifest(train="ab", validation="c", **further):
