@@ -38,8 +38,10 @@ def test_the_bundled_weights_list_the_names_of_the_published_scans_that_they_hav
     for name, weights in load_bundle().items():
         for use in ("train", "validation"):
             used, names = (weights.manifest[by][use] for by in ("fingerprints", "names"))
-            # some of the router's are out of distribution and have no such names
-            assert len(names) == len(used) or (name == "route" and len(used) > len(names) > 0.8 * len(used))
+            if name == "route":  # some of its scans are out of distribution and have no such names
+                assert len(used) > len(names) > 0.8 * len(used)
+            else:  # two sources may hold the same picture
+                assert len(used) <= len(names) < 1.01 * len(used)
         assert weights.manifest["names"]["train"]
 
 
