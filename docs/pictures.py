@@ -33,6 +33,7 @@ SHOWN = {
 """Example -> its caption: the first of each class, not chosen by the predictions."""
 INK, FAINT, GROUND, BAR = "#1f2328", "#59636e", "#ffffff", "#2f6fde"
 """Colours on an own background, legible on light and dark pages."""
+CAPTION: dict = {"color": FAINT, "fontsize": 9, "va": "center", "in_layout": False}
 
 
 def draw(predictor: Predictor, path: pathlib.Path) -> None:
@@ -41,13 +42,16 @@ def draw(predictor: Predictor, path: pathlib.Path) -> None:
         len(SHOWN), 4, figsize=(10, 2.5 * len(SHOWN)), width_ratios=(1, 0.75, 1.1, 1), facecolor=GROUND
     )
     titles = ("scan", "which organ?", "which class?", "where is the lesion?")
-    for (name, caption), row in zip(SHOWN.items(), axes, strict=True):
-        result = predictor.predict(EXAMPLES / f"{name}.png")
+    for (example, caption), row in zip(SHOWN.items(), axes, strict=True):
+        result = predictor.predict(EXAMPLES / f"{example}.png")
         finding = result.finding
         for axis in row:
             axis.axis("off")
+            axis.set_anchor("NW")
         row[0].imshow(result.image)
-        row[0].text(0, -0.07, caption, color=FAINT, fontsize=9, va="center", transform=row[0].transAxes)
+        row[0].text(
+            0, -0.07, caption, color=FAINT, fontsize=9, va="center", transform=row[0].transAxes, in_layout=False
+        )
         organ_text = finding.organ if finding.label is None else organ_named(finding.organ).scan
         row[1].text(0.5, 0.55, organ_text.replace(" ", "\n"), color=INK, fontsize=13, ha="center", va="center")
         row[1].text(0.5, 0.2, f"{finding.organ_prob:.3f}", color=FAINT, fontsize=10, ha="center", va="center")
@@ -64,13 +68,13 @@ def draw(predictor: Predictor, path: pathlib.Path) -> None:
         row[3].imshow(result.overlay())
         below = "no mask"
         if result.mask is not None:
-            truth = np.asarray(Image.open(EXAMPLES / "outlines" / f"{name}.png").convert("L")) > 127
+            truth = np.asarray(Image.open(EXAMPLES / "outlines" / f"{example}.png").convert("L")) > 127
             counts = mask_counts(result.mask[None, ..., None] > 0, truth[None, ..., None])
             below = f"Dice {dice(**counts).item():.2f} with the published outline"
-        row[3].text(0, -0.07, below, color=FAINT, fontsize=9, va="center", transform=row[3].transAxes)
+        row[3].text(0, -0.07, below, transform=row[3].transAxes, **CAPTION)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, color=INK, fontsize=11, pad=10)
-    figure.tight_layout(rect=(0, 0.02, 1, 1), w_pad=2)
+    figure.tight_layout(rect=(0, 0.02, 1, 1), w_pad=2, h_pad=3)
     figure.text(0.5, 0.01, mcis.NOTICE, color=FAINT, fontsize=8, ha="center", va="bottom")
     figure.savefig(path, dpi=90)
     plt.close(figure)
