@@ -30,8 +30,8 @@ train() {
 # with small batches, a high share of lesions and little augmentation.
 mild=(--augmentation.noise=0.02 --augmentation.gamma=0.2 --augmentation.contrast=0.2 --augmentation.bias=0.2)
 segment=(--model=unet --features=8 --batch_size=4 --epochs=14 --learning_rate=3e-3 --label_loss=0 --no-even_classes
-  --lesion_share=0.9
-  --select=dice_lesion --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5 "${mild[@]}")
+  --lesion_share=0.9 --select=dice_lesion
+  --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5 "${mild[@]}")
 train segment_brain "${segment[@]}"
 train segment_breast "${segment[@]}"
 train classify_brain --model=cnn_attention --features=12 --epochs=24 --batch_size=8 --augmentation.grey=0 "${mild[@]}"

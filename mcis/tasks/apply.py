@@ -33,7 +33,10 @@ def place(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:
-    """Scans at the network's size, before augmentation: uint8 (B, H, W, 3) -> float32 (B, size, size, 3) in [0, 1]."""
+    """Scans at a size, without noise: uint8 (B, H, W, 3) -> float32 (B, size, size, 3) in [0, 1].
+
+    The size is the network's, or in training that of the canvas which is augmented (`train.step.CANVAS`).
+    """
     resized = resize(to_float(image), (size, size))
     remove_noise = DENOISE[denoise]
     return resized if remove_noise is None else remove_noise(resized)

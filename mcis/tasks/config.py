@@ -144,7 +144,7 @@ class Task:
     warmup: float = 0.05
     ema: float = 0.995
     clip: float = 1.0
-    denoise: Annotated[str, _one_of("noise removal at the network's size, before augmentation", DENOISE)] = "none"
+    denoise: Annotated[str, _one_of("noise removal before augmentation", DENOISE)] = "none"
     edges: Annotated[str, _one_of("edge map as a further input channel", EDGES)] = "none"
     each_channel: bool = False
     inside: bool = False

@@ -38,42 +38,6 @@ BREASTS = Augmentation(
     rotate=10.0, scale=0.5, stretch=0.3, depth_gain=0.6, speckle=0.15, coarse=0.3, marks=0.3, sector=0.25, tint=0.3
 )
 
-CLASSIFY_BRAIN = Task(
-    name="classify_brain",
-    sources=BRAIN_SOURCES,
-    model="efficientnet_lite0",
-    size=192,
-    select="balanced_accuracy",
-    label_smoothing=0.05,
-    even_sources=True,
-    even_classes=True,
-    max_repeats=3.0,
-    each_channel=True,
-    inside=True,
-    epochs=4,
-    learning_rate=6e-4,
-    encoder_rate=0.3,
-    augmentation=BRAINS,
-)
-
-CLASSIFY_BREAST = Task(
-    name="classify_breast",
-    sources=BREAST_SOURCES,
-    model="efficientnet_lite0",
-    size=224,
-    select="balanced_accuracy",
-    label_smoothing=0.1,
-    even_sources=True,
-    even_classes=True,
-    max_repeats=3.0,
-    each_channel=True,
-    inside=True,
-    epochs=16,
-    learning_rate=6e-4,
-    encoder_rate=0.3,
-    augmentation=BREASTS,
-)
-
 # Both segmenters have a label head too: on validation one network does both as well as two do (docs/experiments.md).
 SEGMENT_BRAIN = Task(
     name="segment_brain",
@@ -114,6 +78,24 @@ SEGMENT_BREAST = Task(
     learning_rate=6e-4,
     encoder_rate=0.3,
     augmentation=BREASTS,
+)
+
+# The classifiers learn as the segmenters do, at one size.
+CLASSIFY_BRAIN = dataclasses.replace(
+    SEGMENT_BRAIN,
+    name="classify_brain",
+    model="efficientnet_lite0",
+    start=Pretraining(),
+    select="balanced_accuracy",
+    epochs=4,
+)
+CLASSIFY_BREAST = dataclasses.replace(
+    SEGMENT_BREAST,
+    name="classify_breast",
+    model="efficientnet_lite0",
+    start=Pretraining(),
+    select="balanced_accuracy",
+    epochs=16,
 )
 
 TASKS: dict[str, Task] = {
