@@ -1,8 +1,14 @@
 """The options of `mcis.load`, and of every command that runs the networks."""
 
 import dataclasses
+from typing import Annotated
+
+import tyro
 
 from mcis.organs import organ_named
+
+SAID = tyro.conf.arg(help_behavior_hint="")
+"""For options whose help states the default: tyro would add "(default: None)"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +25,11 @@ class InferenceOptions:
         all.
     """
 
-    organ: str | None = None
-    task: str | None = None
-    threshold: float | None = None
+    organ: Annotated[str | None, SAID] = None
+    task: Annotated[str | None, SAID] = None
+    threshold: Annotated[float | None, SAID] = None
     novelty: bool = True
-    members: int | None = None
+    members: Annotated[int | None, SAID] = None
 
     @property
     def organ_given(self) -> bool:
