@@ -140,6 +140,8 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
         probs = outputs.label[:, : len(ORGANS)]  # the last probability is that of no organ
         choice, prob = probs.argmax(-1).astype(jnp.int32), probs.max(-1)
         accepted, novelty, needed = supported(options, variables["route"], prob, outputs.features)
+        # A picture of one value shows nothing, and networks were not trained on any: their answer would be arbitrary.
+        accepted &= (image != image[:, :1, :1]).any((1, 2, 3))
         return jnp.where(accepted, choice, UNSUPPORTED_INDEX), choice, prob, novelty, needed
 
     def run_experts(variables, image, slot, names):

@@ -175,6 +175,15 @@ def test_a_scan_beyond_the_ood_limit_is_unsupported(reach, run, variables, scans
     np.testing.assert_array_equal(out.choice, run(variables, scans).organ)  # what a rejected scan is most like
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_picture_of_one_value_is_unsupported(value, run, variables, scans):
+    blank = scans.copy()
+    blank[2] = value
+    out = run(variables, blank)
+    np.testing.assert_array_equal(np.flatnonzero(out.organ == UNSUPPORTED_INDEX), [2])
+    assert out.label[2] == UNKNOWN and not out.mask[2].any()
+
+
 def test_the_limits_are_the_users_or_the_fitted_ones_or_the_default(variables):
     prob, features = np.float32([0.3, 0.7, 0.95]), 0.5 * np.ones((3, FEATURES), np.float32)
     fitted = changed(variables, limit=1, threshold=0.5)["route"]
