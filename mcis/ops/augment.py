@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mcis.ops.image import resize, shifted
+from mcis.ops.image import BLACK, resize, shifted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,8 @@ def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _intensity(key, image, s: Augmentation):
-    """Change the intensities of (S, S, C) in [0, 1]; black padding stays nearly black."""
+    """Change the intensities of (S, S, C) in [0, 1]; what is black stays black, as around every scan at inference."""
+    before, seen = image, jnp.minimum(image.max(-1, keepdims=True) / BLACK, 1.0)
     keys = jax.random.split(key, 13)
     channels, gamma, contrast, brightness, bias, depth, speckle, grain, noise, level, tint, knots, share = keys
     side = image.shape[0]
@@ -167,7 +168,7 @@ def _intensity(key, image, s: Augmentation):
     deviation = jax.random.uniform(level, (), maxval=s.noise)
     # the same noise in all channels, so that grey scans stay grey
     image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
-    return jnp.clip(image, 0.0, 1.0)
+    return before + seen * (jnp.clip(image, 0.0, 1.0) - before)
 
 
 KNOTS = 4
