@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from mcis.models.efficientnet import FEATURES, Encoder
-from mcis.models.layers import Pointwise
+from mcis.models.layers import Pointwise, lesion_pooling
 from mcis.models.network import Network, Outputs
 from mcis.models.unet import ConvNormReLU
 from mcis.ops import conv
@@ -24,8 +24,9 @@ WIDTHS = (16, 32, 64, 96)
 class EfficientUNet(Network):
     """The U-Net on EfficientNet-Lite0: Outputs with a mask, and with label logits where there are classes.
 
-    The label depends on the encoder's deepest features alone, not on the mask. `supervise` adds an auxiliary mask to
-    each coarser decoder level, at its resolution.
+    The label depends on the encoder's deepest features over the whole image, and on the features of all its levels
+    inside the mask (`lesion_pooling`): where the mask is empty, the first remain. The label's loss does not train the
+    mask. `supervise` adds an auxiliary mask to each coarser decoder level, at its resolution.
     """
 
     stride: ClassVar[int] = 32
@@ -51,4 +52,6 @@ class EfficientUNet(Network):
             if self.supervise and level:
                 auxiliary.append(Pointwise(1, self.dtype, name=f"mask{level + 1}")(x).astype(jnp.float32))
         mask = conv.depth_to_space(Pointwise(4, self.dtype, name="mask")(x).astype(jnp.float32), 2)
+        if self.classes:
+            pooled = jnp.concatenate([pooled, lesion_pooling(levels, stop_gradient(mask))], -1)
         return Outputs(mask, self.label_logits(pooled, train), pooled, tuple(reversed(auxiliary)))
