@@ -71,7 +71,8 @@ def make_schedule(task: Task, steps: int) -> optax.Schedule:
 def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) with clipping by global norm and `make_schedule`; it decays kernels only.
 
-    Updates of the encoder are multiplied by `task.encoder_rate`.
+    Updates of the encoder are multiplied by `task.encoder_rate`. Clipping and Adam see all parameters as one vector:
+    a network of 240 arrays would otherwise compile 240 copies of them.
     """
 
     def kernels(params):
@@ -81,8 +82,9 @@ def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == ENCODER, params)
 
     return optax.chain(
-        optax.clip_by_global_norm(task.clip),
-        optax.adamw(make_schedule(task, steps), weight_decay=task.weight_decay, mask=kernels),
+        optax.flatten(optax.chain(optax.clip_by_global_norm(task.clip), optax.scale_by_adam())),
+        optax.add_decayed_weights(task.weight_decay, kernels),
+        optax.scale_by_learning_rate(make_schedule(task, steps)),
         *([] if task.encoder_rate == 1 else [optax.masked(optax.scale(task.encoder_rate), encoder)]),
     )
 
@@ -94,11 +96,24 @@ def create_state(
     seed: int,
     replace: Callable[[dict], dict] = lambda variables: variables,
 ) -> TrainState:
-    """The state before the first step, a function of the seed; `replace` may put trained weights into the variables."""
+    """The state before the first step, a function of the seed.
+
+    `replace` gets the variables as shapes, and may return arrays of trained weights for some of them. Only the others
+    are drawn: of a network that starts from trained weights little is left to compile.
+    """
+    # the initialisation compiles several times faster with rbg than with the default generator
+    key, run_key = jax.random.key(seed, impl="rbg"), jax.random.key(seed)
 
     @jax.jit
     def initialise(key):
         return model.init(key, jnp.zeros((1, task.size, task.size, task.channels)), train=False)
+
+    given, structure = jax.tree.flatten(replace(jax.eval_shape(initialise, key)))
+    is_drawn = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in given]
+
+    @jax.jit
+    def draw(key):
+        return [leaf for leaf, drawn in zip(jax.tree.leaves(initialise(key)), is_drawn, strict=True) if drawn]
 
     @jax.jit
     def create(variables, run_key):
@@ -108,8 +123,8 @@ def create_state(
         key = jax.random.key_data(run_key)
         return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, key, jnp.int32(-1))
 
-    # the initialisation compiles several times faster with rbg than with the default generator
-    return create(replace(initialise(jax.random.key(seed, impl="rbg"))), jax.random.key(seed))
+    drawn = iter(draw(key))
+    return create(structure.unflatten([next(drawn) if new else leaf for new, leaf in zip(is_drawn, given)]), run_key)
 
 
 def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
