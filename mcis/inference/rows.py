@@ -18,12 +18,12 @@ Column = Any
 
 def scan_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Rows that do not depend on a task, of a stored scan (`data.dataset.records`)."""
-    from mcis.data.dataset import text
+    from mcis.data.dataset import group_name, text
 
     source = text(record["source"])
     return {
         "source": source,
-        "group": f"{source}/{text(record['group'])}",
+        "group": group_name(source, text(record["group"])),
         "scan_id": text(record["scan_id"]),
         "fingerprint": text(record["fingerprint"]),
         "has_mask": bool(record["has_mask"]),
@@ -36,7 +36,8 @@ class Rows:
 
     Attributes:
       source: str (N,), the prepared data set.
-      group: str (N,), "<source>/<patient>", or a cluster of near-duplicates: the key of cross-validation and intervals.
+      group: str (N,), "<source>/<patient>", or a cluster of near-duplicates, which may be of another source: the key of
+        cross-validation and intervals.
       scan_id: str (N,), unique within a source.
       label: int (N,), the true class: the task's target, or for a cascade a class of the organ; -1 unknown.
       has_mask: bool (N,), whether the true mask is known.
