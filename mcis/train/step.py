@@ -124,7 +124,8 @@ def create_state(
         return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), ema, key, jnp.int32(-1))
 
     drawn = iter(draw(key))
-    return create(structure.unflatten([next(drawn) if new else leaf for new, leaf in zip(is_drawn, given)]), run_key)
+    leaves = [next(drawn) if new else leaf for new, leaf in zip(is_drawn, given, strict=True)]
+    return create(structure.unflatten(leaves), run_key)
 
 
 def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
