@@ -2,8 +2,8 @@
 
 Every field of the task is an option: `--sources=busi,busbra --model=unet --features=16 --size=128 --epochs=3`. An
 unknown option fails and lists the options. A task may have a pretraining stage at another size (`--start.epochs` etc.),
-which is stored as a run of its own in the run's folder. Changing --size or --epochs removes this stage, unless
---start.epochs is given too.
+which is stored as a run of its own in the run's folder. Changing --epochs removes this stage, unless --start.epochs is
+given too. A --size up to that of the stage trains all its epochs at that size.
 """
 
 import contextlib
@@ -126,8 +126,11 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
     if both.task.model != row.model:
         # another network has its own width, and an encoder that is untrained, if any
         default = dataclasses.replace(default, features=0, encoder_rate=1.0)
-    if (both.task.size, both.task.epochs) != (row.size, row.epochs):
-        default = dataclasses.replace(default, start=Pretraining())  # and what was asked for is all of the training
+    without = dataclasses.replace(default, start=Pretraining())
+    if both.task.epochs != row.epochs:  # the epochs given are then the whole training
+        default = without
+    elif row.size != both.task.size <= row.start.size and not parsed(without).task.start.epochs:
+        default = dataclasses.replace(without, epochs=row.start.epochs + row.epochs)
     if default != row:
         both = parsed(default)
     return both.options, both.task.check()

@@ -176,14 +176,20 @@ def test_a_task_has_a_pretraining_stage_at_another_size(phantom_dir, tmp_path, c
     assert not (run / STAGE).exists()
 
 
-def test_another_size_or_length_replaces_the_pretraining_stage(monkeypatch):
-    row = dataclasses.replace(table.TASKS["route"], start=config.Pretraining(epochs=9))
+def test_another_length_or_a_small_size_replaces_the_pretraining_stage(monkeypatch):
+    row = dataclasses.replace(table.TASKS["route"], epochs=2, size=128, start=config.Pretraining(epochs=9, size=64))
     monkeypatch.setitem(table.TASKS, "route", row)
-    starts = {
-        option: train.parse(["--task=route", *option.split()])[1].start.epochs
-        for option in ("--batch_size=8", f"--size={row.size}", "--size=64", "--epochs=3", "--size=64 --start.epochs=2")
-    }
-    assert list(starts.values()) == [9, 9, 0, 0, 2]
+
+    def stages(options):
+        task = train.parse(["--task=route", *options.split()])[1]
+        return (task.start.epochs, task.start.size, task.epochs, task.size)[0 if task.start.epochs else 2 :]
+
+    assert stages("--batch_size=8") == stages("--size=128") == (9, 64, 2, 128)
+    assert stages("--size=256") == (9, 64, 2, 256)
+    assert stages("--size=64") == (11, 64) and stages("--size=32") == (11, 32)
+    assert stages("--epochs=3") == (3, 128) and stages("--epochs=3 --size=32") == (3, 32)
+    assert stages("--size=32 --start.epochs=2") == (2, 64, 2, 32)
+    assert stages("--epochs=3 --start.epochs=2") == (2, 128, 3, 128)
 
 
 @pytest.mark.parametrize("model", ["efficientnet_lite0", "unet_efficientnet_lite0"])
