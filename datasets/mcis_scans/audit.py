@@ -104,7 +104,7 @@ def _names(members: Sequence[Member]) -> str:
     return " = ".join(names[:_TOGETHER]) + (f" = {len(names) - _TOGETHER} more" if len(names) > _TOGETHER else "")
 
 
-def of_kin(
+def cross_source_report(
     members: Sequence[Member],
     plan: Plan,
     matches: Sequence[Sequence[Match]],

@@ -82,7 +82,7 @@ def healthy(folder: pathlib.Path) -> Iterator[Item | Job]:
 def notumor(folder: pathlib.Path) -> Iterator[Item | Job]:
     """Tumor-free pictures: `notumor.csv` (file, group) names `images/x.jpg`. Pictures of a group may be of one person.
 
-    No patients: a group is a rough one, and is kept together beside the near-duplicates that are found.
+    No patients: groups are approximate. Each stays in one split, as the near-duplicates do.
     """
     rows, unlisted = _listed(folder, "notumor.csv", ("file", "group"))
     for scan_id, image, row in rows:

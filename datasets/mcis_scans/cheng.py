@@ -50,7 +50,7 @@ def _pictures(folder: pathlib.Path) -> Iterator[Item | Job]:
         if row["kind"].lower() not in KINDS:
             yield Rejection(name, f"cheng.csv gives the kind {row['kind']!r}; the kinds are {', '.join(KINDS)}")
         elif not _is_number(name):
-            yield Rejection(name, "its name is no number; without it nobody knows which slices are neighbours")
+            yield Rejection(name, "its file name must be a number, which gives the order of the slices; rename it")
         else:
             rows.append((name, image, mask))
     rows.sort(key=lambda row: int(row[0]))

@@ -47,9 +47,9 @@ def test_bad_rows_and_files_are_rejected(tmp_path):
         "9": "no row in cheng.csv",
         "masks/8": "a mask without its image",
         "10": "kind 'cyst'; the kinds are meningioma, glioma, pituitary",
-        "x": "its name is no number",
+        "x": "its file name must be a number",
         "11": "no such file",
-        "9" * 5000: "its name is no number",
+        "9" * 5000: "its file name must be a number",
     }
     assert set(rejections) == set(expected)
     assert all(words in rejections[name] for name, words in expected.items())

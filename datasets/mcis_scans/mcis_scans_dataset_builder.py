@@ -116,7 +116,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         scans, rejections, remarks = sift(name, staging.read_all(folder, count))
         members = find_members(scans, folder)
         history = splits.read(here.parent / splits.FILE)
-        matches, compared = find_kin(name, scans, folder, self._others)
+        matches, compared = find_cross_source_duplicates(name, scans, folder, self._others)
         decision = other_sources.decide(members, matches, history, name)
         rejections += decision.left_out.values()
         kept = [i for i in range(len(scans)) if i not in decision.left_out]
@@ -125,7 +125,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         plan = splits.assign(members, history, {group: leader.split for group, leader in decision.follows.items()})
         remarks += audit.compare(members, [row.outline for row in scans]) if name == "folder" else []
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections, remarks)
-        report["other_sources"] = audit.of_kin(members, plan, matches, decision.follows, compared)
+        report["other_sources"] = audit.cross_source_report(members, plan, matches, decision.follows, compared)
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
         rows: dict[str, list[staging.Placed]] = {split: [] for split in splits.SPLITS}
@@ -214,7 +214,7 @@ def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.M
     ]
 
 
-def find_kin(
+def find_cross_source_duplicates(
     name: str, scans: Sequence[Staged], folder: pathlib.Path, data_dir: pathlib.Path
 ) -> tuple[list[tuple[other_sources.Match, ...]], dict[str, int]]:
     """The scans of other published sources that show the same images, and how many of each source were compared."""

@@ -122,7 +122,7 @@ def decide(members: Sequence[Member], matches: Sequence[Sequence[Match]], histor
             inside[group].append(i)
         follows, more = {}, {}
         for group, indices in inside.items():
-            # A group of this source that another source's scans follow already is no other group.
+            # A match with the group itself, through another source that follows it, is ignored.
             linked = {i: [one for one in matches[i] if one.group != f"{source}/{group}"] for i in indices}
             leader = _leader([one for own in linked.values() for one in own])
             if leader is None:

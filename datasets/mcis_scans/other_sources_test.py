@@ -104,7 +104,7 @@ def test_the_audit_lists_pairs_and_notices_one_in_two_splits():
     members = [member(1), member(2)]
     plan = dataclasses.replace(assign(members, History()), splits=("test", "train"))
     follows = {plan.groups[0]: a_kin()}
-    found = audit.of_kin(members, plan, [(a_kin(),), ()], follows, {"other": 9, "third": 4})
+    found = audit.cross_source_report(members, plan, [(a_kin(),), ()], follows, {"other": 9, "third": 4})
     assert found["compared_with"] == {"other": 9, "third": 4} and found["scans_near"] == {"other": 1, "third": 0}
     assert found["near_duplicates"] == [
         {"scan": "s1", "near": "other/1", "group": plan.groups[0], "split": "test"},
@@ -115,7 +115,7 @@ def test_the_audit_lists_pairs_and_notices_one_in_two_splits():
     assert "near-duplicates in other sources: other 1, third 0; 1 groups follow theirs" in text
     assert "s1 = other/1 (test)" in text
     with pytest.raises(AssertionError, match="s2 is in train, other/1 in test; this is a bug"):
-        audit.of_kin(members, plan, [(), (a_kin(),)], {}, {"other": 9})
+        audit.cross_source_report(members, plan, [(), (a_kin(),)], {}, {"other": 9})
 
 
 def save(path, image):

@@ -59,7 +59,7 @@ REMARKS = {
     WHOLE_VOLUME: "volumes whose every slice counts as a lesion scan, since one row labels them and no mask says where",
     NOT_OUTLINED: "lesion scans without a mask; they count as not outlined",
     JOINED_MASKS: "scans with several masks, which were joined",
-    OTHER_MASK: "scans with outlines of something other than a lesion, which count for nothing",
+    OTHER_MASK: "scans with outlines of something other than a lesion, which are ignored",
     PATIENT_SPELLINGS: "patients written in several ways, which count as one",
     NO_PATIENT: "rows that say that the patient is unknown (n/a, -, ?, #N/A ...), which count as empty",
     SEVERAL_PATIENTS: "the same picture, or files of one study, under several patients",

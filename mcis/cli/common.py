@@ -142,7 +142,7 @@ INTERRUPTED = 75
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
+def stop_requested() -> Iterator[Callable[[], bool]]:
     """A function that tells whether SIGTERM or SIGINT was received. A second such signal ends the process at once."""
     received: list[int] = []
 

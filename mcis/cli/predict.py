@@ -127,7 +127,7 @@ def _predict_files(options: Predict, found: Inputs) -> int:
     if found.passed:
         print(search.describe(found.passed), file=sys.stderr)
 
-    from mcis.cli.common import INTERRUPTED, asked_to_stop, enable_compilation_cache
+    from mcis.cli.common import INTERRUPTED, enable_compilation_cache, stop_requested
 
     enable_compilation_cache()
 
@@ -153,7 +153,7 @@ def _predict_files(options: Predict, found: Inputs) -> int:
     tracked = track(results, "scans", total=len(scans) - done, disable=not sys.stderr.isatty())
     errors = failed = 0
     try:
-        with report, asked_to_stop() as stop:
+        with report, stop_requested() as stop:
             for (name, _), result in zip(scans[done:], tracked, strict=True):
                 finding = report.add(found.named(result.finding, name), result.image, result.mask)
                 if finding.error is not None:

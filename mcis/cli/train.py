@@ -21,10 +21,10 @@ from mcis.cli.common import (
     SAID,
     Options,
     PathText,
-    asked_to_stop,
     enable_compilation_cache,
     exit_status,
     parse_dataclass,
+    stop_requested,
 )
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _train(
 
     init_from, stage = _initial_weights(options.init_from, task), task.pretraining
     try:
-        with asked_to_stop() as stop:
+        with stop_requested() as stop:
             if stage is not None:
                 settings = run_record.settings_of(task, *scans, options.seed, run_options.fold)
                 run_record.check_same_run(run_dir, settings, initial=False)  # before hours are spent on the stage

@@ -1,7 +1,7 @@
 """What a DICOM header, or the values of a volume, state about the organ that a scan shows. No JAX.
 
 Nothing that a header says is quoted: a statement names the element and the term of a table below, so that free text,
-which could name a patient, never reaches a finding. What no table knows says nothing.
+which could name a patient, never reaches a finding. Values in no table are ignored.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,6 @@ SAVE = "save it as PNG"
 ENVI, RADIANCE = ".hdr (ENVI)", ".hdr (Radiance)"
 """Kinds of files that share their suffix with the header of a NIfTI pair."""
 
-J2K_STARTS = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 VIDEOS = (".avi", ".mp4", ".mov", ".mkv", ".wmv", ".mpg", ".mpeg")
 
 OTHER_FORMATS = (

@@ -1,4 +1,4 @@
-"""Find the scans in a folder, by content where a name says nothing, and count what holds none. No JAX."""
+"""Find the scans in a folder, by content where the suffix is unknown; count the files that are not scans. No JAX."""
 
 import collections
 import os

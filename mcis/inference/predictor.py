@@ -348,7 +348,7 @@ def _router_reason(row: Mapping[str, np.ndarray]) -> str:
     organ = ORGANS[int(row["choice"])]
     prob, needed = _apart("{:.{}f} %", 100 * float(row["organ_prob"]), 100 * float(row["needed"]), 0)
     return (
-        f"not recognised for certain: most like {organ.scan} ({prob}, {needed} is needed). If it is one, use "
+        f"organ uncertain: most similar to {organ.scan} ({prob}, {needed} is needed). If it is one, use "
         f"--organ={organ.name}"
     )
 

@@ -35,8 +35,8 @@ class Augmentation:
       depth_gain: log2 amplitude of a gain that changes with depth, row by row (time-gain compensation of ultrasound).
       speckle: largest standard deviation of multiplicative noise with a grain of two pixels.
       coarse: probability that the resolution is halved.
-      sector: probability that all outside a sector is cut off, as a curved probe shows a scan; not where that would
-        take more than a fifth of the mask.
+      sector: probability that everything outside a sector is black, as a curved probe shows a scan; not where that
+        would remove more than a fifth of the mask.
       marks: probability of drawn callipers, a dotted line and letters, as sonographers leave them. Where they occur on
         lesions alone, a network learns to detect the marks.
     """

@@ -93,11 +93,11 @@ class Task:
       lesion_share: share of lesion scans in a segmentation task's batches; other tasks draw classes evenly.
       even_sources: source-balanced sampling: sources are drawn evenly, and classes evenly within each, so that the
         appearance of a source does not indicate a class.
-      even_classes: class-balanced sampling also for segmentation, where `lesion_share` then counts for nothing. With
+      even_classes: class-balanced sampling also for segmentation, where `lesion_share` is then ignored. With
         `even_sources`, the classes that a source has are drawn evenly within it; without, classes are drawn evenly over
         all, and within each class the sources that have it.
       max_repeats: most times that a scan is drawn in an epoch, on average, so that few scans of a class or source are
-        not memorised; what they do not get, all others get. 0 = no limit.
+        not memorised; the remaining draws go to the other scans. 0 = no limit.
       epochs: length of training; an epoch draws as many scans as the training split has.
       patience: epochs without a better value of `select` after which training ends; 0 = training never ends early.
       batch_size: scans in a step, over all devices.
@@ -112,7 +112,7 @@ class Task:
       select: validation metric whose best epoch is kept; "last" = the last epoch is kept.
       each_channel: whether each channel is standardised by itself instead of all channels together.
       inside: whether scans are standardised by the mean and deviation of the pixels that are not black, so that
-        neither bars beside a scan nor the shape of its frame count.
+        black bars and the shape of the frame have no effect.
       start: a pretraining stage at another size.
       crf: the fully connected CRF that refines a segmentation network's mask after training; 0 steps = none.
       augmentation: strengths of the augmentation.

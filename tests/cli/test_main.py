@@ -154,7 +154,7 @@ def test_the_first_signal_requests_a_stop_and_the_next_one_is_handled_as_before(
     handled = []
     before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
     try:
-        with common.asked_to_stop() as stop:
+        with common.stop_requested() as stop:
             assert not stop()
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop() and not handled

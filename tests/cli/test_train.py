@@ -107,7 +107,7 @@ def test_a_real_network_resumes_bit_by_bit_after_a_kill(phantom_dir, tmp_path):
 def test_a_second_interrupt_stops_at_once():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with common.asked_to_stop() as stop:
+        with common.stop_requested() as stop:
             assert not stop()
             signal.raise_signal(signal.SIGINT)
             assert stop()

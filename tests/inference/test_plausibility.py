@@ -192,7 +192,7 @@ def test_the_organ_must_be_one_of_the_headers_modality(tmp_path, organ, modality
     assert (found.organ, found.header) == (UNSUPPORTED, f"Modality {other}")
     assert found.reason == f"the router takes it for a {scan}, but its header says Modality {other}"
     found = finding(tmp_path, grey, {"threshold": 0.99}, Modality=other)  # the router rejects it by itself
-    assert found.organ == UNSUPPORTED and found.header is None and "not recognised for certain" in found.reason
+    assert found.organ == UNSUPPORTED and found.header is None and "organ uncertain" in found.reason
 
 
 def test_a_header_without_modality_is_answered_with_a_note(tmp_path):

@@ -232,5 +232,5 @@ def test_the_public_names_of_the_package_are_imported_on_first_use():
 def test_the_reason_of_the_router_is_in_plain_words(novelty, prob, needed, words):
     row = {"novelty": novelty, "organ_prob": prob, "needed": needed, "choice": 0}
     reason = _router_reason({name: np.float64(value) for name, value in row.items()})
-    start = "looks like neither brain MRI nor breast ultrasound" if novelty > 1 else "not recognised for certain: "
+    start = "looks like neither brain MRI nor breast ultrasound" if novelty > 1 else "organ uncertain: "
     assert reason.startswith(start) and words in reason
