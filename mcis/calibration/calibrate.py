@@ -188,6 +188,6 @@ def _load_runs(runs: Sequence[str], bundle: Mapping[str, Weights]) -> dict[str, 
             ours, theirs = (json.dumps(dataclasses.asdict(one.task), sort_keys=True) for one in (weights, bundle[name]))
             if ours != theirs:
                 raise ValueError(
-                    f"{run} was trained with other settings than {name} of the bundle, so it cannot calibrate that network"
+                    f"{run} was trained with other settings than {name} of the bundle, so it cannot calibrate it"
                 )
     return found

@@ -19,8 +19,8 @@ REJECTED = 0.01
 """Share of the known scans that the limits reject."""
 PROBABILITY_SHARE = 0.9
 """The part of that share given to the probability; the OOD score has the rest. On held-out kinds the probability
-rejects more (at 1 % of the known scans 86 %, the OOD score 83 %, an equal split 83 %; docs/experiments.md); the OOD score
-rejects images unlike any training scan."""
+rejects more (at 1 % of the known scans 86 %, the OOD score 83 %, an equal split 83 %; docs/experiments.md); the OOD
+score rejects images unlike any training scan."""
 TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of rejected known scans for which the share of rejected OOD scans is reported."""
 NEAR = frozenset({"mri", "mr", "us", "ultrasound", "head", "brain"})

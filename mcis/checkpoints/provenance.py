@@ -90,7 +90,8 @@ def check_unseen(fingerprints: Sequence[str], names: Sequence[str | None], manif
         if seen:
             raise LeakError(
                 f"{len(seen)} of the {len(fingerprints)} scans were used for {use} of these weights, or copies of them "
-                f"were (fingerprint {min(seen)}, ...), so the score would be biased. Score another split, or retrain without them"
+                f"were (fingerprint {min(seen)}, ...), so the score would be biased. Score another split, or retrain "
+                "without them"
             )
 
 

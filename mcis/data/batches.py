@@ -119,7 +119,8 @@ def balance(scans: Scans, task: Any) -> tuple[np.ndarray, dict[int, float]]:
     A cell is a class; for a segmentation task, it is "no lesion" (0) or "lesion" (1). With `task.even_sources`
     (source-balanced sampling) each source has its own cells, and all sources have the same weight. A segmentation
     task draws lesion scans with the share `task.lesion_share`; other tasks draw their classes evenly. A lesion scan
-    without mask is drawn where the task has a label head. Scans without a label or mask to learn from are in cell UNKNOWN.
+    without mask is drawn where the task has a label head. Scans without a label or mask to learn from are in cell
+    UNKNOWN.
 
     With `task.even_classes`, each class of each source is a cell, for every task. With `task.even_sources` too, the
     sources have equal weights, and in each its classes; else the classes have, and in each the sources that have it. A

@@ -27,7 +27,7 @@ MUST_BE_FINITE = ("loss", "gradient_norm", "update_norm")
 CANVAS = 1.4
 """Side of the scans that are augmented, as a multiple of the network's, so that a zoom shows detail."""
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), float32 scalars. Sums over examples, so that means do not depend on padding or the number of devices."""
+"""Name -> (sum, count), float32 scalars. Sums over examples: means depend neither on padding nor on devices."""
 
 
 @flax.struct.dataclass
