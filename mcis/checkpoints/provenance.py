@@ -128,8 +128,9 @@ def check_fold(run: str | os.PathLike, task: Task, manifest: Mapping[str, Any]) 
     held_out = scans_of(manifest, "fingerprints", "validation")
     if not held_out:
         raise ValueError(f"{run} has no held-out scans: it is an ensemble, or was trained on all scans")
-    if overlap := held_out & scans_of(manifest, "fingerprints", "train"):
-        raise LeakError(f"{run} was trained on {len(overlap)} of the scans that it lists as held out")
+    for by in ("fingerprints", "names"):  # a copy of another size has the same name alone
+        if overlap := scans_of(manifest, by, "validation") & scans_of(manifest, by, "train"):
+            raise LeakError(f"{run} was trained on {len(overlap)} of the scans that it lists as held out, or on copies")
 
 
 def check_folds(runs: Sequence[tuple[str, Task, Mapping[str, Any]]]) -> None:

@@ -70,3 +70,5 @@ def test_folds_are_finished_runs_of_one_task_with_disjoint_held_out_scans():
         provenance.check_fold("run", TASK, manifest(validation=""))
     with pytest.raises(provenance.LeakError, match="trained on 1 of the scans"):
         provenance.check_fold("run", TASK, manifest("abc", "c"))
+    with pytest.raises(provenance.LeakError, match="or on copies"):
+        provenance.check_fold("run", TASK, manifest(names={"train": ["n"], "validation": ["n", "m"]}))
