@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mcis.ops.augment import Augmentation, augment, bilinear
+from mcis.ops.image import BLACK
 
 SIDE, BATCH = 32, 8
 # A strength for every part, large enough to show. A part that is missing here fails the test below.
@@ -313,10 +314,23 @@ def test_marks_are_few_bright_pixels_and_leave_the_others_as_they_are():
     np.testing.assert_allclose(none, image, atol=1e-5)
 
 
-def test_black_padding_stays_near_black_under_gamma_and_bias():
+def test_padding_stays_black_under_every_change_of_intensity():
     image, mask = batch()
     image[:, :8] = 0
-    assert run(image, mask, gamma=1.0, bias=1.0)[0][:, :8].max() < 0.02
+    strengths = ("gamma", "contrast", "brightness", "bias", "depth_gain", "speckle", "noise", "tint", "curve")
+    changed, _ = run(image, mask, **dict.fromkeys(strengths, 0.5))
+    assert not changed[:, :8].any()
+    assert abs(changed[:, 8:] - image[:, 8:]).mean() > 0.1
+
+
+def test_tissue_half_as_dark_as_black_changes_by_half():
+    image, mask = batch()
+    image[:, ::2], image[:, 1::2] = 0.5 * BLACK, BLACK
+    changed, _ = run(image, mask, brightness=0.2)
+    dark, shift = changed[:, ::2], changed[:, 1::2] - BLACK
+    brighter = shift > 0
+    assert brighter.any()
+    np.testing.assert_allclose(dark[brighter], 0.5 * (BLACK + shift[brighter]), atol=1e-6)
 
 
 def test_bilinear_by_hand():
