@@ -4,9 +4,11 @@ Every example has its own random key: its augmentation does not depend on its ba
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtri
 
 from mcis.ops.image import BLACK, resize, shifted
 
@@ -73,39 +75,69 @@ def augment(
     """
 
     def augment_scan(key, image, mask):
-        blur, coarse, geometry, cut, intensity, marks = jax.random.split(key, 6)
+        numbers, grain, noise = jax.random.split(key, 3)
+        take = _drawn(numbers)
         # The blur comes before the affine map: XLA's CPU backend would otherwise sample again for each of its reads.
-        image = jnp.where(_happens(blur, settings.blur), _binomial(_binomial(image)), image)
+        image = jnp.where(_happens(take, settings.blur), _binomial(_binomial(image)), image)
         height = image.shape[0]
         half = resize(resize(image[None], (side // 2, side // 2)), (height, height))[0]
-        image = jnp.where(_happens(coarse, settings.coarse), half, image)
-        moved = _affine(geometry, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings, side)
-        moved = _sector(cut, moved, settings)
+        image = jnp.where(_happens(take, settings.coarse), half, image)
+        moved = _affine(take, jnp.concatenate([image, mask.astype(jnp.float32)], -1), settings, side)
+        moved = _sector(take, moved, settings)
         image, mask = moved[..., :-1], moved[..., -1:]
-        image = _marks(marks, _intensity(intensity, image, settings), settings)
+        image = _marks(take, _intensity(take, (grain, noise), image, settings), settings)
         return image, (mask >= 0.5).astype(jnp.float32)
 
     return jax.vmap(augment_scan)(keys, image, mask)
 
 
-def _happens(key, probability):
-    """True with a probability, which may be traced or an int; `jax.random.bernoulli` rejects an int."""
-    return jax.random.uniform(key) < probability
+NUMBERS = 512
+"""Random numbers of a scan, more than are taken."""
 
 
-def _uniform(key, bound, shape=()):
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+def _drawn(key):
+    """A function that gives the next uniform numbers, in a shape and from `low` to `high`, of those drawn at once.
+
+    XLA compiles each draw by itself: thirty of them took half of the time to compile a training step.
+    """
+    values, taken = jax.random.uniform(key, (NUMBERS,)), 0
+
+    def take(shape=(), low=0.0, high=1.0):
+        nonlocal taken
+        start, taken = taken, taken + math.prod(shape)
+        assert taken <= NUMBERS
+        return low + (high - low) * values[start:taken].reshape(shape)
+
+    return take
 
 
-def _affine(key, x, s: Augmentation, side):
+def _happens(take, probability):
+    """True with a probability, which may be traced."""
+    return take() < probability
+
+
+def _symmetric(take, bound, shape=()):
+    return take(shape, -bound, bound)
+
+
+def _normal(take, shape=()):
+    """Standard normal numbers; those beyond four deviations do not occur."""
+    return ndtri(take(shape, 3e-5, 1 - 3e-5))
+
+
+def _integer(take, count):
+    """A number of 0 to count - 1."""
+    return jnp.minimum(jnp.floor(take((), 0.0, count)).astype(jnp.int32), count - 1)
+
+
+def _affine(take, x, s: Augmentation, side):
     """Transform x (H, H, C) to (side, side, C) by a random affine map about its centre; zero outside."""
     height = x.shape[0]
-    flip, rotate, scale, stretch, shift = jax.random.split(key, 5)
-    angle = jnp.deg2rad(_uniform(rotate, s.rotate))
-    zoom, ratio = -_uniform(scale, s.scale), _uniform(stretch, s.stretch) / 2
+    angle = jnp.deg2rad(_symmetric(take, s.rotate))
+    zoom, ratio = _symmetric(take, s.scale), _symmetric(take, s.stretch) / 2
     zoom_y, zoom_x = jnp.exp2(zoom + ratio), jnp.exp2(zoom - ratio)
-    mirror = jnp.where(_happens(flip, s.flip), -1.0, 1.0)
-    move = _uniform(shift, s.shift, (2,)) * height
+    mirror = jnp.where(_happens(take, s.flip), -1.0, 1.0)
+    move = _symmetric(take, s.shift, (2,)) * height
     centre = (height - 1) / 2
     grid = (jnp.arange(side, dtype=jnp.float32) - (side - 1) / 2) * (height / side)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -114,19 +146,18 @@ def _affine(key, x, s: Augmentation, side):
     return bilinear(x, y, x_)
 
 
-def _sector(key, x, s: Augmentation):
+def _sector(take, x, s: Augmentation):
     """Set x (S, S, C), whose last channel is the mask, to zero outside a random sector about a point above it."""
-    drawn, apex, centre, angle, near, far = jax.random.split(key, 6)
     side = x.shape[0]
     grid = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
-    above = jax.random.uniform(apex, (), minval=0.02, maxval=0.6)
-    y, x_ = grid[:, None] + above, grid[None, :] - 0.5 - _uniform(centre, 0.1)
-    radius, widest = jnp.sqrt(y * y + x_ * x_), jnp.deg2rad(jax.random.uniform(angle, (), minval=25.0, maxval=50.0))
-    inside = (jnp.abs(x_) <= jnp.tan(widest) * y) & (radius >= above + jax.random.uniform(near, (), maxval=0.1))
-    inside &= radius <= above + jax.random.uniform(far, (), minval=0.8, maxval=1.1)
+    above = take((), 0.02, 0.6)
+    y, x_ = grid[:, None] + above, grid[None, :] - 0.5 - _symmetric(take, 0.1)
+    radius, widest = jnp.sqrt(y * y + x_ * x_), jnp.deg2rad(take((), 25.0, 50.0))
+    inside = (jnp.abs(x_) <= jnp.tan(widest) * y) & (radius >= above + take((), 0.0, 0.1))
+    inside &= radius <= above + take((), 0.8, 1.1)
     cut = x * inside[..., None]
     enough = cut[..., -1].sum() >= 0.8 * x[..., -1].sum()
-    return jnp.where(enough & _happens(drawn, s.sector), cut, x)
+    return jnp.where(enough & _happens(take, s.sector), cut, x)
 
 
 def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
@@ -146,26 +177,28 @@ def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
     return upper * (1 - fy) + lower * fy
 
 
-def _intensity(key, image, s: Augmentation):
-    """Change the intensities of (S, S, C) in [0, 1]; what is black stays black, as around every scan at inference."""
+def _intensity(take, keys, image, s: Augmentation):
+    """Change the intensities of (S, S, C) in [0, 1]; what is black stays black, as around every scan at inference.
+
+    The keys are of the speckle and of the noise.
+    """
     before, seen = image, jnp.minimum(image.max(-1, keepdims=True) / BLACK, 1.0)
-    keys = jax.random.split(key, 13)
-    channels, gamma, contrast, brightness, bias, depth, speckle, grain, noise, level, tint, knots, share = keys
+    grain, noise = keys
     side = image.shape[0]
-    mixture = _channel_mixture(channels, image.shape[-1], s)
+    mixture = _channel_mixture(take, image.shape[-1], s)
     image = (image[..., None] * mixture[None, None]).sum(-2)
-    exponent = _uniform(gamma, s.gamma) + _uniform(tint, s.tint, (1, 1, image.shape[-1]))
+    exponent = _symmetric(take, s.gamma) + _symmetric(take, s.tint, (1, 1, image.shape[-1]))
     image = jnp.power(jnp.maximum(image, 1e-4), jnp.exp2(exponent))
-    image += jax.random.uniform(share, (), maxval=s.curve) * (_curve(knots, image) - image)
-    field = _uniform(bias, s.bias, (1, 4, 4, 1))
-    rows = _uniform(depth, s.depth_gain, (1, 6, 1, 1))
+    image += take((), 0.0, s.curve) * (_curve(take, image) - image)
+    field = _symmetric(take, s.bias, (1, 4, 4, 1))
+    rows = _symmetric(take, s.depth_gain, (1, 6, 1, 1))
     image = image * jnp.exp2(resize(field, (side, side)) + resize(rows, (side, 1)))[0]
     coarse = resize(jax.random.normal(grain, (1, side // 2, side // 2, 1)), (side, side))[0]
-    image = image * (1.0 + jax.random.uniform(speckle, (), maxval=s.speckle) * coarse)
+    image = image * (1.0 + take((), 0.0, s.speckle) * coarse)
     centre = image.mean()
-    image = (image - centre) * jnp.exp2(_uniform(contrast, s.contrast)) + centre
-    image = image + s.brightness * jax.random.normal(brightness)
-    deviation = jax.random.uniform(level, (), maxval=s.noise)
+    image = (image - centre) * jnp.exp2(_symmetric(take, s.contrast)) + centre
+    image = image + s.brightness * _normal(take)
+    deviation = take((), 0.0, s.noise)
     # the same noise in all channels, so that grey scans stay grey
     image = image + deviation * jax.random.normal(noise, (*image.shape[:2], 1))
     return before + seen * (jnp.clip(image, 0.0, 1.0) - before)
@@ -175,9 +208,9 @@ KNOTS = 4
 """Grey levels above black that a random curve passes through, evenly spaced."""
 
 
-def _curve(key, image):
+def _curve(take, image):
     """Grey levels in [0, 1] through a random piecewise linear curve, which keeps 0."""
-    levels = jax.random.uniform(key, (KNOTS,))
+    levels = take((KNOTS,))
     hats = [jnp.maximum(0.0, 1.0 - jnp.abs(KNOTS * image - (k + 1))) for k in range(KNOTS)]
     return sum(level * hat for level, hat in zip(levels, hats, strict=True))
 
@@ -188,14 +221,13 @@ LETTERS = (5, 40)
 """Height and width of the line of letters in pixels; every fourth column is a gap."""
 
 
-def _marks(key, image, s: Augmentation):
+def _marks(take, image, s: Augmentation):
     """Draw nearly white callipers, a dotted line between two of them and letters on (S, S, C) in [0, 1]."""
-    drawn, place, count, size, letters, corner, light, lined = jax.random.split(key, 8)
     side = image.shape[0]
     y, x = (jnp.arange(side, dtype=jnp.float32).reshape(shape) for shape in ((-1, 1), (1, -1)))
-    points = jax.random.uniform(place, (CROSSES, 2), maxval=side)
-    arm = jax.random.uniform(size, (), minval=1.5, maxval=4.0)
-    number = jax.random.randint(count, (), 0, CROSSES + 1)
+    points = take((CROSSES, 2), 0.0, side)
+    arm = take((), 1.5, 4.0)
+    number = _integer(take, CROSSES + 1)
     mark = jnp.zeros((side, side), bool)
     for i in range(CROSSES):
         down, across = jnp.abs(y - points[i, 0]), jnp.abs(x - points[i, 1])
@@ -206,24 +238,23 @@ def _marks(key, image, s: Augmentation):
     position = (y - points[0, 0]) * unit[0] + (x - points[0, 1]) * unit[1]
     offset = jnp.abs((y - points[0, 0]) * unit[1] - (x - points[0, 1]) * unit[0])
     dots = (position >= 0) & (position <= length) & (offset < 0.6) & (jnp.mod(position, 4.0) < 1.5)
-    mark |= dots & (number >= 2) & _happens(lined, 0.5)
+    mark |= dots & (number >= 2) & _happens(take, 0.5)
     height, width = LETTERS[0], min(LETTERS[1], side)
-    strokes = jax.random.bernoulli(letters, 0.5, (height, width)) & (jnp.arange(width) % 4 != 3)[None]
-    at = jax.random.randint(corner, (2,), 0, jnp.array([side - height + 1, side - width + 1]))
-    mark |= jax.lax.dynamic_update_slice(jnp.zeros((side, side), bool), strokes, (at[0], at[1]))
-    level = jax.random.uniform(light, (), minval=0.6)
-    return jnp.where((mark & _happens(drawn, s.marks))[..., None], level, image)
+    strokes = (take((height, width)) < 0.5) & (jnp.arange(width) % 4 != 3)[None]
+    at = _integer(take, side - height + 1), _integer(take, side - width + 1)
+    mark |= jax.lax.dynamic_update_slice(jnp.zeros((side, side), bool), strokes, at)
+    level = take((), 0.6, 1.0)
+    return jnp.where((mark & _happens(take, s.marks))[..., None], level, image)
 
 
-def _channel_mixture(key, channels, s: Augmentation):
+def _channel_mixture(take, channels, s: Augmentation):
     """(C, C) matrix M with columns of sum 1: channel j becomes the sum over i of M[i, j] times channel i."""
-    grey, share, missing, pair = jax.random.split(key, 4)
-    weights = jax.nn.softmax(4.0 * jax.random.normal(share, (channels, 1)), axis=0)  # mostly one channel dominates
-    shown, hidden = jax.random.randint(pair, (2,), 0, channels)
+    weights = jax.nn.softmax(4.0 * _normal(take, (channels, 1)), axis=0)  # mostly one channel dominates
+    shown, hidden = _integer(take, channels), _integer(take, channels)
     identity = jnp.eye(channels)
     copied = identity.at[:, hidden].set(identity[:, shown])
-    mixture = jnp.where(_happens(missing, s.missing), copied, identity)
-    return jnp.where(_happens(grey, s.grey), weights, mixture)
+    mixture = jnp.where(_happens(take, s.missing), copied, identity)
+    return jnp.where(_happens(take, s.grey), weights, mixture)
 
 
 def _binomial(image):
