@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from mcis.data.batches import WHOLE, Batch, evaluation_batches
 from mcis.data.dataset import Scans
@@ -81,12 +83,19 @@ def make_optimizer(task: Task, steps: int) -> optax.GradientTransformation:
     def encoder(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == ENCODER, params)
 
-    return optax.chain(
+    def others(params):
+        return jax.tree.map(operator.not_, encoder(params))
+
+    adamw = optax.chain(
         optax.flatten(optax.chain(optax.clip_by_global_norm(task.clip), optax.scale_by_adam())),
         optax.add_decayed_weights(task.weight_decay, kernels),
         optax.scale_by_learning_rate(make_schedule(task, steps)),
-        *([] if task.encoder_rate == 1 else [optax.masked(optax.scale(task.encoder_rate), encoder)]),
     )
+    if task.encoder_rate == 1:
+        return adamw
+    if task.encoder_rate == 0:  # its gradient is zero, and clipping, moments and weight decay leave it out
+        return optax.chain(optax.masked(adamw, others), optax.masked(optax.set_to_zero(), encoder))
+    return optax.chain(adamw, optax.masked(optax.scale(task.encoder_rate), encoder))
 
 
 def create_state(
@@ -203,7 +212,7 @@ def make_train_step(
         decay = jnp.minimum(task.ema, (1.0 + state.step) / (10.0 + state.step))
         latest = {"params": params, "batch_stats": batch_stats}
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, latest)
-        norms = {"gradient_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        norms = {"gradient_norm": _norm(grads), "update_norm": _norm(updates)}
         metrics |= {name: (value, jnp.float32(1.0)) for name, value in ({"loss": total} | norms).items()}
         good = (state.failed < 0) & jnp.isfinite(jnp.stack([metrics[name][0] for name in MUST_BE_FINITE])).all()
         failed = jnp.where((state.failed < 0) & ~good, state.step, state.failed)
@@ -212,6 +221,11 @@ def make_train_step(
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before), metrics
 
     return step
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The norm of all arrays together, as one vector: `optax.global_norm` compiles a sum for each."""
+    return jnp.linalg.norm(ravel_pytree(tree)[0])
 
 
 def _accumulate(gradient: Callable, batch_stats: Any, whole: Any, key: jax.Array, parts: int) -> Any:
