@@ -267,7 +267,7 @@ def test_a_sector_is_cut_out_of_image_and_mask_alike_but_not_through_the_lesion(
     for rows in inside:  # one piece in every row, or two beside the arc of the probe
         assert (np.abs(np.diff(rows.astype(int), axis=1)).sum(1) <= 4).all()
     corner = np.zeros_like(mask)
-    corner[:, :4, :4] = 1
+    corner[:, 0, 0] = 1
     uncut, same = run(image, corner, sector=1.0)
     np.testing.assert_allclose(uncut, 1, atol=1e-5)
     np.testing.assert_array_equal(same, corner)
