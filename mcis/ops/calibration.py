@@ -95,7 +95,8 @@ def decide(probs: jax.Array, shift: jax.Array | None = None) -> jax.Array:
     [1, 1, 2]
     """
     if shift is not None:
-        probs = probs * jnp.exp(shift - shift.max(-1, keepdims=True))  # at most 1, so nothing overflows
+        weight = jnp.exp(shift - shift.max(-1, keepdims=True))  # at most 1, so nothing overflows
+        probs = probs * jnp.broadcast_to(weight, probs.shape)
     return probs.argmax(-1).astype(jnp.int32)
 
 
