@@ -116,7 +116,7 @@ def fit_review(
     Raises:
       ValueError: masks of some of the scans are missing.
     """
-    predicted = np.asarray(decide(labels.probs, shift))
+    predicted = np.asarray(decide(labels.probs, None if shift is None else jnp.asarray(shift)))
     confidence, wrong = labels.probs[np.arange(len(labels)), predicted], predicted != labels.label
     if masks is not None:
         row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
