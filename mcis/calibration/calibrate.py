@@ -4,7 +4,8 @@ The runs are folds: each was trained without one fold of the scans and kept its 
 neither trained nor chose it. Together they predict every scan as one of an unseen patient. Fitted to these predictions:
 
 - for each task with labels, the calibration of its probabilities (`ops.calibration`);
-- for each organ, the confidence below which a scan is for review: that of a fifth of the scans;
+- for each organ, the operating points (`calibration.operating_points`), and the confidence below which a scan is for
+  review: that of a fifth of the scans, at the balanced point;
 - for the router, the limits below which it accepts a scan: it rejects a hundredth of the known scans.
 """
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcis.calibration.operating_points import fit_points
 from mcis.calibration.rejection import fit_router
 from mcis.checkpoints import checkpoint
 from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
@@ -27,9 +29,10 @@ from mcis.data.batches import Batch, targets
 from mcis.inference.cascade import expected_dice, label_experts, mask_experts
 from mcis.inference.folds import held_out_scans
 from mcis.inference.rows import Rows
-from mcis.ops.calibration import calibrated, fit_calibration, reliability
+from mcis.ops.calibration import calibrated, decide, fit_calibration, reliability
 from mcis.ops.metrics import MASK_THRESHOLD, dice, label_scores, mask_counts
 from mcis.ops.ood import distance
+from mcis.ops.points import BALANCED
 from mcis.organs import ORGANS
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import Task
@@ -96,7 +99,9 @@ def fit_labels(rows: Rows) -> tuple[dict[str, np.ndarray], Rows, dict[str, Any]]
     return calibration, after, facts
 
 
-def fit_review(organ: int, labels: Rows, masks: Rows | None) -> tuple[float, dict[str, Any]]:
+def fit_review(
+    organ: int, labels: Rows, masks: Rows | None, shift: np.ndarray | None = None
+) -> tuple[float, dict[str, Any]]:
     """The confidence below which REVIEW of an organ's scans lie, and the share of the errors among those.
 
     Confidence is that of the cascade: the calibrated probability of the label, times the mask's expected Dice where the
@@ -106,12 +111,13 @@ def fit_review(organ: int, labels: Rows, masks: Rows | None) -> tuple[float, dic
       organ: index into ORGANS.
       labels: predictions of the network that gives the label, calibrated.
       masks: predictions of the network that gives the mask; None where there is none.
+      shift: of the operating point at which labels are decided, float32 (K,); None for the most probable class.
 
     Raises:
       ValueError: masks of some of the scans are missing.
     """
-    predicted = labels.probs.argmax(1)
-    confidence, wrong = labels.probs.max(1), predicted != labels.label
+    predicted = np.asarray(decide(labels.probs, None if shift is None else jnp.asarray(shift)))
+    confidence, wrong = labels.probs[np.arange(len(labels)), predicted], predicted != labels.label
     if masks is not None:
         row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
         missing = sum(name not in row_of for name in labels.fingerprint.tolist())
@@ -162,8 +168,10 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     tasks = {name: weights.task for name, weights in bundle.items()}
     for organ, name in label_experts(tasks).items():
         if name in rows:
-            limit, facts[name]["review"] = fit_review(organ, rows[name], rows.get(mask_experts(tasks).get(organ, "")))
-            fitted[name]["calibration"] |= {"review": np.float32(limit)}
+            points, facts[name]["operating_points"] = fit_points(ORGANS[organ], rows[name])
+            masks = rows.get(mask_experts(tasks).get(organ, ""))
+            limit, facts[name]["review"] = fit_review(organ, rows[name], masks, points[BALANCED])
+            fitted[name]["calibration"] |= {"points": points, "review": np.float32(limit)}
     for name, more in fitted.items():
         weights = bundle[name]
         manifest = weights.manifest | {"calibration": facts[name]}

@@ -15,6 +15,7 @@ from mcis.checkpoints.checkpoint import CheckpointError
 from mcis.checkpoints.provenance import check_finished, differing_fields, merged_scans
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.models.network import Network, Outputs
+from mcis.ops.points import POINTS
 from mcis.tasks.apply import MEMBERS, NETWORK
 from mcis.tasks.config import Task
 from mcis.tasks.table import TASKS, task_from_json
@@ -105,6 +106,8 @@ def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[st
     wanted: dict[str, Any] = {}
     if "calibration" in fitted:
         wanted["calibration"] = {"slope": number} | ({"review": number} if "review" in fitted["calibration"] else {})
+        if task.organ is not None and "points" in fitted["calibration"]:
+            wanted["calibration"]["points"] = dict.fromkeys(POINTS, shape((len(task.classes),), "float32"))
     if task.organ is None:
         wanted |= {name: number for name in ("threshold", "reach") if name in fitted}
         if "novelty" in fitted:

@@ -1,8 +1,9 @@
-"""`mcis calibrate BUNDLE RUN...`: fit probabilities, rejection and review on fold runs."""
+"""`mcis calibrate BUNDLE RUN...`: fit probabilities, operating points, rejection and review on fold runs."""
 
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from mcis.cli.common import SAID, Options, PathText, enable_compilation_cache, r
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate(Options):
-    """Calibrate a bundle: fit probabilities, rejection and review limits on the held-out scans of fold runs.
+    """Calibrate a bundle on held-out scans of folds: fit probabilities, operating points, rejection and review limits.
 
     Attributes:
       weights: folder of the bundle, whose manifests and weights are changed.
@@ -33,11 +34,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Calibrate) -> int:
     from mcis.calibration.calibrate import calibrate
+    from mcis.calibration.operating_points import not_reached
     from mcis.files import write_text
 
     enable_compilation_cache()
-    text = json.dumps(calibrate(options.weights, options.runs, options.data_dir), indent=1)
+    facts = calibrate(options.weights, options.runs, options.data_dir)
+    text = json.dumps(facts, indent=1)
     print(text)
+    for name, one in facts.items():
+        for sentence in not_reached(one["operating_points"]) if "operating_points" in one else ():
+            print(f"{name}, operating point {sentence}", file=sys.stderr)
     if options.out is not None:
         write_text(pathlib.Path(options.out), text + "\n")
     return 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mcis.cli.common import SAID, Options, PathText, check_extra, enable_compilation_cache, print_table, run
+from mcis.ops.points import BALANCED
 
 if TYPE_CHECKING:
     from mcis.data.records import Records
@@ -45,6 +46,8 @@ class Evaluate(Options):
       folder: folder of your own scans to score instead (images/, masks/, labels.csv, as for `mcis build folder`). They
         are prepared in a temporary folder, which is removed. By default prepared data are scored.
       crf: use the CRF that `mcis tune` kept with the weights.
+      operating_point: where the cascade of a bundle draws the line between classes: balanced, sensitive or specific.
+        Single networks and folds are scored by their most probable class.
       heat: number of lesion scans on which the classifier's saliency maps are compared with the lesion; the gallery
         shows maps as well. Each takes a second or two on a CPU. 0 omits both.
       against: folder of another evaluation of the same scans, or its report.json, to compare each metric with; by
@@ -58,6 +61,7 @@ class Evaluate(Options):
     sources: str = ""
     folder: Annotated[PathText | None, SAID] = None
     crf: bool = True
+    operating_point: str = BALANCED
     heat: int = 40
     against: Annotated[PathText | None, SAID] = None
     out: Annotated[PathText | None, SAID] = None
@@ -84,7 +88,7 @@ def _main(options: Evaluate) -> int:
     if options.split == LEFT_OUT:
         evaluator = load_folds(options.runs, options.crf)
     else:
-        evaluator = load_evaluator(options.runs[0], options.crf)
+        evaluator = load_evaluator(options.runs[0], options.crf, operating_point=options.operating_point)
     with _records(options, evaluator) as (records, facts):
         if options.folder or options.split == "test":
             check_unseen(evaluator, records)
@@ -114,6 +118,11 @@ def _check(options: Evaluate) -> None:
             raise ValueError("--folder scores all scans of that folder; remove --sources, --split and --data_dir")
         if not pathlib.Path(options.folder).is_dir():
             raise ValueError(f"--folder={options.folder}: no such folder")
+    if options.split == LEFT_OUT and options.operating_point != BALANCED:
+        raise ValueError(
+            f"--operating_point={options.operating_point} is a setting of a bundle's cascade; folds are scored by "
+            "their most probable class"
+        )
     if options.heat < 0:
         raise ValueError(f"--heat={options.heat}: must be 0 or more")
     if options.split not in (*SPLITS, LEFT_OUT):
@@ -184,12 +193,13 @@ def _provenance(runs: Sequence[str], evaluator: "Evaluator", rows: "Rows") -> di
 
     import mcis
     from mcis.checkpoints.checkpoint import versions
-    from mcis.evaluation.evaluator import leaks, summarise
+    from mcis.evaluation.evaluator import leaks, operating_point_of, summarise
 
     fingerprints = rows.fingerprint.tolist()
     return {
         "notice": mcis.NOTICE,
         "run": ", ".join(runs),
+        "operating_point": operating_point_of(evaluator),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions() | {"numpy": np.__version__},
         "weights": summarise(evaluator),
@@ -222,6 +232,8 @@ def print_report(found: dict[str, Any]) -> None:
         metrics += [(against.get(name), "+")] if against else []
         table.add_row(name, *["" if metric is None else with_interval(metric, sign) for metric, sign in metrics])
     print_table(table)
+    if point := found.get("operating_point"):
+        print(f"labels were decided at the operating point {point}")
     if used := uses_seen(found.get("audit", {})):
         print(f"some of these scans {used}: the metrics are not those of unseen patients; the audit has the numbers")
 

@@ -69,5 +69,7 @@ def _export(options: Export) -> int:
     export.write(out, metadata, model, licence)
     print(mcis.NOTICE)
     print(f"{out}: {metadata['what']}, {len(model) / 1e6:.1f} MB, {', '.join(outputs)}")
+    if point := metadata.get("operating_point"):
+        print(f"labels are decided at the operating point {point}")
     print(f"`python {out / 'run.py'} scan.png` runs it without mcis; metadata.json describes it")
     return 0

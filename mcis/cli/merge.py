@@ -1,12 +1,14 @@
 """`mcis merge DIR`: one report of the shards that several `mcis predict --shard=K/N` have written."""
 
 import dataclasses
+import pathlib
 import sys
 from collections.abc import Sequence
 
 import tyro
 
 from mcis.cli.common import PathText, run
+from mcis.files import read_json
 from mcis.report.finding import summary
 from mcis.report.shards import merge
 
@@ -31,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _merge(options: Merge) -> int:
     counts = merge(options.out, options.overwrite)
-    print(summary(options.out, counts))
+    print(summary(options.out, counts, read_json(pathlib.Path(options.out) / "run.json")["operating_point"]))
     if errors := counts["errors"]:
         print(f"scans that could not be read: {errors}; see `error` in findings.jsonl", file=sys.stderr)
     return 1 if errors else 0

@@ -21,6 +21,7 @@ from mcis.imaging import search
 from mcis.imaging.geometry import digest
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import BATCH, load
+from mcis.ops.points import BALANCED
 from mcis.report import segmentations
 from mcis.report.finding import ReportError, plain, read_findings, summary
 from mcis.report.shards import parse_shard
@@ -87,7 +88,9 @@ def finished(
         return 0
     try:
         run = read_json(folder / "run.json")
-        before, same_weights = dict(run["options"]), run["weights"] == json.loads(json.dumps(plain(weights)))
+        # a report from before there were operating points is of weights without them
+        before = {"operating_point": BALANCED} | dict(run["options"])
+        same_weights = run["weights"] == json.loads(json.dumps(plain(weights)))
     except (OSError, ValueError, KeyError, TypeError):
         raise ReportError(f"{folder / 'run.json'} is missing or damaged; start again with --overwrite") from None
     if not same_weights:
@@ -144,7 +147,13 @@ def _predict_files(options: Predict, found: Inputs) -> int:
     passed = {"files": sum(found.passed.values()), "kinds": found.passed}
     flags = {"overwrite": options.overwrite, "resume": options.resume}
     report = ReportWriter(
-        out, record, versions=versions(), weights=predictor.weights_record, passed_over=passed, **flags
+        out,
+        record,
+        versions=versions(),
+        weights=predictor.weights_record,
+        passed_over=passed,
+        operating_point=predictor.operating_point,
+        **flags,
     )
     if options.resume and report.counts["scans"] != done:
         raise ReportError(f"{out}: another process has just written to this report")
@@ -176,7 +185,7 @@ def _predict_files(options: Predict, found: Inputs) -> int:
         count = report.counts["scans"]
         print(f"{out}: stopped after {count} of {len(scans)} scans; --resume continues", file=sys.stderr)
         return INTERRUPTED
-    print(summary(out, report.counts))
+    print(summary(out, report.counts, predictor.operating_point))
     if report.volumes:
         print(f"{os.path.join(out, 'volumes.jsonl')} has one volume per line")
     if options.dicom_seg and not any(pathlib.Path(out, "segmentations").glob("*.dcm")):

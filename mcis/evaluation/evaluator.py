@@ -24,6 +24,7 @@ from mcis.inference.predictor import Predictor, make_predictor
 from mcis.inference.saliency import class_maps
 from mcis.models import Outputs
 from mcis.ops.crf import CRF
+from mcis.ops.points import BALANCED
 from mcis.organs import ORGANS, organ_index
 from mcis.tasks.apply import make_expert, place
 from mcis.tasks.config import Task
@@ -189,7 +190,10 @@ class FoldEvaluator:
 
 
 def load_evaluator(
-    path: str | os.PathLike, crf: bool = True, functions: dict[Task, Any] | None = None
+    path: str | os.PathLike,
+    crf: bool = True,
+    functions: dict[Task, Any] | None = None,
+    operating_point: str = BALANCED,
 ) -> NetworkEvaluator | CascadeEvaluator:
     """The evaluator of a run, a weights folder or a bundle.
 
@@ -197,10 +201,13 @@ def load_evaluator(
       path: the folder.
       crf: whether masks are refined by the CRF that is kept with the weights.
       functions: jitted functions of single networks, to be shared by evaluators of the same task.
+      operating_point: at which a bundle's cascade decides labels.
 
     Raises:
-      CheckpointError, ValueError: there are no such weights, or a bundle without a router.
+      CheckpointError, ValueError: there are no such weights, a bundle without a router or without that operating point,
+        or another point than the default is asked of a single network.
     """
+    inference = InferenceOptions(operating_point=operating_point).check()
     path = pathlib.Path(path)
     cascade = is_bundle(path)
     loaded = load_bundle(path) if cascade else {(one := load_weights(path)).task.name: one}
@@ -210,7 +217,12 @@ def load_evaluator(
         weights[name] = dataclasses.replace(one, task=task, variables=place(one.variables))
     folders = {name: present(weights_folder(path / name if cascade else path)) for name in weights}
     if cascade:
-        return CascadeEvaluator(weights, folders, make_predictor(weights, InferenceOptions(), str(path)))
+        return CascadeEvaluator(weights, folders, make_predictor(weights, inference, str(path)))
+    if operating_point != BALANCED:
+        raise ValueError(
+            f"--operating_point={operating_point} is a setting of a bundle's cascade; {path} holds one network, which "
+            "is scored by its most probable class"
+        )
     (one,) = weights.values()
     functions = {} if functions is None else functions
     function = functions.setdefault(one.task, jax.jit(_make_function(one.task)))
@@ -255,6 +267,11 @@ def is_bundle(folder: pathlib.Path) -> bool:
     """Whether a folder holds weights, or runs, in folders named after their tasks."""
     alone = is_weights_folder(weights_folder(folder))
     return not alone and any(is_weights_folder(weights_folder(folder / name)) for name in TASKS)
+
+
+def operating_point_of(evaluator: Evaluator) -> str | None:
+    """The operating point at which labels are decided; None for the most probable class."""
+    return evaluator.predictor.operating_point if isinstance(evaluator, CascadeEvaluator) else None
 
 
 def organ_of(evaluator: Evaluator) -> str | None:

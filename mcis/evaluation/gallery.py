@@ -39,9 +39,9 @@ def choose(rows: Rows, kind: str) -> dict[str, list[int]]:
     if kind == "cascade":
         if rows.label_probs is not None:
             known = (rows.organ == rows.said_organ) & (rows.label >= 0) & (rows.said_label >= 0)
-            found[WRONG] = _by_label(rows, rows.label_probs, known)[WRONG]
+            found[WRONG] = _by_label(rows, rows.label_probs, rows.said_label, known)[WRONG]
     elif rows.probs is not None:
-        found |= _by_label(rows, rows.probs, rows.label >= 0)
+        found |= _by_label(rows, rows.probs, rows.probs.argmax(1), rows.label >= 0)
     return {title: index for title, index in found.items() if index}
 
 
@@ -59,11 +59,12 @@ def _by_mask(rows: Rows) -> dict[str, list[int]]:
     }
 
 
-def _by_label(rows: Rows, probs: np.ndarray, known: np.ndarray) -> dict[str, list[int]]:
+def _by_label(rows: Rows, probs: np.ndarray, predicted: np.ndarray, known: np.ndarray) -> dict[str, list[int]]:
     index = np.flatnonzero(known)
     truth = rows.label[index]
-    wrong = index[probs[index].argmax(1) != truth]
-    wrong = _one_per_group(wrong[np.argsort(-probs[wrong].max(1), kind="stable")].tolist(), rows)[:SHOWN]
+    wrong = index[predicted[index] != truth]
+    order = np.argsort(-probs[wrong, predicted[wrong]], kind="stable")
+    wrong = _one_per_group(wrong[order].tolist(), rows)[:SHOWN]
     ranked = index[np.argsort(probs[index, truth], kind="stable")].tolist()
     return {WRONG: wrong, TYPICAL: _around_median(ranked, wrong, rows)}
 

@@ -51,7 +51,10 @@ def measure(task: Task | None, rows: Rows) -> dict[str, float]:
 
 
 def gated_metrics(task: Task, rows: Rows) -> dict[str, float]:
-    """Dice where scans that the network itself classifies as free of lesions get no mask, as in the cascade."""
+    """Dice where scans whose most probable class by the network itself is free of lesions get no mask.
+
+    The cascade does so too, with the class that its operating point decides.
+    """
     rows = rows.take(rows.has_mask)
     if not len(rows):
         return {}
@@ -100,7 +103,7 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
             chosen = known & (rows.organ == index) & (rows.label == label)
             if chosen.any():
                 found[f"sensitivity_{organ.name}_{name}"] = float(correct[chosen].mean())
-    for name, (true, probs) in routed(rows).items():
+    for name, (true, probs, _) in routed(rows).items():
         scores = class_scores(probs, true, organ_named(name).classes) | label_scores(probs, true)
         for metric, value in scores.items():
             kind, _, of_class = metric.partition("_")
@@ -139,13 +142,16 @@ def routed_right(rows: Rows, organ: int) -> np.ndarray:
     return (rows.organ == organ) & (rows.said_organ == organ) & (rows.label >= 0) & (rows.said_label >= 0)
 
 
-def routed(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Organ name -> label int (M,) and probs float (M, K) of the scans of `routed_right`, if there are any."""
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+def routed(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Organ name -> label int (M,), probs float (M, K) and decided label int (M,) of the scans of `routed_right`.
+
+    An organ without such scans is left out. The decided label is that of the operating point.
+    """
+    found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for index, organ in enumerate(ORGANS) if rows.label_probs is not None else ():
         here = routed_right(rows, index)
         if here.any():
-            found[organ.name] = rows.label[here], rows.label_probs[here, : len(organ.classes)]
+            found[organ.name] = rows.label[here], rows.label_probs[here, : len(organ.classes)], rows.said_label[here]
     return found
 
 
@@ -213,18 +219,18 @@ def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
     if task is None:
         stage = missed_at(rows)
         found["lost"] = {"lesions": int(rows.lesion.sum())} | {name: int((stage == name).sum()) for name in STAGES}
-        found["routed"] = {name: _classification(label, probs) for name, (label, probs) in routed(rows).items()}
+        found["routed"] = {name: _classification(*columns) for name, columns in routed(rows).items()}
     elif rows.probs is not None and known.any():
-        found |= _classification(rows.label[known], rows.probs[known])
+        found |= _classification(rows.label[known], rows.probs[known], rows.probs[known].argmax(1))
     return found
 
 
-def _classification(label: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
+def _classification(label: np.ndarray, probs: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """Calibration of the predicted classes, and the confusion matrix [true][predicted]."""
-    found = reliability(probs.max(1), probs.argmax(1) == label)
+    found = reliability(probs[np.arange(len(label)), predicted], predicted == label)
     return {
         "reliability": {name: np.asarray(value).tolist() for name, value in vars(found).items()},
-        "confusion": confusion(probs.argmax(1), label, probs.shape[1]).tolist(),
+        "confusion": confusion(predicted, label, probs.shape[1]).tolist(),
     }
 
 

@@ -77,6 +77,8 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
         "sources": ", ".join(f"{name} ({p['scans']} scans, {p['groups']} groups)" for name, p in parts.items()),
         "date": found["date"],
     }
+    if found["task"] == CASCADE:
+        facts["operating point"] = found.get("operating_point") or "none: a label is the most probable class"
     if "folder" in found:
         rejected, unsure = found["folder"]["rejected"], found["folder"]["contradictions"]
         facts["not scored"] = "; ".join(f"{one['scan']}: {one['reason']}" for one in rejected[:20]) or "none"

@@ -39,6 +39,34 @@ def _labels(facts: Mapping[str, Any]) -> str:
     return about + table("", map(head, names), rows)
 
 
+def _operating_points(facts: Mapping[str, Any]) -> str:
+    """A table of the points, and one of their sources."""
+    names = ("sensitivity", "specificity", "accuracy", "balanced_accuracy")
+
+    def cells(measured: Mapping[str, Any]) -> list[str]:
+        return [number("" if measured[name] is None else f"{measured[name]:.3f}") for name in names]
+
+    points = facts["points"]
+    rows = [row("most probable class", [number(""), *cells(facts["most_probable"])])]
+    sources = []
+    for name, one in points.items():
+        shifts = ", ".join(f"{label} {shift:+.1f}" for label, shift in one["shift"].items())
+        wanted = "" if "wanted" not in one else f"; {one['wanted']:.2f} wanted"
+        missed = "" if one.get("reached", True) else ", not reached"
+        rows.append(row(name, [number(escape(shifts + wanted + missed)), *cells(one)]))
+        for source, measured in one["sources"].items():
+            sources.append(row(f"{name}, {source}", [number(f"{measured['scans']:d}"), *cells(measured)]))
+    about = (
+        f"<p>Operating points, on {facts['scans']:d} scans of {facts['groups']:d} groups; sensitivity and specificity "
+        f"of {escape(facts['last_class'])}:</p>"
+    )
+    by_source = table("", map(head, ("scans", *names)), sources)
+    return (
+        f"{about}{table('', map(head, ('shift of log-probabilities', *names)), rows)}"
+        f"<details><summary>By source</summary>{by_source}</details>"
+    )
+
+
 def _review(facts: Mapping[str, Any]) -> str:
     return (
         f"<p>{facts['flagged']:.0%} of {facts['scans']:d} scans are for review; they include "
@@ -70,4 +98,4 @@ def _rejection(facts: Mapping[str, Any]) -> str:
     return text
 
 
-_PARTS = {"labels": _labels, "review": _review, "refusal": _rejection}
+_PARTS = {"labels": _labels, "operating_points": _operating_points, "review": _review, "refusal": _rejection}

@@ -9,6 +9,7 @@ from mcis.evaluation.evaluator import Evaluator, PredictedScan, check_unseen, lo
 from mcis.evaluation.metrics import report
 from mcis.inference.rows import Rows, scan_facts
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts, surface_distances
+from mcis.ops.points import BALANCED
 
 
 def score(evaluator: Evaluator, records: Records) -> Rows:
@@ -34,6 +35,7 @@ def evaluate(
     sources: Sequence[str] = (),
     data_dir: str | os.PathLike | None = None,
     crf: bool = True,
+    operating_point: str = BALANCED,
 ) -> dict[str, Any]:
     """Score weights on a split of some sources: the report, as `metrics.report`.
 
@@ -43,12 +45,14 @@ def evaluate(
       sources: prepared data sets; by default those of the training.
       data_dir: where these are.
       crf: whether masks are refined by the CRF that is kept with the weights.
+      operating_point: at which a bundle's cascade decides labels.
 
     Raises:
-      CheckpointError, MissingData, ValueError: there are no such weights, data or split; a bundle without a router.
+      CheckpointError, MissingData, ValueError: there are no such weights, data or split; a bundle without a router; and
+        as `load_evaluator`.
       LeakError: `split` is test and a network has used some of it.
     """
-    evaluator = load_evaluator(run, crf)
+    evaluator = load_evaluator(run, crf, operating_point=operating_point)
     records = read_records(sources or sources_of(evaluator, data_dir), (split,), data_dir, organ_of(evaluator))
     if split == "test":
         check_unseen(evaluator, records)

@@ -45,7 +45,8 @@ OUTPUTS = {
     "novelty": "OOD score: distance from the router's training scans as a multiple of the threshold; above 1 the scan "
     "is unsupported; NaN without this check",
     "needed": "smallest organ_prob of a supported scan; NaN if the organ was fixed at export",
-    "label": "index into the organ's classes; -1: unsupported, or no classifier of this organ",
+    "label": "index into the organ's classes, as operating_point decides it: not always the most probable class; -1: "
+    "unsupported, or no classifier of this organ",
     "label_probs": "calibrated probability of each of the organ's classes, in their order; 0 beyond them",
     "segmented": "whether a segmenter processed the scan; if not, the mask is 0 without meaning",
     "mask": "probability that a pixel of the model input is lesion; apply thresholds.mask on the scan's own grid",
@@ -69,11 +70,16 @@ PREPROCESSING = {
 
 
 def cascade_function(bundle: Mapping[str, "Weights"], options: "InferenceOptions") -> Function:
-    """The cascade of a bundle, with its weights as constants; returns the fields of `cascade.Prediction` by name."""
+    """The cascade of a bundle, with its weights as constants; returns the fields of `cascade.Prediction` by name.
+
+    ValueError where the bundle lacks a network or the operating point that the options ask for.
+    """
     from mcis.inference import cascade
 
-    predict = cascade.make_cascade({name: one.task for name, one in bundle.items()}, options)
+    tasks = {name: one.task for name, one in bundle.items()}
+    predict = cascade.make_cascade(tasks, options)
     variables = {name: one.variables for name, one in bundle.items()}
+    cascade.operating_point(options, variables, cascade.label_experts(tasks))  # else the error comes while tracing
     return lambda image: dict(vars(predict(variables, image)))
 
 
@@ -170,7 +176,7 @@ def metadata_of(
       licence: text of the weights' licence.
     """
     from mcis.checkpoints.checkpoint import versions
-    from mcis.inference.cascade import THRESHOLD
+    from mcis.inference.cascade import THRESHOLD, label_experts, operating_point
     from mcis.ops.metrics import MASK_THRESHOLD
 
     routed = options.task is None and options.organ is None
@@ -183,7 +189,15 @@ def metadata_of(
     if options.task is None:
         fits = {name: weights.variables.get("calibration", {}) for name, weights in bundle.items()}
         thresholds["review"] = {name: float(fit["review"]) for name, fit in fits.items() if "review" in fit}
-        what: dict[str, Any] = {"what": "cascade"}
+        variables = {name: one.variables for name, one in bundle.items()}
+        point = operating_point(options, variables, label_experts({name: one.task for name, one in bundle.items()}))
+        what: dict[str, Any] = {"what": "cascade", "operating_point": point}
+        if point is not None:
+            thresholds["shift"] = {
+                name: dict(zip(bundle[name].task.classes, map(float, fit["points"][point]), strict=True))
+                for name, fit in fits.items()
+                if "points" in fit
+            }
     else:
         task = bundle[options.task].task
         what = {"what": task.name, "organ": task.organ, "classes": list(task.classes)}

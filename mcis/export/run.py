@@ -250,6 +250,8 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
         options.masks = options.masks.expanduser()
         options.masks.mkdir(parents=True, exist_ok=True)
     print(metadata["notice"], file=sys.stderr)
+    if metadata.get("operating_point"):  # fixed at export
+        print(f"labels are decided at the operating point {metadata['operating_point']}", file=sys.stderr)
     try:
         model, status = load_model(folder, metadata), 0
     except (ImportError, OSError, ValueError) as error:

@@ -17,8 +17,10 @@ import numpy as np
 from mcis.inference.dispatch import dispatch
 from mcis.inference.options import InferenceOptions
 from mcis.inference.rows import UNSUPPORTED_INDEX
+from mcis.ops.calibration import decide
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.ops.ood import distance
+from mcis.ops.points import BALANCED
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN
 from mcis.tasks.apply import make_expert
 from mcis.tasks.config import Task
@@ -49,7 +51,8 @@ class Prediction:
       novelty: float32 (B,), the OOD score: the distance from the router's training scans in units of the limit. Above 1
         the scan is unsupported. NaN where it was not computed.
       needed: float32 (B,), smallest `organ_prob` that is accepted; NaN where the organ was given.
-      label: int32 (B,), index into the organ's classes; -1 where unsupported or without a classifier.
+      label: int32 (B,), index into the organ's classes, as the operating point decides it: not always the most probable
+        one; -1 where unsupported or without a classifier.
       label_probs: float32 (B, CLASSES), zero beyond the organ's classes and where there is no label.
       segmented: bool (B,), whether a segmenter was run on the scan.
       mask: float32 (B, S, S, 1), lesion probability on the model input; 0 where not segmented.
@@ -116,10 +119,11 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
 
     Args:
       experts: the networks' tasks.
-      options: of which `organ`, `threshold` and `novelty` are used.
+      options: of which `organ`, `threshold`, `novelty` and `operating_point` are used.
 
     Raises:
-      ValueError: there is no router and no organ is given, or there is nothing but a router.
+      ValueError: there is no router and no organ is given, or there is nothing but a router. The function itself raises
+        it where the variables lack the operating point (`operating_point`).
     """
     if options.organ is None and "route" not in experts:
         raise ValueError("these weights have no router; name the organ: --organ=" + "|".join(ORGAN_NAMES))
@@ -162,13 +166,16 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
         organ, choice, organ_prob, novelty, needed = route(variables, image)
         probs, mask = run_experts(variables, image, _slot(organ, classifiers), classifiers)
         classified = probs.sum(-1) > 0
-        label = jnp.where(classified, probs.argmax(-1), UNKNOWN).astype(jnp.int32)
+        shifts = label_shifts(options, variables, classifiers)
+        decided = decide(probs, None if shifts is None else shifts[organ])
+        label = jnp.where(classified, decided, UNKNOWN).astype(jnp.int32)
         lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED_INDEX - 1), jnp.maximum(label, 0)]
         segmented = (_slot(organ, segmenters) < len(segmenters)) & (lesion | ~classified)
         slot = jnp.where(segmented, _slot(organ, separate), len(separate))
         _, separate_mask = run_experts(variables, image, slot, separate)
         mask = jnp.where(jnp.expand_dims(segmented, (1, 2, 3)), mask, 0.0) + separate_mask
-        confidence = jnp.where(classified, probs.max(-1), 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
+        label_prob = jnp.take_along_axis(probs, decided[:, None], 1)[:, 0]
+        confidence = jnp.where(classified, label_prob, 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
         confidence = jnp.where(organ < UNSUPPORTED_INDEX, confidence, jnp.nan)
         limit = review_limits(variables, classifiers)[organ]
         return Prediction(
@@ -215,6 +222,52 @@ def expected_dice(mask: jax.Array) -> jax.Array:
     cut = (mask > MASK_THRESHOLD).astype(jnp.float32)
     axes = (1, 2, 3)
     return (2.0 * (mask * cut).sum(axes) + 1.0) / (mask.sum(axes) + cut.sum(axes) + 1.0)
+
+
+def operating_point(
+    options: InferenceOptions, variables: Mapping[str, Any], classifiers: Mapping[int, str]
+) -> str | None:
+    """The operating point at which the cascade decides; None where it gives the most probable class.
+
+    Weights that were never calibrated have no points. Asked for the default they give the most probable class, as they
+    did before there were points. Any other point is an error and not a note: labels that were not decided as asked look
+    like those that were, and a note is lost among many scans.
+
+    Args:
+      options: of which `organ` and `operating_point` are used.
+      variables: by task name.
+      classifiers: of `label_experts`.
+
+    Raises:
+      ValueError: another point than the default is asked for, and the network of an organ's label has none, or there is
+        no such network.
+    """
+    used = {k: name for k, name in classifiers.items() if options.organ in (None, ORGAN_NAMES[k])}
+    lacking = [ORGAN_NAMES[k] for k, name in used.items() if "points" not in variables[name].get("calibration", {})]
+    if options.operating_point != BALANCED and (lacking or not used):
+        what = f"no operating points for {', '.join(lacking)}" if used else "no network that gives a label"
+        raise ValueError(
+            f"--operating_point={options.operating_point}: these weights have {what}. Leave the option out, or fit "
+            "points with `mcis calibrate`"
+        )
+    return options.operating_point if len(lacking) < len(used) else None
+
+
+def label_shifts(
+    options: InferenceOptions, variables: Mapping[str, Any], classifiers: Mapping[int, str]
+) -> jax.Array | None:
+    """The shift of `decide` for each organ and class, float32 (UNSUPPORTED_INDEX + 1, CLASSES), 0 beyond its classes.
+
+    None where there is none to apply; arguments and errors of `operating_point`.
+    """
+    if (point := operating_point(options, variables, classifiers)) is None:
+        return None
+    shifts = [jnp.zeros(CLASSES, jnp.float32)] * (UNSUPPORTED_INDEX + 1)
+    for index, name in classifiers.items():
+        if "points" in (fitted := variables[name].get("calibration", {})):
+            shift = jnp.asarray(fitted["points"][point], jnp.float32)
+            shifts[index] = jnp.pad(shift, (0, CLASSES - len(shift)))
+    return jnp.stack(shifts)
 
 
 def review_limits(variables: dict[str, Any], classifiers: Mapping[int, str]) -> jax.Array:

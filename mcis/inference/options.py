@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from mcis.ops.points import BALANCED, POINTS
 from mcis.organs import organ_named
 
 SAID = tyro.conf.arg(help_behavior_hint="")
@@ -23,6 +24,9 @@ class InferenceOptions:
       novelty: reject out-of-distribution scans and thumbnails as unsupported, however high the router's probability.
       members: run only the first networks of each ensemble, this many. Fewer are faster and less accurate; by default
         all.
+      operating_point: where the cascade draws the line between classes: "balanced", "sensitive" (finds more of the last
+        class, malignant or tumor, with more false alarms) or "specific" (fewer false alarms); fitted by `mcis
+        calibrate`. Weights without operating points give the most probable class, which counts as "balanced" alone.
     """
 
     organ: Annotated[str | None, SAID] = None
@@ -30,6 +34,7 @@ class InferenceOptions:
     threshold: Annotated[float | None, SAID] = None
     novelty: bool = True
     members: Annotated[int | None, SAID] = None
+    operating_point: str = BALANCED
 
     @property
     def organ_given(self) -> bool:
@@ -53,4 +58,11 @@ class InferenceOptions:
             raise ValueError(f"--threshold={self.threshold}: must be a probability in [0, 1]")
         if self.members is not None and self.members < 1:
             raise ValueError(f"--members={self.members}: must be 1 or more")
+        if self.operating_point not in POINTS:
+            raise ValueError(f"--operating_point={self.operating_point}: must be one of {', '.join(POINTS)}")
+        if self.task is not None and self.operating_point != BALANCED:
+            raise ValueError(
+                f"--operating_point={self.operating_point} is a setting of the whole cascade; --task={self.task} runs "
+                "one network, which gives its most probable class"
+            )
         return self

@@ -106,6 +106,8 @@ class Predictor:
       weights_record: where the weights are from, and facts from each task's manifest, as JSON values.
       lacking: what these weights cannot predict, as "brain label".
       tasks: by name, of the networks that are run.
+      operating_point: at which the cascade decides labels; None where labels are the most probable classes, because one
+        network is run alone or the weights have no points.
     """
 
     options: InferenceOptions
@@ -114,6 +116,7 @@ class Predictor:
     weights_record: dict[str, Any]
     lacking: tuple[str, ...]
     tasks: "Mapping[str, Task]"
+    operating_point: str | None = None
 
     @functools.cached_property
     def _on_device(self) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def load(weights: str | os.PathLike | None = None, **options: Any) -> Predictor:
 
     Args:
       weights: folder of a bundle; by default the bundled weights.
-      options: the fields of `InferenceOptions`: organ, task, threshold, novelty, members.
+      options: the fields of `InferenceOptions`: organ, task, threshold, novelty, members, operating_point.
 
     Raises:
       ValueError: there are no such weights, or the options exclude each other or ask for a network that is missing.
@@ -265,7 +268,7 @@ def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, f
       folder: where the weights are from, for the record.
 
     Raises:
-      ValueError: the bundle lacks a network that the options ask for.
+      ValueError: the bundle lacks a network or the operating point that the options ask for.
     """
     import jax
 
@@ -275,6 +278,7 @@ def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, f
 
     experts = {name: one.task for name, one in bundle.items()}
     lacking: list[str] = []
+    point = None
     if options.task:
         task_named(options.task)
         if options.task not in experts:
@@ -285,6 +289,8 @@ def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, f
         heads = {"label": cascade.label_experts(experts), "mask": cascade.mask_experts(experts)}
         organs = [k for k, name in enumerate(ORGAN_NAMES) if options.organ in (None, name)]
         lacking = [f"{ORGAN_NAMES[k]} {head}" for head, there in heads.items() for k in organs if k not in there]
+        variables = {name: one.variables for name, one in bundle.items()}
+        point = cascade.operating_point(options, variables, heads["label"])
     used = first_networks(used, options.members)
     facts = ("epoch", "validation", "versions", "files")
     record = {
@@ -293,7 +299,7 @@ def make_predictor(bundle: "Mapping[str, Weights]", options: InferenceOptions, f
     }
     variables = {name: one.variables for name, one in used.items()}
     tasks = {name: one.task for name, one in used.items()}
-    return Predictor(options, variables, jax.jit(function), record, tuple(lacking), tasks)
+    return Predictor(options, variables, jax.jit(function), record, tuple(lacking), tasks, point)
 
 
 def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Rejection | None = None) -> Result:
@@ -328,6 +334,8 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         found |= {"label": organ.classes[label], "label_probs": probs}
+        if (likeliest := max(probs, key=lambda name: probs[name])) != organ.classes[label]:
+            notes.append(_decided_note(probs, organ.classes[label], likeliest))
     if not math.isnan(confidence := float(row["confidence"])):
         found |= {"confidence": confidence, "review": None if row["review"] == UNKNOWN else bool(row["review"])}
     mask = None
@@ -337,6 +345,12 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
             notes.append(f"predicted {organ.classes[label]}, but the mask is empty")
     finding = Finding(loaded.path, loaded.frame, **found, notes=notes or None)
     return Result(finding if mask is None else measured(finding, mask), loaded.image, mask)
+
+
+def _decided_note(probs: Mapping[str, float], label: str, likeliest: str) -> str:
+    """That a label is not the most probable class, which the operating point may decide."""
+    ours, most = _apart("{:.{}f} %", 100 * probs[label], 100 * probs[likeliest], 0)
+    return f"{label} ({ours}) by the operating point of this run, although {likeliest} is more probable ({most})"
 
 
 def _router_reason(row: Mapping[str, np.ndarray]) -> str:

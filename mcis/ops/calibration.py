@@ -1,4 +1,4 @@
-"""Calibration of label probabilities: reliability diagrams with consistency bars, and temperature scaling."""
+"""Calibration of label probabilities: reliability diagrams with consistency bars, temperature scaling, decisions."""
 
 import dataclasses
 
@@ -70,10 +70,34 @@ def calibrated(probs: jax.Array, calibration: dict) -> jax.Array:
     """Calibrated probabilities (B, K): softmax(slope log p), float32 (B, K).
 
     Temperature scaling (Guo et al. 2017), of one network or of the mean of an ensemble. It keeps the order of the
-    classes, so predictions stay the same. A bias per class would change them, and would learn how rare a class is in
-    the scans at hand. `calibration` is {"slope": ()} of `fit_calibration`; other keys are ignored.
+    classes, so the most probable class stays the same. A bias per class would change it, and would learn how rare a
+    class is in the scans at hand; where the line between classes is drawn is left to `decide`. `calibration` is
+    {"slope": ()} of `fit_calibration`; other keys are ignored.
     """
     return jax.nn.softmax(calibration["slope"] * jnp.log(jnp.maximum(probs.astype(jnp.float32), FLOOR)))
+
+
+def decide(probs: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+    """The label of each scan, argmax(log p + shift): int32 (B,), the first of equal classes.
+
+    Computed as argmax(p exp(shift)), which is the same but exact where all shifts are equal: logarithms of close
+    probabilities can be equal.
+
+    Args:
+      probs: float (B, K), calibrated probabilities. A class of probability 0 is never chosen beside another.
+      shift: float (K,) or (B, K), finite, added to the logarithms; only differences between classes matter. None for
+        the most probable class.
+
+    The third class is chosen with a shift above log(0.63 / 0.27) = 0.85:
+
+    >>> probs = jnp.array([[0.1, 0.63, 0.27]])
+    >>> [int(decide(probs, jnp.array([0.0, 0.0, shift]))[0]) for shift in (0.0, 0.7, 1.0)]
+    [1, 1, 2]
+    """
+    if shift is not None:
+        weight = jnp.exp(shift - shift.max(-1, keepdims=True))  # at most 1, so nothing overflows
+        probs = probs * jnp.broadcast_to(weight, probs.shape)
+    return probs.argmax(-1).astype(jnp.int32)
 
 
 def fit_calibration(probs: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:

@@ -191,10 +191,11 @@ def kind_of(finding: Finding) -> str | None:
     return re.split(r"[:(]", finding.reason, maxsplit=1)[0].strip()
 
 
-def summary(out: str | os.PathLike, counts: Mapping[str, Any]) -> str:
+def summary(out: str | os.PathLike, counts: Mapping[str, Any], operating_point: str | None = None) -> str:
     """`ReportWriter.counts` in one line of text, without what did not occur, and a line that names the report's files.
 
-    Labels stand with their organ, and the reasons of unsupported scans with their number.
+    Labels stand with their organ, and the reasons of unsupported scans with their number. The operating point is named
+    where labels were decided at one.
     """
     parts = [_organ_part(name, number, counts) for name, number in counts["organs"].items() if number]
     parts += [f"{counts['errors']} not read"] if counts["errors"] else []
@@ -202,7 +203,8 @@ def summary(out: str | os.PathLike, counts: Mapping[str, Any]) -> str:
     found = f"{scans}: {', '.join(parts)}" if parts else scans
     page, lines = (os.path.join(out, name) for name in ("index.html", "findings.jsonl"))
     see = " See `reason` in findings.jsonl." if counts["organs"].get(UNSUPPORTED) else ""
-    return f"{found}.{see} {mcis.NOTICE}\n{page} shows the findings; {lines} has one scan per line"
+    point = "" if operating_point is None else f" Labels at the operating point {operating_point}."
+    return f"{found}.{point}{see} {mcis.NOTICE}\n{page} shows the findings; {lines} has one scan per line"
 
 
 def _organ_part(name: str, number: int, counts: Mapping[str, Any]) -> str:

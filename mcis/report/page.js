@@ -327,7 +327,8 @@ function setUp() {
   const status = { complete: "", running: "still running, or killed, when this page was written; reload to update it",
     stopped: `stopped before the end: ${run.error}` }[run.status];
   const facts = [count(TOTAL, "scan"), count(run.counts.lesions, "outlined lesion"), count(run.counts.errors, "error"),
-    run.started.replace("T", " ").replace("+00:00", " UTC"), `mcis ${run.versions.mcis}`];
+    run.operating_point ? `operating point ${run.operating_point}` : null,
+    run.started.replace("T", " ").replace("+00:00", " UTC"), `mcis ${run.versions.mcis}`].filter(Boolean);
   $("about").replaceChildren(facts.join(" \u00b7 "));
   if (status) $("about").append(el("div", { className: "stopped" }, status));
   $("run").textContent = JSON.stringify(run, null, 2);

@@ -75,6 +75,7 @@ def merge(out: str | os.PathLike, overwrite: bool = False) -> dict[str, Any]:
         versions=first["versions"],
         weights=first["weights"],
         passed_over=first.get("passed_over"),
+        operating_point=first.get("operating_point"),
         overwrite=overwrite,
     ) as report:
         for path in shards.values():

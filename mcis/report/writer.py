@@ -77,6 +77,7 @@ class ReportWriter:
       versions: further versions for run.json, by name (mcis, Python, NumPy and OpenCV are included).
       weights: description of the weights for run.json.
       passed_over: {"files": number, "kinds": {kind: number}} of files that hold no scan, for run.json.
+      operating_point: at which labels were decided, for run.json and the page; None for the most probable class.
       overwrite: remove the files of the existing report, and no others.
       resume: append to the existing report, after its last complete line.
 
@@ -97,6 +98,7 @@ class ReportWriter:
         versions: Mapping[str, str] | None = None,
         weights: Any = None,
         passed_over: Mapping[str, Any] | None = None,
+        operating_point: str | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ):
@@ -131,6 +133,7 @@ class ReportWriter:
             "versions": {**own, "opencv": cv2.__version__, **(versions or {})},
             "weights": weights,
             "options": dict(options),
+            "operating_point": operating_point,
             "passed_over": dict(passed_over or {"files": 0, "kinds": {}}),
         }
         self._page = Page(self.out)

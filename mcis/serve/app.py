@@ -164,6 +164,7 @@ async def about(request: Request) -> Response:
             "weights": plain(predictor.weights_record),
             "lacking": predictor.lacking,
             "asked": dataclasses.asdict(predictor.options),
+            "operating_point": predictor.operating_point,
             "organs": {organ.name: {"scan": organ.scan, "classes": organ.classes} for organ in organs.ORGANS},
             "limits": dataclasses.asdict(request.app.state.limits),
         }
@@ -195,7 +196,16 @@ async def findings(
     if format == "csv":
         return Response(_csv(values), media_type=FORMATS[format])
     over = {"files": sum(passed.values()), "kinds": dict(passed), "text": search.describe(passed)}
-    return _json({"notice": mcis.NOTICE, "findings": values, "volumes": _volumes(values), "passed_over": over})
+    point = request.app.state.predictor.operating_point
+    return _json(
+        {
+            "notice": mcis.NOTICE,
+            "operating_point": point,
+            "findings": values,
+            "volumes": _volumes(values),
+            "passed_over": over,
+        }
+    )
 
 
 @router.post("/v1/volumes")

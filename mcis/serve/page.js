@@ -24,7 +24,7 @@ function blobOf(base64) {
 }
 
 // Items: one per waiting file, then one per image, frame or slice of the file.
-let items = [], current = null, limits = null, controller = null, running = 0;
+let items = [], current = null, limits = null, point = null, controller = null, running = 0;
 const waiting = [];
 function add(files) {
   for (const file of files) {
@@ -283,7 +283,7 @@ async function saveSegmentation(item, button) {
 }
 const findings = () => items.filter(item => item.row).map(item => item.row);
 function saveJson() {
-  const values = { notice: $("notice").textContent, findings: findings() };
+  const values = { notice: $("notice").textContent, operating_point: point, findings: findings() };
   download("findings.json", JSON.stringify(values, null, 2), "application/json");
 }
 function saveTable() {
@@ -371,7 +371,8 @@ async function start() {
     limits = about.limits;
     if (token) sessionStorage.setItem("token", token);
     const organs = Object.values(about.organs).map(organ => `${organ.scan}: ${organ.classes.join(", ")}`);
-    $("about").textContent = organs.join(" \u00b7 ");
+    point = about.operating_point;
+    $("about").textContent = [...organs, point ? `operating point ${point}` : null].filter(Boolean).join(" \u00b7 ");
   } catch (error) { $("state").textContent = error.message; }
 }
 start();

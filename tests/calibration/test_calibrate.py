@@ -53,12 +53,19 @@ def test_a_calibrated_bundle_predicts_with_its_limits(fold_runs, weights, phanto
     )
     assert done == 0
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert json.loads(capsys.readouterr().out) == facts
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == facts
     after = bundle.load_bundle(weights)
     assert after["segment_breast"].manifest["calibration"] == facts["segment_breast"]
     labels, review = (facts["segment_breast"][name] for name in ("labels", "review"))
     assert labels["after"]["nll"] <= labels["before"]["nll"] + 1e-6
     assert review["flagged"] == pytest.approx(0.2, abs=0.06)
+    operating = facts["segment_breast"]["operating_points"]
+    points = after["segment_breast"].variables["calibration"]["points"]
+    for point, one in operating["points"].items():
+        np.testing.assert_allclose(points[point], list(one["shift"].values()), atol=1e-6)
+        assert one.get("reached", True) or f"segment_breast, operating point {point}: the " in printed.err
+    assert operating["points"]["balanced"]["mean_over_sources"] >= operating["most_probable"]["mean_over_sources"]
     refusal = facts["route"]["refusal"]
     assert refusal["refused"]["known"]["value"] <= 2 / refusal["scans"]["known"] + 0.01
     assert calibrate_command.main([str(weights), *every, f"--data_dir={phantom_dir}"]) == 0  # once more changes nothing
@@ -117,6 +124,9 @@ def test_the_review_limit_and_its_errors_by_hand():
     assert 0.4 < limit < 0.5
     assert facts["errors_flagged"] == 0.5 and facts["error_rate_flagged"] == 1.0
     assert facts["error_rate_others"] == pytest.approx(1 / 3)
+    # a shift makes b benign, with confidence 0.4 x 0.9; d is wrong only by its mask
+    limit, facts = calibrate.fit_review(1, labels, masks, np.float32([-0.3, 0, 0]))
+    assert facts["scans"] == 4 and facts["errors"] == 1 and 0.36 < limit < 0.4
     with pytest.raises(ValueError, match="2 of the 5 breast scans have a predicted label but no predicted mask"):
         calibrate.fit_review(1, labels, masks.take(np.arange(3)))
 

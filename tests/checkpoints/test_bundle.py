@@ -253,6 +253,25 @@ def test_weights_of_another_width_are_an_error_that_names_an_array(runs, tmp_pat
         ("segment_breast", "calibration", {"review": 1.0}, r"calibration/slope is missing, the network has \(\)"),
         ("segment_breast", "calibration", {"slope": np.ones(2)}, r"calibration/slope is \(2,\)"),
         ("segment_breast", "reach", 1.0, "reach is .*, the network has none"),
+        (
+            "segment_breast",
+            "calibration",
+            {"slope": 1.0, "points": {"balanced": np.ones(3), "sensitive": np.ones(2), "specific": np.ones(3)}},
+            r"calibration/points/sensitive is \(2,\), the network has \(3,\)",
+        ),
+        (
+            "segment_breast",
+            "calibration",
+            {"slope": 1.0, "points": {"balanced": np.ones(3), "specific": np.ones(3)}},
+            r"calibration/points/sensitive is missing",
+        ),
+        ("segment_breast", "calibration", {"slope": 1.0, "points": np.ones(3)}, r"calibration/points is \(3,\)"),
+        (
+            "route",
+            "calibration",
+            {"slope": 1.0, "points": {"balanced": np.ones(3)}},
+            "points/balanced is .3,., the .* none",
+        ),
         ("route", "novelty", {"mean": np.ones((2, 3)), "limit": 1.0}, "novelty/mean is .2, 3."),
         ("route", "threshold", np.ones(2), "threshold is .2,., the network has .."),
     ],
@@ -263,6 +282,17 @@ def test_arrays_fitted_after_training_are_checked(fold_runs, tmp_path, task, nam
     checkpoint.save(tmp_path / "odd", variables | {name: value}, manifest)
     with pytest.raises(checkpoint.CheckpointError, match=message):
         bundle.load_weights(tmp_path / "odd")
+
+
+def test_operating_points_are_kept_as_they_were_fitted(fold_runs, tmp_path):
+    variables, manifest = checkpoint.load(fold_runs["segment_breast"][0] / "best")
+    points = {name: np.float32([0.1 * k, 0, -0.3]) for k, name in enumerate(("balanced", "sensitive", "specific"))}
+    fitted = variables | {"calibration": {"slope": np.float32(1), "review": np.float32(0.5), "points": points}}
+    checkpoint.save(tmp_path / "whole", fitted, manifest, half=True)
+    found = bundle.load_weights(tmp_path / "whole").variables["calibration"]["points"]
+    assert set(found) == set(points)
+    for name, shift in points.items():
+        np.testing.assert_array_equal(found[name], shift, strict=True)
 
 
 def test_the_command(runs, tmp_path, capsys):

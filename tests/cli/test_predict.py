@@ -104,11 +104,13 @@ def test_inference_options_are_passed_on_and_recorded(pictures, tmp_path, monkey
 
     monkeypatch.setattr(predict, "load", load)
     none = {"organ": None, "task": None, "threshold": None, "novelty": True, "members": None}
+    none |= {"operating_point": "balanced"}
     for number, (options, values) in enumerate(
         [
             (["--organ=breast", "--members=2"], {"organ": "breast", "members": 2}),
             (["--task=segment_brain", "--weights=w"], {"task": "segment_brain", "weights": "w"}),
             (["--threshold=0.25", "--no-novelty"], {"threshold": 0.25, "novelty": False}),
+            (["--operating-point=sensitive"], {"operating_point": "sensitive"}),
         ]
     ):
         out = tmp_path / str(number)
@@ -119,11 +121,36 @@ def test_inference_options_are_passed_on_and_recorded(pictures, tmp_path, monkey
         assert "inference" not in recorded
 
 
+@NO_NETWORKS
+def test_the_operating_point_is_named_once_per_run_and_kept_when_it_is_resumed(pictures, tmp_path, monkeypatch, capsys):
+    def load(weights, **options):
+        return dataclasses.replace(numpy_predictor(weights, **options), operating_point=options["operating_point"])
+
+    arguments = [str(pictures[1][0]), f"--out={tmp_path / 'out'}"]
+    assert predict.main(arguments) == 0  # by weights without points
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["operating_point"] is None
+    assert "operating point" not in capsys.readouterr().out
+    monkeypatch.setattr(predict, "load", load)
+    assert predict.main([*arguments, "--overwrite"]) == 0
+    assert "Labels at the operating point balanced. " in capsys.readouterr().out
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (
+        run["operating_point"] == "balanced"
+        and '"operating_point":"balanced"' in (tmp_path / "out" / "index.html").read_text()
+    )
+    assert predict.main([*arguments, "--resume", "--operating_point=specific"]) == 2
+    assert "operating_point: balanced -> specific" in capsys.readouterr().err
+    del run["options"]["operating_point"]  # as of a version without points
+    (tmp_path / "out" / "run.json").write_text(json.dumps(run))
+    assert predict.main([*arguments, "--resume"]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--organ=liver"], "brain, breast"),
         (["--members=0"], "--members=0"),
+        (["--operating_point=certain"], "balanced, sensitive, specific"),
         (["--task=segment_liver"], "segment_brain"),
         (["--organ=brain", "--task=route"], "exclude each other"),
         (["--threshold=7"], "[0, 1]"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mcis.evaluation import metrics
+from mcis.evaluation import gallery, metrics
 from mcis.evaluation.metrics import compare, measure, report
 from mcis.inference.rows import Rows
 from mcis.ops.metrics import dice
@@ -201,6 +201,21 @@ def test_scans_of_an_organ_without_a_classifier_do_not_count_for_accuracy():
     found = measure(None, replace(rows, said_label=np.where(brain, -1, rows.said_label)))
     assert "sensitivity_brain_tumor" not in found
     assert found["accuracy"] == 2 / 5 and found["organ"] == 6 / 8
+
+
+def test_a_cascades_confusion_and_calibration_are_of_the_decided_label():
+    """Three breasts whose operating point decides against the most probable class, twice rightly."""
+    rows = segmented().take(np.arange(3))
+    probs = np.array([[0.1, 0.6, 0.3], [0.2, 0.5, 0.3], [0.7, 0.2, 0.1]])
+    breast, truth = np.full(3, 1), np.array([2, 2, 1])
+    rows = replace(
+        rows, organ=breast, said_organ=breast, label=truth, said_label=np.array([2, 2, 0]), label_probs=probs
+    )
+    found = report(None, rows, "test", draws=5)["sources"]["busi"]["routed"]["breast"]
+    assert found["confusion"] == [[0, 0, 0], [1, 0, 0], [0, 0, 2]]
+    assert sorted(found["reliability"]["confidence"]) == pytest.approx([0.3, 0.3, 0.7])
+    assert sum(found["reliability"]["accuracy"]) == 2
+    assert gallery.choose(rows, "cascade")[gallery.WRONG] == [2]  # by the most probable class all three were wrong
 
 
 def test_a_cascades_report_is_read_back_and_compared(tmp_path):

@@ -38,6 +38,21 @@ REVIEW = {
 }
 
 
+MEASURED = {"scans": 9, "sensitivity": 0.871, "specificity": None, "accuracy": 0.8, "balanced_accuracy": 0.7}
+POINTS = {
+    "scans": 1400,
+    "groups": 900,
+    "last_class": "malignant",
+    "most_probable": MEASURED | {"sensitivity": 0.777},
+    "points": {
+        "balanced": {"shift": {"normal": -0.3, "benign": 0.0, "malignant": 0.4}}
+        | MEASURED
+        | {"sources": {"<i>": MEASURED}},
+        "sensitive": {"shift": {"malignant": 1.5}, "wanted": 0.9, "reached": False} | MEASURED | {"sources": {}},
+    },
+}
+
+
 def router_facts(kinds):
     rng = np.random.default_rng(0)
     known = np.arange(400) < 300
@@ -60,7 +75,7 @@ def test_every_part_that_was_fitted_is_there():
     refusal = router_facts(["foreign/xray", "foreign/<b>", "foreign/us_lung"])
     found = {
         "weights": {
-            "segment_breast": {"calibration": {"labels": LABELS, "review": REVIEW}},
+            "segment_breast": {"calibration": {"labels": LABELS, "operating_points": POINTS, "review": REVIEW}},
             "segment_brain": {},
             "route": {"calibration": json.loads(json.dumps({"refusal": refusal}))},
         }
@@ -68,6 +83,9 @@ def test_every_part_that_was_fitted_is_there():
     page = calibration_section(found)
     assert "segment_brain" not in page
     for text in ("1468 scans of 909 groups", "0.090", "0.020", "20% of 1468 scans", "45% of 400 errors"):
+        assert text in page, text
+    shifts = ("normal -0.3, benign +0.0, malignant +0.4", "malignant +1.5; 0.90 wanted, not reached")
+    for text in ("1400 scans of 900 groups", "0.777", "0.871", "&lt;i&gt;", *shifts):
         assert text in page, text
     far = refusal["refused"]["far"]
     assert f"{far['value']:.3f} <small>[{far['low']:.3f}, {far['high']:.3f}]" in page
@@ -79,6 +97,8 @@ def test_every_part_that_was_fitted_is_there():
 
 
 def test_facts_that_cannot_be_read_are_not_shown():
+    page = calibration_section({"weights": {"a": {"calibration": {"operating_points": {"points": "<script>"}}}}})
+    assert "not of this version" in page and "<script>" not in page
     odd = [{"known": 5691, "known_refused": 0.009}, {"scans": {"known": "<script>"}}, None, 3]
     for facts in odd:
         page = calibration_section({"weights": {"route": {"calibration": {"refusal": facts}}}})

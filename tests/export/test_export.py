@@ -272,6 +272,23 @@ def test_metadata_describes_the_model(whole, weights):
 
 
 @pytest.mark.slow
+def test_an_export_names_the_operating_point_that_it_decides_at(weights):
+    found = {name: one for name, one in bundle.load_bundle(weights).items() if name.endswith("_breast")}
+    options = InferenceOptions(organ="breast", operating_point="specific")
+    with pytest.raises(
+        ValueError, match="--operating_point=specific: these weights have no operating points for breast"
+    ):
+        export.cascade_function(found, options)
+    assert export.metadata_of(found, InferenceOptions(organ="breast"), {}, None)["operating_point"] is None
+    points = {"balanced": np.float32([0, 0, 0]), "specific": np.float32([0.5, 0, -1])}
+    one = found["classify_breast"]
+    fitted = dataclasses.replace(one, variables=one.variables | {"calibration": {"points": points}})
+    metadata = export.metadata_of(found | {"classify_breast": fitted}, options, {}, None)
+    assert metadata["operating_point"] == metadata["asked"]["operating_point"] == "specific"
+    shift = {"normal": 0.5, "benign": 0.0, "malignant": -1.0}
+    assert metadata["thresholds"]["shift"] == {"classify_breast": shift}
+
+
 def test_the_export_of_one_organ_contains_no_other_networks(whole, weights, tmp_path):
     _, metadata = exported(tmp_path / "breast", weights, "--organ=breast")
     assert set(metadata["weights"]["tasks"]) == {"classify_breast", "segment_breast"}

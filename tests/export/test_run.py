@@ -1,5 +1,6 @@
 """run.py reads, letterboxes and unletterboxes images exactly as `mcis.imaging` does."""
 
+import json
 import pathlib
 import random
 
@@ -55,6 +56,15 @@ def test_pictures_without_content_are_the_same_as_in_mcis():
             assert run.without_content(square, geometry.inner) == (reason and reason.split(":")[0])
     empty = run.finding_of({}, False, {"organs": [], "what": "segment_brain"}, "blank")
     assert empty == {"organ": "unsupported", "reason": "blank"}
+
+
+def test_the_operating_point_of_an_export_is_named(tmp_path, capsys):
+    facts = {"what": "cascade", "notice": "Research only.", "model": {"file": "absent"}, "format": "onnx"}
+    for point in ("sensitive", None):
+        (tmp_path / "metadata.json").write_text(json.dumps(facts | {"operating_point": point}))
+        assert run.main(["a.png"], tmp_path) == 2  # there is no model here
+        said = capsys.readouterr().err
+        assert ("labels are decided at the operating point sensitive" in said) == (point is not None)
 
 
 def files(folder):

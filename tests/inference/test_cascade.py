@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mcis.inference import cascade, dispatch
 from mcis.inference.options import InferenceOptions
 from mcis.inference.rows import UNSUPPORTED_INDEX
+from mcis.ops.points import POINTS
 from mcis.organs import ORGANS, UNKNOWN
 from mcis.tasks.table import TASKS
 from tests.fixtures.linear import FEATURES, features_of, linear_expert, linear_networks, linear_variables
@@ -213,6 +214,64 @@ def test_a_given_organ_skips_the_router_and_a_joint_network_replaces_a_missing_c
     np.testing.assert_array_equal(out.segmented, lesion)
     np.testing.assert_allclose(out.mask[lesion], outputs.mask[lesion], atol=1e-5)
     assert not out.mask[~lesion].any()
+
+
+BREAST = {name: task for name, task in TASKS.items() if name.endswith("_breast")}
+SHIFTS = {"balanced": [0, 0, 0], "sensitive": [-0.6, 0, 0.8], "specific": [0.9, 0, -0.7]}
+
+
+def pointed(variables, shifts):
+    """Variables whose classifier of the breast has operating points."""
+    points = {name: np.float32(shift) for name, shift in shifts.items()}
+    one = variables["classify_breast"]
+    calibration = one["calibration"] | {"points": points}
+    return variables | {"classify_breast": one | {"calibration": calibration}}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_each_operating_point_decides_the_labels_and_with_them_the_masks(point, variables, scans):
+    out = predict(InferenceOptions(organ="breast", operating_point=point), BREAST)(pointed(variables, SHIFTS), scans)
+    outputs = expected("classify_breast", variables, scans)
+    likeliest = outputs.label.argmax(1)
+    label = (np.log(outputs.label.astype(np.float64)) + SHIFTS[point]).argmax(1)
+    assert (label == likeliest).all() == (point == "balanced"), "the shifts must matter for this test to mean something"
+    np.testing.assert_array_equal(out.label, label)
+    np.testing.assert_array_equal(out.segmented, label > 0)
+    mask = expected("segment_breast", variables, scans).mask
+    np.testing.assert_allclose(out.mask, np.where(label[:, None, None, None] > 0, mask, 0), atol=1e-5)
+    if point == "sensitive":
+        rescued = (likeliest == 0) & (label > 0)
+        assert rescued.any() and out.mask[rescued].any((1, 2, 3)).all()
+    if point == "specific":
+        assert ((likeliest > 0) & (label == 0)).any()
+    np.testing.assert_allclose(out.label_probs, outputs.label, atol=1e-6)  # probabilities stay calibrated
+    dice = np.where(label > 0, jax.device_get(jax.jit(cascade.expected_dice)(out.mask)), 1)
+    np.testing.assert_allclose(out.confidence, outputs.label[np.arange(len(label)), label] * dice, rtol=1e-4)
+    if point == "balanced":
+        before = predict(InferenceOptions(organ="breast"), BREAST)(variables, scans)  # without points
+        for name, values in vars(before).items():
+            np.testing.assert_array_equal(values, getattr(out, name), err_msg=name)
+
+
+def test_an_operating_point_that_weights_lack_is_an_error_and_the_default_is_not(variables):
+    fitted, classifiers = pointed(variables, SHIFTS), cascade.label_experts(TASKS)
+
+    def point(variables, classifiers=classifiers, **options):
+        return cascade.operating_point(InferenceOptions(**options), variables, classifiers)
+
+    assert point(variables) is None and point(variables, organ="breast") is None
+    assert point(fitted) == "balanced" and point(fitted, organ="brain") is None
+    assert point(fitted, organ="breast", operating_point="sensitive") == "sensitive"
+    with pytest.raises(
+        ValueError, match="--operating_point=specific: these weights have no operating points for brain"
+    ):
+        point(fitted, operating_point="specific")
+    with pytest.raises(ValueError, match=r"for brain, breast\. Leave the option out, or fit points with `mcis cal"):
+        point(variables, operating_point="specific")
+    with pytest.raises(ValueError, match="no network that gives a label"):
+        point(variables, {}, operating_point="sensitive")
+    shifts = jax.device_get(cascade.label_shifts(InferenceOptions(), fitted, classifiers))
+    assert shifts.shape == (UNSUPPORTED_INDEX + 1, cascade.CLASSES) and not shifts.any()
 
 
 def test_a_joint_network_is_run_once(monkeypatch, scans, variables):

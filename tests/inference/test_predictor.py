@@ -13,9 +13,11 @@ import pytest
 import mcis
 from mcis.cli import predict
 from mcis.imaging import formats, phantom
+from mcis.imaging.image_files import from_array
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.options import InferenceOptions
-from mcis.inference.predictor import _router_reason, make_predictor
+from mcis.inference.predictor import _router_reason, make_predictor, result_of
+from mcis.ops.points import POINTS
 from mcis.organs import UNKNOWN
 from tests.fixtures.dicom_files import CANARY, items, write
 from tests.fixtures.linear import linear_networks, linear_weights
@@ -140,6 +142,8 @@ def test_a_notebook_shows_the_outlined_scan_and_the_notice(segmenter):
         ({"organ": "brain", "task": "route"}, "exclude each other"),
         ({"threshold": 1.5}, "probability"),
         ({"members": 0}, "must be 1 or more"),
+        ({"operating_point": "safe"}, "--operating_point=safe: must be one of balanced, sensitive, specific"),
+        ({"operating_point": "specific", "task": "segment_brain"}, "runs one network, which gives its most probable"),
     ],
 )
 def test_options_that_are_wrong_or_exclude_each_other_are_errors(options, message):
@@ -157,6 +161,37 @@ def test_weights_without_a_network_or_a_head_are_said_to_lack_it(bundle):
         make(only, task="segment_breast")
     with pytest.raises(ValueError, match="segment_liver"):
         make(only, task="segment_liver")
+
+
+def test_the_operating_point_is_known_and_one_that_weights_lack_is_an_error(bundle):
+    assert make(bundle).operating_point is None
+    with pytest.raises(ValueError, match="no operating points for brain, breast"):
+        make(bundle, operating_point="sensitive")
+    shift = {name: np.zeros(3, np.float32) for name in POINTS}
+    breast = bundle["segment_breast"]
+    fitted = dataclasses.replace(breast, variables=breast.variables | {"calibration": {"points": shift}})
+    both = bundle | {"segment_breast": fitted}
+    assert make(both).operating_point == "balanced"
+    assert make(both, organ="breast", operating_point="specific").operating_point == "specific"
+    assert make(both, task="segment_breast").operating_point is None
+
+
+def test_a_label_that_is_not_the_most_probable_class_is_noted():
+    loaded = formats.prepare("a.png", None, lambda: from_array(PHANTOM))
+    nothing = {"organ_prob": np.nan, "novelty": np.nan, "needed": np.nan, "choice": 1, "organ": 1}
+    row = nothing | {"segmented": False, "confidence": 0.4, "review": UNKNOWN, "mask": np.zeros((256, 256, 1))}
+
+    def notes(label, *probs):
+        fields = row | {"label": label, "label_probs": np.float32(probs)}
+        return result_of(loaded, fields).finding.notes
+
+    assert notes(1, 0.1, 0.55, 0.35) is None
+    assert notes(2, 0.1, 0.55, 0.35) == [
+        "malignant (35 %) by the operating point of this run, although benign is more probable (55 %)"
+    ]
+    assert notes(2, 0, 0.501, 0.499) == [
+        "malignant (49.9 %) by the operating point of this run, although benign is more probable (50.1 %)"
+    ]
 
 
 def test_a_plausibility_rule_rejects_thumbnails_and_nothing_else(predictor, segmenter):

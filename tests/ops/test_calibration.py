@@ -1,13 +1,16 @@
-"""Reliability diagrams and temperature scaling."""
+"""Reliability diagrams, temperature scaling and decisions."""
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mcis.ops import calibration
 from mcis.ops.calibration import fit_calibration, reliability
 
 calibrated = jax.jit(calibration.calibrated)
+decide = jax.jit(calibration.decide)
 
 
 def test_bins_by_hand_in_any_order_of_scans():
@@ -88,3 +91,41 @@ def test_calibration_never_changes_the_predicted_class():
     probs = np.random.default_rng(2).dirichlet([0.5, 0.5, 0.5], 500).astype(np.float32)
     found = fit_calibration(probs, np.random.default_rng(3).integers(0, 3, 500))
     np.testing.assert_array_equal(np.asarray(calibrated(probs, found)).argmax(1), probs.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("shift", "labels"),
+    [
+        ([0, 0, 0], [1, 0, 0]),
+        ([0, 0, 1], [2, 0, 0]),  # log(0.63 / 0.27) = 0.85, log(0.5 / 0.1) = 1.61
+        ([0, 0, 0.8], [1, 0, 0]),
+        ([-0.3, 0, 0], [1, 1, 0]),  # log(0.5 / 0.4) = 0.22
+        ([-0.2, 0, 0], [1, 0, 0]),
+        ([-2, 0, 0], [1, 1, 0]),  # a class of probability 0 is never chosen
+        ([700, 700, 701], [2, 0, 0]),  # only differences count, and nothing overflows
+    ],
+)
+def test_decisions_by_hand(shift, labels):
+    probs = np.float32([[0.1, 0.63, 0.27], [0.5, 0.4, 0.1], [1, 0, 0]])
+    assert decide(probs, np.float32(shift)).tolist() == labels
+    each = np.tile(np.float32(shift), (3, 1))
+    assert decide(probs, each).tolist() == labels  # a shift for every scan
+
+
+PROBS = st.lists(st.floats(2.0**-100, 1, width=32), min_size=18, max_size=18).map(lambda p: np.float32(p).reshape(6, 3))
+SHIFT = st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3).map(np.float32)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(PROBS, SHIFT, st.integers(0, 2), st.floats(0, 3, width=32), st.floats(-3, 3, width=32))
+def test_equal_shifts_decide_for_the_most_probable_class_and_a_raised_class_loses_no_scan(
+    probs, shift, raised, by, same
+):
+    close = np.concatenate([probs, np.nextafter(probs[:, [1, 1, 1]], np.float32([0, 1, 2]))])  # in the last bit
+    np.testing.assert_array_equal(decide(close), close.argmax(1))
+    np.testing.assert_array_equal(decide(close, np.zeros(3, np.float32)), close.argmax(1))
+    np.testing.assert_array_equal(decide(close, np.full(3, same, np.float32)), close.argmax(1))
+    more = shift.copy()
+    more[raised] += np.float32(by)
+    before, after = (np.asarray(decide(probs, one)) == raised for one in (shift, more))
+    assert (after | ~before).all()

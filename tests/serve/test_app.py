@@ -69,6 +69,7 @@ def left(client):
 def test_findings_are_those_of_the_predictor_and_uploads_are_removed(client, predictor):
     answer = ask(client, ("a.png", png()), ("folder/b.png", b"none"))
     assert answer.status_code == 200 and answer.json()["notice"] == mcis.NOTICE
+    assert answer.json()["operating_point"] is None  # one network, or weights without points
     first, second = answer.json()["findings"]
     expected = json.loads(predictor.predict(PICTURE).finding.to_json())
     assert first.pop("label_probs") == pytest.approx(expected.pop("label_probs"), abs=1e-5)
@@ -276,6 +277,7 @@ def test_the_page_loads_nothing_from_other_servers(client):
         assert "http://" not in client.get(part).text and "https://" not in client.get(part).text
     assert client.get("/page.html").json()["error"] and client.get("/docs").status_code == 404
     about = client.get("/v1/about").json()
+    assert about["operating_point"] is None and about["asked"]["operating_point"] == "balanced"
     assert about["organs"]["breast"]["classes"] == ["normal", "benign", "malignant"] and about["limits"]["scans"] == 20
     assert {f"/v1/{name}" for name in ("findings", "heat", "segmentations", "volumes")} <= set(
         client.get("/openapi.json").json()["paths"]

@@ -1,0 +1,181 @@
+"""Operating points: fit the shifts of log-probabilities by which the cascade decides for a class (`ops.calibration`).
+
+Calibrated probabilities say how likely a class is among scans as they were collected. Where the line is drawn is
+another question: what is it worth to find one more malignancy? Three points answer it, each a shift per class:
+
+- `balanced`: the largest mean over sources of the balanced accuracy, the mean sensitivity over the classes that a
+  source has. Each source and each of its classes counts once. Pooled, the largest source would decide, and a class that
+  only some sources have would be told by their scanners. The hospital where the bundle is used is yet another source,
+  with its own mixture of classes: the line must not follow how rare a class is in this collection, and one that suits
+  a large source and harms three small ones must not win.
+- `sensitive`: from the balanced point on, the smallest shift of the last class with which SENSITIVITY of its pooled
+  scans are found.
+- `specific`: from the balanced point down, the largest shift of the last class with which SPECIFICITY of the pooled
+  scans of other classes do not get it.
+
+The last class of an organ is its most suspicious one (malignant, tumor). Its shift and that of the lesion-free class
+are fitted, the others stay 0; with two classes only the last, for only the difference counts. A shift of the
+lesion-free class decides how readily a lesion's mask is taken away. The sensitive point never finds less than the
+balanced one, nor does the specific one raise more false alarms: a balanced point that reaches the target is kept.
+
+Points are fitted to and measured on the same held-out scans, by one or two numbers in steps of 0.1, which is slightly
+optimistic.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcis.inference.rows import Rows
+from mcis.ops.calibration import decide
+from mcis.ops.points import BALANCED, SENSITIVE, SENSITIVITY, SPECIFIC, SPECIFICITY
+from mcis.organs import Organ
+
+STEPS = range(-15, 16)
+"""The shifts that are tried, in tenths."""
+CHUNK = 64
+"""Shifts that are decided at once: bounds memory with many scans."""
+
+Steps = tuple[int, ...]
+"""The shift of every class in tenths."""
+
+
+def fit_points(organ: Organ, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The operating points of an organ's label network, and what they reach.
+
+    Args:
+      organ: whose classes the labels are.
+      rows: predictions for held-out scans, with calibrated `probs`; scans of unknown class are left out.
+
+    Returns:
+      point -> shift per class, float32 (K,); and facts in JSON values: {"scans", "groups", "last_class",
+      "most_probable": measures of the unshifted decision, "points": {point: {"shift" by class, the measures, and for
+      `sensitive` and `specific` "wanted", the least sensitivity or specificity, and "reached", whether it was}}}.
+      Measures are those of `measures`. A target that no shift reaches gives the grid's end; one that cannot be
+      measured, because no scan has the class or all have it, the balanced point.
+
+    Raises:
+      ValueError: no scan has a known class.
+    """
+    rows = rows.take(rows.label >= 0)
+    if not len(rows):
+        raise ValueError(f"no {organ.name} scan has a known class, so no operating point can be fitted")
+    last = len(organ.classes) - 1
+    tried = grid(organ)
+    decided = dict(zip(tried, decisions(rows.probs, tried), strict=True))
+    score = {steps: _mean_over_sources(rows, decided[steps]) for steps in tried}
+    # rounded: the same score must not differ by the order of a sum; the last tie goes to the more suspicious class
+    balanced = max(tried, key=lambda steps: (round(score[steps], 9), -sum(map(abs, steps)), steps[::-1]))
+
+    def along(steps: Steps) -> bool:
+        return steps[:last] == balanced[:last]
+
+    upwards = sorted(steps for steps in tried if along(steps) and steps >= balanced)
+    downwards = sorted((steps for steps in tried if along(steps) and steps <= balanced), reverse=True)
+    positive = rows.label == last
+    chosen, targets = {BALANCED: balanced}, {}
+    for point, way, part, least in (
+        (SENSITIVE, upwards, positive, SENSITIVITY),
+        (SPECIFIC, downwards, ~positive, SPECIFICITY),
+    ):
+        enough = [s for s in way if part.any() and ((decided[s] == last) == positive)[part].mean() >= least]
+        chosen[point] = enough[0] if enough else way[-1] if part.any() else balanced
+        targets[point] = {"wanted": least, "reached": bool(enough)}
+    points = {point: shift_of(steps) for point, steps in chosen.items()}
+    unshifted = (0,) * (last + 1)
+    return points, {
+        "scans": len(rows),
+        "groups": len(np.unique(rows.group)),
+        "last_class": organ.classes[last],
+        "most_probable": measures(organ, rows, decided[unshifted]),
+        "points": {
+            point: {"shift": dict(zip(organ.classes, (step / 10 for step in steps), strict=True))}
+            | targets.get(point, {})
+            | measures(organ, rows, decided[steps])
+            for point, steps in chosen.items()
+        },
+    }
+
+
+def grid(organ: Organ) -> list[Steps]:
+    """The shifts that are tried for an organ; with three classes and more, every pair of two of them."""
+    classes = len(organ.classes)
+    free = next((k for k in range(classes - 1) if not organ.is_lesion(k)), None)
+    found = []
+    for first in STEPS if classes > 2 and free is not None else (0,):
+        for last in STEPS:
+            steps = [0] * classes
+            steps[-1] = last
+            if free is not None:
+                steps[free] = first
+            found.append(tuple(steps))
+    return found
+
+
+def shift_of(steps: Steps) -> np.ndarray:
+    """The shift as it is stored: float32 (K,)."""
+    return np.asarray(steps, np.float32) / np.float32(10)
+
+
+def decisions(probs: np.ndarray, tried: Sequence[Steps]) -> np.ndarray:
+    """The labels that each shift gives to float (N, K) probabilities, by the arithmetic of the cascade: int (S, N)."""
+    decide_all = jax.jit(jax.vmap(decide, (None, 0)))
+    shifts = np.stack([shift_of(steps) for steps in tried])
+    pad = -len(shifts) % CHUNK  # one shape is compiled once
+    parts = np.split(np.pad(shifts, ((0, pad), (0, 0))), (len(shifts) + pad) // CHUNK)
+    scans = jnp.asarray(probs, jnp.float32)
+    found = [np.asarray(decide_all(scans, part), np.int8) for part in parts]
+    return np.concatenate(found)[: len(shifts)]
+
+
+def measures(organ: Organ, rows: Rows, decided: np.ndarray) -> dict[str, Any]:
+    """How well int (N,) labels agree with the true ones: of all scans, and in "sources" of each source, JSON values.
+
+    Returns:
+      scans; classes: scans by class; sensitivity, specificity: of the organ's last class, None where it does not occur
+      or is the only one; accuracy; balanced_accuracy: mean sensitivity over the classes that occur; and of all scans
+      also mean_over_sources: the mean of the sources' balanced accuracies.
+    """
+    every = {source: rows.source == source for source in np.unique(rows.source).tolist()}
+    found = _measures(organ, rows.label, decided)
+    return found | {
+        "mean_over_sources": _mean_over_sources(rows, decided),
+        "sources": {source: _measures(organ, rows.label[here], decided[here]) for source, here in every.items()},
+    }
+
+
+def _measures(organ: Organ, label: np.ndarray, decided: np.ndarray) -> dict[str, Any]:
+    last = len(organ.classes) - 1
+    positive, right = label == last, (decided == last) == (label == last)
+    return {
+        "scans": len(label),
+        "classes": {name: int((label == k).sum()) for k, name in enumerate(organ.classes)},
+        "sensitivity": float(right[positive].mean()) if positive.any() else None,
+        "specificity": float(right[~positive].mean()) if not positive.all() else None,
+        "accuracy": float((decided == label).mean()),
+        "balanced_accuracy": _balanced(label, decided),
+    }
+
+
+def _balanced(label: np.ndarray, decided: np.ndarray) -> float:
+    return float(np.mean([(decided[label == k] == k).mean() for k in np.unique(label)]))
+
+
+def _mean_over_sources(rows: Rows, decided: np.ndarray) -> float:
+    sources = np.unique(rows.source)
+    return float(np.mean([_balanced(rows.label[here], decided[here]) for here in (rows.source == s for s in sources)]))
+
+
+def not_reached(facts: Mapping[str, Any]) -> list[str]:
+    """The targets of `fit_points`'s facts that no shift reached, one sentence each."""
+    found = []
+    for point, one in facts["points"].items():
+        if one.get("reached", True):
+            continue
+        kind = "sensitivity" if point == SENSITIVE else "specificity"
+        value = "cannot be measured" if one[kind] is None else f"is {one[kind]:.3f} at the end of the grid"
+        found.append(f"{point}: the {kind} of {facts['last_class']} {value}, not {one['wanted']:.2f}")
+    return found
