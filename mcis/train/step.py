@@ -134,7 +134,7 @@ def create_state(
 
     drawn = iter(draw(key))
     leaves = [next(drawn) if new else leaf for new, leaf in zip(is_drawn, given, strict=True)]
-    return create(structure.unflatten(leaves), run_key)
+    return create(jax.tree.unflatten(structure, leaves), run_key)
 
 
 def mask_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
