@@ -3,11 +3,12 @@
 Calibrated probabilities say how likely a class is among scans as they were collected. Where the line is drawn is
 another question: what is it worth to find one more malignancy? Three points answer it, each a shift per class:
 
-- `balanced`: the largest mean over sources of the balanced accuracy, the mean sensitivity over the classes that a
-  source has. Each source and each of its classes counts once. Pooled, the largest source would decide, and a class that
-  only some sources have would be told by their scanners. The hospital where the bundle is used is yet another source,
-  with its own mixture of classes: the line must not follow how rare a class is in this collection, and one that suits
-  a large source and harms three small ones must not win.
+- `balanced`: the largest mean over classes of their sensitivity, which is the mean over the sources that have the
+  class, weighted by the square root of their scans of it. Pooled, the largest source would decide. The hospital where
+  the bundle is used is yet another source, with its own mixture of classes: the line must not follow how rare a class
+  is in this collection, and one that suits a large source and harms three small ones must not win. Without weights, a
+  source with a single scan of a class would decide. Of the shifts within one standard error of the best (Breiman et al.
+  1984), by a bootstrap over groups, the smallest is taken: what the scans do not show is left as the network has it.
 - `sensitive`: from the balanced point on, the smallest shift of the last class with which SENSITIVITY of its pooled
   scans are found.
 - `specific`: from the balanced point down, the largest shift of the last class with which SPECIFICITY of the pooled
@@ -36,6 +37,8 @@ from mcis.organs import Organ
 
 STEPS = range(-15, 16)
 """The shifts that are tried, in tenths."""
+DRAWS = 200
+"""Bootstrap samples of the standard error."""
 CHUNK = 64
 """Shifts that are decided at once: bounds memory with many scans."""
 
@@ -67,8 +70,12 @@ def fit_points(organ: Organ, rows: Rows) -> tuple[dict[str, np.ndarray], dict[st
     tried = grid(organ)
     decided = dict(zip(tried, decisions(rows.probs, tried), strict=True))
     score = {steps: _mean_over_sources(rows, decided[steps]) for steps in tried}
-    # rounded: the same score must not differ by the order of a sum; the last tie goes to the more suspicious class
-    balanced = max(tried, key=lambda steps: (round(score[steps], 9), -sum(map(abs, steps)), steps[::-1]))
+    best = max(tried, key=lambda steps: score[steps])
+    # rounded: the same score must not differ by the order of a sum
+    enough = round(score[best] - _standard_error(rows, decided[best]), 9)
+    good = [steps for steps in tried if round(score[steps], 9) >= enough]
+    # of equally small ones the better, then the one for the more suspicious class
+    balanced = min(good, key=lambda steps: (sum(map(abs, steps)), -round(score[steps], 9), [-k for k in steps[::-1]]))
 
     def along(steps: Steps) -> bool:
         return steps[:last] == balanced[:last]
@@ -137,7 +144,7 @@ def measures(organ: Organ, rows: Rows, decided: np.ndarray) -> dict[str, Any]:
     Returns:
       scans; classes: scans by class; sensitivity, specificity: of the organ's last class, None where it does not occur
       or is the only one; accuracy; balanced_accuracy: mean sensitivity over the classes that occur; and of all scans
-      also mean_over_sources: the mean of the sources' balanced accuracies.
+      also mean_over_sources: what the balanced point maximises.
     """
     every = {source: rows.source == source for source in np.unique(rows.source).tolist()}
     found = _measures(organ, rows.label, decided)
@@ -165,8 +172,24 @@ def _balanced(label: np.ndarray, decided: np.ndarray) -> float:
 
 
 def _mean_over_sources(rows: Rows, decided: np.ndarray) -> float:
-    sources = np.unique(rows.source)
-    return float(np.mean([_balanced(rows.label[here], decided[here]) for here in (rows.source == s for s in sources)]))
+    found = []
+    for k in np.unique(rows.label):
+        right, source = decided[rows.label == k] == k, rows.source[rows.label == k]
+        _, of_source, scans = np.unique(source, return_inverse=True, return_counts=True)
+        sensitivity = np.bincount(of_source, right) / scans
+        found.append(np.average(sensitivity, weights=np.sqrt(scans)))
+    return float(np.mean(found))
+
+
+def _standard_error(rows: Rows, decided: np.ndarray) -> float:
+    """Of `_mean_over_sources`, by resampling the groups."""
+    rng, (_, of_group) = np.random.default_rng(0), np.unique(rows.group, return_inverse=True)
+    members = np.split(np.argsort(of_group, kind="stable"), np.cumsum(np.bincount(of_group))[:-1])
+    found = []
+    for _ in range(DRAWS):
+        index = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
+        found.append(_mean_over_sources(rows.take(index), decided[index]))
+    return float(np.std(found))
 
 
 def not_reached(facts: Mapping[str, Any]) -> list[str]:

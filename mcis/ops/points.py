@@ -1,7 +1,7 @@
 """Operating points: the names of the lines that the cascade may draw between the classes of an organ. No JAX."""
 
 BALANCED = "balanced"
-"""The default: the best balanced accuracy, averaged over sources."""
+"""The default: the best mean sensitivity over classes, averaged over sources."""
 SENSITIVE = "sensitive"
 """Finds SENSITIVITY of the scans of an organ's last class, which is its most suspicious one."""
 SPECIFIC = "specific"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mcis.calibration import operating_points
 from mcis.calibration.operating_points import fit_points, grid, not_reached
 from mcis.inference.rows import Rows
 from mcis.ops.points import POINTS
@@ -35,8 +36,18 @@ def two_hospitals():
     )
 
 
-def test_the_balanced_point_is_the_mean_of_the_sources_and_the_others_start_from_it():
+def test_a_gain_within_one_standard_error_shifts_nothing():
+    """The single tumor that a shift finds is absent from a third of the bootstrap samples."""
+    points, facts = fit_points(BRAIN, two_hospitals())
+    assert not points["balanced"].any()
+    assert facts["points"]["balanced"]["mean_over_sources"] == facts["most_probable"]["mean_over_sources"]
+    shifted, _ = fit_points(BRAIN, table(("x", TUMOR, (0, -0.45), 30), ("x", TUMOR, (0, 2), 30), ("x", 0, (0, -2), 60)))
+    np.testing.assert_allclose(shifted["balanced"], [0, 0.5])
+
+
+def test_the_balanced_point_is_the_mean_of_the_sources_and_the_others_start_from_it(monkeypatch):
     """Pooled, the shift 0 would win: 42 tumors hardly feel one more, 40 others feel four false alarms."""
+    monkeypatch.setattr(operating_points, "_standard_error", lambda *_: 0.0)
     points, facts = fit_points(BRAIN, two_hospitals())
     assert list(points) == list(POINTS)
     assert all(shift.dtype == np.float32 and shift.shape == (2,) for shift in points.values())
@@ -47,7 +58,8 @@ def test_the_balanced_point_is_the_mean_of_the_sources_and_the_others_start_from
     found = facts["points"]
     assert found["balanced"]["shift"] == {"no_tumor": 0.0, "tumor": 0.5}
     wanted = {"sensitivity": 1.0, "specificity": 36 / 40, "accuracy": 78 / 82, "balanced_accuracy": (1 + 0.9) / 2}
-    wanted |= {"mean_over_sources": (1 + (1 + 34 / 38) / 2) / 2}
+    small, large = np.sqrt([2, 38])
+    wanted |= {"mean_over_sources": (1 + (small + large * 34 / 38) / (small + large)) / 2}
     assert {name: found["balanced"][name] for name in wanted} == pytest.approx(wanted)
     assert found["balanced"]["sources"]["large"] == {
         "scans": 78,

@@ -65,8 +65,7 @@ def test_every_command_has_help(command, run):
 def test_an_unknown_option_fails_with_a_list_of_all_options(command, run):
     task = ["--task=route"] if command == "train" else []
     _, output, _ = run(command, *task, "--help")
-    with_networks = command in ("predict", "serve", "export")  # their four options are of a module without tyro
-    assert re.sub(r"[│\s]+", " ", output).count("(default: None)") == 4 * with_networks
+    assert "(default: None)" not in re.sub(r"[│\s]+", " ", output)
     status, _, errors = run(command, *task, "--no_such_option=1")
     assert status == 2
     options = re.findall(r"(?m)^[^\w-]{1,3}(?:-\w, )?(--[a-z][\w.-]*)", output)  # first column, not prose

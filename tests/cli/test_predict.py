@@ -187,7 +187,7 @@ def test_an_unsupported_scan_has_a_reason_and_the_most_similar_organ(pictures, t
     lines = [line for line in findings(tmp_path / "out") if line["error"] is None]
     assert lines
     for line in lines:
-        assert line["organ"] == "unsupported" and line["label"] is None and "most like " in line["reason"]
+        assert line["organ"] == "unsupported" and line["label"] is None and "most similar to " in line["reason"]
         prob = float(re.search(r"\(([0-9.]+) %, 100[.0]* % is needed\)", line["reason"])[1])
         assert prob == pytest.approx(100 * line["organ_prob"], abs=0.51) and "use --organ=" in line["reason"]
 

@@ -260,7 +260,7 @@ def test_the_public_names_of_the_package_are_imported_on_first_use():
     [
         (1.36, 0.9, 0.5, "(unlike all scans that mcis was trained on: 1.36 times the limit)"),
         (1.0004, 0.9, 0.5, "1.0004 times the limit)"),
-        (0.5, 0.5, 0.81, "most like brain MRI (50 %, 81 % is needed). If it is one, use --organ=brain"),
+        (0.5, 0.5, 0.81, "most similar to brain MRI (50 %, 81 % is needed). If it is one, use --organ=brain"),
         (0.5, 0.8099, 0.81, "(80.99 %, 81.00 % is needed)"),
     ],
 )
