@@ -68,7 +68,7 @@ def draw(predictor: Predictor, path: pathlib.Path) -> None:
         row[3].imshow(result.overlay())
         below = "no mask"
         if result.mask is not None:
-            truth = np.asarray(Image.open(EXAMPLES / "outlines" / f"{example}.png").convert("L")) > 127
+            truth = np.asarray(Image.open(EXAMPLES.with_name("outlines") / f"{example}.png").convert("L")) > 127
             counts = mask_counts(result.mask[None, ..., None] > 0, truth[None, ..., None])
             below = f"Dice {dice(**counts).item():.2f} with the published outline"
         row[3].text(0, -0.07, below, transform=row[3].transAxes, **CAPTION)

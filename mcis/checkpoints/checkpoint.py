@@ -190,6 +190,8 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = present(pathlib.Path(path))
     file = path / MANIFEST
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder; name a run or a weights folder")
     if not file.is_file():
         raise CheckpointError(f"{path} is not a weights folder or a run with weights: it has no {MANIFEST}")
     try:

@@ -30,8 +30,7 @@ OTHERS = {"breast": "busi", "brain": "lgg"}
 """Organ -> a published source with scans of all its classes in all splits."""
 
 FOLLOWS = "@"
-"""First letter of a published scan's group that is a group of another source, near-duplicates of which it holds; then
-comes that source's name and the group's, as in "@br35h/cluster-0123456789abcdef"."""
+"""Prefix of a group that follows a near-duplicate's group of another source: "@br35h/cluster-0123456789abcdef"."""
 
 
 class MissingData(ValueError):
@@ -133,7 +132,7 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
         f"    mcis build {source}{'' if phantom else ' --from <folder or zip>'}"
         f"{'' if data_dir is None else f' --data_dir={data_dir}'}\n"
         "or name the folder of the prepared data with --data_dir. `mcis build --help` lists the sources"
-        f"{'' if phantom else '; `mcis train --sources=phantom` needs no data'}",
+        f"{'' if phantom else '; `--sources=phantom` needs no data'}",
     )
 
 

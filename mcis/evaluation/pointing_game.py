@@ -24,8 +24,8 @@ def pointing_game(saliency_of: SaliencyMap, records: Sequence[Record], rows: Row
 
     Returns:
       {"scans", "groups", "in_lesion", "low", "high", "by_chance"}: the share of maxima in the lesion with its 95 %
-      interval by group, None where all or none are; and the expected share of random points, the lesions' mean share of
-      their scans. None without such scans.
+      interval by group, None if every maximum is in its lesion, or none is; and the expected share of random points,
+      the lesions' mean share of their scans. None without such scans.
     """
     if rows.said_label is not None:
         organ, right = rows.organ, (rows.said_label == rows.label) & (rows.said_organ == rows.organ)

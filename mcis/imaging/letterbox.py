@@ -31,7 +31,7 @@ class Letterbox:
       inner: where that content is in the square, in pixels of the square.
       size: side S of the square, pixels.
       aspect: height over width of a pixel of the scan; pixels of the square are square.
-      flaw: why it is a part of a scan, or no scan (`whole_scans`); None where it seems to be one.
+      flaw: why it is a part of a scan, or no scan (`whole_scans`); None if it seems to be a whole scan.
     """
 
     shape: tuple[int, int]

@@ -66,7 +66,7 @@ MIN_INNER = 16
 
 
 def picture_reason(square: np.ndarray, geometry: Letterbox) -> str | None:
-    """Why a picture holds nothing to look at, or not all of it; None where it is plausible.
+    """Why a picture is empty or incomplete; None where it is plausible.
 
     Args:
       square: the model input, uint8 (S, S, 3).

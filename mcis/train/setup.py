@@ -33,7 +33,7 @@ class RunOptions:
     Attributes:
       seed: of initialisation, data order and augmentation.
       init_from: weights to start from: a state dict's file, a run's folder or a weights folder.
-      fold: the fold that the validation scans are, for the record.
+      fold: the validation fold, as "0/5"; only recorded.
       command: the command line, for the record.
       save_minutes: time between saves within an epoch; the end of an epoch is always saved.
       pmap: spread the steps by pmap, not by jit over a mesh.

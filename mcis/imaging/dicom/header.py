@@ -1,6 +1,6 @@
 """Side values of DICOM headers: pixel size and position. No JAX; pydicom comes with the extra `dicom`.
 
-They never take a scan with them: what cannot be read is missing, and a note says so.
+A damaged value never makes the scan unreadable: it is None, and a note says so. Only the elements of TAGS are read.
 """
 
 import contextlib
