@@ -64,7 +64,7 @@ def only_skip(name, level):
 @SKIPPING
 def test_cutting_any_skip_changes_the_mask_and_nothing_else(name):
     whole = outputs_of(name)
-    label_follows_mask = name in ("unet_attention", "unet_folded")
+    label_follows_mask = name in ("unet_attention", "unet_folded", "unet_efficientnet_lite0")
     for level, kernel in enumerate(SKIPS[name][0]):
         cut = compiled(name)(without(name, variables_of(name), level, 1), images())
         # far above rounding; with few features the coarsest level contributes little
