@@ -72,8 +72,8 @@ def fit_points(organ: Organ, rows: Rows) -> tuple[dict[str, np.ndarray], dict[st
     score = {steps: _mean_over_sources(rows, decided[steps]) for steps in tried}
     best = max(tried, key=lambda steps: score[steps])
     # rounded: the same score must not differ by the order of a sum
-    enough = round(score[best] - _standard_error(rows, decided[best]), 9)
-    good = [steps for steps in tried if round(score[steps], 9) >= enough]
+    least = round(score[best] - _standard_error(rows, decided[best]), 9)
+    good = [steps for steps in tried if round(score[steps], 9) >= least]
     # of equally small ones the better, then the one for the more suspicious class
     balanced = min(good, key=lambda steps: (sum(map(abs, steps)), -round(score[steps], 9), [-k for k in steps[::-1]]))
 
