@@ -216,7 +216,7 @@ def test_a_header_is_that_of_a_pair_by_its_content(tmp_path):
         ("a.hdr", b"ENVI\nsamples = 4\n", "an ENVI file, which is not read; convert it to NIfTI, DICOM or PNG"),
         ("a.png", b"GIF89a", "a GIF file with the suffix .png, which is not read; save it as PNG"),
         ("a.nrrd", b"NRRD0004\n", "a NRRD file, which is not read; convert it to NIfTI, DICOM or PNG"),
-        ("a.mgz", gzip.compress(b"x"), "a FreeSurfer file, which is not read; convert it"),
+        ("a.mgz", gzip.compress(b"x", mtime=0), "a FreeSurfer file, which is not read; convert it"),
         ("a.mp4", b"\0\0\0\x18ftypmp42", "a video, which is not read; save single frames as PNG"),
         ("a.heic", b"\0\0\0\x18ftypheic", "a HEIF file, which is not read; save it as PNG"),
         ("a.pdf", b"%PDF-1.7", "a PDF: export the scans from it"),
