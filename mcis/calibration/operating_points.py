@@ -84,13 +84,13 @@ def fit_points(organ: Organ, rows: Rows) -> tuple[dict[str, np.ndarray], dict[st
     downwards = sorted((steps for steps in tried if along(steps) and steps <= balanced), reverse=True)
     positive = rows.label == last
     chosen, targets = {BALANCED: balanced}, {}
-    for point, way, part, least in (
+    for point, way, part, wanted in (
         (SENSITIVE, upwards, positive, SENSITIVITY),
         (SPECIFIC, downwards, ~positive, SPECIFICITY),
     ):
-        enough = [s for s in way if part.any() and ((decided[s] == last) == positive)[part].mean() >= least]
+        enough = [s for s in way if part.any() and ((decided[s] == last) == positive)[part].mean() >= wanted]
         chosen[point] = enough[0] if enough else way[-1] if part.any() else balanced
-        targets[point] = {"wanted": least, "reached": bool(enough)}
+        targets[point] = {"wanted": wanted, "reached": bool(enough)}
     points = {point: shift_of(steps) for point, steps in chosen.items()}
     unshifted = (0,) * (last + 1)
     return points, {

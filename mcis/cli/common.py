@@ -17,12 +17,11 @@ from typing import Annotated, Any
 import tyro
 
 from mcis import paths
+from mcis.inference.options import SAID
 
 PATH = "a path"
 PathText = Annotated[str, PATH]
 """The type of an option that is a path, as in `PathText | None`. `parse_dataclass` replaces ~ and refuses addresses."""
-SAID = tyro.conf.arg(help_behavior_hint="")
-"""Annotation of options whose default is None: their help says in words what happens without them."""
 
 
 @dataclasses.dataclass(frozen=True)

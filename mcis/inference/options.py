@@ -9,7 +9,7 @@ from mcis.ops.points import BALANCED, POINTS
 from mcis.organs import organ_named
 
 SAID = tyro.conf.arg(help_behavior_hint="")
-"""For options whose help states the default: tyro would add "(default: None)"."""
+"""Annotation of options whose default is None: their help says in words what happens without them."""
 
 
 @dataclasses.dataclass(frozen=True)

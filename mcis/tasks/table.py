@@ -81,22 +81,9 @@ SEGMENT_BREAST = Task(
 )
 
 # The classifiers learn as the segmenters do, at one size.
-CLASSIFY_BRAIN = dataclasses.replace(
-    SEGMENT_BRAIN,
-    name="classify_brain",
-    model="efficientnet_lite0",
-    start=Pretraining(),
-    select="balanced_accuracy",
-    epochs=4,
-)
-CLASSIFY_BREAST = dataclasses.replace(
-    SEGMENT_BREAST,
-    name="classify_breast",
-    model="efficientnet_lite0",
-    start=Pretraining(),
-    select="balanced_accuracy",
-    epochs=16,
-)
+CLASSIFIER: dict[str, Any] = {"model": "efficientnet_lite0", "start": Pretraining(), "select": "balanced_accuracy"}
+CLASSIFY_BRAIN = dataclasses.replace(SEGMENT_BRAIN, name="classify_brain", epochs=4, **CLASSIFIER)
+CLASSIFY_BREAST = dataclasses.replace(SEGMENT_BREAST, name="classify_breast", epochs=16, **CLASSIFIER)
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (ROUTE, CLASSIFY_BRAIN, CLASSIFY_BREAST, SEGMENT_BRAIN, SEGMENT_BREAST)
