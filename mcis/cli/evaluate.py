@@ -3,6 +3,7 @@
 ```bash
 mcis evaluate runs/segment_breast --split=validation
 mcis evaluate runs/segment_breast_fold? --split=left_out    # each of the fold runs on its held-out scans
+mcis evaluate runs/without_*/weights --split=unseen         # each of the bundles on the sources it was trained without
 mcis evaluate mcis/weights --folder my_scans/ --out my_report/
 ```
 """
@@ -38,10 +39,12 @@ class Evaluate(Options):
     """Score the best weights of a run, per source and together, with 95 % bootstrap intervals by group.
 
     Attributes:
-      runs: a run's folder or a weights folder; a bundle, which is scored as one cascade; or several fold runs of one
-        task, each of which is scored on its held-out scans.
-      split: train, validation, test or left_out. Use test only once, at the end. left_out are the scans that fold runs
-        held out; these runs must have kept their last epoch.
+      runs: a run's folder or a weights folder; a bundle, which is scored as one cascade; or several, each of which is
+        scored on scans of its own: fold runs on those that they held out, others on the sources they were trained
+        without.
+      split: train, validation, test, left_out or unseen. Use test only once, at the end. left_out are the scans that
+        fold runs held out; these runs must have kept their last epoch. unseen are all scans of the prepared data sets
+        that the networks were trained without, but for near-duplicates of training scans.
       sources: prepared data sets to score, separated by commas; by default those the task was trained on.
       folder: folder of your own scans to score instead (images/, masks/, labels.csv, as for `mcis build folder`). They
         are prepared in a temporary folder, which is removed. By default prepared data are scored.
@@ -73,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: Evaluate) -> int:
-    from mcis.data.dataset import LEFT_OUT
-    from mcis.evaluation.evaluator import check_unseen, load_evaluator, load_folds
+    from mcis.data.dataset import UNSEEN
+    from mcis.evaluation.evaluator import check_unseen
     from mcis.evaluation.metrics import compare_reports, read_report, report
     from mcis.evaluation.scoring import score
 
@@ -84,13 +87,8 @@ def _main(options: Evaluate) -> int:
         check_extra("evaluation", "matplotlib")
     other = None if options.against is None else read_report(options.against)
     enable_compilation_cache()
-    evaluator: Evaluator
-    if options.split == LEFT_OUT:
-        evaluator = load_folds(options.runs, options.crf)
-    else:
-        evaluator = load_evaluator(options.runs[0], options.crf, operating_point=options.operating_point)
-    with _records(options, evaluator) as (records, facts):
-        if options.folder or options.split == "test":
+    with _evaluator_and_records(options) as (evaluator, records, facts):
+        if options.folder or options.split in ("test", UNSEEN):
             check_unseen(evaluator, records)
         rows = score(evaluator, records)
         found = report(evaluator.task, rows, options.split) | facts | _provenance(options.runs, evaluator, rows)
@@ -107,12 +105,16 @@ def _main(options: Evaluate) -> int:
 
 def _check(options: Evaluate) -> None:
     """ValueError where options exclude each other, or name something that does not exist."""
-    from mcis.data.dataset import LEFT_OUT, SPLITS
+    from mcis.data.dataset import LEFT_OUT, SPLITS, UNSEEN
 
+    splits = (*SPLITS, LEFT_OUT, UNSEEN)
     if not options.runs:
         raise ValueError("name a run's folder, a weights folder or a bundle to score")
-    if len(options.runs) > 1 and options.split != LEFT_OUT:
-        raise ValueError(f"several runs are scored as folds, on their held-out scans: --split={LEFT_OUT}")
+    if len(options.runs) > 1 and options.split not in (LEFT_OUT, UNSEEN):
+        raise ValueError(
+            f"several runs are scored each on scans of its own: folds on their held-out scans, --split={LEFT_OUT}; "
+            f"others on the sources they were trained without, --split={UNSEEN}"
+        )
     if options.folder is not None:
         if options.sources or options.data_dir or options.split != "test":
             raise ValueError("--folder scores all scans of that folder; remove --sources, --split and --data_dir")
@@ -125,8 +127,8 @@ def _check(options: Evaluate) -> None:
         )
     if options.heat < 0:
         raise ValueError(f"--heat={options.heat}: must be 0 or more")
-    if options.split not in (*SPLITS, LEFT_OUT):
-        raise ValueError(f"There is no split {options.split!r}. The splits are {', '.join((*SPLITS, LEFT_OUT))}")
+    if options.split not in splits:
+        raise ValueError(f"There is no split {options.split!r}. The splits are {', '.join(splits)}")
     for path in options.runs:
         if not pathlib.Path(path).is_dir():
             raise ValueError(f"{path}: no such folder; name a run's folder or a weights folder")
@@ -155,20 +157,29 @@ def _output_folder(options: Evaluate) -> pathlib.Path | None:
 
 
 @contextlib.contextmanager
-def _records(options: Evaluate, evaluator: "Evaluator") -> Iterator[tuple["Records", dict[str, Any]]]:
-    """The records to score, and what the report says of their origin."""
-    from mcis.data.dataset import SPLITS, prepared
+def _evaluator_and_records(options: Evaluate) -> Iterator[tuple["Evaluator", "Records", dict[str, Any]]]:
+    """The evaluator, the records to score, and what the report says of their origin."""
+    from mcis.data.dataset import LEFT_OUT, SPLITS, UNSEEN, prepared
     from mcis.data.records import read_records
-    from mcis.evaluation.evaluator import FoldEvaluator, organ_of, read_held_out, sources_of
+    from mcis.evaluation.evaluator import load_evaluator, organ_of, sources_of
+    from mcis.evaluation.several import load_folds, load_unseen, read_held_out
     from mcis.imaging.image_files import files_in
 
-    sources = tuple(filter(None, options.sources.split(","))) or sources_of(evaluator, options.data_dir)
-    if isinstance(evaluator, FoldEvaluator):
-        records, every = read_held_out(evaluator, sources, options.data_dir)
-        yield records, {"left_out": {"runs": len(evaluator.runs), "scans": len(records), "of": every}}
+    sources, count = tuple(filter(None, options.sources.split(","))), len(options.runs)
+    if options.split == LEFT_OUT:
+        folds = load_folds(options.runs, options.crf)
+        records, every = read_held_out(folds, sources or sources_of(folds, options.data_dir), options.data_dir)
+        yield folds, records, {"left_out": {"runs": count, "scans": len(records), "of": every}}
         return
+    if options.split == UNSEEN:
+        chosen = (options.runs, sources, options.data_dir, options.crf, options.operating_point)
+        several, records, facts = load_unseen(*chosen)
+        yield several, records, {"unseen": facts}
+        return
+    evaluator = load_evaluator(options.runs[0], options.crf, operating_point=options.operating_point)
     if options.folder is None:
-        yield read_records(sources, (options.split,), options.data_dir, organ_of(evaluator)), {}
+        sources = sources or sources_of(evaluator, options.data_dir)
+        yield evaluator, read_records(sources, (options.split,), options.data_dir, organ_of(evaluator)), {}
         return
     from mcis.cli.build import build
 
@@ -184,7 +195,8 @@ def _records(options: Evaluate, evaluator: "Evaluator") -> Iterator[tuple["Recor
             print(f"warning: {one['what']}: {one['count']} ({', '.join(one['scans'][:3])})")
         facts = {"name": pathlib.Path(options.folder).resolve().name, "rejected": audit["rejections"]}
         facts |= {"contradictions": len(audit["contradictions"]), "warnings": audit["warnings"]}
-        yield read_records(("folder",), SPLITS, place, organ_of(evaluator)), {"split": "all", "folder": facts}
+        records = read_records(("folder",), SPLITS, place, organ_of(evaluator))
+        yield evaluator, records, {"split": "all", "folder": facts}
 
 
 def _provenance(runs: Sequence[str], evaluator: "Evaluator", rows: "Rows") -> dict[str, Any]:

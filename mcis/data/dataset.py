@@ -21,6 +21,8 @@ DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = "left_out"
 """The split option's value for out-of-fold evaluation: each scan is scored by the run that held out its fold."""
+UNSEEN = "unseen"
+"""The split option's value for all scans of the sources that weights were trained without."""
 CHUNK = 1024
 """Scans submitted to the loading threads at a time."""
 PUBLISHED = ("busi", "busbra", "lgg", "br35h", "cheng", "healthy", "notumor", "uclm", "brest")

@@ -51,12 +51,14 @@ def _letterboxed(record: Record) -> tuple[LetterboxedScan, np.ndarray]:
 class Records(Sequence):
     """Records of several splits as one sequence. Each is read when it is accessed.
 
-    places: the sequence (of `dataset.records`) and the index in it of each; names: their `dataset.public_name`s.
+    places: the sequence (of `dataset.records`) and the index in it of each; names: their `dataset.public_name`s;
+    groups: their `dataset.group_name`s.
     """
 
     places: tuple[tuple[Sequence[Record], int], ...]
     fingerprints: tuple[str, ...]
     names: tuple[str | None, ...]
+    groups: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -67,11 +69,13 @@ class Records(Sequence):
 
     def take(self, index: Sequence[int]) -> "Records":
         """The records of these indices."""
-        return Records(
-            tuple(self.places[i] for i in index),
-            tuple(self.fingerprints[i] for i in index),
-            tuple(self.names[i] for i in index),
-        )
+        return Records(*(tuple(values[i] for i in index) for values in vars(self).values()))
+
+    @staticmethod
+    def join(parts: Sequence["Records"]) -> "Records":
+        """Concatenation."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return Records(*(tuple(itertools.chain.from_iterable(values)) for values in columns))
 
 
 def read_records(
@@ -84,7 +88,7 @@ def read_records(
       ValueError: there is no such split, or there are no such scans.
     """
     sources, splits = tuple(sources), tuple(splits)
-    places, fingerprints, names = [], [], []
+    places, fingerprints, names, groups = [], [], [], []
     for source, split in itertools.product(sources, splits):
         stored = dataset.records(source, split, data_dir)
         for row in range(len(stored)):
@@ -92,8 +96,10 @@ def read_records(
             if organ in (None, dataset.text(record["organ"])):
                 places.append((stored, row))
                 fingerprints.append(dataset.text(record["fingerprint"]))
-                names.append(dataset.public_name(dataset.text(record["source"]), dataset.text(record["scan_id"])))
+                stored_in = dataset.text(record["source"])
+                names.append(dataset.public_name(stored_in, dataset.text(record["scan_id"])))
+                groups.append(dataset.group_name(stored_in, dataset.text(record["group"])))
     if not places:
         kind = "scans" if organ is None else f"{organ} scans"
         raise ValueError(f"split {' or '.join(map(repr, splits))} of {', '.join(sources)} holds no {kind}")
-    return Records(tuple(places), tuple(fingerprints), tuple(names))
+    return Records(tuple(places), tuple(fingerprints), tuple(names), tuple(groups))

@@ -54,6 +54,12 @@ def scans_scored(found: Mapping[str, Any]) -> str:
     if "left_out" in found:
         held_out = found["left_out"]
         return f"held out by {held_out['runs']} runs ({held_out['scans']} scans of {held_out['of']})"
+    if "unseen" in found:
+        facts = found["unseen"]
+        near, absent = facts["near_duplicates"], ", ".join(facts["not_compared"])
+        less = f", less {near} near-duplicates of training scans" if near else ""
+        less += f"; near-duplicates of {absent}, not prepared here, may be among them" if absent else ""
+        return f"sources that the networks were trained without ({facts['scans']} scans{less})"
     return f"{found['split']} split"
 
 

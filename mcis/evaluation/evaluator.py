@@ -1,4 +1,4 @@
-"""Evaluators: a task's network, a bundle as one cascade, or fold runs that each predict their held-out scans."""
+"""Evaluators: a task's network, or a bundle as one cascade. `evaluation.several` has those of several runs."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -15,10 +15,9 @@ from mcis.checkpoints import provenance
 from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
 from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.data import dataset
-from mcis.data.records import Record, Records, letterboxed_batches, read_records
+from mcis.data.records import Record, Records, letterboxed_batches
 from mcis.imaging.letterbox import letterbox, unletterbox
 from mcis.inference.cascade import supported
-from mcis.inference.folds import held_out_scans
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import Predictor, make_predictor
 from mcis.inference.saliency import class_maps
@@ -65,7 +64,7 @@ class Evaluator(Protocol):
 
     @property
     def weights(self) -> Mapping[str, Weights]:
-        """The networks by task name, those of folds by run; on the device."""
+        """The networks by task name, those of several runs by run; on the device."""
 
     @property
     def folders(self) -> Mapping[str, pathlib.Path]:
@@ -152,43 +151,6 @@ class CascadeEvaluator:
                 yield PredictedScan(record, image, mask[..., 0], probability, columns)
 
 
-@dataclasses.dataclass(frozen=True)
-class FoldEvaluator:
-    """Runs of one task, each of which predicts the scans that it holds out.
-
-    Attributes:
-      task: of all runs.
-      runs: run's name -> its network.
-    """
-
-    task: Task
-    runs: Mapping[str, NetworkEvaluator]
-
-    @property
-    def weights(self) -> Mapping[str, Weights]:
-        """As of Evaluator, by run."""
-        return {name: run.weights[self.task.name] for name, run in self.runs.items()}
-
-    @property
-    def folders(self) -> Mapping[str, pathlib.Path]:
-        """As of Evaluator, by run."""
-        return {name: run.folders[self.task.name] for name, run in self.runs.items()}
-
-    def predicted_by(self, fingerprints: Sequence[str], complete: bool = False) -> dict[str, np.ndarray]:
-        """The scans that each run holds out; `complete` as of `held_out_scans`."""
-        return held_out_scans({name: one.manifest for name, one in self.weights.items()}, fingerprints, complete)
-
-    def predict(self, records: Records) -> Iterator[PredictedScan]:
-        """As of Evaluator."""
-        run_of: dict[int, str] = {}
-        scans: dict[str, Iterator[PredictedScan]] = {}
-        for name, index in self.predicted_by(records.fingerprints).items():
-            run_of |= dict.fromkeys(index.tolist(), name)
-            scans[name] = self.runs[name].predict(records.take(index.tolist()))
-        for row in range(len(records)):
-            yield next(scans[run_of[row]])
-
-
 def load_evaluator(
     path: str | os.PathLike,
     crf: bool = True,
@@ -244,25 +206,6 @@ def _make_function(task: Task) -> Callable[[dict[str, Any], jax.Array], tuple[Ou
     return function
 
 
-def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> FoldEvaluator:
-    """The evaluator of fold runs of one task.
-
-    Raises:
-      CheckpointError, ValueError: there are no such weights, or they are no folds (`provenance.check_folds`).
-    """
-    if bundles := [str(path) for path in runs if is_bundle(pathlib.Path(path))]:
-        raise ValueError(f"{bundles[0]} is a bundle; only runs have held-out scans")
-    functions: dict[Task, Any] = {}
-    loaded = [cast(NetworkEvaluator, load_evaluator(path, crf, functions)) for path in runs]
-    manifests = [one.weights[one.task.name].manifest for one in loaded]
-    tasks = [one.task for one in loaded]
-    provenance.check_folds(list(zip(map(str, runs), tasks, manifests, strict=True)))
-    names = [pathlib.Path(path).resolve().name for path in runs]
-    if len(set(names)) < len(names):
-        names = list(map(str, runs))
-    return FoldEvaluator(tasks[0], dict(zip(names, loaded, strict=True)))
-
-
 def is_bundle(folder: pathlib.Path) -> bool:
     """Whether a folder holds weights, or runs, in folders named after their tasks."""
     alone = is_weights_folder(weights_folder(folder))
@@ -283,23 +226,6 @@ def sources_of(evaluator: Evaluator, data_dir: str | os.PathLike | None) -> tupl
     """The sources of the networks' training scans; the OOD scans only if they are prepared."""
     every = dict.fromkeys(source for one in evaluator.weights.values() for source in one.task.sources)
     return tuple(name for name in every if name != OOD or dataset.versions_of(name, data_dir))
-
-
-def read_held_out(
-    folds: FoldEvaluator, sources: Sequence[str], data_dir: str | os.PathLike | None
-) -> tuple[Records, int]:
-    """The records of some sources that fold runs hold out, and the number of records they were selected from.
-
-    Raises:
-      MissingData, ValueError: a source, or a held-out scan of the training sources, is not prepared; no scan of the
-        sources is held out.
-    """
-    every = read_records(sources, ("train", "validation"), data_dir, folds.task.organ)
-    by_run = folds.predicted_by(every.fingerprints, complete=set(sources) == set(sources_of(folds, data_dir)))
-    records = every.take(sorted(np.concatenate(list(by_run.values())).tolist()))
-    if not len(records):
-        raise ValueError(f"the runs hold out no scan of {', '.join(sources)}")
-    return records, len(every)
 
 
 def summarise(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
@@ -329,9 +255,10 @@ def leaks(evaluator: Evaluator, fingerprints: Sequence[str]) -> dict[str, dict[s
 
 
 def check_unseen(evaluator: Evaluator, records: Records) -> None:
-    """LeakError if a network has used any of the records."""
-    for one in evaluator.weights.values():
-        provenance.check_unseen(records.fingerprints, records.names, one.manifest)
+    """LeakError if a network has used any of the records that it predicts."""
+    for name, index in evaluator.predicted_by(records.fingerprints).items():
+        chosen = records.take(index.tolist())
+        provenance.check_unseen(chosen.fingerprints, chosen.names, evaluator.weights[name].manifest)
 
 
 def saliency_map(evaluator: Evaluator) -> SaliencyMap | None:

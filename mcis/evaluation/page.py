@@ -105,10 +105,10 @@ def _metrics(found: Mapping[str, Any]) -> str:
     if not names:
         return "<p>Neither classes nor masks of these scans are known: there is nothing to score.</p>"
     about = "<p>Values with 95 % bootstrap intervals by group: a patient, or a cluster of near-duplicates.</p>"
-    if found.get("left_out", {}).get("runs", 1) > 1:
+    if (found.get("left_out") or found.get("unseen") or {}).get("runs", 1) > 1:
         about += (
-            "<p>Each scan was predicted by the run that had held it out. Probabilities of several networks, each on "
-            "its own scale, are pooled, which lowers areas under curves slightly.</p>"
+            "<p>Each scan was predicted by networks that had not seen it. Where several networks predict, their "
+            "probabilities, each on its own scale, are pooled, which lowers areas under curves slightly.</p>"
         )
     words = f"<details><summary>Definitions</summary>{fact_list({name: meaning(name) for name in names})}</details>"
     return about + _metric_table(found["sources"]) + words
