@@ -33,6 +33,11 @@ class Organ:
     modalities: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 
+    @property
+    def lesion_classes(self) -> tuple[bool, ...]:
+        """Whether each class is one with a lesion."""
+        return tuple(name in self.lesions for name in self.classes)
+
     def is_lesion(self, label: int) -> bool:
         """Whether an integer label (or UNKNOWN) is a class with a lesion."""
         return label != UNKNOWN and self.classes[label] in self.lesions

@@ -116,7 +116,9 @@ def fit_review(
     Raises:
       ValueError: masks of some of the scans are missing.
     """
-    predicted = np.asarray(decide(labels.probs, None if shift is None else jnp.asarray(shift)))
+    is_lesion = ORGANS[organ].lesion_classes
+    fitted = () if shift is None else (jnp.asarray(shift), jnp.asarray(is_lesion))
+    predicted = np.asarray(decide(jnp.asarray(labels.probs), *fitted))
     confidence, wrong = labels.probs[np.arange(len(labels)), predicted], predicted != labels.label
     if masks is not None:
         row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
@@ -127,7 +129,7 @@ def fit_review(
                 "mask: name the same folds of the classifier and of the segmenter"
             )
         masks = masks.take(np.array([row_of[name] for name in labels.fingerprint.tolist()]))
-        lesion = np.array([ORGANS[organ].is_lesion(k) for k in range(len(ORGANS[organ].classes))])[predicted]
+        lesion = np.array(is_lesion)[predicted]
         confidence = confidence * np.where(lesion, masks.expected_dice, 1.0)
         wrong |= masks.lesion & lesion & (dice(*masks.counts) < GOOD_DICE)
     known = labels.label >= 0

@@ -6,9 +6,10 @@ another question: what is it worth to find one more malignancy? Three points ans
 - `balanced`: the largest mean over classes of their sensitivity, which is the mean over the sources that have the
   class, weighted by the square root of their scans of it. Pooled, the largest source would decide. The hospital where
   the bundle is used is yet another source, with its own mixture of classes: the line must not follow how rare a class
-  is in this collection, and one that suits a large source and harms three small ones must not win. Without weights, a
-  source with a single scan of a class would decide. Of the shifts within one standard error of the best (Breiman et al.
-  1984), by a bootstrap over groups, the smallest is taken: what the scans do not show is left as the network has it.
+  is in this collection, and one that suits a large source and harms three small ones must not win. Sources with fewer
+  than FEW scans of a class are not counted for it: one normal breast moved the shift by 0.8. Of the shifts within one
+  standard error of the best (Breiman et al. 1984), by a bootstrap over groups, the smallest is taken: what the scans do
+  not show is left as the network has it.
 - `sensitive`: from the balanced point on, the smallest shift of the last class with which SENSITIVITY of its pooled
   scans are found.
 - `specific`: from the balanced point down, the largest shift of the last class with which SPECIFICITY of the pooled
@@ -16,7 +17,8 @@ another question: what is it worth to find one more malignancy? Three points ans
 
 The last class of an organ is its most suspicious one (malignant, tumor). Its shift and that of the lesion-free class
 are fitted, the others stay 0; with two classes only the last, for only the difference counts. A shift of the
-lesion-free class decides how readily a lesion's mask is taken away. The sensitive point never finds less than the
+lesion-free class decides how readily a lesion's mask is taken away. Whether there is a lesion is decided first, by all
+its classes together (`ops.calibration.decide`). The sensitive point never finds less than the
 balanced one, nor does the specific one raise more false alarms: a balanced point that reaches the target is kept.
 
 Points are fitted to and measured on the same held-out scans, by one or two numbers in steps of 0.1, which is slightly
@@ -37,6 +39,8 @@ from mcis.organs import Organ
 
 STEPS = range(-15, 16)
 """The shifts that are tried, in tenths."""
+FEW = 5
+"""Fewest scans of a class with which a source is counted for it, unless no source has so many."""
 DRAWS = 200
 """Bootstrap samples of the standard error."""
 CHUNK = 64
@@ -68,7 +72,7 @@ def fit_points(organ: Organ, rows: Rows) -> tuple[dict[str, np.ndarray], dict[st
         raise ValueError(f"no {organ.name} scan has a known class, so no operating point can be fitted")
     last = len(organ.classes) - 1
     tried = grid(organ)
-    decided = dict(zip(tried, decisions(rows.probs, tried), strict=True))
+    decided = dict(zip(tried, decisions(organ, rows.probs, tried), strict=True))
     score = {steps: _mean_over_sources(rows, decided[steps]) for steps in tried}
     best = max(tried, key=lambda steps: score[steps])
     # rounded: the same score must not differ by the order of a sum
@@ -92,12 +96,11 @@ def fit_points(organ: Organ, rows: Rows) -> tuple[dict[str, np.ndarray], dict[st
         chosen[point] = enough[0] if enough else way[-1] if part.any() else balanced
         targets[point] = {"wanted": wanted, "reached": bool(enough)}
     points = {point: shift_of(steps) for point, steps in chosen.items()}
-    unshifted = (0,) * (last + 1)
     return points, {
         "scans": len(rows),
         "groups": len(np.unique(rows.group)),
         "last_class": organ.classes[last],
-        "most_probable": measures(organ, rows, decided[unshifted]),
+        "most_probable": measures(organ, rows, rows.probs.argmax(1)),
         "points": {
             point: {"shift": dict(zip(organ.classes, (step / 10 for step in steps), strict=True))}
             | targets.get(point, {})
@@ -127,9 +130,10 @@ def shift_of(steps: Steps) -> np.ndarray:
     return np.asarray(steps, np.float32) / np.float32(10)
 
 
-def decisions(probs: np.ndarray, tried: Sequence[Steps]) -> np.ndarray:
+def decisions(organ: Organ, probs: np.ndarray, tried: Sequence[Steps]) -> np.ndarray:
     """The labels that each shift gives to float (N, K) probabilities, by the arithmetic of the cascade: int (S, N)."""
-    decide_all = jax.jit(jax.vmap(decide, (None, 0)))
+    lesion = np.array(organ.lesion_classes)
+    decide_all = jax.jit(jax.vmap(lambda scans, shift: decide(scans, shift, lesion), (None, 0)))
     shifts = np.stack([shift_of(steps) for steps in tried])
     pad = -len(shifts) % CHUNK  # one shape is compiled once
     parts = np.split(np.pad(shifts, ((0, pad), (0, 0))), (len(shifts) + pad) // CHUNK)
@@ -177,7 +181,8 @@ def _mean_over_sources(rows: Rows, decided: np.ndarray) -> float:
         right, source = decided[rows.label == k] == k, rows.source[rows.label == k]
         _, of_source, scans = np.unique(source, return_inverse=True, return_counts=True)
         sensitivity = np.bincount(of_source, right) / scans
-        found.append(np.average(sensitivity, weights=np.sqrt(scans)))
+        counted = scans >= min(FEW, scans.max())
+        found.append(np.average(sensitivity[counted], weights=np.sqrt(scans[counted])))
     return float(np.mean(found))
 
 

@@ -28,8 +28,10 @@ from mcis.tasks.config import Task
 CLASSES = max(len(organ.classes) for organ in ORGANS)
 """Width of `Prediction.label_probs`."""
 
-LESION = np.array([[k < len(organ.classes) and organ.is_lesion(k) for k in range(CLASSES)] for organ in ORGANS])
-"""Whether a class is a lesion, bool (organs, CLASSES)."""
+LESION = np.zeros((UNSUPPORTED_INDEX + 1, CLASSES), bool)
+"""Whether a class is a lesion, bool (UNSUPPORTED_INDEX + 1, CLASSES). The last row is that of unsupported scans."""
+for _index, _organ in enumerate(ORGANS):
+    LESION[_index, : len(_organ.classes)] = _organ.lesion_classes
 
 THRESHOLD = 0.9
 """Smallest router probability that is accepted where no threshold was fitted."""
@@ -167,9 +169,9 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
         probs, mask = run_experts(variables, image, _slot(organ, classifiers), classifiers)
         classified = probs.sum(-1) > 0
         shifts = label_shifts(options, variables, classifiers)
-        decided = decide(probs, None if shifts is None else shifts[organ])
+        decided = decide(probs) if shifts is None else decide(probs, shifts[organ], jnp.asarray(LESION)[organ])
         label = jnp.where(classified, decided, UNKNOWN).astype(jnp.int32)
-        lesion = jnp.asarray(LESION)[jnp.minimum(organ, UNSUPPORTED_INDEX - 1), jnp.maximum(label, 0)]
+        lesion = jnp.asarray(LESION)[organ, jnp.maximum(label, 0)]
         segmented = (_slot(organ, segmenters) < len(segmenters)) & (lesion | ~classified)
         slot = jnp.where(segmented, _slot(organ, separate), len(separate))
         _, separate_mask = run_experts(variables, image, slot, separate)

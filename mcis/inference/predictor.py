@@ -33,7 +33,7 @@ from mcis.inference.options import InferenceOptions
 from mcis.inference.plausibility import Rejection, reject_implausible, thumbnail_reason
 from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.ops.metrics import MASK_THRESHOLD
-from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, organ_named
+from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, UNSUPPORTED, Organ, organ_named
 from mcis.paths import local_path
 from mcis.report.finding import Finding, measured
 
@@ -335,7 +335,7 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         found |= {"label": organ.classes[label], "label_probs": probs}
         if (likeliest := max(probs, key=lambda name: probs[name])) != organ.classes[label]:
-            notes.append(_decided_note(probs, organ.classes[label], likeliest))
+            notes.append(_decided_note(organ, probs, organ.classes[label], likeliest))
     if not math.isnan(confidence := float(row["confidence"])):
         found |= {"confidence": confidence, "review": None if row["review"] == UNKNOWN else bool(row["review"])}
     mask = None
@@ -347,8 +347,15 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
     return Result(finding if mask is None else measured(finding, mask), loaded.image, mask)
 
 
-def _decided_note(probs: Mapping[str, float], label: str, likeliest: str) -> str:
-    """That a label is not the most probable class, which the operating point may decide."""
+def _decided_note(organ: Organ, probs: Mapping[str, float], label: str, likeliest: str) -> str:
+    """That a label is not the most probable class, because a lesion of any class is, or by the operating point."""
+    lesion, free = (
+        sum(p for name, p in probs.items() if (name in organ.lesions) == wanted) for wanted in (True, False)
+    )
+    if label in organ.lesions and likeliest not in organ.lesions and lesion > free:
+        any_lesion, none = _apart("{:.{}f} %", 100 * lesion, 100 * free, 0)
+        most = f"{likeliest} is the most probable class ({none})"
+        return f"{label}: {most}, but a lesion of any class is more probable ({any_lesion})"
     ours, most = _apart("{:.{}f} %", 100 * probs[label], 100 * probs[likeliest], 0)
     return f"{label} ({ours}) by the operating point of this run, although {likeliest} is more probable ({most})"
 

@@ -77,26 +77,37 @@ def calibrated(probs: jax.Array, calibration: dict) -> jax.Array:
     return jax.nn.softmax(calibration["slope"] * jnp.log(jnp.maximum(probs.astype(jnp.float32), FLOOR)))
 
 
-def decide(probs: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+def decide(probs: jax.Array, shift: jax.Array | None = None, lesion: np.ndarray | jax.Array | None = None) -> jax.Array:
     """The label of each scan, argmax(log p + shift): int32 (B,), the first of equal classes.
 
     Computed as argmax(p exp(shift)), which is the same but exact where all shifts are equal: logarithms of close
-    probabilities can be equal.
+    probabilities can be equal. With `lesion` two questions are answered in turn, whether there is a lesion and which:
+    a class of lesions is chosen where all of them together have more than the others.
 
     Args:
       probs: float (B, K), calibrated probabilities. A class of probability 0 is never chosen beside another.
       shift: float (K,) or (B, K), finite, added to the logarithms; only differences between classes matter. None for
         the most probable class.
+      lesion: bool (K,) or (B, K), the classes of lesions; None where each class stands for itself.
 
     The third class is chosen with a shift above log(0.63 / 0.27) = 0.85:
 
     >>> probs = jnp.array([[0.1, 0.63, 0.27]])
     >>> [int(decide(probs, jnp.array([0.0, 0.0, shift]))[0]) for shift in (0.0, 0.7, 1.0)]
     [1, 1, 2]
+
+    The first class is the most probable one, but a lesion, benign or malignant, is more probable than none:
+
+    >>> decide(jnp.array([[0.4, 0.35, 0.25]]), lesion=jnp.array([False, True, True])).tolist()
+    [1]
     """
     if shift is not None:
         weight = jnp.exp(shift - shift.max(-1, keepdims=True))  # at most 1, so nothing overflows
         probs = probs * jnp.broadcast_to(weight, probs.shape)
+    if lesion is not None:
+        lesions, others = jnp.where(lesion, probs, 0.0), jnp.where(lesion, 0.0, probs)
+        found = lesions.sum(-1, keepdims=True) > others.sum(-1, keepdims=True)
+        probs = jnp.where(found, lesions, others)
     return probs.argmax(-1).astype(jnp.int32)
 
 

@@ -23,12 +23,12 @@ def table(*scans):
     return Rows(source=source, group=names, scan_id=names, label=label, has_mask=label > 0, probs=probs)
 
 
-def two_hospitals():
-    """A tumor of the small one is found from 0.5 on; four of the large one's others are false alarms from 0.4 on."""
+def two_hospitals(late):
+    """`late` of the small one's 6 tumors are found from 0.5 on; 4 others of the large one are false alarms from 0.4."""
     return table(
-        ("small", TUMOR, (0, -0.45), 1),
-        ("small", TUMOR, (0, 2), 1),
-        ("small", 0, (0, -2), 2),
+        ("small", TUMOR, (0, -0.45), late),
+        ("small", TUMOR, (0, 2), 6 - late),
+        ("small", 0, (0, -2), 6),
         ("large", TUMOR, (0, 2), 40),
         ("large", 0, (0, -0.35), 4),
         ("large", 0, (0, -2), 34),
@@ -38,7 +38,7 @@ def two_hospitals():
 
 def test_a_gain_within_one_standard_error_shifts_nothing():
     """The single tumor that a shift finds is absent from a third of the bootstrap samples."""
-    points, facts = fit_points(BRAIN, two_hospitals())
+    points, facts = fit_points(BRAIN, two_hospitals(late=1))
     assert not points["balanced"].any()
     assert facts["points"]["balanced"]["mean_over_sources"] == facts["most_probable"]["mean_over_sources"]
     shifted, _ = fit_points(BRAIN, table(("x", TUMOR, (0, -0.45), 30), ("x", TUMOR, (0, 2), 30), ("x", 0, (0, -2), 60)))
@@ -46,19 +46,19 @@ def test_a_gain_within_one_standard_error_shifts_nothing():
 
 
 def test_the_balanced_point_is_the_mean_of_the_sources_and_the_others_start_from_it(monkeypatch):
-    """Pooled, the shift 0 would win: 42 tumors hardly feel one more, 40 others feel four false alarms."""
+    """Pooled, the shift 0 would win: 46 tumors hardly feel three more, 44 others feel four false alarms."""
     monkeypatch.setattr(operating_points, "_standard_error", lambda *_: 0.0)
-    points, facts = fit_points(BRAIN, two_hospitals())
+    points, facts = fit_points(BRAIN, two_hospitals(late=3))
     assert list(points) == list(POINTS)
     assert all(shift.dtype == np.float32 and shift.shape == (2,) for shift in points.values())
     np.testing.assert_allclose(points["balanced"], [0, 0.5])  # the smallest of those that are as good
     np.testing.assert_allclose(points["sensitive"], [0, 0.5])  # it finds enough already
     np.testing.assert_allclose(points["specific"], [0, 0.3])  # the largest without the false alarms
-    assert (facts["scans"], facts["groups"], facts["last_class"]) == (82, 82, "tumor")
+    assert (facts["scans"], facts["groups"], facts["last_class"]) == (90, 90, "tumor")
     found = facts["points"]
     assert found["balanced"]["shift"] == {"no_tumor": 0.0, "tumor": 0.5}
-    wanted = {"sensitivity": 1.0, "specificity": 36 / 40, "accuracy": 78 / 82, "balanced_accuracy": (1 + 0.9) / 2}
-    small, large = np.sqrt([2, 38])
+    wanted = {"sensitivity": 1.0, "specificity": 40 / 44, "accuracy": 86 / 90, "balanced_accuracy": (1 + 40 / 44) / 2}
+    small, large = np.sqrt([6, 38])
     wanted |= {"mean_over_sources": (1 + (small + large * 34 / 38) / (small + large)) / 2}
     assert {name: found["balanced"][name] for name in wanted} == pytest.approx(wanted)
     assert found["balanced"]["sources"]["large"] == {
@@ -69,8 +69,8 @@ def test_the_balanced_point_is_the_mean_of_the_sources_and_the_others_start_from
         "accuracy": pytest.approx(74 / 78),
         "balanced_accuracy": pytest.approx((1 + 34 / 38) / 2),
     }
-    assert found["specific"]["specificity"] == 1.0 and found["specific"]["sensitivity"] == pytest.approx(41 / 42)
-    assert facts["most_probable"]["sensitivity"] == pytest.approx(41 / 42)
+    assert found["specific"]["specificity"] == 1.0 and found["specific"]["sensitivity"] == pytest.approx(43 / 46)
+    assert facts["most_probable"]["sensitivity"] == pytest.approx(43 / 46)
     assert [found[point].get("reached") for point in POINTS] == [None, True, True]
     assert [found[point].get("wanted") for point in POINTS] == [None, 0.90, 0.95] and not_reached(facts) == []
 
@@ -99,6 +99,24 @@ def test_the_lesion_free_class_and_the_last_are_shifted_and_the_others_are_not()
     # a source without normals is scored by the classes that it has
     assert found["balanced"]["sources"]["no_normals"]["balanced_accuracy"] == 1.0
     assert found["balanced"]["sources"]["no_normals"]["classes"] == {"normal": 0, "benign": 20, "malignant": 10}
+
+
+def test_a_source_with_few_scans_of_a_class_is_not_counted_for_it(monkeypatch):
+    """A single normal scan that a shift of 0.8 finds must not remove the masks of two lesions elsewhere."""
+    monkeypatch.setattr(operating_points, "_standard_error", lambda *_: 0.0)
+    large = [("large", NORMAL, (3, 0, 0), 30), ("large", BENIGN, (-0.5, 0, -9), 2), ("large", BENIGN, (-3, 0, -9), 28)]
+    points, _ = fit_points(BREAST, table(*large, ("small", NORMAL, (-0.75, 0, -9), 1)))
+    assert not points["balanced"].any()
+    points, _ = fit_points(BREAST, table(*large, ("small", NORMAL, (-0.75, 0, -9), 5)))
+    np.testing.assert_allclose(points["balanced"], [0.8, 0, 0], atol=1e-6)
+
+
+def test_lesions_are_decided_together():
+    """No class has half, but a lesion has: its class is the likelier of the two."""
+    rows = table(("a", BENIGN, np.log([0.4, 0.35, 0.25]), 5), ("a", NORMAL, np.log([0.6, 0.3, 0.1]), 5))
+    points, facts = fit_points(BREAST, rows)
+    assert not points["balanced"].any()
+    assert facts["points"]["balanced"]["accuracy"] == 1.0 and facts["most_probable"]["accuracy"] == 0.5
 
 
 def test_a_target_that_no_shift_reaches_is_said():
