@@ -11,8 +11,10 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from mcis.imaging import formats, phantom, scan
-from mcis.imaging.dicom import compressed, elements, reader
+from mcis.imaging.dicom import compressed, elements, objects, reader
+from mcis.imaging.dicom import file as dicom_file
 from mcis.imaging.dicom import header as dicom_header
+from mcis.imaging.modality import stated_content
 from tests.fixtures.dicom_files import CANARY, dataset, items, write
 from tests.lanes.fuzz.crafted_pictures import jpeg_scans
 from tests.lanes.fuzz.crafted_scans import J2K, JLS, JPEG, LOSSLESS, RLE, dicom_of, element, j2k, jpeg_in_dicom, packed
@@ -315,3 +317,32 @@ def test_a_spacing_of_a_field_of_view_that_no_scan_has_costs_the_millimetres_onl
     assert believed or any("field of view of 550 x 1100 mm" in note or spacing == "99" for note in found[0].notes)
     noted = [any("implausible: no measurements in mm" in note for note in one.notes) for one in found]
     assert noted == [not believed] * 2
+
+
+class Asked(dict):
+    """An empty data set that remembers the names it is asked for."""
+
+    def __init__(self, **values):
+        super().__init__(values)
+        self.names = set()
+
+    def get(self, name, default=None):
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def test_every_element_that_is_asked_for_is_read_from_files():
+    """One that is missing in TAGS, or in MACROS for functional groups, would be None for every file."""
+    group = Asked()
+    groups = {"PerFrameFunctionalGroupsSequence": [group], "SharedFunctionalGroupsSequence": [group]}
+    for header in (Asked(**groups), Asked(**groups, SeriesInstanceUID="1.2", Modality="US", NumberOfFrames=2)):
+        stated_content(header, 0)
+        objects.kind_of(header)
+        dicom_header.spacing_of(header, 0)
+        dicom_header.geometry_of(header, 0)
+        dicom_header.position_notes(header, 0)
+        dicom_header.aspect_of(header)
+        reader._burnt_in(header)
+        assert {"Modality", "BodyPartExamined", "AnatomicRegionSequence", "ConversionType"} < header.names
+        assert header.names <= set(dicom_header.TAGS)
+    assert {"FrameAnatomySequence", "PixelMeasuresSequence"} < group.names <= {"", *dicom_file.MACROS}
