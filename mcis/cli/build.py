@@ -21,6 +21,8 @@ from mcis_datasets.mcis_scans.sources import SOURCES, expected
 
 from mcis.cli.common import PathText, run
 from mcis.data.dataset import data_folder
+from mcis.inference.options import takes
+from mcis.names import no_such
 from mcis.organs import ORGAN_NAMES, organ_named
 from mcis.paths import local_path
 
@@ -83,7 +85,7 @@ def build(
 
 def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) -> None:
     if source not in SOURCES:
-        raise ValueError(f"There is no source {source!r}. The sources are {', '.join(SOURCES)}")
+        raise ValueError(no_such("source", source, SOURCES))
     needs_files = bool(SOURCES[source].requires)
     if needs_files and from_ is None:
         raise ValueError(f"--from is missing: name the folder or zip to read. {expected(source)}")
@@ -158,10 +160,6 @@ def _clean(home: pathlib.Path, target: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-NO_HINT = ""
-"""In place of "(default: None)": the text of each option says what its default is."""
-
-
 OTHER_SOURCES = {
     "foreign": "pictures to be rejected",
     "phantom": "synthetic scans",
@@ -183,15 +181,15 @@ class Arguments:
     """Prepare a data set for training: read scans, group and split them, audit them, store them."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE", help=_sources())]
-    from_: Annotated[PathText | None, tyro.conf.arg(name="from", metavar="PATH", help_behavior_hint=NO_HINT)] = None
+    from_: Annotated[PathText | None, tyro.conf.arg(name="from", metavar="PATH", help_behavior_hint="")] = None
     """Folder or zip with the source's files; needed for all sources but phantom."""
-    data_dir: Annotated[PathText | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=NO_HINT)] = None
+    data_dir: Annotated[PathText | None, takes("DIR")] = None
     """Folder of prepared data. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=NO_HINT)] = False
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
     """Rebuild a set that is prepared already; scans keep their splits."""
-    per_class: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=NO_HINT)] = None
+    per_class: Annotated[int | None, takes("N")] = None
     """Number of phantoms of each class (phantom only). Default: 40."""
-    beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS", help_behavior_hint=NO_HINT)] = None
+    beam: Annotated[str | None, takes("OPTIONS")] = None
     """Options of an Apache Beam pipeline that reads and stores the scans, such as
     runner=DirectRunner,direct_running_mode=multi_processing,direct_num_workers=8."""
 

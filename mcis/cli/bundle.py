@@ -3,10 +3,12 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
 from mcis.cli.common import PathText, run
+from mcis.inference.options import takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +21,8 @@ class BundleOptions:
       full: keep float32; by default parameters are stored as float16.
     """
 
-    runs: tyro.conf.Positional[tuple[PathText, ...]]
-    out: PathText
+    runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("RUN...")]
+    out: Annotated[PathText, tyro.conf.arg(metavar="DIR")]
     full: bool = False
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from mcis.cli.common import SAID, Options, PathText, enable_compilation_cache, run
+from mcis.cli.common import Options, PathText, enable_compilation_cache, run
+from mcis.inference.options import takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Calibrate(Options):
       out: JSON file for the results; by default they are only printed and stored in the manifests of the bundle.
     """
 
-    weights: tyro.conf.Positional[PathText] = tyro.MISSING
-    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
-    out: Annotated[PathText | None, SAID] = None
+    weights: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = tyro.MISSING
+    runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("RUN...")] = tyro.MISSING
+    out: Annotated[PathText | None, takes("FILE")] = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import platform
+import re
 import signal
 import sys
 import typing
@@ -17,7 +18,8 @@ from typing import Annotated, Any
 import tyro
 
 from mcis import paths
-from mcis.inference.options import SAID
+from mcis.inference.options import takes
+from mcis.names import meant, no_such
 
 PATH = "a path"
 PathText = Annotated[str, PATH]
@@ -32,7 +34,7 @@ class Options:
       data_dir: folder of the prepared data sets; by default TFDS's ($TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
-    data_dir: Annotated[PathText | None, SAID] = None
+    data_dir: Annotated[PathText | None, takes("DIR")] = None
 
 
 def run(prog: str, cls: Any, command: Callable[[Any], int], argv: Sequence[str]) -> int:
@@ -61,11 +63,29 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
         sys.exit(1)
     except SystemExit as stop:
         if stop.code not in (0, None):
-            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
-                parse(["--help"], compact=True)
+            for stream in (sys.stderr, listed := io.StringIO()):
+                with contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
+                    parse(["--help"], compact=True)
+            errors.write(_options_meant(argv, listed.getvalue(), errors.getvalue()))
         raise
     finally:
         print(errors.getvalue(), end="", file=sys.stderr)
+
+
+def _options_meant(argv: Sequence[str], listed: str, said: str) -> str:
+    """A line for each misspelt option for which tyro has no suggestion: it compares "--modle=cnn" with its value.
+
+    Args:
+      argv: the command line.
+      listed: the help, with all options.
+      said: tyro's error.
+    """
+    if "Perhaps you meant" in said or "Arguments similar to" in said:
+        return ""
+    known = re.findall(r"(?<![\w-])--[a-z][\w.-]*", listed)
+    given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    questions = {name: meant(name, known) for name in given if name not in known}
+    return "".join(f"There is no option {name}.{question}\n" for name, question in questions.items() if question)
 
 
 def local_paths(options: Any) -> Any:
@@ -121,7 +141,7 @@ def _explained(error: Exception) -> str:
         from mcis_datasets.mcis_scans.sources import SOURCES
 
         if error.source not in SOURCES:
-            return f"There is no source {error.source!r}. The sources are {', '.join(SOURCES)}"
+            return no_such("source", error.source, SOURCES)
     return str(error)
 
 

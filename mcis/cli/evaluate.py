@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mcis.cli.common import SAID, Options, PathText, check_extra, enable_compilation_cache, print_table, run
-from mcis.ops.points import BALANCED
+from mcis.cli.common import Options, PathText, check_extra, enable_compilation_cache, print_table, run
+from mcis.inference.options import choice, takes
+from mcis.names import no_such
+from mcis.ops.points import BALANCED, POINTS
 
 if TYPE_CHECKING:
     from mcis.data.records import Records
@@ -59,15 +61,15 @@ class Evaluate(Options):
         weights folder, a bundle or several runs there is no default, and only a table is printed.
     """
 
-    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
-    split: str = "test"
-    sources: str = ""
-    folder: Annotated[PathText | None, SAID] = None
+    runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("RUN...")] = tyro.MISSING
+    split: Annotated[str, choice(("train", "validation", "test", "left_out"))] = "test"
+    sources: Annotated[str, takes("A,B,...")] = ""
+    folder: Annotated[PathText | None, takes("DIR")] = None
     crf: bool = True
-    operating_point: str = BALANCED
-    heat: int = 40
-    against: Annotated[PathText | None, SAID] = None
-    out: Annotated[PathText | None, SAID] = None
+    operating_point: Annotated[str, choice(POINTS)] = BALANCED
+    heat: Annotated[int, tyro.conf.arg(metavar="N")] = 40
+    against: Annotated[PathText | None, takes("PATH")] = None
+    out: Annotated[PathText | None, takes("DIR")] = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -128,7 +130,7 @@ def _check(options: Evaluate) -> None:
     if options.heat < 0:
         raise ValueError(f"--heat={options.heat}: must be 0 or more")
     if options.split not in splits:
-        raise ValueError(f"There is no split {options.split!r}. The splits are {', '.join(splits)}")
+        raise ValueError(no_such("split", options.split, splits))
     for path in options.runs:
         if not pathlib.Path(path).is_dir():
             raise ValueError(f"{path}: no such folder; name a run's folder or a weights folder")

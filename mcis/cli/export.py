@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 import mcis
-from mcis.cli.common import SAID, PathText, run
+from mcis.cli.common import PathText, run
 from mcis.export import export
-from mcis.inference.options import InferenceOptions
+from mcis.inference.options import InferenceOptions, takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Export:
       inference: how the networks are run.
     """
 
-    out: PathText
+    out: Annotated[PathText, tyro.conf.arg(metavar="DIR")]
     format: Literal["stablehlo", "onnx"] = "stablehlo"
-    weights: Annotated[PathText | None, SAID] = None
+    weights: Annotated[PathText | None, takes("DIR")] = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
 
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from mcis.cli.common import SAID, Options, PathText, run
+from mcis.cli.common import Options, PathText, run
+from mcis.inference.options import takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Info(Options):
       weights: folder of the bundle to describe; by default the bundled weights.
     """
 
-    weights: Annotated[PathText | None, SAID] = None
+    weights: Annotated[PathText | None, takes("DIR")] = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import mcis
 from mcis.cli.common import exit_status, keep_memory
+from mcis.names import no_such
 from mcis.paths import forget_current_folder
 
 COMMANDS = {
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         return exit_status("mcis", lambda: _print(f"mcis {mcis.__version__}\n"))
     if arguments[0] not in COMMANDS:
-        print(f"mcis: unknown command {arguments[0]!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"mcis: {no_such('command', arguments[0], COMMANDS)}", file=sys.stderr)
         return 2
     if argv is None:
         keep_memory()

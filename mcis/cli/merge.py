@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
 
@@ -22,7 +23,7 @@ class Merge:
       overwrite: replace an existing merged report.
     """
 
-    out: tyro.conf.Positional[PathText]
+    out: Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     overwrite: bool = False
 
 

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mcis.cli import inputs
-from mcis.cli.common import SAID, PathText, run
+from mcis.cli.common import PathText, run
 from mcis.cli.inputs import Inputs
 from mcis.files import read_json
 from mcis.imaging import search
 from mcis.imaging.geometry import digest
-from mcis.inference.options import InferenceOptions
+from mcis.inference.options import InferenceOptions, takes
 from mcis.inference.predictor import BATCH, load
 from mcis.ops.points import BALANCED
 from mcis.report import segmentations
@@ -46,14 +46,14 @@ class Predict:
         one report of all parts. By default every scan is predicted.
     """
 
-    paths: tyro.conf.Positional[tuple[PathText, ...]]
-    out: PathText
-    weights: Annotated[PathText | None, SAID] = None
+    paths: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("SCANS...")]
+    out: Annotated[PathText, tyro.conf.arg(metavar="DIR")]
+    weights: Annotated[PathText | None, takes("DIR")] = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
     overwrite: bool = False
     resume: bool = False
-    dicom_seg: Annotated[Literal["unnamed", "named"] | None, SAID] = None
-    shard: Annotated[str | None, SAID] = None
+    dicom_seg: Annotated[Literal["unnamed", "named"] | None, takes("{unnamed,named}")] = None
+    shard: Annotated[str | None, takes("K/N")] = None
 
 
 class Stopped(Exception):

@@ -5,13 +5,14 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from flax.traverse_util import flatten_dict
 
 from mcis.cli import common
 from mcis.cli.common import PathText, print_table
+from mcis.inference.options import takes
 from mcis.train.run_record import RUN, Run, read_run
 
 METRICS = {
@@ -34,7 +35,7 @@ class RunsOptions:
       json: print one JSON object per run instead of a table.
     """
 
-    paths: tyro.conf.Positional[tuple[PathText, ...]] = ("runs",)
+    paths: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("RUN...")] = ("runs",)
     json: bool = False
 
 

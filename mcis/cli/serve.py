@@ -16,8 +16,8 @@ from urllib.parse import quote
 import tyro
 
 import mcis
-from mcis.cli.common import SAID, PathText, run
-from mcis.inference.options import InferenceOptions
+from mcis.cli.common import PathText, run
+from mcis.inference.options import InferenceOptions, takes
 from mcis.inference.predictor import load
 
 TOKEN = "MCIS_TOKEN"
@@ -40,13 +40,13 @@ class Serve:
       max_seconds: longest duration of one request, seconds.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    weights: Annotated[PathText | None, SAID] = None
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
+    port: Annotated[int, tyro.conf.arg(metavar="N")] = 8000
+    weights: Annotated[PathText | None, takes("DIR")] = None
     inference: tyro.conf.OmitArgPrefixes[InferenceOptions] = InferenceOptions()
-    max_mib: int = 1024
-    max_scans: int = 4096
-    max_seconds: float = 1800.0
+    max_mib: Annotated[int, tyro.conf.arg(metavar="N")] = 1024
+    max_scans: Annotated[int, tyro.conf.arg(metavar="N")] = 4096
+    max_seconds: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 1800.0
 
     def check(self) -> None:
         """Raise ValueError for an option out of range."""

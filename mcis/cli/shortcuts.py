@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from mcis.cli.common import SAID, Options, PathText, check_extra, print_table, run
+from mcis.cli.common import Options, PathText, check_extra, print_table, run
+from mcis.inference.options import choice, takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Shortcuts(Options):
       out: JSON file to write; by default only a table is printed.
     """
 
-    task: str = tyro.MISSING
-    sources: str = ""
-    split: str = "validation"
-    folds: int = 5
-    against: Annotated[PathText | None, SAID] = None
-    out: Annotated[PathText | None, SAID] = None
+    task: Annotated[str, tyro.conf.arg(metavar="TASK")] = tyro.MISSING
+    sources: Annotated[str, takes("A,B,...")] = ""
+    split: Annotated[str, choice(("validation", "test", "left_out"))] = "validation"
+    folds: Annotated[int, tyro.conf.arg(metavar="N")] = 5
+    against: Annotated[PathText | None, takes("PATH")] = None
+    out: Annotated[PathText | None, takes("FILE")] = None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,9 +16,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
+import tyro
+
 from mcis.cli.common import (
     INTERRUPTED,
-    SAID,
     Options,
     PathText,
     enable_compilation_cache,
@@ -26,6 +27,7 @@ from mcis.cli.common import (
     parse_dataclass,
     stop_requested,
 )
+from mcis.inference.options import takes
 
 if TYPE_CHECKING:
     from mcis.data.dataset import Scans
@@ -64,19 +66,19 @@ class TrainOptions(Options):
     """
 
     task: str = ""
-    runs_dir: PathText = "runs"
-    run: str = ""
-    fold: Annotated[str | None, SAID] = None
+    runs_dir: Annotated[PathText, tyro.conf.arg(metavar="DIR")] = "runs"
+    run: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    fold: Annotated[str | None, takes("K/N")] = None
     seed: int = 0
     fresh: bool = False
     save_minutes: float = 10.0
-    stream: Annotated[bool | None, SAID] = None
+    stream: Annotated[bool | None, takes("{True,False}")] = None
     pmap: bool = False
-    coordinator: Annotated[str | None, SAID] = None
-    processes: Annotated[int | None, SAID] = None
-    process: Annotated[int | None, SAID] = None
+    coordinator: Annotated[str | None, takes("HOST:PORT")] = None
+    processes: Annotated[int | None, takes("N")] = None
+    process: Annotated[int | None, takes("K")] = None
     heartbeat: int = 100
-    init_from: Annotated[PathText | None, SAID] = None
+    init_from: Annotated[PathText | None, takes("WEIGHTS")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +101,6 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
       ValueError: there is no such task, or one of its fields is wrong.
       SystemExit: help was asked for, or an option is unknown.
     """
-    import tyro
-
     from mcis.tasks.config import Pretraining, Task
     from mcis.tasks.table import TASKS, task_named
 

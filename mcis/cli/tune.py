@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mcis.cli.common import SAID, Options, PathText, enable_compilation_cache, run
+from mcis.cli.common import Options, PathText, enable_compilation_cache, run
+from mcis.inference.options import takes
 
 if TYPE_CHECKING:
     from mcis.checkpoints.bundle import Weights
@@ -27,9 +28,9 @@ class Tune(Options):
       off: remove the CRF that is kept with the weights; choose none.
     """
 
-    runs: tyro.conf.Positional[tuple[PathText, ...]] = tyro.MISSING
-    by: Annotated[str | None, SAID] = None
-    sources: str = ""
+    runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("RUN...")] = tyro.MISSING
+    by: Annotated[str | None, takes("METRIC")] = None
+    sources: Annotated[str, takes("A,B,...")] = ""
     dry_run: bool = False
     always: bool = False
     off: bool = False

@@ -16,6 +16,7 @@ import numpy as np
 from mcis import paths
 from mcis.data import storage
 from mcis.data.storage import BYTES, THREADS, Part, Pixels, Record, free_memory
+from mcis.names import no_such
 
 DATASET = "mcis_scans"
 SPLITS = ("train", "validation", "test")
@@ -146,7 +147,7 @@ def records(source: str, split: str, data_dir: str | os.PathLike | None = None) 
       ValueError: there is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}. The splits are {', '.join(SPLITS)}")
+        raise ValueError(no_such("split", split, SPLITS))
     import tensorflow_datasets as tfds  # takes a second, which `mcis build --help` need not wait
 
     paths.allow_unnamed_owners()

@@ -1,15 +1,24 @@
 """The options of `mcis.load`, and of every command that runs the networks."""
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import tyro
 
+from mcis.names import meant
 from mcis.ops.points import BALANCED, POINTS
 from mcis.organs import organ_named
 
-SAID = tyro.conf.arg(help_behavior_hint="")
-"""Annotation of options whose default is None: their help says in words what happens without them."""
+
+def takes(value: str) -> Any:
+    """Annotation of an option whose help says in words what happens without it; `value` stands for what it takes."""
+    return tyro.conf.arg(metavar=value, help_behavior_hint="")
+
+
+def choice(names: Sequence[str]) -> Any:
+    """Annotation of an option that takes one of some names and has a default."""
+    return tyro.conf.arg(metavar=f"{{{','.join(names)}}}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +38,12 @@ class InferenceOptions:
         calibrate`. Weights without operating points give the most probable class, which counts as "balanced" alone.
     """
 
-    organ: Annotated[str | None, SAID] = None
-    task: Annotated[str | None, SAID] = None
-    threshold: Annotated[float | None, SAID] = None
+    organ: Annotated[str | None, takes("ORGAN")] = None
+    task: Annotated[str | None, takes("TASK")] = None
+    threshold: Annotated[float | None, takes("PROBABILITY")] = None
     novelty: bool = True
-    members: Annotated[int | None, SAID] = None
-    operating_point: str = BALANCED
+    members: Annotated[int | None, takes("N")] = None
+    operating_point: Annotated[str, choice(POINTS)] = BALANCED
 
     @property
     def organ_given(self) -> bool:
@@ -59,7 +68,8 @@ class InferenceOptions:
         if self.members is not None and self.members < 1:
             raise ValueError(f"--members={self.members}: must be 1 or more")
         if self.operating_point not in POINTS:
-            raise ValueError(f"--operating_point={self.operating_point}: must be one of {', '.join(POINTS)}")
+            said = meant(self.operating_point, POINTS)
+            raise ValueError(f"--operating_point={self.operating_point}: must be one of {', '.join(POINTS)}.{said}")
         if self.task is not None and self.operating_point != BALANCED:
             raise ValueError(
                 f"--operating_point={self.operating_point} is a setting of the whole cascade; --task={self.task} runs "

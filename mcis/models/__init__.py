@@ -16,6 +16,7 @@ from mcis.models.resnet import ResNet
 from mcis.models.sk_unet import SKUNet
 from mcis.models.unet import FoldedUNet, UNet
 from mcis.models.unet_efficientnet import EfficientUNet
+from mcis.names import no_such
 
 __all__ = ["MODELS", "Outputs"]
 
@@ -39,5 +40,5 @@ MODELS: dict[str, Network] = {
 def model_named(name: str) -> Network:
     """The network called `name`; ValueError lists the names there are."""
     if name not in MODELS:
-        raise ValueError(f"There is no model {name!r}. The models are {', '.join(MODELS)}")
+        raise ValueError(no_such("model", name, MODELS))
     return MODELS[name]

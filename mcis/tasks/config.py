@@ -14,6 +14,7 @@ import tyro
 from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.models import MODELS, model_named
 from mcis.models.network import Network
+from mcis.names import meant
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
 from mcis.ops.image import DENOISE, EDGES
@@ -216,7 +217,8 @@ class Task:
             values |= {f"{name}.{part}": number for part, number in parts.items()} or {name: value}
         for name, choices in CHOICES.items():
             if values[name] not in choices:
-                raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(choices)}")
+                said = meant(str(values[name]), choices)
+                raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(choices)}.{said}")
         for name, value in values.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 _check_number(name, value)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mcis.names import no_such
 from mcis.ops.augment import Augmentation
 from mcis.ops.crf import CRF
 from mcis.organs import ORGANS
@@ -98,7 +99,7 @@ PARTS = {"augmentation": Augmentation, "crf": CRF, "start": Pretraining}
 def task_named(name: str) -> Task:
     """The row of TASKS called `name`; ValueError lists the names there are."""
     if name not in TASKS:
-        raise ValueError(f"There is no task {name!r}. The tasks are {', '.join(TASKS)}")
+        raise ValueError(no_such("task", name, TASKS))
     return TASKS[name]
 
 

@@ -31,7 +31,9 @@ def test_help_and_unknown_names(capsys):
     assert stop.value.code == 0
     assert "--per-class" in capsys.readouterr().out
     assert main(["busy"]) == 2
-    assert "There is no source 'busy'. The sources are busi, busbra, lgg" in capsys.readouterr().err
+    assert (
+        "There is no source 'busy'. Did you mean 'busi'? The sources are busi, busbra, lgg" in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit) as stop:
         main(["busi", "--form=x"])
     assert stop.value.code == 2

@@ -79,9 +79,41 @@ def test_the_list_of_options_names_those_that_parse_and_similar_ones_are_suggest
     assert "--help-verbose" in errors and run("info", "--help-verbose")[:2] == run("info", "--help")[:2]
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("train --task=route --modle=cnn", "--model"), ("predict a.png --uot=x", "--out")],
+)
+def test_a_misspelt_option_with_a_value_is_corrected(command, option, run):
+    status, _, errors = run(*command.split())
+    assert status == 2 and f"Did you mean '{option}'?" in errors.splitlines()[-1]
+
+
+def test_help_says_what_options_take(run):
+    shown = {
+        name: " ".join(run(name, "--help")[1].split()) for name in ("predict", "bundle", "merge", "runs", "evaluate")
+    }
+    assert not any(placeholder in text for text in shown.values() for placeholder in ("STR", "None", "(default: )"))
+    for words in ("SCANS...", "--out DIR", "--weights DIR", "--dicom-seg {unnamed,named}", "--shard K/N"):
+        assert words in shown["predict"]
+    for words in ("--organ ORGAN", "--threshold PROBABILITY", "--operating-point {balanced,sensitive,specific}"):
+        assert words in shown["predict"]
+    assert "mcis bundle [-h] RUN... --out DIR" in shown["bundle"]
+    assert "mcis merge [-h] DIR" in shown["merge"] and "mcis runs [-h] RUN..." in shown["runs"]
+    assert f"--split {{{','.join((*dataset.SPLITS, dataset.LEFT_OUT))}}}" in shown["evaluate"]
+
+
 def test_an_unknown_name_fails_with_a_list_of_the_known_names(run):
     status, _, errors = run("trane")
     assert status == 2 and all(command in errors for command in main.COMMANDS)
+    assert "There is no command 'trane'. Did you mean 'train'?" in errors
+    for words, meant in (
+        ("train --task=segment_brian", "segment_brain"),
+        ("train --task=route --model=unet_atention", "unet_attention"),
+        ("train --task=route --precision=float23", "float32"),
+        ("predict a.png --out=x --operating_point=sensitve", "sensitive"),
+        ("evaluate x --split=tets", "test"),
+    ):
+        assert f"Did you mean '{meant}'?" in run(*words.split())[2], words
     status, _, errors = run("train", "--task=segment_liver")
     assert status == 2 and all(task in errors for task in TASKS)
     status, _, errors = run("train", "--task=route", "--model=resnet")

@@ -310,7 +310,7 @@ def test_fold_runs_are_compared_with_metadata_on_their_held_out_scans(planted, t
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--task=classify_liver"], "There is no task 'classify_liver'. The tasks are route, classify_brain"),
+        (["--task=classify_liver"], "The tasks are route, classify_brain"),
         (["--task=route", "--split=train"], "--split=train: allowed are validation, test, left_out"),
         (["--task=route", "--split=dev"], "--split=dev: allowed are validation, test, left_out"),
         (["--task=route", "--split=left_out", "--folds=1"], "--folds=1: must be at least 2"),
