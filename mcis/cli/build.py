@@ -22,7 +22,7 @@ from mcis_datasets.mcis_scans.sources import SOURCES, expected
 from mcis.cli.common import PathText, run
 from mcis.data.dataset import data_folder
 from mcis.inference.options import takes
-from mcis.names import no_such
+from mcis.names import no_such, no_such_path
 from mcis.organs import ORGAN_NAMES, organ_named
 from mcis.paths import local_path
 
@@ -63,7 +63,7 @@ def build(
     with _locked(home):
         _clean(home, target)
         if from_ is not None and not local_path(from_, "--from").exists():
-            raise ValueError(f"--from {from_}: no such file or folder")
+            raise ValueError(f"--from {no_such_path(local_path(from_))}")
         if (target / "dataset_info.json").is_file() and not overwrite:
             print(f"{source} is prepared already, in {target}; --overwrite builds it again")
             return target

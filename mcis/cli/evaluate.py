@@ -23,7 +23,7 @@ import tyro
 
 from mcis.cli.common import Options, PathText, check_extra, enable_compilation_cache, print_table, run
 from mcis.inference.options import choice, takes
-from mcis.names import no_such
+from mcis.names import no_such, no_such_path
 from mcis.ops.points import BALANCED, POINTS
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def _check(options: Evaluate) -> None:
         if options.sources or options.data_dir or options.split != "test":
             raise ValueError("--folder scores all scans of that folder; remove --sources, --split and --data_dir")
         if not pathlib.Path(options.folder).is_dir():
-            raise ValueError(f"--folder={options.folder}: no such folder")
+            there = os.path.lexists(options.folder)
+            said = f"{options.folder}: not a folder; name the one of images/, masks/ and labels.csv"
+            raise ValueError(f"--folder={said if there else no_such_path(options.folder)}")
     if options.split == LEFT_OUT and options.operating_point != BALANCED:
         raise ValueError(
             f"--operating_point={options.operating_point} is a setting of a bundle's cascade; folds are scored by "

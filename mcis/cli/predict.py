@@ -21,6 +21,7 @@ from mcis.imaging import search
 from mcis.imaging.geometry import digest
 from mcis.inference.options import InferenceOptions, takes
 from mcis.inference.predictor import BATCH, load
+from mcis.names import no_such_path
 from mcis.ops.points import BALANCED
 from mcis.report import segmentations
 from mcis.report.finding import ReportError, plain, read_findings, summary
@@ -117,7 +118,7 @@ def _predict_files(options: Predict, found: Inputs) -> int:
     inference = options.inference.check()
     paths: Sequence[str] = found.files
     if not any(path not in found.errors and os.path.lexists(found.paths.get(path, path)) for path in paths):
-        raise ValueError("\n".join(found.errors.get(path, f"{path}: no such file or folder") for path in paths[:3]))
+        raise ValueError("\n".join(found.errors.get(path) or no_such_path(path) for path in paths[:3]))
     shard = None if options.shard is None else parse_shard(options.shard)
     if options.overwrite and options.resume:
         raise ValueError("--overwrite and --resume exclude each other")

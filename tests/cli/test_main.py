@@ -88,6 +88,13 @@ def test_a_misspelt_option_with_a_value_is_corrected(command, option, run):
     assert status == 2 and f"Did you mean '{option}'?" in errors.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", ["predict {}/scnas --out={}/out", "build busi --from={}/scnas --data_dir={}/data"])
+def test_a_missing_path_is_named_with_a_similar_one(command, run, tmp_path):
+    (tmp_path / "scans").mkdir()
+    status, _, errors = run(*command.format(tmp_path, tmp_path).split())
+    assert status == 2 and f"There is no 'scnas' in {tmp_path}. Did you mean '{tmp_path}/scans'?" in errors
+
+
 def test_help_says_what_options_take(run):
     shown = {
         name: " ".join(run(name, "--help")[1].split()) for name in ("predict", "bundle", "merge", "runs", "evaluate")
