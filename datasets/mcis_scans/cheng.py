@@ -1,4 +1,4 @@
-"""Cheng's contrast-enhanced brain MRI: slices with a tumor each, as published (MATLAB 7.3 files) or as pictures.
+"""Cheng's contrast-enhanced brain MRI: slices with a tumour each, as published (MATLAB 7.3 files) or as pictures.
 
 The published files name the patient. The pictures do not; they are numbered in the order of the patients, so that
 neighbours are grouped by `neighbours.py`.
@@ -21,7 +21,7 @@ from .neighbours import runs_of
 from .record import Item, Job, Record, Rejection, file_in, load, orphans, read_mask, read_table, union_of
 
 KINDS = ("meningioma", "glioma", "pituitary")
-"""Kinds of tumor; the published files number them from 1."""
+"""Kinds of tumour; the published files number them from 1."""
 PARTS = "brainTumorDataPublic_*"
 """The published folders or zips of slices, of which there are four."""
 PERCENTILES = (0.5, 99.5)

@@ -66,7 +66,7 @@ def busbra() -> None:
 
 
 def lgg() -> None:
-    """Two patients; a slice with tumor and one without each; three sequences in three channels."""
+    """Two patients; a slice with tumour and one without each; three sequences in three channels."""
     for k, patient in enumerate(("TCGA_CS_0001_19990101", "TCGA_DU_0002_19990202")):
         for number in (1, 2):
             stem = f"lgg/kaggle_3m/{patient}/{patient}_{number}"

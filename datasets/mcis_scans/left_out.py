@@ -8,7 +8,7 @@ and learned under another.
 AXILLA = "the letters on it say axilla, which is no breast"
 AXILLA_LISTED = "listed by others as having the letters AXILLA on it, which is no breast"
 CT = "a CT, which is no MRI"
-RING = "shows a ring in an oedema, and may contain a tumor"
+RING = "shows a ring in an oedema, and may contain a tumour"
 
 
 def _busi(reason: str, label: str, *numbers: int) -> dict[str, str]:

@@ -88,7 +88,7 @@ SOURCES: dict[str, Source] = {
         organ="breast",
     ),
     "lgg": Source(
-        title="LGG: brain MRI slices of lower-grade glioma patients; tumor masks; by patient",
+        title="LGG: brain MRI slices of lower-grade glioma patients; tumour masks; by patient",
         read=brain_sources.lgg,
         requires=("TCGA_*/*_mask.tif",),
         layout="kaggle_3m/: TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_1.tif, ..._1_mask.tif",
@@ -104,7 +104,7 @@ SOURCES: dict[str, Source] = {
         organ="brain",
     ),
     "cheng": Source(
-        title="Cheng: contrast-enhanced brain MRI slices in three planes; tumor; tumor masks; by patient or neighbours",
+        title="Cheng: contrast-enhanced brain MRI slices in three planes; tumor; tumour masks; by patient or neighbours",
         read=cheng,
         requires=(f"cheng.csv|[0-9]*.mat|{PARTS}",),
         layout="1.mat, 2.mat ... (MATLAB 7.3), or cheng.csv (columns file, kind), images/1.jpg, masks/1.png",

@@ -23,7 +23,7 @@ from mcis.names import meant, no_such
 
 PATH = "a path"
 PathText = Annotated[str, PATH]
-"""The type of an option that is a path, as in `PathText | None`. `parse_dataclass` replaces ~ and refuses addresses."""
+"""The type of an option that is a path, as in `PathText | None`. `parse_dataclass` replaces ~ and rejects addresses."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _cascade(rows: Rows, at: int) -> str:
     if rows.thumbnail is not None and rows.thumbnail[at]:
         return f"{name} (a thumbnail)"
     if rows.organ_prob is not None and (organ == UNSUPPORTED_INDEX or organ != rows.organ[at]):
-        name += f" (router's probability {rows.organ_prob[at]:.2f}, OOD score {rows.novelty[at]:.2f})"
+        name += f" (router's probability {rows.organ_prob[at]:.2f}, out-of-distribution score {rows.novelty[at]:.2f})"
     if label < 0:
         return name
     prob = "" if rows.label_probs is None else f" {rows.label_probs[at][label]:.2f}"

@@ -293,7 +293,7 @@ def _audit(found: Mapping[str, Any]) -> str:
         "CRF or limits; the table counts the scored scans among them. A proper test has 0 everywhere. A fingerprint "
         "identifies an image pixel by pixel; near-duplicates and copies of another size have other fingerprints and "
         "are not counted. The builder keeps near-duplicates of a data set in one split; a test on copies of published "
-        f"scans is refused by their names.</p>{table('network', heads, rows)}"
+        f"scans is rejected by their names.</p>{table('network', heads, rows)}"
     )
 
 

@@ -42,8 +42,8 @@ OUTPUTS = {
     "organ": "index into organs; the number of organs means unsupported",
     "choice": "index into organs of the router's first choice; equal to organ if that was fixed at export",
     "organ_prob": "the router's probability of its first choice; NaN if the organ was fixed at export",
-    "novelty": "OOD score: distance from the router's training scans as a multiple of the threshold; above 1 the scan "
-    "is unsupported; NaN without this check",
+    "novelty": "out-of-distribution score: distance from the router's training scans as a multiple of the threshold; "
+    "above 1 the scan is unsupported; NaN without this check",
     "needed": "smallest organ_prob of a supported scan; NaN if the organ was fixed at export",
     "label": "index into the organ's classes, as operating_point decides it: not always the most probable class; -1: "
     "unsupported, or no classifier of this organ",

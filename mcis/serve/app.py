@@ -40,7 +40,7 @@ from mcis.serve.service import Batches, Service
 MAX_SIDE = 2048
 """Longest side of an image in a response, pixels; the mask keeps the scan's size."""
 MIN_DROP = 0.05
-"""Smallest drop of a probability that a heat map shows as white. Where a label is certain, hiding a part of the scan
+"""Smallest drop of a probability that a saliency map shows as white. Where a label is certain, hiding a part of the scan
 changes little anywhere, and the map is mostly noise."""
 FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv"}
 SEGMENTATIONS = {".dcm": "application/dicom", ".nii.gz": "application/gzip"}
@@ -242,7 +242,7 @@ async def heat(
             raise HTTPException(422, one.result.finding.error)
         drop = await service.batches.heat(one.loaded, one.result.finding)
     if drop is None:
-        raise HTTPException(422, "this scan has no label, so there is no heat map")
+        raise HTTPException(422, "this scan has no label, so there is no saliency map")
     largest = max(float(drop.max()), 0.0)
     grey = np.clip(np.rint(255 * drop / max(largest, MIN_DROP)), 0, 255).astype(np.uint8)
     return Response(encode_png(grey), media_type="image/png", headers={"largest-drop": f"{largest:.4f}"})

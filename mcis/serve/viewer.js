@@ -1,4 +1,4 @@
-// The viewer: the current scan through window and level, with its mask and heat map, moved and scaled by `view`.
+// The viewer: the current scan through window and level, with its mask and saliency map, moved and scaled by `view`.
 const canvas = $("canvas"), view = { x: 0, y: 0, scale: 1, whole: true };
 const COLOUR = [255, 214, 10];
 let drawn = null;  // the decoded images of the current scan: { item, image, shown, mask, layers, heat }
@@ -125,7 +125,7 @@ async function heat() {
   const item = current, on = $("heat").ariaPressed !== "true", row = item?.row;
   $("heat").ariaPressed = on;
   if (on && row?.label && !item.heat) {
-    $("heat").textContent = "Heat map \u2026";
+    $("heat").textContent = "Saliency map \u2026";
     try {
       const scan = item.archive ? `&scan=${encodeURIComponent(row.scan)}` : "";
       const options = { method: "POST", body: form(item.file) };
@@ -133,7 +133,7 @@ async function heat() {
       item.heat = await response.blob();
       item.drop = Number(response.headers.get("largest-drop"));
     } catch (error) { $("hint").textContent = error.message; }
-    $("heat").textContent = "Heat map";
+    $("heat").textContent = "Saliency map";
     if (item.heat && drawn?.item === item) drawn.heat = heatColours(await createImageBitmap(item.heat));
   }
   if (on && item?.drop != null) {

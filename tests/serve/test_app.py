@@ -136,7 +136,7 @@ def test_archives_and_files_with_several_pages(client, tmp_path):
     assert left(client) == []
 
 
-def test_a_heat_map_is_scaled_and_its_header_has_the_largest_drop(client, predictor):
+def test_a_saliency_map_is_scaled_and_its_header_has_the_largest_drop(client, predictor):
     answer = ask(client, ("a.png", png()), path="/v1/heat")
     loaded = formats.prepare("a", None, lambda: image_files.from_array(PICTURE))
     expected = predictor.saliency_map(loaded, predictor.predict(PICTURE).finding)
@@ -147,7 +147,7 @@ def test_a_heat_map_is_scaled_and_its_header_has_the_largest_drop(client, predic
     np.testing.assert_allclose(grey, np.clip(255 * expected / max(largest, web.MIN_DROP), 0, 255), atol=2)
 
 
-def test_a_heat_map_is_of_the_requested_page(client, tmp_path):
+def test_a_saliency_map_is_of_the_requested_page(client, tmp_path):
     pages = [PICTURE, np.ascontiguousarray(PICTURE[::-1, ::-1])]
     cv2.imwritemulti(str(tmp_path / "p.tiff"), [page[..., ::-1] for page in pages])
     file = ("p.tiff", (tmp_path / "p.tiff").read_bytes())

@@ -131,7 +131,7 @@ def encode(path: str | os.PathLike, masks: Mapping[int, np.ndarray]) -> bytes:
         kept = [name for name in KEPT_FIELDS if not name.startswith("q") or usable(qform_of(header)) is not None]
         for name in kept:
             made.header[name] = header[name]
-        if "qform_code" not in kept:  # nibabel and others refuse a volume with an invalid quaternion
+        if "qform_code" not in kept:  # nibabel and others reject a volume with an invalid quaternion
             made.header["qform_code"] = 0
         sizes = np.asarray(header["pixdim"][:4])
         made.header["pixdim"][:4] = np.where(np.isfinite(sizes) & (sizes != 0), sizes, 1)

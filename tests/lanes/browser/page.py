@@ -333,7 +333,7 @@ def test_file_names_are_escaped(page):
     assert page.title() == "mcis"
 
 
-def test_the_heat_map_is_drawn_over_the_scan(page, server):
+def test_the_saliency_map_is_drawn_over_the_scan(page, server):
     upload(page, ("a.png", outlined(server)[0]))
     until(page, "drawn?.shown")
     page.keyboard.press("m")
@@ -341,8 +341,8 @@ def test_the_heat_map_is_drawn_over_the_scan(page, server):
     begun = time.monotonic()
     page.keyboard.press("h")
     until(page, "drawn?.heat")
-    print(f"\nheat map: {time.monotonic() - begun:.1f} s")
-    until(page, "document.getElementById('heat').textContent === 'Heat map'")
+    print(f"\nsaliency map: {time.monotonic() - begun:.1f} s")
+    until(page, "document.getElementById('heat').textContent === 'Saliency map'")
     redder = canvas(page)[0].astype(int) - without
     assert redder[..., 0].max() > 60 and redder[..., 0].sum() > redder[..., 2].sum()
     page.screenshot(path=SHOTS / "heat.png")
