@@ -69,7 +69,7 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
 
 
 def healthy(folder: pathlib.Path) -> Iterator[Item | Job]:
-    """Healthy volumes, cut into slices: `healthy.csv` (file, subject, ...) names `images/x.jpg`. All are tumour-free."""
+    """Healthy volumes, cut into slices: `healthy.csv` (file, subject, ...) names `images/x.jpg`. None has a tumour."""
     rows, unlisted = _listed(folder, "healthy.csv", ("file", "subject"))
     for scan_id, image, row in rows:
         if not row["subject"]:

@@ -104,7 +104,7 @@ SOURCES: dict[str, Source] = {
         organ="brain",
     ),
     "cheng": Source(
-        title="Cheng: contrast-enhanced brain MRI slices in three planes; tumor; tumour masks; by patient or neighbours",
+        title="Cheng: contrast-enhanced brain MRI slices in three planes; tumor; masks; by patient or neighbours",
         read=cheng,
         requires=(f"cheng.csv|[0-9]*.mat|{PARTS}",),
         layout="1.mat, 2.mat ... (MATLAB 7.3), or cheng.csv (columns file, kind), images/1.jpg, masks/1.png",

@@ -40,8 +40,8 @@ from mcis.serve.service import Batches, Service
 MAX_SIDE = 2048
 """Longest side of an image in a response, pixels; the mask keeps the scan's size."""
 MIN_DROP = 0.05
-"""Smallest drop of a probability that a saliency map shows as white. Where a label is certain, hiding a part of the scan
-changes little anywhere, and the map is mostly noise."""
+"""Smallest drop of a probability that a saliency map shows as white. Where a label is certain, hiding a part of the
+scan changes little anywhere, and the map is mostly noise."""
 FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv"}
 SEGMENTATIONS = {".dcm": "application/dicom", ".nii.gz": "application/gzip"}
 PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
