@@ -91,8 +91,8 @@ recipes: $(INSTALLED) .venv-recipes/.installed  ## lint the Dockerfile and the s
 tfds: $(TFDS_INSTALLED)  ## compare `tfds build` and `mcis build --beam` with `mcis build`, in .venv-tfds
 	@source .venv-tfds/bin/activate && launch/tfds.sh
 
-browser: $(BROWSER_INSTALLED)  ## test the page of `mcis serve` in Chromium and under 200 requests; screenshots in ./browser
-	@source .venv-browser/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/browser/page.py
+browser: $(BROWSER_INSTALLED)  ## test both pages in Chromium: of `mcis serve`, also under 200 requests, and of reports; screenshots in ./browser
+	@source .venv-browser/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/browser/report_page.py tests/lanes/browser/serve_page.py
 
 parity: $(TORCH_INSTALLED)  ## compare each network with PyTorch's at equal weights, in .venv-torch
 	@source .venv-torch/bin/activate && PYTHONPATH=. python -m pytest -s tests/lanes/parity/parity.py

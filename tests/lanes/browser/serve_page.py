@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,13 +23,12 @@ import httpx2 as httpx
 import numpy as np
 import pydicom
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from mcis.imaging import phantom
 from tests.fixtures.dicom_files import CANARY, dataset, write_series
+from tests.lanes.browser.chromium import SHOTS, browser, watch  # noqa: F401
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-SHOTS = pathlib.Path("browser")
 TOKEN = "a-token-of-the-test"
 YELLOW = (255, 214, 10)
 
@@ -54,7 +52,6 @@ def end(process):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    SHOTS.mkdir(exist_ok=True)
     temporary = tmp_path_factory.mktemp("temporary")
     process, address = start(TMPDIR=str(temporary))
     yield address
@@ -62,23 +59,12 @@ def server(tmp_path_factory):
     assert not list(temporary.iterdir())
 
 
-@pytest.fixture(scope="module")
-def browser():
-    assert CHROMIUM, "no Chromium: apt install chromium, or set $CHROMIUM to its path"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-quic"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser, server):
+def page(browser, server):  # noqa: F811
     """A new page that sends requests only to the server and logs no errors."""
     context = browser.new_context(viewport={"width": 1280, "height": 860}, accept_downloads=True)
-    page, wrong = context.new_page(), []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: request.url.startswith((server, "data:", "blob:")) or wrong.append(request.url))
-    page.on("console", lambda said: said.type == "error" and "status of 4" not in said.text and wrong.append(said.text))
+    page = context.new_page()
+    wrong = watch(page, server, "data:", "blob:")
     page.goto(server)
     yield page
     context.close()
@@ -352,7 +338,7 @@ def test_the_saliency_map_is_drawn_over_the_scan(page, server):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_fits_a_phone_and_has_a_light_and_a_dark_scheme(browser, server, width, scheme):
+def test_the_page_fits_a_phone_and_has_a_light_and_a_dark_scheme(browser, server, width, scheme):  # noqa: F811
     context = browser.new_context(
         viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 500, is_mobile=width < 500
     )
@@ -394,7 +380,7 @@ def test_all_controls_can_be_reached_by_keyboard(page):
     assert names == []
 
 
-def test_other_addresses_than_loopback_require_a_token(browser):
+def test_other_addresses_than_loopback_require_a_token(browser):  # noqa: F811
     process, address = start("--host=0.0.0.0", MCIS_TOKEN=TOKEN)
     bare = re.sub(r"/#.*", "/", address).replace("0.0.0.0", "127.0.0.1")
     assert address.endswith(f"#token={TOKEN}")
