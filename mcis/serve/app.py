@@ -30,7 +30,8 @@ from mcis.imaging import search
 from mcis.imaging.image_files import encode_png
 from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
-from mcis.inference.predictor import BATCH, Predictor, Result
+from mcis.inference.predictor import BATCH, Predictor
+from mcis.inference.result import Result
 from mcis.report.finding import KEYS, Finding, plain
 from mcis.report.page import read_part
 from mcis.report.volume import summarise

@@ -24,7 +24,8 @@ from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.imaging.nifti import header as nifti_header
 from mcis.imaging.pool import WorkerPool
 from mcis.imaging.scan import ScanError
-from mcis.inference.predictor import BATCH, Predictor, Result
+from mcis.inference.predictor import BATCH, Predictor
+from mcis.inference.result import Result
 from mcis.report.finding import Finding
 from mcis.report.volume import summarise
 from mcis.serve.middleware import Limits, Rejected

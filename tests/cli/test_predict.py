@@ -14,6 +14,7 @@ import pytest
 from mcis.cli import inputs, predict
 from mcis.imaging import formats, image_files, phantom, pool
 from mcis.inference import predictor
+from mcis.inference.result import result_of
 from mcis.organs import ORGANS
 from mcis.tasks.table import TASKS
 from tests.fixtures.bundles import findings, numpy_predictor
@@ -222,7 +223,7 @@ def test_a_lesion_label_with_an_empty_mask_is_noted(label, mask, noted, tmp_path
     cv2.imwrite(str(tmp_path / "a.png"), phantom.make_phantom("breast", 1, 3, size=(120, 160)).image)
     row = {"organ_prob": 1.0, "organ": 1, "label": label, "label_probs": np.eye(3)[label], "confidence": 0.5}
     row |= {"review": 0, "segmented": True, "mask": np.full((256, 256, 1), mask, np.float32)}
-    result = predictor.result_of(formats.load(str(tmp_path / "a.png"), None), row)
+    result = result_of(formats.load(str(tmp_path / "a.png"), None), row)
     assert result.mask is not None and result.mask.any() == bool(mask)
     assert bool(result.finding.notes) == noted
     assert not noted or "benign" in result.finding.notes[0]

@@ -16,7 +16,8 @@ from mcis.imaging import formats, phantom
 from mcis.imaging.image_files import from_array
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.options import InferenceOptions
-from mcis.inference.predictor import _router_reason, make_predictor, result_of
+from mcis.inference.predictor import make_predictor
+from mcis.inference.result import _router_reason, result_of
 from mcis.ops.points import POINTS
 from mcis.organs import UNKNOWN
 from tests.fixtures.dicom_files import CANARY, items, write
