@@ -62,7 +62,7 @@ class Evaluate(Options):
     """
 
     runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, takes("RUN...")] = tyro.MISSING
-    split: Annotated[str, choice(("train", "validation", "test", "left_out"))] = "test"
+    split: Annotated[str, choice(("train", "validation", "test", "left_out", "unseen"))] = "test"
     sources: Annotated[str, takes("A,B,...")] = ""
     folder: Annotated[PathText | None, takes("DIR")] = None
     crf: bool = True

@@ -106,7 +106,7 @@ def test_help_says_what_options_take(run):
         assert words in shown["predict"]
     assert "mcis bundle [-h] RUN... --out DIR" in shown["bundle"]
     assert "mcis merge [-h] DIR" in shown["merge"] and "mcis runs [-h] RUN..." in shown["runs"]
-    assert f"--split {{{','.join((*dataset.SPLITS, dataset.LEFT_OUT))}}}" in shown["evaluate"]
+    assert f"--split {{{','.join((*dataset.SPLITS, dataset.LEFT_OUT, dataset.UNSEEN))}}}" in shown["evaluate"]
 
 
 def test_an_unknown_name_fails_with_a_list_of_the_known_names(run):
