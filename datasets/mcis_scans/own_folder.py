@@ -14,13 +14,14 @@ from mcis.imaging.nifti import header as nifti_header
 from mcis.imaging.scan import ScanError
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 
-from . import remarks, table
+from . import own_columns, remarks, table
 from .cells import patient_of
 from .names import FRAME, Names, name_of
 from .own_masks import Masks, find_masks, read_masks
 from .record import Item, Job, MakeMask, Rejection, Remark, empty, find_base, load
 
 TABLE = "labels.csv"
+NO_ROW = f"has no row in {TABLE}; add one (its label may be empty)"
 ONE_FRAME = (".png", ".jpg", ".jpeg", ".bmp")
 """Suffixes of files that need not be opened to be counted."""
 WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
@@ -37,6 +38,8 @@ class Label:
       label: index into the organ's classes, or UNKNOWN.
       patient: None where the row names none.
       renamed: whether the row wrote another suffix or case than the file has.
+      attributes: what its other columns say (`own_columns.py`).
+      split: the split that it asks for, or None.
     """
 
     line: int
@@ -44,6 +47,8 @@ class Label:
     label: int
     patient: str | None
     renamed: bool = False
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str | None = None
 
 
 Labels = dict[str, dict[int | None, Label]]
@@ -51,12 +56,13 @@ Labels = dict[str, dict[int | None, Label]]
 
 
 def folder(root: pathlib.Path) -> Iterator[Item | Job]:
-    """The user's own folder. `labels.csv` has the columns scan, label, patient, and optionally organ and frame.
+    """The user's own folder. `labels.csv` has the columns scan, label, patient; organ, frame and split are optional.
 
-    A scan is any file that `mcis predict` reads. A row labels all frames of a file, or one: by the column `frame`, or
-    as `name#12`, numbered from 0. An empty label is unknown; the column `organ` is then needed. Without a patient, the
-    frames of a file and the files of a DICOM study are kept together, and so are near-duplicates. `own_masks` says
-    which mask belongs to which scan. A scan whose class has no lesion needs no mask: its mask is empty.
+    Other columns become attributes (`own_columns`). A scan is any file that `mcis predict` reads. A row labels all
+    frames of a file, or one: by the column `frame`, or as `name#12`, numbered from 0. An empty label is unknown; the
+    column `organ` is then needed. Without a patient, the frames of a file and the files of a DICOM study are kept
+    together, and so are near-duplicates. `own_masks` says which mask belongs to which scan. A scan whose class has no
+    lesion needs no mask: its mask is empty.
     """
     every = image_files.files_in(root / "images", lambda path: True)
     scans = [pathlib.Path(path) for path in search.in_folder(root / "images").files]
@@ -75,8 +81,7 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     used: set[pathlib.Path] = set()
     for name, own in labels.items():
         yield from _jobs(name, own, names, masks, used)
-    reason = f"has no row in {TABLE}; add one (its label may be empty)"
-    yield from (Rejection(names.id_of(name), reason) for name in unlisted)
+    yield from (Rejection(names.id_of(name), NO_ROW) for name in unlisted)
     yield from masks.left_over(used, names, labels)
 
 
@@ -107,7 +112,13 @@ def _lost(rows: table.Table, names: Names, others: Mapping[str, str]) -> Sequenc
 def _read_labels(
     rows: table.Table, names: Names, labels: Labels, others: Mapping[str, str]
 ) -> Iterator[Rejection | Remark]:
-    """Fill `labels` with what the table says; yields rejections of rows that name no scan, or several."""
+    """Fill `labels` with what the table says; yields rejections of rows that name no scan, or several.
+
+    ValueError where the column split cannot be obeyed.
+    """
+    splits = own_columns.splits_of(rows.rows)
+    attributes, problems = own_columns.attributes_of(rows.rows)
+    yield from problems
     spellings: dict[str, list[str]] = {}
     read: list[tuple[str, str, int | None, Label]] = []
     for row in rows.rows:
@@ -127,8 +138,10 @@ def _read_labels(
             yield Remark(f"{row.values['scan']}: {row.values['patient']}", remarks.NO_PATIENT)
         written = spellings.setdefault(" ".join(patient.casefold().split()), [])
         written += [patient] if patient not in written else []
-        label = dataclasses.replace(label, patient=written[0] or None, renamed=renamed)
+        facts = {"attributes": attributes[row.line], "split": splits.get(row.line)}
+        label = dataclasses.replace(label, patient=written[0] or None, renamed=renamed, **facts)
         read.append((row.values["scan"], name, frame, label))
+    own_columns.check_patients([(label.patient, label.split) for *_, label in read])
     exact = {name: label.line for _, name, _, label in reversed(read) if not label.renamed}
     for written_name, name, frame, label in read:
         where = f"{TABLE} line {label.line}"
@@ -286,6 +299,8 @@ def _job(
         without_lesion=healthy[0] if whole and mask_of_all and len(healthy) == 1 else None,
         remarks=tuple(found),
         published=False,
+        attributes=row.attributes,
+        split=row.split,
     )
 
 
