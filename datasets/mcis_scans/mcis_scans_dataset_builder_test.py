@@ -424,3 +424,46 @@ def test_a_table_that_is_a_pipe_is_an_error_and_rows_that_name_no_file_are_rejec
     os.mkfifo(table)
     with pytest.raises(ValueError, match="not a regular file"):
         list(SOURCES["folder"].read(tmp_path / "scans"))
+
+
+def test_data_of_a_version_without_attributes_are_read_and_built_again_beside_it_with_the_same_splits(
+    tmp_path, monkeypatch
+):
+    from mcis.cli.build import build
+    from mcis.data import dataset
+    from mcis.inference.rows import scan_facts
+
+    def prepare():
+        return build("healthy", from_=DUMMY / "healthy", data_dir=tmp_path, progress=False).name
+
+    def stored():
+        records = [(split, row) for split in dataset.SPLITS for row in dataset.records("healthy", split, tmp_path)]
+        return {row["scan_id"]: (split, scan_facts(row)) for split, row in records}, [row for _, row in records]
+
+    info, examples = Builder._info, staging.examples
+    with monkeypatch.context() as patch:
+        patch.setattr(Builder, "VERSION", tfds.core.Version("1.0.0"))
+        patch.setattr(Builder, "_info", lambda self: without_attributes(info(self)))
+        patch.setattr(staging, "examples", lambda *shard: ((key, drop(row)) for key, row in examples(*shard)))
+        assert prepare() == "1.0.0"
+    before, rows = stored()
+    assert len(before) == 3 and not any("attributes" in row for row in rows)
+    assert all(facts["attributes"] == {} for _, facts in before.values())
+    loaded = [dataset.load(("healthy",), split, tmp_path) for split in {split for split, _ in before.values()}]
+    assert sum(map(len, loaded)) == 3
+    assert prepare() == str(Builder.VERSION) != "1.0.0"
+    after, _ = stored()
+    assert after[b"h00_fl_axi0"][1]["attributes"] == {"plane": "axial", "sequence": "FLAIR"}
+    for name, (split, facts) in before.items():
+        assert after[name] == (split, facts | {"attributes": after[name][1]["attributes"]})
+
+
+def without_attributes(info):
+    features = tfds.features.FeaturesDict({name: one for name, one in info.features.items() if name != "attributes"})
+    made = tfds.core.DatasetInfo(builder=info._builder, features=features)
+    made.initialize_from_bucket = lambda: None
+    return made
+
+
+def drop(row):
+    return {name: value for name, value in row.items() if name != "attributes"}
