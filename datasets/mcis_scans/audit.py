@@ -197,8 +197,8 @@ def summary(audit: dict[str, Any]) -> str:
             f"  near-duplicates in other sources: {named}; {follow} groups follow theirs, none is in two splits"
         )
     if audit.get("attributes"):
-        named = (f"{name} {sum(values.values())}" for name, values in audit["attributes"].items())
-        lines.append(f"  attributes, with the scans that have them: {', '.join(named)}")
+        stated = (f"{name} {sum(values.values())}" for name, values in audit["attributes"].items())
+        lines.append(f"  attributes, with the scans that have them: {', '.join(stated)}")
     empty = [split for split in SPLITS if not sum(audit["counts"][split].values())]
     if empty:
         lines.append(f"  WARNING: {_empty(audit['source'], empty, groups['all'], audit['counts'])}")

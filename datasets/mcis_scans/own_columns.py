@@ -61,7 +61,8 @@ _SHOWN = 5
 def attributes_of(rows: Sequence[table.Row]) -> tuple[dict[int, dict[str, str]], list[Remark]]:
     """Line of each row -> the attributes that its columns give; and a remark for each column that is not kept."""
     found: dict[int, dict[str, str]] = {row.line: {} for row in rows}
-    problems, taken = [], {}
+    problems: list[Remark] = []
+    taken: dict[str, str] = {}
     for column in rows[0].values if rows else ():
         if column in READ:
             continue

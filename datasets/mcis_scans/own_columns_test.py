@@ -1,13 +1,10 @@
 """Columns of one's own table beyond those it is read by: attributes, and the column split."""
 
-import json
-
 import pytest
 from mcis_datasets.mcis_scans import own_columns, remarks, splits
 from mcis_datasets.mcis_scans.splits import History, Member
 
-from mcis.cli.build import build
-from mcis.data import attributes, dataset
+from mcis.data import attributes
 from tests.fixtures.own_folders import picture, read
 
 pytest_plugins = ["tests.fixtures.own_folders"]
@@ -94,34 +91,6 @@ def test_frames_have_the_attributes_of_their_row(own):
 # The column split
 
 
-def test_the_column_split_is_obeyed_and_kept(own, tmp_path, capsys):
-    cells = ("Train,A", "val,B", "TEST,A", "test,B")
-    root = table_of(own, "split,site", cells, patients=("P1", "P2", "P3", ""))
-    place = build("folder", from_=root, data_dir=tmp_path / "data", progress=False)
-    assert "attributes, with the scans that have them: site 4" in capsys.readouterr().out
-    stored = {
-        record["scan_id"].decode(): (split, attributes.from_record(record))
-        for split in dataset.SPLITS
-        for record in dataset.records("folder", split, tmp_path / "data")
-    }
-    assert stored == {
-        "0": ("train", {"site": "A"}),
-        "1": ("validation", {"site": "B"}),
-        "2": ("test", {"site": "A"}),
-        "3": ("test", {"site": "B"}),
-    }
-    assert json.loads((place / "audit.json").read_text())["attributes"] == {"site": {"A": 2, "B": 2}}
-    table_of(own, "split,site", ("validation,A", *cells[1:]), patients=("P1", "P2", "P3", ""))
-    place = build("folder", from_=root, data_dir=tmp_path / "data", progress=False, overwrite=True)
-    (moved,) = json.loads((place / "audit.json").read_text())["moved"]
-    assert (moved["group"], moved["from"], moved["to"], moved["why"]) == (
-        "P1",
-        ["train"],
-        "validation",
-        "the column split",
-    )
-
-
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
@@ -141,16 +110,6 @@ def test_a_column_split_that_cannot_be_obeyed_is_an_error(own, cells, words):
 def test_an_empty_column_split_asks_for_nothing(own):
     found, rejected, noted = read(table_of(own, "split", ("", "")))
     assert not rejected and not noted and [item.split for item in found.values()] == [None, None]
-
-
-def test_near_duplicates_in_several_splits_are_an_error(own, tmp_path):
-    root = own({"a.png": picture(1), "b.png": picture(1), "c.png": picture(2)}, [], header="x")
-    (root / "labels.csv").write_text(
-        "scan,label,patient,split\na,normal,P1,train\nb,normal,P2,test\nc,normal,P3,test\n"
-    )
-    with pytest.raises(ValueError, match=r"divides 1 patients or groups .*: P1 \+ P2 in train \(a\) and test \(b\)"):
-        build("folder", from_=root, data_dir=tmp_path / "data", progress=False)
-    assert not dataset.versions_of("folder", tmp_path / "data")
 
 
 def test_the_split_that_is_asked_for_precedes_that_of_earlier_builds_and_of_contradictions():

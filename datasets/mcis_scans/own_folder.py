@@ -138,8 +138,13 @@ def _read_labels(
             yield Remark(f"{row.values['scan']}: {row.values['patient']}", remarks.NO_PATIENT)
         written = spellings.setdefault(" ".join(patient.casefold().split()), [])
         written += [patient] if patient not in written else []
-        facts = {"attributes": attributes[row.line], "split": splits.get(row.line)}
-        label = dataclasses.replace(label, patient=written[0] or None, renamed=renamed, **facts)
+        label = dataclasses.replace(
+            label,
+            patient=written[0] or None,
+            renamed=renamed,
+            attributes=attributes[row.line],
+            split=splits.get(row.line),
+        )
         read.append((row.values["scan"], name, frame, label))
     own_columns.check_patients([(label.patient, label.split) for *_, label in read])
     exact = {name: label.line for _, name, _, label in reversed(read) if not label.renamed}
