@@ -80,10 +80,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Evaluate) -> int:
     from mcis.data.dataset import UNSEEN
+    from mcis.evaluation.by_attribute import by_attribute, check_names, names_of
     from mcis.evaluation.evaluator import check_unseen
     from mcis.evaluation.metrics import compare_reports, read_report, report
     from mcis.evaluation.scoring import score
-    from mcis.evaluation.strata import check_names, names_of, strata
 
     _check(options)
     out = _output_folder(options)
@@ -98,12 +98,12 @@ def _main(options: Evaluate) -> int:
         check_names(by, records)
         rows = score(evaluator, records)
         found = report(evaluator.task, rows, options.split) | facts | _provenance(options.runs, evaluator, rows)
-        found["strata"] = strata(evaluator.task, rows, by)
+        found["by_attribute"] = by_attribute(evaluator.task, rows, by)
         if other is not None:
             found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
         print_report(found)
         if by:
-            print_strata(found["strata"])
+            print_by_attribute(found["by_attribute"])
         if out is None:
             print("--out=DIR writes these numbers, and a page that shows them")
         else:
@@ -259,11 +259,11 @@ def print_report(found: dict[str, Any]) -> None:
         print(f"some of these scans {used}: the metrics are not those of unseen patients; the audit has the numbers")
 
 
-def print_strata(parts: Mapping[str, Any]) -> None:
+def print_by_attribute(parts: Mapping[str, Any]) -> None:
     """Print a table for each attribute."""
     from rich.table import Table
 
-    from mcis.evaluation.page_strata import metrics_of, text_of
+    from mcis.evaluation.page_by_attribute import metrics_of, text_of
 
     for name, part in parts.items():
         table = Table(title=f"by {name}: value [95 % interval by group]")

@@ -329,14 +329,14 @@ def test_columns_of_ones_own_table_tell_the_results_apart(weights, folder, tmp_p
     printed = capsys.readouterr().out
     assert "not kept: column mrn (may tell who somebody is" in printed and "by site" in printed
     found = json.loads((out / "report.json").read_text())
-    values = found["strata"]["site"]["values"]
+    values = found["by_attribute"]["site"]["values"]
     assert {site: (part["scans"], part["groups"], part["few"]) for site, part in values.items()} == {
         "North": (2, 2, True),
         "South": (2, 2, True),
     }
     assert [one["site"] for one in found["rows"]["attributes"]].count("North") == 2
     page = (out / "report.html").read_text()
-    assert '<section id="strata">' in page and "<small>few</small>" in page
+    assert '<section id="by_attribute">' in page and "<small>few</small>" in page
     assert "12North" not in json.dumps(found) + page
     assert evaluate.main([*arguments, "--by=birads"]) == 2
     assert "birads is stated of none of the scans" in capsys.readouterr().err

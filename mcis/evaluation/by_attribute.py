@@ -44,7 +44,7 @@ def check_names(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> N
         )
 
 
-def strata(task: Task | None, rows: Rows, by: Sequence[str] = (), draws: int = 1000) -> dict[str, Any]:
+def by_attribute(task: Task | None, rows: Rows, by: Sequence[str] = (), draws: int = 1000) -> dict[str, Any]:
     """The main metrics by attribute and value, as JSON values.
 
     Args:

@@ -15,9 +15,9 @@ ABOUT = (
 )
 
 
-def strata_section(found: Mapping[str, Any]) -> str:
+def attribute_section(found: Mapping[str, Any]) -> str:
     """The section, a table for each attribute; "" where there are none."""
-    parts = found.get("strata") or {}
+    parts = found.get("by_attribute") or {}
     return ABOUT + "".join(_table(name, part) for name, part in parts.items()) if parts else ""
 
 

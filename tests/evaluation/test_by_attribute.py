@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mcis.cli import evaluate
-from mcis.evaluation import strata as module
+from mcis.evaluation import by_attribute as module
+from mcis.evaluation.by_attribute import by_attribute, check_names, names_of
 from mcis.evaluation.metrics import measure
-from mcis.evaluation.page_strata import strata_section
-from mcis.evaluation.strata import check_names, names_of, strata
+from mcis.evaluation.page_by_attribute import attribute_section
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
 from mcis.tasks.table import TASKS
 
@@ -65,7 +65,7 @@ NAMES = {
 
 def test_a_stratum_has_the_metrics_of_its_scans_alone():
     rows = rows_of(by_site)
-    found = strata(None, rows, draws=50)
+    found = by_attribute(None, rows, draws=50)
     assert list(found) == ["site"] and list(found["site"]["values"]) == ["A", "B"]
     assert found["site"]["not_stated"] == {"scans": 20, "groups": 10}
     for value, chosen in (("A", slice(0, 80)), ("B", slice(80, 100))):
@@ -87,7 +87,7 @@ def test_strata_of_one_network_have_the_metrics_of_its_task(name):
     probs = rng.dirichlet([1] * len(task.classes), N)
     label = rows.organ if task.organ is None else rows.label
     rows = replace(rows, label=label, probs=probs, refused=rng.random(N) < 0.3 if task.organ is None else None)
-    part = strata(task, rows, draws=20)["site"]["values"]["B"]["metrics"]
+    part = by_attribute(task, rows, draws=20)["site"]["values"]["B"]["metrics"]
     measured = measure(task, rows.take(np.arange(80, 100)))
     expected = {
         "route": {"accuracy", "refused"},
@@ -104,15 +104,15 @@ def test_intervals_are_by_group():
     group = np.array([f"g{k // 5}" for k in range(N)])
     right = np.arange(N) // 5 % 2 == 0
     rows = replace(rows, label=np.ones(N, int), said_organ=rows.organ, said_label=right * 1)
-    alone = strata(None, rows, draws=300)["site"]["values"]["A"]["metrics"]["accuracy"]
-    grouped = strata(None, replace(rows, group=group), draws=300)["site"]["values"]["A"]["metrics"]["accuracy"]
+    alone = by_attribute(None, rows, draws=300)["site"]["values"]["A"]["metrics"]["accuracy"]
+    grouped = by_attribute(None, replace(rows, group=group), draws=300)["site"]["values"]["A"]["metrics"]["accuracy"]
     assert alone["value"] == grouped["value"] == 0.5
     assert grouped["high"] - grouped["low"] > 1.4 * (alone["high"] - alone["low"])
 
 
 def test_fewer_than_ten_groups_have_no_interval_and_are_marked():
     rows = rows_of(lambda k: {"site": "A" if k < 18 else "B" if k < 38 else "C"})
-    values = strata(None, rows, draws=20)["site"]["values"]
+    values = by_attribute(None, rows, draws=20)["site"]["values"]
     assert [(part["groups"], part["few"]) for part in values.values()] == [(9, True), (10, False), (41, False)]
     few = values["A"]["metrics"]
     assert few["accuracy"]["value"] == measure(None, rows.take(np.arange(18)))["accuracy"]
@@ -125,11 +125,11 @@ def test_attributes_of_one_value_or_of_more_than_twenty_have_no_strata_and_by_ch
 
     rows = rows_of(stated)
     monkeypatch.setattr(module, "intervals", lambda score, group, draws: {})
-    assert list(strata(None, rows)) == ["birads", "site"]
-    assert list(strata(None, rows)["birads"]["values"]) == ["2", "4a", "10"]
-    assert list(strata(None, rows, ["birads"])) == ["birads"]
-    assert strata(None, replace(rows, attributes=None)) == {}
-    assert strata(None, rows_of(lambda k: {})) == {}
+    assert list(by_attribute(None, rows)) == ["birads", "site"]
+    assert list(by_attribute(None, rows)["birads"]["values"]) == ["2", "4a", "10"]
+    assert list(by_attribute(None, rows, ["birads"])) == ["birads"]
+    assert by_attribute(None, replace(rows, attributes=None)) == {}
+    assert by_attribute(None, rows_of(lambda k: {})) == {}
 
 
 def test_names_that_cannot_be_chosen_are_errors_that_list_the_others():
@@ -147,14 +147,14 @@ def test_names_that_cannot_be_chosen_are_errors_that_list_the_others():
 
 def test_the_page_and_the_terminal_show_each_attribute_once(capsys):
     rows = rows_of(lambda k: {"site": "<b>A" if k < 18 else "B", "birads": "2" if k % 2 else "5"} if k < 100 else {})
-    found = {"strata": strata(None, rows, draws=20)}
-    page = strata_section(found)
+    found = {"by_attribute": by_attribute(None, rows, draws=20)}
+    page = attribute_section(found)
     assert page.index("<h3>birads</h3>") < page.index("<h3>site</h3>") and page.count("<table>") == 2
-    accuracy = found["strata"]["site"]["values"]["<b>A"]["metrics"]["accuracy"]["value"]
+    accuracy = found["by_attribute"]["site"]["values"]["<b>A"]["metrics"]["accuracy"]["value"]
     assert f"{accuracy:.3f} <small>few</small>" in page
     assert "&lt;b&gt;A" in page and "<b>A" not in page
     assert page.count("<th>not stated</th>") == 2
-    evaluate.print_strata(found["strata"])
+    evaluate.print_by_attribute(found["by_attribute"])
     printed = capsys.readouterr().out
     assert "by site: value [95 % interval by group]" in printed and f"{accuracy:.3f} (few)" in printed
-    assert strata_section({}) == strata_section({"strata": {}}) == ""
+    assert attribute_section({}) == attribute_section({"by_attribute": {}}) == ""
