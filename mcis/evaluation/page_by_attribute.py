@@ -1,4 +1,4 @@
-"""The section of an evaluation's page on strata, and their text for a terminal. No JAX."""
+"""The section of an evaluation's page on results by attribute, and their text for a terminal. No JAX."""
 
 from collections.abc import Mapping
 from html import escape
@@ -8,6 +8,8 @@ from mcis.data.attributes import VOCABULARY
 from mcis.evaluation.html import cell, head, number, row, table
 from mcis.ops.metrics import with_interval
 
+ORDER = ("accuracy", "sensitivity", "auc", "dice_lesion", "refused")
+"""Beginnings of the names of metrics, in the order of the columns: a value may lack some."""
 ABOUT = (
     "<p>The main metrics of all scans together, by what their sources state of them. Strata with fewer than ten groups "
     "are marked few and have no interval. Strata may differ in more than this attribute, as in their patients or "
@@ -42,8 +44,10 @@ def _cell(one: Mapping[str, Any], metric: str) -> str:
 
 
 def metrics_of(part: Mapping[str, Any]) -> list[str]:
-    """The metrics that some value of an attribute has, in order."""
-    return list(dict.fromkeys(metric for one in part["values"].values() for metric in one["metrics"]))
+    """The metrics that some value of an attribute has, in the order of ORDER."""
+    names = dict.fromkeys(metric for one in part["values"].values() for metric in one["metrics"])
+    kinds = [*ORDER, ""]  # the last one begins every name
+    return sorted(names, key=lambda name: next(at for at, kind in enumerate(kinds) if name.startswith(kind)))
 
 
 def text_of(one: Mapping[str, Any], metric: str) -> str:

@@ -9,7 +9,7 @@ from mcis.cli import evaluate
 from mcis.evaluation import by_attribute as module
 from mcis.evaluation.by_attribute import by_attribute, check_names, names_of
 from mcis.evaluation.metrics import measure
-from mcis.evaluation.page_by_attribute import attribute_section
+from mcis.evaluation.page_by_attribute import attribute_section, metrics_of
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
 from mcis.tasks.table import TASKS
 
@@ -143,6 +143,11 @@ def test_names_that_cannot_be_chosen_are_errors_that_list_the_others():
     }.items():
         with pytest.raises(ValueError, match=words):
             check_names(("site", name), records)
+
+
+def test_columns_have_one_order_whatever_the_first_value_lacks():
+    values = {"1": {"metrics": {"refused": 0, "accuracy": 0}}, "2": {"metrics": {"dice_lesion": 0, "auc_x": 0}}}
+    assert metrics_of({"values": values}) == ["accuracy", "auc_x", "dice_lesion", "refused"]
 
 
 def test_the_page_and_the_terminal_show_each_attribute_once(capsys):
