@@ -72,6 +72,15 @@ def _counted(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
     ]
 
 
+def count_attributes(attributes: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    """Attribute -> value -> number of scans, both sorted."""
+    counts = collections.Counter((name, value) for own in attributes for name, value in own.items())
+    found: dict[str, dict[str, int]] = {}
+    for (name, value), count in sorted(counts.items()):
+        found.setdefault(name, {})[value] = count
+    return found
+
+
 def compare(members: Sequence[Member], outlines: Sequence[str]) -> list[Remark]:
     """Remarks on scans that have something in common.
 
@@ -187,6 +196,9 @@ def summary(audit: dict[str, Any]) -> str:
         lines.append(
             f"  near-duplicates in other sources: {named}; {follow} groups follow theirs, none is in two splits"
         )
+    if audit.get("attributes"):
+        stated = (f"{name} {sum(values.values())}" for name, values in audit["attributes"].items())
+        lines.append(f"  attributes, with the scans that have them: {', '.join(stated)}")
     empty = [split for split in SPLITS if not sum(audit["counts"][split].values())]
     if empty:
         lines.append(f"  WARNING: {_empty(audit['source'], empty, groups['all'], audit['counts'])}")

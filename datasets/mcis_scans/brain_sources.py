@@ -2,14 +2,15 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from mcis.imaging import image_files
 from mcis.organs import UNKNOWN, organ_named
 
-from . import via
-from .record import Item, Job, MakeMask, Record, Rejection, empty, file_in, load, orphans, read_table, union_of
+from . import attributes, via
+from .record import Item, Job, MakeMask, Record, Rejection, Remark, empty, file_in, load, orphans, read_table, union_of
+from .remarks import NO_ATTRIBUTE
 
 BRAIN = organ_named("brain")
 
@@ -17,20 +18,61 @@ BRAIN = organ_named("brain")
 def lgg(folder: pathlib.Path) -> Iterator[Item | Job]:
     """LGG: one folder per patient; slice `x.tif` with `x_mask.tif`; "tumor" where the slice's mask is not empty.
 
-    Red, green and blue are the three sequences (pre-contrast, FLAIR, post-contrast).
+    Red, green and blue are the three sequences (pre-contrast, FLAIR, post-contrast). `data.csv` has the patients' age,
+    histology and grade, and the folder's name the hospital.
     """
+    known, problems = _lgg_patients(folder / "data.csv")
+    yield from problems
     for place in sorted(folder.glob("TCGA_*")):
         patient = "_".join(place.name.split("_")[:3])  # the rest of the folder's name is a date
         files = {path.stem: path for path in image_files.files_in(place)}
         masks = {stem.removesuffix("_mask"): [files.pop(stem)] for stem in list(files) if stem.endswith("_mask")}
         for stem, path in files.items():
             make_mask = union_of(masks.pop(stem, ()))
-            yield partial(_slice, f"{place.name}/{stem}", path, make_mask, patient)
+            facts = {"sequence": "composite", **known.get(patient, {}), **_lgg_site(patient)}
+            yield partial(_slice, f"{place.name}/{stem}", path, make_mask, patient, facts)
         yield from orphans(masks, place.name)
 
 
-def _slice(scan_id: str, path: pathlib.Path, make_mask: MakeMask, patient: str) -> Item:
-    item = load(scan_id, path, make_mask, organ="brain", label=UNKNOWN, patient=patient)
+LGG_HISTOLOGIES = {"1": "astrocytoma", "2": "oligoastrocytoma", "3": "oligodendroglioma"}
+LGG_GRADES = {"1": "2", "2": "3"}
+"""`data.csv` has no legend: its numbers are those of the values in alphabetical order, G2 and G3 for the grade, as
+patients show that are in TCGA's tables too."""
+
+
+def _lgg_patients(path: pathlib.Path) -> tuple[dict[str, dict[str, str]], list[Remark]]:
+    """Patient -> attributes, and what cannot be read: the scans do not need this table."""
+    if not path.is_file():
+        return {}, []
+    try:
+        rows = read_table(path, ("Patient",))
+    except ValueError as error:
+        return {}, [Remark(str(error).replace(f"{path}", path.name), NO_ATTRIBUTE)]
+    found, problems = {}, []
+    for row in rows:
+        written = {
+            "age": row.get("age_at_initial_pathologic"),
+            "grade": _of_number(LGG_GRADES, row.get("neoplasm_histologic_grade")),
+            "histology": _of_number(LGG_HISTOLOGIES, row.get("histological_type")),
+        }
+        found[row["Patient"]], unknown = attributes.read(written)
+        problems += [Remark(f"{row['Patient']}: {one}", NO_ATTRIBUTE) for one in unknown]
+    return found, problems
+
+
+def _of_number(values: Mapping[str, str], number: str | None) -> str | None:
+    """The value of a number; a number without one stays recognisable as such, and so becomes no attribute."""
+    return values.get(number, f"number {number}") if number else None
+
+
+def _lgg_site(patient: str) -> dict[str, str]:
+    """The hospital, by its code in a patient's name: "TCGA_DU_5849"."""
+    site = attributes.value_of("site", patient.split("_")[1])
+    return {} if site is None else {"site": site}
+
+
+def _slice(scan_id: str, path: pathlib.Path, make_mask: MakeMask, patient: str, facts: Mapping[str, str]) -> Item:
+    item = load(scan_id, path, make_mask, organ="brain", label=UNKNOWN, patient=patient, attributes=facts)
     if not isinstance(item, Record):
         return item
     return dataclasses.replace(item, label=BRAIN.classes.index("tumor" if item.mask.any() else "no_tumor"))
@@ -69,13 +111,18 @@ def br35h(folder: pathlib.Path) -> Iterator[Item | Job]:
 
 
 def healthy(folder: pathlib.Path) -> Iterator[Item | Job]:
-    """Healthy volumes, cut into slices: `healthy.csv` (file, subject, ...) names `images/x.jpg`. None has a tumour."""
+    """Healthy volumes, cut into slices: `healthy.csv` (file, subject) names `images/x.jpg`. None has a tumour.
+
+    The columns `sequence` and `plane` become attributes.
+    """
     rows, unlisted = _listed(folder, "healthy.csv", ("file", "subject"))
     for scan_id, image, row in rows:
         if not row["subject"]:
             yield Rejection(scan_id, "healthy.csv gives no subject; without it a person could be in two splits")
         else:
-            yield _tumor_free(scan_id, image, patient=row["subject"])
+            facts, unknown = attributes.read({name: row.get(name) for name in ("plane", "sequence")})
+            yield partial(_tumor_free(scan_id, image, patient=row["subject"]), attributes=facts)
+            yield from (Remark(f"{scan_id}: {one}", NO_ATTRIBUTE) for one in unknown)
     yield from unlisted
 
 
@@ -90,7 +137,9 @@ def notumor(folder: pathlib.Path) -> Iterator[Item | Job]:
     yield from unlisted
 
 
-def _tumor_free(scan_id: str, image: pathlib.Path, patient: str | None = None, series: str | None = None) -> Job:
+def _tumor_free(
+    scan_id: str, image: pathlib.Path, patient: str | None = None, series: str | None = None
+) -> partial[Item]:
     label = BRAIN.classes.index("no_tumor")
     return partial(load, scan_id, image, empty, organ="brain", label=label, patient=patient, series=series)
 

@@ -11,9 +11,9 @@ from mcis.imaging import image_files, scan
 from mcis.imaging.masks import Mask
 from mcis.organs import organ_named
 
-from . import table
-from .record import Item, Job, Rejection, empty, file_in, load, orphans, read_table, union_of
-from .remarks import OTHER_MASK
+from . import attributes, table
+from .record import Item, Job, Rejection, Remark, empty, file_in, load, orphans, read_table, union_of
+from .remarks import NO_ATTRIBUTE, OTHER_MASK
 
 BREAST = organ_named("breast")
 
@@ -50,7 +50,12 @@ def busbra(folder: pathlib.Path) -> Iterator[Item | Job]:
             yield Rejection(scan_id, "bus_data.csv gives no Case; without it a patient could be in two splits")
         else:
             index = BREAST.classes.index(label)
-            yield partial(load, scan_id, image, union_of(mask), organ="breast", label=index, patient=row["Case"])
+            facts, unknown = attributes.read(
+                {"birads": row.get("birads"), "histology": row.get("histology"), "scanner": row.get("device")}
+            )
+            make = partial(load, scan_id, image, union_of(mask), organ="breast", label=index, patient=row["Case"])
+            yield partial(make, attributes=facts)
+            yield from (Remark(f"{scan_id}: {one}", NO_ATTRIBUTE) for one in unknown)
     yield from (Rejection(scan_id, "has no row in bus_data.csv") for scan_id in images)
     yield from orphans(masks, "Masks")
 
@@ -78,7 +83,10 @@ def uclm(folder: pathlib.Path) -> Iterator[Item | Job]:
             owner = SAME_PATIENT.get(patient[0], patient[0])
             make_mask = partial(_coloured, mask[0], label) if mask else union_of(())
             index = BREAST.classes.index(label)
-            yield partial(load, scan_id, image, make_mask, organ="breast", label=index, patient=owner)
+            facts, unknown = attributes.read({name: row.get(name) for name in ("combined", "doppler", "marks")})
+            make = partial(load, scan_id, image, make_mask, organ="breast", label=index, patient=owner)
+            yield partial(make, attributes=facts)
+            yield from (Remark(f"{scan_id}: {one}", NO_ATTRIBUTE) for one in unknown)
     yield from (Rejection(scan_id, "has no row in INFO.csv") for scan_id in images)
     yield from orphans(masks, "masks")
 
@@ -104,6 +112,8 @@ def _coloured(path: pathlib.Path, label: str, size: tuple[int, int]) -> np.ndarr
 BREST_FOLDER = "BrEaST-Lesions_USG-images_and_masks"
 BREST_COLUMNS = (("Filename", "Label"), ("Image_filename", "Classification"))
 """File and class in a table of BrEaST: a short one, and the publisher's sheet saved as CSV."""
+BREST_FACTS = {"age": "age", "birads": "birads", "histology": "diagnosis"}
+"""Attribute -> column of the publisher's sheet, in lower case."""
 
 
 def brest(folder: pathlib.Path) -> Iterator[Item | Job]:
@@ -134,13 +144,16 @@ def brest(folder: pathlib.Path) -> Iterator[Item | Job]:
         index = BREAST.classes.index(label)
         make_mask = union_of(mask) if mask or BREAST.is_lesion(index) else empty
         remarks = (OTHER_MASK,) if scan_id in others else ()
-        yield partial(load, scan_id, image, make_mask, organ="breast", label=index, patient=scan_id, remarks=remarks)
+        facts, unknown = attributes.read({name: row.get(column) for name, column in BREST_FACTS.items()})
+        make = partial(load, scan_id, image, make_mask, organ="breast", label=index, patient=scan_id, remarks=remarks)
+        yield partial(make, attributes=facts)
+        yield from (Remark(f"{scan_id}: {one}", NO_ATTRIBUTE) for one in unknown)
     yield from (Rejection(scan_id, f"has no row in {place.name}") for scan_id in images)
     yield from orphans(masks, BREST_FOLDER)
 
 
 def _brest_rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """File and label of each row. ValueError where there is no such table, or none of BREST_COLUMNS fits it."""
+    """The rows, also with `file` and `label`. ValueError without such a table, or if none of BREST_COLUMNS fits it."""
     if not path.is_file():
         names = " and ".join(" and ".join(names) for names in BREST_COLUMNS[1:])
         raise ValueError(
@@ -149,7 +162,8 @@ def _brest_rows(path: pathlib.Path) -> list[dict[str, str]]:
         )
     for columns in BREST_COLUMNS:
         try:
-            return [{"file": row[columns[0]], "label": row[columns[1]]} for row in read_table(path, columns)]
+            rows = read_table(path, columns)
+            return [{**row, "file": row[columns[0]], "label": row[columns[1]]} for row in rows]
         except ValueError as error:
             problem = error
     raise problem

@@ -1,4 +1,4 @@
-"""What spreadsheet programs write in place of a patient: signs for "unknown", errors of Excel, formulas."""
+"""What spreadsheet programs write in place of a patient or fact: signs for "unknown", errors of Excel, formulas."""
 
 import re
 
@@ -21,9 +21,22 @@ def patient_of(written: str) -> tuple[str, bool]:
     >>> patient_of("P1"), patient_of(""), patient_of("n/a"), patient_of('="001"')
     (('P1', False), ('', False), ('', True), ('001', False))
     """
-    text = TEXT.fullmatch(written)
-    name = written if text is None else text[1].strip()
+    name = text_of(written)
     if name.startswith("="):
         raise ValueError(f"patient {written!r} is a formula; write its result (copy the column, paste its values)")
-    missing = name.lower() in UNKNOWN_PATIENTS or EXCEL_ERROR.fullmatch(name) is not None
-    return ("", True) if missing else (name, False)
+    return ("", bool(name)) if is_missing(name) else (name, False)
+
+
+def text_of(written: str) -> str:
+    """What a cell says: its text, also where that is a formula that is a text."""
+    text = TEXT.fullmatch(written)
+    return written if text is None else text[1].strip()
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says nothing: it is empty, or has a sign for "unknown" or an error of Excel.
+
+    >>> is_missing(""), is_missing("N/A"), is_missing("#REF!"), is_missing("4")
+    (True, True, True, False)
+    """
+    return not text or text.lower() in UNKNOWN_PATIENTS or EXCEL_ERROR.fullmatch(text) is not None

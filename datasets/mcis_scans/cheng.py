@@ -17,6 +17,7 @@ from mcis.imaging import image_files, scan
 from mcis.organs import organ_named
 
 from . import remarks
+from .attributes import HISTOLOGIES
 from .neighbours import runs_of
 from .record import Item, Job, Record, Rejection, file_in, load, orphans, read_mask, read_table, union_of
 
@@ -52,16 +53,21 @@ def _pictures(folder: pathlib.Path) -> Iterator[Item | Job]:
         elif not _is_number(name):
             yield Rejection(name, "its file name must be a number, which gives the order of the slices; rename it")
         else:
-            rows.append((name, image, mask))
+            rows.append((name, image, mask, row["kind"].lower()))
     rows.sort(key=lambda row: int(row[0]))
-    runs = runs_of(_planes(image, mask) for _, image, mask in rows)
+    runs = runs_of(_planes(image, mask) for _, image, mask, _ in rows)
     first: dict[int, str] = {}
-    for (name, image, mask), run in zip(rows, runs, strict=True):
+    for (name, image, mask, kind), run in zip(rows, runs, strict=True):
         series = f"run from {first.setdefault(run, name)}"
         make = functools.partial(load, name, image, union_of(mask), organ="brain", label=_tumor(), patient=None)
-        yield functools.partial(make, series=series)
+        yield functools.partial(make, series=series, attributes=_facts(kind))
     yield from (Rejection(name, "has no row in cheng.csv") for name in images)
     yield from orphans(masks, "masks")
+
+
+def _facts(kind: str) -> dict[str, str]:
+    """The attributes of a slice with that kind of tumor: all are T1 after contrast agent, as the publisher says."""
+    return {"histology": HISTOLOGIES[kind], "sequence": "T1c"}
 
 
 def _is_number(name: str) -> bool:
@@ -98,7 +104,7 @@ def _matlab(folder: pathlib.Path) -> Iterator[Item | Job]:
 def read_matlab(scan_id: str, path: pathlib.Path) -> Item:
     """Read a published slice: a Record, or a Rejection where it is damaged or its mask does not fit."""
     try:
-        patient, values, lesion = _contents(path)
+        patient, kind, values, lesion = _contents(path)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         what = error.args[0] if isinstance(error, KeyError) else error  # KeyError puts its message in quotes
         return Rejection(scan_id, f"not readable as one of Cheng's MATLAB 7.3 files ({what})")
@@ -113,27 +119,27 @@ def read_matlab(scan_id: str, path: pathlib.Path) -> Item:
     black, white = (float(value) for value in np.percentile(values, PERCENTILES))
     image = np.repeat(scan.to_8_bits(values, black, white)[..., None], 3, axis=2)
     found = ((remarks.BLANK,) if remarks.is_blank(image) else ()) + remarks.of_mask(image, mask)
-    return Record(scan_id, image, mask, True, "brain", _tumor(), patient, None, found)
+    return Record(scan_id, image, mask, True, "brain", _tumor(), patient, None, found, attributes=_facts(kind))
 
 
-def _contents(path: pathlib.Path) -> tuple[str, np.ndarray, np.ndarray]:
-    """Patient, values (H, W) and mask (H, W) of a MATLAB file. ValueError names what is not as published."""
+def _contents(path: pathlib.Path) -> tuple[str, str, np.ndarray, np.ndarray]:
+    """Patient, kind, values (H, W) and mask (H, W) of a MATLAB file. ValueError names what is not as published."""
     import h5py
 
     with h5py.File(path, "r") as file:
         group = file["cjdata"]
         patient = "".join(map(chr, _numbers(group, "PID", MAX_LETTERS).astype(int).ravel().tolist())).strip()
-        kind = _numbers(group, "label", 1).ravel().tolist()
+        label = _numbers(group, "label", 1).ravel().tolist()
         values, lesion = _numbers(group, "image", MAX_PIXELS), _numbers(group, "tumorMask", MAX_PIXELS)
     if not patient.isprintable() or not patient:
         raise ValueError(f"PID is {patient!r}; without it a patient could be in two splits")
-    if kind not in [[number + 1] for number in range(len(KINDS))]:
-        raise ValueError(f"label is {kind}; the labels are 1 to {len(KINDS)}")
+    if label not in [[number + 1] for number in range(len(KINDS))]:
+        raise ValueError(f"label is {label}; the labels are 1 to {len(KINDS)}")
     if values.ndim != 2 or min(values.shape) < 2:
         raise ValueError(f"image has the shape {values.shape}; a slice has rows and columns")
     if not np.isfinite(values).all():
         raise ValueError("image has values that are no numbers")
-    return patient, values.T, lesion.T  # MATLAB stores columns first
+    return patient, KINDS[int(label[0]) - 1], values.T, lesion.T  # MATLAB stores columns first
 
 
 def _numbers(group: Any, name: str, most: int) -> np.ndarray:

@@ -56,11 +56,15 @@ def busi() -> None:
 
 def busbra() -> None:
     """Two patients, one with two images."""
-    rows = (("0001-l", 1, "malignant"), ("0001-r", 1, "malignant"), ("0002-l", 2, "benign"))
-    for k, (name, _, _) in enumerate(rows):
+    rows = (
+        ("0001-l", "1,invasive ductal carcinoma,malignant,4,GE Logiq 7 @10-14MHz"),
+        ("0001-r", "1,invasive ductal carcinoma,malignant,4,GE Logiq 7 @10-14MHz"),
+        ("0002-l", "2,,benign,2,device"),
+    )
+    for k, (name, _) in enumerate(rows):
         write(f"busbra/BUSBRA/Images/bus_{name}.png", make_image(10 + k))
         write(f"busbra/BUSBRA/Masks/mask_{name}.png", marker(3 + k, 2, 6, 5))
-    lines = [f'bus_{name},{case},,{kind},4,device,28,20,left,"[3,2,6,5]"' for name, case, kind in rows]
+    lines = [f'bus_{name},{facts},28,20,left,"[3,2,6,5]"' for name, facts in rows]
     header = "ID,Case,Histology,Pathology,BIRADS,Device,Width,Height,Side,BBOX"
     text("busbra/BUSBRA/bus_data.csv", "\n".join([header, *lines]) + "\n")
 
@@ -72,7 +76,9 @@ def lgg() -> None:
             stem = f"lgg/kaggle_3m/{patient}/{patient}_{number}"
             write(f"{stem}.tif", np.dstack([make_image(20 + 10 * k + 3 * number + c) for c in range(3)]))
             write(f"{stem}_mask.tif", marker(5, 4 + k, 7, 3) if number == 1 else marker(0, 0, 0, 0))
-    text("lgg/kaggle_3m/data.csv", "Patient,gender\nTCGA_CS_0001,1\nTCGA_DU_0002,2\n")
+    columns = "Patient,histological_type,neoplasm_histologic_grade,gender,age_at_initial_pathologic"
+    rows = ("TCGA_CS_0001,1,2,2,67", "TCGA_DU_0002,3,1,1,")
+    text("lgg/kaggle_3m/data.csv", "\n".join([columns, *rows]) + "\n")
 
 
 def br35h() -> None:

@@ -33,8 +33,11 @@ class Builder(tfds.core.ShardBasedBuilder):
     beyond one gigabyte. `_shard_iterators_per_split`, which TFDS documents for this base class, needs neither.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012  (TFDS's own form)
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {  # noqa: RUF012  (TFDS's own form)
+        "1.1.0": "The feature `attributes`. Scans, groups, splits and fingerprints are those of 1.0.0.",
+        "1.0.0": "First version.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name=name, description=source.title) for name, source in SOURCES.items()
     ]
@@ -76,6 +79,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                     "source": tfds.features.Text(),
                     "scan_id": tfds.features.Text(),
                     "fingerprint": tfds.features.Text(),
+                    "attributes": tfds.features.Text(),
                 }
             ),
             supervised_keys=None,
@@ -122,10 +126,11 @@ class Builder(tfds.core.ShardBasedBuilder):
         kept = [i for i in range(len(scans)) if i not in decision.left_out]
         scans, members = [scans[i] for i in kept], [members[i] for i in kept]
         matches = [matches[i] for i in kept]
-        plan = splits.assign(members, history, {group: leader.split for group, leader in decision.follows.items()})
+        plan = _plan(name, scans, members, history, decision)
         remarks += audit.compare(members, [row.outline for row in scans]) if name == "folder" else []
         report = audit.make_audit(name, members, [s.has_mask for s in scans], plan, rejections, remarks)
         report["other_sources"] = audit.cross_source_report(members, plan, matches, decision.follows, compared)
+        report["attributes"] = audit.count_attributes([row.attributes for row in scans])
         (here / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         splits.write(here / splits.FILE, plan.history)
         rows: dict[str, list[staging.Placed]] = {split: [] for split in splits.SPLITS}
@@ -186,6 +191,20 @@ def sift(name: str, items: Iterable[Staged | Rejection | Remark]) -> tuple[list[
             f"Expected: {SOURCES[name].layout}{listed}"
         )
     return list(scans.values()), rejections, remarks
+
+
+def _plan(
+    name: str,
+    scans: Sequence[Staged],
+    members: Sequence[splits.Member],
+    history: splits.History,
+    decision: other_sources.Decision,
+) -> splits.Plan:
+    """Groups and splits: those of other sources that groups follow, or those that one's own table asks for."""
+    if name == "folder":
+        wanted = splits.asked(members, [row.split for row in scans])
+        return splits.assign(members, history, wanted, "the column split")
+    return splits.assign(members, history, {group: leader.split for group, leader in decision.follows.items()})
 
 
 def find_members(scans: Sequence[Staged], folder: pathlib.Path) -> list[splits.Member]:

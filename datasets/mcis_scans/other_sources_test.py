@@ -167,7 +167,7 @@ def test_a_source_built_later_follows_the_one_that_is_there(tmp_path):
         ("x", "healthy/a0"),
         ("y", "healthy/a1"),
     }
-    shutil.rmtree(tmp_path / "data" / "mcis_scans" / "healthy" / "1.0.0")
+    shutil.rmtree(tmp_path / "data" / "mcis_scans" / "healthy" / str(Builder.VERSION))
     again, about = build("healthy", healthy, tmp_path / "data")  # which others follow
     assert again == before and about["groups_that_follow"] == {} and about["scans_near"] == {"notumor": 2}
 

@@ -15,7 +15,7 @@ from mcis.organs import UNKNOWN, organ_named
 
 from . import remarks, table
 from .names import Names, name_of
-from .own_labels import TABLE, UNUSABLE, Label, Labels, read_labels, unmatched
+from .own_labels import NO_ROW, TABLE, UNUSABLE, Label, Labels, read_labels, unmatched
 from .own_masks import Masks, find_masks, read_masks
 from .record import Item, Job, MakeMask, Rejection, Remark, empty, find_base, load
 
@@ -26,12 +26,13 @@ IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 def folder(root: pathlib.Path) -> Iterator[Item | Job]:
-    """The user's own folder. `labels.csv` has the columns scan, label, patient, and optionally organ and frame.
+    """The user's own folder. `labels.csv` has the columns scan, label, patient; organ, frame and split are optional.
 
-    A scan is any file that `mcis predict` reads. A row labels all frames of a file, or one: by the column `frame`, or
-    as `name#12`, numbered from 0. An empty label is unknown; the column `organ` is then needed. Without a patient, the
-    frames of a file and the files of a DICOM study are kept together, and so are near-duplicates. `own_masks` says
-    which mask belongs to which scan. A scan whose class has no lesion needs no mask: its mask is empty.
+    Other columns become attributes (`own_columns`). A scan is any file that `mcis predict` reads. A row labels all
+    frames of a file, or one: by the column `frame`, or as `name#12`, numbered from 0. An empty label is unknown; the
+    column `organ` is then needed. Without a patient, the frames of a file and the files of a DICOM study are kept
+    together, and so are near-duplicates. `own_masks` says which mask belongs to which scan. A scan whose class has no
+    lesion needs no mask: its mask is empty.
     """
     every = image_files.files_in(root / "images", lambda path: True)
     scans = [pathlib.Path(path) for path in search.in_folder(root / "images").files]
@@ -50,8 +51,7 @@ def folder(root: pathlib.Path) -> Iterator[Item | Job]:
     used: set[pathlib.Path] = set()
     for name, own in labels.items():
         yield from _jobs(name, own, names, masks, used)
-    reason = f"has no row in {TABLE}; add one (its label may be empty)"
-    yield from (Rejection(names.id_of(name), reason) for name in unlisted)
+    yield from (Rejection(names.id_of(name), NO_ROW) for name in unlisted)
     yield from masks.left_over(used, names, labels)
 
 
@@ -125,6 +125,8 @@ def _job(
         without_lesion=healthy[0] if whole and mask_of_all and len(healthy) == 1 else None,
         remarks=tuple(found),
         published=False,
+        attributes=row.attributes,
+        split=row.split,
     )
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from mcis.imaging import other_formats
 from mcis.organs import ORGAN_NAMES, ORGANS, UNKNOWN, organ_named
 
-from . import remarks, table
+from . import own_columns, remarks, table
 from .cells import patient_of
 from .names import FRAME, Names
 from .record import Rejection, Remark
 
 TABLE = "labels.csv"
+NO_ROW = f"has no row in {TABLE}; add one (its label may be empty)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Label:
       label: index into the organ's classes, or UNKNOWN.
       patient: None where the row names none.
       renamed: whether the row wrote another suffix or case than the file has.
+      attributes: what its other columns say (`own_columns.py`).
+      split: the split that it asks for, or None.
     """
 
     line: int
@@ -32,6 +35,8 @@ class Label:
     label: int
     patient: str | None
     renamed: bool = False
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str | None = None
 
 
 Labels = dict[str, dict[int | None, Label]]
@@ -65,7 +70,13 @@ def unmatched(rows: table.Table, names: Names, others: Mapping[str, str]) -> Seq
 def read_labels(
     rows: table.Table, names: Names, labels: Labels, others: Mapping[str, str]
 ) -> Iterator[Rejection | Remark]:
-    """Fill `labels` with what the table says; yields rejections of rows that name no scan, or several."""
+    """Fill `labels` with what the table says; yields rejections of rows that name no scan, or several.
+
+    ValueError where the column split cannot be obeyed.
+    """
+    splits = own_columns.splits_of(rows.rows)
+    attributes, problems = own_columns.attributes_of(rows.rows)
+    yield from problems
     spellings: dict[str, list[str]] = {}
     read: list[tuple[str, str, int | None, Label]] = []
     for row in rows.rows:
@@ -85,8 +96,15 @@ def read_labels(
             yield Remark(f"{row.values['scan']}: {row.values['patient']}", remarks.NO_PATIENT)
         written = spellings.setdefault(" ".join(patient.casefold().split()), [])
         written += [patient] if patient not in written else []
-        label = dataclasses.replace(label, patient=written[0] or None, renamed=renamed)
+        label = dataclasses.replace(
+            label,
+            patient=written[0] or None,
+            renamed=renamed,
+            attributes=attributes[row.line],
+            split=splits.get(row.line),
+        )
         read.append((row.values["scan"], name, frame, label))
+    own_columns.check_patients([(label.patient, label.split) for *_, label in read])
     exact = {name: label.line for _, name, _, label in reversed(read) if not label.renamed}
     for written_name, name, frame, label in read:
         where = f"{TABLE} line {label.line}"

@@ -36,6 +36,8 @@ class Record:
       series: what the file says it belongs to (a DICOM study, a volume), or None; in place of an unknown patient.
       remarks: what somebody should look at, each a row of `remarks.REMARKS`.
       mask_notes: how its mask files were read, where 0 is not simply background.
+      attributes: what the source states of it beyond that (`mcis.data.attributes`).
+      split: the split that the user's table asks for; None where it asks for none.
     """
 
     scan_id: str
@@ -48,6 +50,8 @@ class Record:
     series: str | None = None
     remarks: tuple[str, ...] = ()
     mask_notes: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,8 @@ def load(
     without_lesion: int | None = None,
     remarks: Sequence[str] = (),
     published: bool = True,
+    attributes: Mapping[str, str] | None = None,
+    split: str | None = None,
 ) -> Item:
     """Read a scan from a file and make its mask; both get square pixels.
 
@@ -108,6 +114,8 @@ def load(
         lesion do; None where that is a contradiction.
       remarks: remarks that are known already.
       published: whether the source is published: others have the same scans, so a blank one stays.
+      attributes: see Record; None for none.
+      split: see Record.
 
     Returns:
       A Record; a Remark for a blank frame of several; or a Rejection where a file cannot be read or is blank, its
@@ -141,7 +149,8 @@ def load(
         if not lesion and mask.any():
             return Rejection(scan_id, f"labelled {name}, yet its mask outlines a lesion; correct one of the two")
     found = (*remarks, *((BLANK,) if blank else ()), *(of_mask(pixels, mask) if mask.any() else ()))
-    return Record(scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found, mask_notes)
+    facts = (scan_id, pixels, mask, make_mask is not None, organ, label, patient, series, found, mask_notes)
+    return Record(*facts, dict(attributes or {}), split)
 
 
 def empty(size: tuple[int, int]) -> np.ndarray:

@@ -43,6 +43,8 @@ NO_PATIENT = "no_patient"
 SEVERAL_PATIENTS = "several_patients"
 SAME_PICTURE = "same_picture"
 SAME_MASK = "same_mask"
+NO_ATTRIBUTE = "no_attribute"
+COLUMN = "column"
 
 REMARKS = {
     BLANK: "blank pictures, in which all pixels have nearly the same value",
@@ -65,6 +67,8 @@ REMARKS = {
     SEVERAL_PATIENTS: "the same picture, or files of one study, under several patients",
     SAME_PICTURE: "pictures that occur several times",
     SAME_MASK: "the same mask for several pictures; at most one can be right",
+    NO_ATTRIBUTE: "attributes of scans that cannot be read, or have no name in the vocabulary; they are left out",
+    COLUMN: "columns of labels.csv that are not kept as attributes of the scans",
 }
 """Kind -> heading in the audit."""
 

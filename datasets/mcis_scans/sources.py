@@ -162,7 +162,7 @@ SOURCES: dict[str, Source] = {
         title="your own scans",
         read=folder,
         requires=("images", "labels.csv"),
-        layout="labels.csv (columns scan, label, patient; optional organ, frame), images/, masks/ (optional)",
+        layout="labels.csv (columns scan, label, patient; optional organ, frame, split), images/, masks/ (optional)",
         origin="your own scans",
         advice=advice,
     ),

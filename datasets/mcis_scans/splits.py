@@ -82,7 +82,12 @@ def groups_of(members: Sequence[Member]) -> list[str]:
     return _groups(members, _images(members), binding_series(members))
 
 
-def assign(members: Sequence[Member], history: History, followed: Mapping[str, str] | None = None) -> Plan:
+def assign(
+    members: Sequence[Member],
+    history: History,
+    followed: Mapping[str, str] | None = None,
+    why_followed: str = "near-duplicates in another source",
+) -> Plan:
     """Group scans and assign each group its split.
 
     Scans of the same patient or with the same pixels form a group, and so does a cluster of near-duplicates in which a
@@ -94,7 +99,9 @@ def assign(members: Sequence[Member], history: History, followed: Mapping[str, s
     Args:
       members: the scans.
       history: the splits so far.
-      followed: group -> split that it gets in any case, as it follows a group of another source (`other_sources.py`).
+      followed: group -> split that it gets in any case, as it follows a group of another source (`other_sources.py`),
+        or as the user's table asks (`asked`).
+      why_followed: the reason, for the list of groups that changed their split.
     """
     followed = followed or {}
     images, binding = _images(members), binding_series(members)
@@ -113,7 +120,7 @@ def assign(members: Sequence[Member], history: History, followed: Mapping[str, s
         split = followed.get(group, split)
         if before - {split}:
             why = "contradicting labels" if group in contradicted else "its scans joined groups of several splits"
-            why = "near-duplicates in another source" if group in followed else why
+            why = why_followed if group in followed else why
             scans = sorted(member.scan_id for member in own)
             moved.append({"group": group, "from": sorted(before), "to": split, "why": why, "scans": scans})
         split_of[group] = split
@@ -133,6 +140,38 @@ def assign(members: Sequence[Member], history: History, followed: Mapping[str, s
         moved=tuple(moved),
         history=History(fingerprints, names, (*history.moved, *moved)),
     )
+
+
+def asked(members: Sequence[Member], wanted: Sequence[str | None]) -> dict[str, str]:
+    """Group -> the split that a table asks for; {} where it asks for none.
+
+    Args:
+      members: the scans.
+      wanted: split of each, or None.
+
+    Raises:
+      ValueError: scans of one group have several splits. The message names the groups and the scans.
+    """
+    found: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
+    for member, group, split in zip(members, groups_of(members), wanted, strict=True):
+        if split is not None:
+            found[group].setdefault(split, []).append(member.scan_id)
+    divided = {group: own for group, own in sorted(found.items()) if len(own) > 1}
+    if divided:
+        raise ValueError(
+            f"the column split divides {len(divided)} patients or groups of near-duplicates, whose scans must all be "
+            f"in one split: {'; '.join(_divided(group, own) for group, own in list(divided.items())[:_SHOWN])}"
+            f"{' ...' if len(divided) > _SHOWN else ''}. Give each one split, or remove the column"
+        )
+    return {group: next(iter(own)) for group, own in found.items()}
+
+
+_SHOWN = 10
+
+
+def _divided(group: str, own: Mapping[str, Sequence[str]]) -> str:
+    splits = (f"{split} ({', '.join(scans[:3])}{' ...' if len(scans) > 3 else ''})" for split, scans in own.items())
+    return f"{group} in {' and '.join(splits)}"
 
 
 def class_name(organ: str, label: int) -> str:

@@ -13,12 +13,13 @@ import itertools
 import json
 import pathlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module
 from tensorflow_datasets.core import hashing
 
+from mcis.data.attributes import to_text
 from mcis.data.storage import THREADS
 from mcis.imaging import image_files, scan
 
@@ -53,6 +54,8 @@ class Staged:
     remarks: Sequence[str] = ()
     mask_notes: Sequence[str] = ()
     outline: str = ""
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str | None = None
 
 
 Images = tuple[bytes, bytes]
@@ -72,6 +75,7 @@ def pack(job: Item | Job) -> Packed:
     facts = {"scan_id": item.scan_id, "has_mask": item.has_mask, "organ": item.organ, "label": item.label}
     facts |= {"patient": item.patient, "fingerprint": scan.fingerprint(item.image), "size": sum(map(len, images))}
     facts |= {"series": item.series, "remarks": item.remarks, "mask_notes": item.mask_notes}
+    facts |= {"attributes": item.attributes, "split": item.split}
     facts["outline"] = scan.fingerprint(item.mask) if item.mask.any() else ""
     return {"scan": facts}, images
 
@@ -163,4 +167,5 @@ def examples(rows: Sequence[Placed], folder: pathlib.Path) -> Iterator[tuple[str
         image, mask = images_of(staged, folder)
         features = {"scan_id": staged.scan_id, "has_mask": staged.has_mask, "organ": staged.organ}
         features |= {"fingerprint": staged.fingerprint, "image": image, "mask": mask}
+        features["attributes"] = to_text(staged.attributes)
         yield staged.scan_id, features | place

@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -51,6 +51,8 @@ class Evaluate(Options):
       folder: folder of your own scans to score instead (images/, masks/, labels.csv, as for `mcis build folder`). They
         are prepared in a temporary folder, which is removed. By default prepared data are scored.
       crf: use the CRF that `mcis tune` kept with the weights.
+      by: attributes of the scans by which results are told, separated by commas, such as site,birads: of each value the
+        main metrics, in the report and as tables. By default all attributes of 2 to 20 values, in the report alone.
       operating_point: where the cascade of a bundle draws the line between classes: balanced, sensitive or specific.
         Single networks and folds are scored by their most probable class.
       heat: number of lesion scans on which the classifier's saliency maps are compared with the lesion; the gallery
@@ -66,6 +68,7 @@ class Evaluate(Options):
     sources: Annotated[str, takes("A,B,...")] = ""
     folder: Annotated[PathText | None, takes("DIR")] = None
     crf: bool = True
+    by: Annotated[str, takes("A,B,...")] = ""
     operating_point: Annotated[str, choice(POINTS)] = BALANCED
     heat: Annotated[int, tyro.conf.arg(metavar="N")] = 40
     against: Annotated[PathText | None, takes("PATH")] = None
@@ -79,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(options: Evaluate) -> int:
     from mcis.data.dataset import UNSEEN
+    from mcis.evaluation.by_attribute import by_attribute, check_names, names_of
     from mcis.evaluation.evaluator import check_unseen
     from mcis.evaluation.metrics import compare_reports, read_report, report
     from mcis.evaluation.scoring import score
@@ -92,11 +96,16 @@ def _main(options: Evaluate) -> int:
     with _evaluator_and_records(options) as (evaluator, records, facts):
         if options.folder or options.split in ("test", UNSEEN):
             check_unseen(evaluator, records)
+        by = names_of(options.by)
+        check_names(by, records)
         rows = score(evaluator, records)
         found = report(evaluator.task, rows, options.split) | facts | _provenance(options.runs, evaluator, rows)
+        found["by_attribute"] = by_attribute(evaluator.task, rows, by)
         if other is not None:
             found["against"] = {"report": options.against, "metrics": compare_reports(found, other)}
         print_report(found)
+        if by:
+            print_by_attribute(found["by_attribute"])
         if out is None:
             print("--out=DIR writes these numbers, and a page that shows them")
         else:
@@ -252,6 +261,25 @@ def print_report(found: dict[str, Any]) -> None:
         print(f"labels were decided at the operating point {point}")
     if used := uses_seen(found.get("audit", {})):
         print(f"some of these scans {used}: the metrics are not those of unseen patients; the audit has the numbers")
+
+
+def print_by_attribute(parts: Mapping[str, Any]) -> None:
+    """Print a table for each attribute."""
+    from rich.table import Table
+
+    from mcis.evaluation.page_by_attribute import metrics_of, text_of
+
+    for name, part in parts.items():
+        table = Table(title=f"by {name}: value [95 % interval by group]")
+        names = metrics_of(part)
+        for column in (name, "scans", "groups", *names):
+            table.add_column(column, justify="left" if column == name else "right")
+        for value, one in part["values"].items():
+            cells = [text_of(one, metric) for metric in names]
+            table.add_row(value, str(one["scans"]), str(one["groups"]), *cells)
+        if part["not_stated"]["scans"]:
+            table.add_row("not stated", *(str(count) for count in part["not_stated"].values()))
+        print_table(table)
 
 
 def _write(

@@ -15,6 +15,7 @@ from mcis.evaluation.descriptions import USES, meaning, scans_scored, uses_seen
 from mcis.evaluation.gallery import PREDICTED, TRUE
 from mcis.evaluation.html import cell, fact_list, figure, head, number, row, table
 from mcis.evaluation.metrics import CASCADE, LESION_SIZES, routed_right
+from mcis.evaluation.page_by_attribute import attribute_section
 from mcis.evaluation.page_calibration import calibration_section
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
 from mcis.ops.metrics import dice
@@ -48,6 +49,7 @@ def page(found: Mapping[str, Any], rows: Rows, cards: Sequence[Card]) -> str:
         "heat": ("Saliency of the classifier", _pointing_game(found)),
         "masks": ("Masks", _masks(found, rows)),
         "subsets": ("By size, class or organ", _subsets(found)),
+        "by_attribute": ("By attribute", attribute_section(found)),
         "gallery": ("Gallery", _gallery(cards)),
         "audit": ("Were these scans used in training?", _audit(found)),
         "fitted": ("Calibration on folds", calibration_section(found)),

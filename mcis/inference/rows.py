@@ -18,6 +18,7 @@ Column = Any
 
 def scan_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Rows that do not depend on a task, of a stored scan (`data.dataset.records`)."""
+    from mcis.data.attributes import from_record
     from mcis.data.dataset import group_name, text
 
     source = text(record["source"])
@@ -27,6 +28,7 @@ def scan_facts(record: Mapping[str, Any]) -> dict[str, Any]:
         "scan_id": text(record["scan_id"]),
         "fingerprint": text(record["fingerprint"]),
         "has_mask": bool(record["has_mask"]),
+        "attributes": from_record(record),
     }
 
 
@@ -42,6 +44,7 @@ class Rows:
       label: int (N,), the true class: the task's target, or for a cascade a class of the organ; -1 unknown.
       has_mask: bool (N,), whether the true mask is known.
       fingerprint: str (N,), of the scan's content.
+      attributes: dict (N,), what the source states of the scan beyond its class (`data.attributes`): name -> value.
       probs: float (N, K), probabilities of the label head.
       features: float (N, F), the input of the label head.
       refused: bool (N,), whether the router rejected the scan.
@@ -66,6 +69,7 @@ class Rows:
     label: np.ndarray
     has_mask: np.ndarray
     fingerprint: Column = None
+    attributes: Column = None
     probs: Column = None
     features: Column = None
     refused: Column = None

@@ -317,6 +317,31 @@ def folder(tmp_path):
     return root
 
 
+def test_columns_of_ones_own_table_tell_the_results_apart(weights, folder, tmp_path, capsys):
+    table = folder / "labels.csv"
+    header, *rows = table.read_text().splitlines()
+    sites = ("North", "North", "South", "South")
+    lines = [f"{row},{site},12{site}" for row, site in zip(rows, sites, strict=True)]
+    table.write_text("\n".join([f"{header},hospital,MRN", *lines]))
+    out = tmp_path / "report"
+    arguments = [str(weights / "segment_breast"), f"--folder={folder}", "--heat=0"]
+    assert evaluate.main([*arguments, f"--out={out}", "--by=site"]) == 0
+    printed = capsys.readouterr().out
+    assert "not kept: column mrn (may tell who somebody is" in printed and "by site" in printed
+    found = json.loads((out / "report.json").read_text())
+    values = found["by_attribute"]["site"]["values"]
+    assert {site: (part["scans"], part["groups"], part["few"]) for site, part in values.items()} == {
+        "North": (2, 2, True),
+        "South": (2, 2, True),
+    }
+    assert [one["site"] for one in found["rows"]["attributes"]].count("North") == 2
+    page = (out / "report.html").read_text()
+    assert '<section id="by_attribute">' in page and "<small>few</small>" in page
+    assert "12North" not in json.dumps(found) + page
+    assert evaluate.main([*arguments, "--by=birads"]) == 2
+    assert "birads is stated of none of the scans" in capsys.readouterr().err
+
+
 def test_a_users_own_folder_is_scored_whole_and_left_as_it_was(weights, folder, tmp_path, capsys, monkeypatch):
     before = sorted(folder.rglob("*"))
     out = tmp_path / "report"
