@@ -1,0 +1,58 @@
+"""The section of an evaluation's page on the suspicious class: predictive values and the decision curve. No JAX."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from mcis.evaluation import figures
+from mcis.evaluation.descriptions import PREDICTIVE, meaning, plain_name
+from mcis.evaluation.headline import main_part
+from mcis.evaluation.html import cell, figure, folded, head, number, row, table
+
+ABOUT = (
+    "<p>The last class of each organ against the rest, at the decided label. A scan that was rejected, or taken for "
+    "another organ, counts as an error: missed if it is of this class, else a false alarm (intention to diagnose). At "
+    "other prevalences the predictive values follow from sensitivity and specificity by Bayes' rule; this supposes "
+    "that both stay as they are, which easier cases of a screening would not grant.</p>"
+)
+
+
+def clinical_section(found: Mapping[str, Any]) -> str:
+    """The section, of all sources together; other sources are folded. "" where no class is suspicious."""
+    name, part = main_part(found)
+    text = _organs(name, part)
+    others = "".join(_organs(source, one, False) for source, one in found["sources"].items() if source != name)
+    return ABOUT + text + folded("By source", others) if text else ""
+
+
+def _organs(source: str, part: Mapping[str, Any], drawn: bool = True) -> str:
+    return "".join(_organ(source, organ, one, drawn) for organ, one in part.get("clinical", {}).items())
+
+
+def _organ(source: str, organ: str, one: Mapping[str, Any], drawn: bool) -> str:
+    title = f"{source}, {organ}: {one['class']}, {one['positives']:,} of {one['scans']:,} scans"
+    title += f" ({one['positive_groups']:,} of {one['groups']:,} groups)"
+    rows = [
+        row(name, [number(f"{n:,}") for n in one["counts"][kind].values()])
+        for kind, name in (("positives", one["class"]), ("others", "others"))
+    ]
+    counts = table("scans", map(head, (f"called {one['class']}", "not called so", "not analysed")), rows)
+    metrics = {name: value for name, value in one["metrics"].items() if name in ("sensitivity", "specificity")}
+    values = [row(plain_name(k), [cell(v, groups=one["groups"])], title=meaning(k)) for k, v in metrics.items()]
+    lines = []
+    for at in one["prevalences"]:
+        own = f"{at['prevalence']:.1%}, as here" if at["own"] else f"{at['prevalence']:.0%}"
+        lines.append(row(own, [cell(at.get(name), groups=one["groups"]) for name in PREDICTIVE]))
+    heads = [head(plain_name(name), title=PREDICTIVE[name]) for name in PREDICTIVE]
+    tables = counts + table("", [head("value")], values) + table("prevalence", heads, lines)
+    text = f"<h3>{escape(title)}</h3>"
+    if not drawn or "decision_curve" not in one:
+        return text + tables
+    curve = figures.decision_curve(
+        one["decision_curve"], one["positives"] / one["scans"], f"Decision curve, {source}, {organ}"
+    )
+    caption = (
+        f"decision curve: true positives less false positives, weighted by the odds of the threshold, at this share of "
+        f"{escape(one['class'])} scans; useful where it is above both other lines"
+    )
+    return f'{text}<div class="pair"><div>{tables}</div>{figure(curve, caption)}</div>'
