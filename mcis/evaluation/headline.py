@@ -66,20 +66,20 @@ def _table(found: Mapping[str, Any], part: Mapping[str, Any]) -> str:
         if any(one != "<td></td>" for one in cells):
             lines.append(row(title, cells, title=meaning(name)))
 
-    def metric(name: str) -> None:
+    def measured(name: str) -> None:
         line(plain_name(name), name, [_cell(of_class[one][0].get(name), columns[one]) for one in columns])
 
     for name in SHOWN[:3]:
-        metric(name)
+        measured(name)
     for name in ("sensitivity", "specificity"):
         cells = [
             _cell(c and c["metrics"].get(name), {"groups": c["groups"]} if c else {}) for _, c in of_class.values()
         ]
         classes = dict.fromkeys(c["class"] for _, c in of_class.values() if c)
         line(f"{plain_name(name)}, {' or '.join(classes)}", name, cells)
-    metric("auc")
+    measured("auc")
     for name in (*SHOWN[3:], *SHOWN_LAST):
-        metric(name)
+        measured(name)
     heads = [head(name, f"{one['scans']:,} scans, {one['groups']:,} groups") for name, one in columns.items()]
     return table("", heads, lines)
 

@@ -78,7 +78,9 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
     facts = {
         "weights": found["run"],
         "scans": scans_scored(found),
-        "sources": ", ".join(f"{name} ({p['scans']} scans, {p['groups']} groups)" for name, p in parts.items()),
+        "sources": ", ".join(
+            f"{name} ({p['scans']} scans, {p['groups']} groups)" for name, p in parts.items() if name != "all"
+        ),
         "date": found["date"],
     }
     if found["task"] == CASCADE:

@@ -32,19 +32,19 @@ def _organs(source: str, part: Mapping[str, Any], drawn: bool = True) -> str:
 def _organ(source: str, organ: str, one: Mapping[str, Any], drawn: bool) -> str:
     title = f"{source}, {organ}: {one['class']}, {one['positives']:,} of {one['scans']:,} scans"
     title += f" ({one['positive_groups']:,} of {one['groups']:,} groups)"
-    rows = [
-        row(name, [number(f"{n:,}") for n in one["counts"][kind].values()])
-        for kind, name in (("positives", one["class"]), ("others", "others"))
-    ]
-    counts = table("scans", map(head, (f"called {one['class']}", "not called so", "not analysed")), rows)
-    metrics = {name: value for name, value in one["metrics"].items() if name in ("sensitivity", "specificity")}
-    values = [row(plain_name(k), [cell(v, groups=one["groups"])], title=meaning(k)) for k, v in metrics.items()]
+    rows = []
+    for kind, name, right in (("positives", one["class"], "sensitivity"), ("others", "others", "specificity")):
+        cells = [number(f"{n:,}") for n in one["counts"][kind].values()]
+        cells.append(cell(one["metrics"].get(right), groups=one["groups"]))
+        rows.append(row(f"{name}: {right}", cells, title=meaning(right)))
+    columns = map(head, (f"called {one['class']}", "not called so", "not analysed", "share that is right"))
+    counts = table("scans", columns, rows)
     lines = []
     for at in one["prevalences"]:
-        own = f"{at['prevalence']:.1%}, as here" if at["own"] else f"{at['prevalence']:.0%}"
+        own = f"{100 * at['prevalence']:.3g} %{', as here' * at['own']}"
         lines.append(row(own, [cell(at.get(name), groups=one["groups"]) for name in PREDICTIVE]))
     heads = [head(plain_name(name), title=PREDICTIVE[name]) for name in PREDICTIVE]
-    tables = counts + table("", [head("value")], values) + table("prevalence", heads, lines)
+    tables = counts + table("prevalence", heads, lines)
     text = f"<h3>{escape(title)}</h3>"
     if not drawn or "decision_curve" not in one:
         return text + tables

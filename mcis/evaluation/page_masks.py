@@ -57,7 +57,9 @@ def masks_section(found: Mapping[str, Any], rows: Rows) -> str:
         + figure(figures.dice_boxes(boxes, "Dice by source and class"), "by source and class, scans", broad=True)
         + '<div class="plots">'
         + figure(figures.dice_histogram(by_source, "Histogram of Dice"), "histogram")
-        + figure(sized, "by lesion size; dotted, 1 % and 5 %; the median in fifths of the scans")
+        + figure(
+            sized, "by lesion size, coloured as on the left; dotted, 1 % and 5 %; the median in fifths of the scans"
+        )
         + "</div>"
         + _single_lesions(main_part(found)[1])
     )
@@ -110,9 +112,9 @@ def subsets_section(found: Mapping[str, Any]) -> str:
     lesions = _strata(part)
     if lesions:
         lesions = (
-            "<h3>Lesion scans, by what the true mask shows</h3><p>Size as a share of the scan's area. At the border: the "
-            f"mask reaches the border of the scan's content. <i>few</i>: fewer than {FEW} groups, which are too few "
-            f"for an interval.</p>{lesions}"
+            "<h3>Lesion scans, by what the true mask shows</h3><p>Size is a share of the scan's area. At the border: "
+            "the true mask reaches the border of the scan's content. <i>few</i>: fewer than "
+            f"{FEW} groups, which are too few for an interval.</p>{lesions}"
         )
     return lesions + folded("All metrics by organ, class or kind of scan", text) + folded("By source", others)
 

@@ -59,7 +59,10 @@ def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
 
 def _scored(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
     every = np.ones(len(rows))
-    shares = {"dice_lesion": (dice(*rows.counts), every), "missed": (rows.both == 0, every)}
+    shares: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        "dice_lesion": (dice(*rows.counts), every),
+        "missed": (rows.both == 0, every),
+    }
     if rows.nsd is not None:
         shares["nsd_lesion"] = (rows.nsd, every)
     if rows.lesions is not None:
