@@ -64,10 +64,11 @@ def clinical(task: Task | None, rows: Rows, draws: int = 1000) -> dict[str, Any]
     """Organ -> the metrics of its suspicious class, as JSON values; organs without such metrics are left out.
 
     Returns:
-      For each organ: class, scans, groups, positives, positive_groups; counts: of the positives and of the others, how
-      many were "called" (the suspicious class), "not_called" and "not_analysed"; metrics: sensitivity, specificity, ppv
-      and npv with intervals by group; prevalences: ppv and npv at each of PREVALENCES and at the scans' own ("own"), by
-      Bayes' rule from sensitivity and specificity; and where probabilities are kept, decision_curve (`net_benefit`).
+      For each organ: class, scans, groups, positives, positive_groups, other_groups; counts: of the positives and of
+      the others, how many were "called" (the suspicious class), "not_called" and "not_analysed"; metrics: sensitivity,
+      specificity, ppv and npv with intervals by group; prevalences: ppv and npv at each of PREVALENCES and at the
+      scans' own ("own"), by Bayes' rule from sensitivity and specificity; and where probabilities are kept,
+      decision_curve (`net_benefit`).
     """
     found = {}
     for name, calls in calls_by_organ(task, rows).items():
@@ -97,6 +98,7 @@ def clinical(task: Task | None, rows: Rows, draws: int = 1000) -> dict[str, Any]
             "groups": len(np.unique(group)),
             "positives": int(positive.sum()),
             "positive_groups": len(np.unique(group[positive])),
+            "other_groups": len(np.unique(group[~positive])),
             "counts": counts,
             "metrics": _scored({metric: interval(each) for metric, each in metrics.items()}),
             "prevalences": prevalences,

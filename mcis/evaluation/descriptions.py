@@ -109,14 +109,14 @@ def meaning(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The name of a metric in print; its own where NAMES has none.
+    """The name of a metric in print, from its own where NAMES has none.
 
     >>> plain_name("sensitivity_breast_malignant"), plain_name("auc_brain"), plain_name("specificity_no_tumor")
     ('Sensitivity, breast malignant', 'Area under the ROC curve, brain', 'Specificity, no tumor')
     """
     begin = _beginning(name, NAMES)
     if not begin:
-        return name
+        return name.replace("_", " ").capitalize()
     of = name[len(begin) + 1 :].replace("_", " ")
     return f"{NAMES[begin]}, {of}" if of else NAMES[begin]
 

@@ -214,24 +214,25 @@ def dice_by_size(share: np.ndarray, overlap: np.ndarray, source: np.ndarray, siz
     return plot.svg
 
 
-def decision_curve(found: Mapping[str, Any], share: float, label: str) -> str:
-    """Net benefit against the threshold, with a 95 % band, next to calling all scans and none.
+def decision_curve(found: Mapping[str, Any], band: bool, share: float, label: str) -> str:
+    """Net benefit against the threshold, next to calling all scans and none.
 
     Args:
       found: of `clinical.net_benefit`.
+      band: whether to draw its 95 % band.
       share: of the suspicious class, the largest net benefit.
       label: description of the figure.
     """
     threshold = found["threshold"]
     with _plot(label, 3.6, 3.0) as plot:
-        if None not in found["low"]:
+        if band and None not in found["low"]:
             plot.axes.fill_between(threshold, found["low"], found["high"], color=SERIES[0], alpha=0.2, linewidth=0)
         plot.axes.plot(threshold, found["model"], color=SERIES[0], linewidth=1.8, label="by the network")
         plot.axes.plot(threshold, found["all"], color=SERIES[1], linewidth=1.2, label="call all")
         plot.axes.axhline(0, color=INK, linestyle="--", linewidth=1, label="call none")
         plot.axes.set(xlabel="threshold on the probability", ylabel="net benefit per scan", xlim=(0, 1))
         plot.axes.set_ylim(-0.25 * share, 1.08 * share)
-        plot.axes.legend(loc="upper right")
+        plot.axes.legend(loc="best")
     return plot.svg
 
 

@@ -72,9 +72,8 @@ def _table(found: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     for name in SHOWN[:3]:
         measured(name)
     for name in ("sensitivity", "specificity"):
-        cells = [
-            _cell(c and c["metrics"].get(name), {"groups": c["groups"]} if c else {}) for _, c in of_class.values()
-        ]
+        groups = {"sensitivity": "positive_groups", "specificity": "other_groups"}[name]
+        cells = [_cell(c and c["metrics"].get(name), {"groups": c[groups]} if c else {}) for _, c in of_class.values()]
         classes = dict.fromkeys(c["class"] for _, c in of_class.values() if c)
         line(f"{plain_name(name)}, {' or '.join(classes)}", name, cells)
     measured("auc")

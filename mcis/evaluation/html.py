@@ -11,6 +11,9 @@ from mcis.evaluation.descriptions import meaning, plain_name
 from mcis.evaluation.strata import FEW
 from mcis.ops.metrics import with_interval
 
+NO_WIDTH = "the same in every resampling, which is no certainty: for a rate of 0 in n groups, up to 3 / n is plausible"
+"""What an interval without width means: the rule of three."""
+
 
 def fact_list(facts: Mapping[str, Any], more: str = "") -> str:
     """Names and values; `more` are further entries, HTML."""
@@ -42,13 +45,16 @@ def number(text: Any, style: str = "") -> str:
 def cell(found: Mapping[str, float | None] | None, sign: str = "", groups: int = FEW) -> str:
     """A cell of a value and its interval, empty for None; with `sign` "+" a difference.
 
-    Of fewer than FEW groups an interval would be too narrow: the cell says so in place of it.
+    Of fewer than FEW groups an interval would be too narrow: the cell says so in place of it. An interval without width
+    is no certainty: a rate of 0 or 1 stays so in every resampling.
     """
     if found is None:
         return "<td></td>"
     value, ends = with_interval(found, sign).split(" ", 1)
     if groups < FEW:
         ends = f'<abbr title="fewer than {FEW} groups: an interval would be too narrow">few</abbr>'
+    elif found["low"] is not None and found["low"] == found["high"] and not sign:
+        ends = f'<abbr title="{NO_WIDTH}">no width</abbr>'
     return number(f"{value} <small>{ends}</small>")
 
 

@@ -142,7 +142,7 @@ def _missed(found: Mapping[str, Any]) -> str:
     about = (
         "<p>Of the scans with a lesion: missed by the router, which rejected them or chose another organ; by the "
         "classifier, which predicted a class free of lesions; by the segmenter, whose mask does not touch the lesion "
-        "or is empty; found.</p>"
+        "or is empty; found. The gallery shows the worst, and the stage.</p>"
     )
     return about + figure(figures.shares(parts, "Where lesions were missed, by source"), "", broad=True)
 

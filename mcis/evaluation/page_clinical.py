@@ -8,6 +8,7 @@ from mcis.evaluation import figures
 from mcis.evaluation.descriptions import PREDICTIVE, meaning, plain_name
 from mcis.evaluation.headline import main_part
 from mcis.evaluation.html import cell, figure, folded, head, number, row, table
+from mcis.evaluation.strata import FEW
 
 ABOUT = (
     "<p>The last class of each organ against the rest, at the decided label. A scan that was rejected, or taken for "
@@ -32,27 +33,29 @@ def _organs(source: str, part: Mapping[str, Any], drawn: bool = True) -> str:
 def _organ(source: str, organ: str, one: Mapping[str, Any], drawn: bool) -> str:
     title = f"{source}, {organ}: {one['class']}, {one['positives']:,} of {one['scans']:,} scans"
     title += f" ({one['positive_groups']:,} of {one['groups']:,} groups)"
-    rows = []
+    rows, groups = [], {"positives": one["positive_groups"], "others": one["other_groups"]}
     for kind, name, right in (("positives", one["class"], "sensitivity"), ("others", "others", "specificity")):
         cells = [number(f"{n:,}") for n in one["counts"][kind].values()]
-        cells.append(cell(one["metrics"].get(right), groups=one["groups"]))
+        cells.append(cell(one["metrics"].get(right), groups=groups[kind]))
         rows.append(row(f"{name}: {right}", cells, title=meaning(right)))
     columns = map(head, (f"called {one['class']}", "not called so", "not analysed", "share that is right"))
     counts = table("scans", columns, rows)
     lines = []
     for at in one["prevalences"]:
         own = f"{100 * at['prevalence']:.3g} %{', as here' * at['own']}"
-        lines.append(row(own, [cell(at.get(name), groups=one["groups"]) for name in PREDICTIVE]))
+        lines.append(row(own, [cell(at.get(name), groups=min(groups.values())) for name in PREDICTIVE]))
     heads = [head(plain_name(name), title=PREDICTIVE[name]) for name in PREDICTIVE]
     tables = counts + table("prevalence", heads, lines)
     text = f"<h3>{escape(title)}</h3>"
     if not drawn or "decision_curve" not in one:
         return text + tables
+    enough = min(groups.values()) >= FEW
     curve = figures.decision_curve(
-        one["decision_curve"], one["positives"] / one["scans"], f"Decision curve, {source}, {organ}"
+        one["decision_curve"], enough, one["positives"] / one["scans"], f"Decision curve, {source}, {organ}"
     )
     caption = (
         f"decision curve: true positives less false positives, weighted by the odds of the threshold, at this share of "
         f"{escape(one['class'])} scans; useful where it is above both other lines"
+        f"{'; the band: 95 % by group' if enough else '; no band: too few groups'}"
     )
     return f'{text}<div class="pair"><div>{tables}</div>{figure(curve, caption)}</div>'

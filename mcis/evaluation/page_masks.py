@@ -21,6 +21,8 @@ STRATA = {
     "several": "several lesions",
     "inside": "lesion inside",
     "at the border": "lesion at the border",
+    "rectangular": "rectangular frame",
+    "sector": "sector-shaped frame",
 }
 """Names of strata in print; sizes are named after their limits."""
 
@@ -112,7 +114,7 @@ def subsets_section(found: Mapping[str, Any]) -> str:
     lesions = _strata(part)
     if lesions:
         lesions = (
-            "<h3>Lesion scans, by what the true mask shows</h3><p>Size is a share of the scan's area. At the border: "
+            "<h3>Lesion scans, by what their pixels show</h3><p>Size is a share of the scan's area. At the border: "
             "the true mask reaches the border of the scan's content. <i>few</i>: fewer than "
             f"{FEW} groups, which are too few for an interval.</p>{lesions}"
         )
@@ -126,7 +128,7 @@ def _strata(part: Mapping[str, Any]) -> str:
     names = [name for name in STRATUM_METRICS if any(name in one["metrics"] for one in parts)]
     rows = []
     for one in parts:
-        title = f"{one['organ']}, {STRATA.get(one['stratum'], one['stratum'])}"
+        title = f"{one['organ']}, {STRATA.get(one['stratum'], 'lesion ' + one['stratum'])}"
         counts = [number(f"{one['scans']:,}"), number(f"{one['groups']:,}")]
         cells = [cell(one["metrics"].get(name), groups=one["groups"]) for name in names]
         rows.append(row(title, counts + cells))

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from mcis.data.dataset import text
 from mcis.data.records import Records, read_records
 from mcis.evaluation.evaluator import Evaluator, PredictedScan, check_unseen, load_evaluator, organ_of, sources_of
 from mcis.evaluation.metrics import report
+from mcis.imaging.frame import is_sector
 from mcis.inference.rows import Rows, scan_facts
 from mcis.ops.lesions import match_lesions
 from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.points import BALANCED
 from mcis.ops.surface import surface_scores, tolerance
+from mcis.organs import UNSUPPORTED, organ_named
 
 
 def score(evaluator: Evaluator, records: Records) -> Rows:
@@ -45,8 +48,14 @@ def _row(scan: PredictedScan) -> dict[str, Any]:
         "false_lesions": len(match.false),
         "found_scores": match.found,
         "false_scores": match.false,
+        "sector": _is_ultrasound(scan) and is_sector(scan.image, scan.box),
         "at_border": bool(inside.sum(dtype=np.int64) < row["true"]),
     }
+
+
+def _is_ultrasound(scan: PredictedScan) -> bool:
+    organ = text(scan.record["organ"])
+    return organ != UNSUPPORTED and "US" in organ_named(organ).modalities
 
 
 def evaluate(

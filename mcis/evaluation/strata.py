@@ -1,4 +1,4 @@
-"""Metrics of parts of the scans that true masks define: size and number of lesions, lesions at the border. No JAX."""
+"""Metrics of lesion scans by size, number and place of their lesions, and by the shape of the frame. No JAX."""
 
 from typing import Any
 
@@ -23,13 +23,13 @@ def lesion_sizes(rows: Rows) -> dict[str, np.ndarray]:
 
 
 def strata(task: Task | None, rows: Rows, draws: int = 1000) -> list[dict[str, Any]]:
-    """Metrics of the scans with a lesion, organ by organ, by what their true masks show; [] without masks.
+    """Metrics of the scans with a lesion, organ by organ, by what masks and pixels show; [] without masks.
 
     Returns:
-      One mapping for each part that has scans, as JSON values: organ; by: "size", "lesions" (in the true mask) or
-      "border" (whether a lesion reaches the border of the scan's content); stratum; scans; groups; few: whether these
-      are fewer than FEW, so that no metric has an interval; metrics: dice_lesion, nsd_lesion, missed,
-      lesion_sensitivity, and accuracy of the class where one is predicted.
+      One mapping for each part that has scans, as JSON values: organ; by: "size", "lesions" (in the true mask),
+      "border" (whether a lesion reaches the border of the scan's content) or "frame" (the shape of an ultrasound
+      frame); stratum; scans; groups; few: whether these are fewer than FEW, so that no metric has an interval; metrics:
+      dice_lesion, nsd_lesion, missed, lesion_sensitivity, and accuracy of the class where one is predicted.
     """
     if rows.true is None or (task is not None and not task.segments):
         return []
@@ -39,7 +39,8 @@ def strata(task: Task | None, rows: Rows, draws: int = 1000) -> list[dict[str, A
         if task is not None and task.organ != organ.name:
             continue
         here = rows if task is not None else rows.take(rows.organ == index)
-        for by, parts in _parts(here).items():
+        ultrasound = "US" in organ.modalities
+        for by, parts in _parts(here, ultrasound).items():
             for name, chosen in parts.items():
                 if chosen.any():
                     found.append(
@@ -48,12 +49,14 @@ def strata(task: Task | None, rows: Rows, draws: int = 1000) -> list[dict[str, A
     return found
 
 
-def _parts(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
+def _parts(rows: Rows, ultrasound: bool) -> dict[str, dict[str, np.ndarray]]:
     found = {"size": lesion_sizes(rows)}
     if rows.lesions is not None:
         found["lesions"] = {"single": rows.lesions == 1, "several": rows.lesions > 1}
     if rows.at_border is not None:
         found["border"] = {"inside": ~rows.at_border, "at the border": rows.at_border}
+    if rows.sector is not None and ultrasound:
+        found["frame"] = {"rectangular": ~rows.sector, "sector": rows.sector}
     return found
 
 

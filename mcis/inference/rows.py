@@ -59,6 +59,7 @@ class Rows:
         predicted one finds, and predicted ones that find none.
       found_scores, false_scores: lists of floats (N,), the mean probability of each of these predicted lesions.
       at_border: bool (N,), whether the true mask reaches the border of the scan's content.
+      sector: bool (N,), whether an ultrasound frame is a sector (`imaging.frame`); False for other scans.
       expected_dice: float (N,), see `cascade.expected_dice`.
       organ: int (N,), the true organ, index into ORGANS or UNSUPPORTED_INDEX.
       said_organ: int (N,), the organ that the cascade predicted, likewise.
@@ -93,6 +94,7 @@ class Rows:
     found_scores: Column = None
     false_scores: Column = None
     at_border: Column = None
+    sector: Column = None
     expected_dice: Column = None
     organ: Column = None
     said_organ: Column = None

@@ -32,6 +32,7 @@ def segmented(n=40):
         lesions=np.where(true > 0, 1 + (at % 8 == 1), 0),
         found_lesions=(true > 0).astype(int),
         at_border=(true > 0) & (at < 12),
+        sector=at == 1,
     )
 
 
@@ -49,6 +50,8 @@ def test_sizes_numbers_and_borders_by_hand():
         ("lesions", "several"): 5,
         ("border", "inside"): 21,
         ("border", "at the border"): 9,
+        ("frame", "rectangular"): 29,
+        ("frame", "sector"): 1,
     }
     large = found["size", "above 5 %"]["metrics"]
     assert {name: one["value"] for name, one in large.items()} == pytest.approx(
@@ -76,12 +79,13 @@ def test_a_cascade_is_split_by_organ():
     rows = replace(rows, probs=None, organ=np.where(brain, 0, 1), said_organ=np.ones(40, int), said_label=label)
     found = strata(None, rows, draws=5)
     assert {one["organ"] for one in found} == {"brain", "breast"}
+    assert {one["organ"] for one in found if one["by"] == "frame"} == {"breast"}  # the other is no ultrasound
     small = {one["organ"]: one["metrics"]["accuracy"]["value"] for one in found if one["stratum"] == "under 1 %"}
     assert small == {"brain": 0, "breast": 1}  # every brain was taken for a breast
 
 
 def test_rows_without_the_new_columns_have_sizes_alone():
-    old = replace(segmented(), nsd=None, lesions=None, found_lesions=None, at_border=None)
+    old = replace(segmented(), nsd=None, lesions=None, found_lesions=None, at_border=None, sector=None)
     found = strata(SEGMENT, old, draws=5)
     assert {one["by"] for one in found} == {"size"}
     assert set(found[0]["metrics"]) == {"dice_lesion", "missed", "accuracy"}
