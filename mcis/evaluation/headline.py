@@ -92,8 +92,8 @@ def cautions(found: Mapping[str, Any], rows: Rows) -> list[str]:
     doubts = []
     if used := uses_seen(found.get("audit", {})):
         doubts.append(f"Some of these scans {used}: the numbers are not those of unseen patients.")
-    if found.get("left_out", {}).get("runs", 1) > 1:
-        doubts.append("Several networks are pooled, each on its own held-out scans; no single one of them was scored.")
+    if (found.get("left_out") or found.get("unseen") or {}).get("runs", 1) > 1:
+        doubts.append("Several networks are pooled, each on scans of its own; no single one of them was scored.")
     parts = {name: part for name, part in found["sources"].items() if name != "all" or len(found["sources"]) == 1}
     few = [f"{name} ({part['groups']})" for name, part in parts.items() if part["groups"] < FEW]
     if few:

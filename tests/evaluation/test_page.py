@@ -237,8 +237,9 @@ def test_the_headline_says_what_to_distrust():
     parted = replace(rows, source=np.where(rows.label == 0, "clinic", "archive"))
     (doubt,) = cautions(scored(parted), parted)
     assert doubt.startswith("clinic (25% of the scans) holds one class only.")
-    pooled = cautions(scored(rows, left_out={"runs": 5}), rows)
-    assert pooled == ["Several networks are pooled, each on its own held-out scans; no single one of them was scored."]
+    for kind in ("left_out", "unseen"):
+        pooled = cautions(scored(rows, **{kind: {"runs": 5}}), rows)
+        assert pooled == ["Several networks are pooled, each on scans of its own; no single one of them was scored."]
 
 
 def test_the_headline_has_the_suspicious_class_of_each_organ(pages):
