@@ -60,7 +60,8 @@ def masks_section(found: Mapping[str, Any], rows: Rows) -> str:
         + '<div class="plots">'
         + figure(figures.dice_histogram(by_source, "Histogram of Dice"), "histogram")
         + figure(
-            sized, "by lesion size, coloured as on the left; dotted, 1 % and 5 %; the median in fifths of the scans"
+            sized,
+            "by lesion size, coloured as in the histogram; dotted, 1 % and 5 %; the median in fifths of the scans",
         )
         + "</div>"
         + _single_lesions(main_part(found)[1])
