@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 
 from mcis.evaluation import figures
+from mcis.evaluation.descriptions import meaning
 from mcis.evaluation.headline import main_part
-from mcis.evaluation.html import cell, figure, folded, head, metric_head, metric_row, number, row, table
+from mcis.evaluation.html import cell, figure, folded, head, metric_row, number, row, table
 from mcis.evaluation.strata import FEW, LESION_SIZES
 from mcis.inference.rows import Rows
 from mcis.ops.lesions import MATCH, SMALLEST
 from mcis.ops.metrics import dice
 from mcis.organs import ORGANS
 
-STRATUM_METRICS = ("dice_lesion", "nsd_lesion", "lesion_sensitivity", "missed", "accuracy")
+STRATUM_METRICS = {
+    "dice_lesion": "Dice",
+    "nsd_lesion": "Surface Dice",
+    "lesion_sensitivity": "Lesions found",
+    "missed": "Missed scans",
+    "accuracy": "Right class",
+}
+"""Metrics of strata, and their names in print, which need not repeat that these are lesion scans."""
 STRATA = {
     "single": "one lesion",
     "several": "several lesions",
@@ -133,4 +141,5 @@ def _strata(part: Mapping[str, Any]) -> str:
         counts = [number(f"{one['scans']:,}"), number(f"{one['groups']:,}")]
         cells = [cell(one["metrics"].get(name), groups=one["groups"]) for name in names]
         rows.append(row(title, counts + cells))
-    return table("", [head("scans"), head("groups"), *map(metric_head, names)], rows)
+    heads = (head(STRATUM_METRICS[name], title=meaning(name)) for name in names)
+    return table("", [head("scans"), head("groups"), *heads], rows)
