@@ -83,8 +83,9 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Evaluate) -> int:
     from mcis.data.dataset import UNSEEN
     from mcis.evaluation.by_attribute import by_attribute, check_names, names_of
+    from mcis.evaluation.comparison import compare_reports
     from mcis.evaluation.evaluator import check_unseen
-    from mcis.evaluation.metrics import compare_reports, read_report, report
+    from mcis.evaluation.metrics import read_report, report
     from mcis.evaluation.scoring import score
 
     _check(options)

@@ -16,7 +16,7 @@ from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
 from mcis.checkpoints.checkpoint import MANIFEST, is_weights_folder, present, weights_folder
 from mcis.data import dataset
 from mcis.data.records import Record, Records, letterboxed_batches
-from mcis.imaging.letterbox import letterbox, unletterbox
+from mcis.imaging.letterbox import Box, letterbox, unletterbox
 from mcis.inference.cascade import supported
 from mcis.inference.options import InferenceOptions
 from mcis.inference.predictor import Predictor, make_predictor
@@ -46,6 +46,7 @@ class PredictedScan(NamedTuple):
       mask: the true mask, uint8 {0,1} (H, W).
       probability: of a lesion, float32 (H, W) on the scan's own grid; None without a segmenter.
       columns: the fields of `Rows` for the true label and the prediction.
+      box: the scan's content (`letterbox.content_box`).
     """
 
     record: Record
@@ -53,6 +54,7 @@ class PredictedScan(NamedTuple):
     mask: np.ndarray
     probability: np.ndarray | None
     columns: dict[str, Any]
+    box: Box
 
 
 class Evaluator(Protocol):
@@ -109,7 +111,7 @@ class NetworkEvaluator:
                 if rejected is not None:
                     columns["refused"] = bool(rejected[i])
                 probability = None if outputs.mask is None else unletterbox(outputs.mask[i, ..., 0], geometry)
-                yield PredictedScan(record, image, mask[..., 0], probability, columns)
+                yield PredictedScan(record, image, mask[..., 0], probability, columns, geometry.box)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +150,7 @@ class CascadeEvaluator:
                 probability = np.zeros(mask.shape[:2], np.float32)
                 if columns["said_organ"] == columns["organ"]:  # else the mask is of another organ's network
                     probability = unletterbox(np.asarray(prediction.mask[i, ..., 0]), geometry)
-                yield PredictedScan(record, image, mask[..., 0], probability, columns)
+                yield PredictedScan(record, image, mask[..., 0], probability, columns, geometry.box)
 
 
 def load_evaluator(

@@ -16,7 +16,7 @@ import numpy as np
 from mcis.ops.metrics import auc
 
 INK, FAINT = "#010203", "#010204"
-SERIES = tuple(f"#01020{n}" for n in range(5, 10))
+SERIES = tuple(f"#0102{n:02x}" for n in range(5, 13))
 """Placeholders for the page's colours, because matplotlib knows no style sheets."""
 _COLOURS = {INK: "currentColor", FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(SERIES)}
 
@@ -181,7 +181,7 @@ def dice_histogram(groups: Mapping[str, np.ndarray], label: str) -> str:
         plot.axes.hist(list(groups.values()), bins=bins, stacked=True, color=colours, label=list(groups), rwidth=0.9)
         plot.axes.set(xlabel="Dice", ylabel="lesion scans", xlim=(-0.02, 1.02))
         plot.axes.grid(False, axis="x")
-        plot.axes.legend(loc="upper left")
+        plot.axes.legend(loc="upper center")  # most scans have a high Dice, and many of the others none
     return plot.svg
 
 
@@ -198,7 +198,7 @@ def dice_by_size(share: np.ndarray, overlap: np.ndarray, source: np.ndarray, siz
     with _plot(label, 3.2, 2.8) as plot:
         for at, name in enumerate(np.unique(source).tolist()):
             here, colour = source == name, SERIES[at % len(SERIES)]
-            plot.axes.scatter(100 * share[here], overlap[here], s=8, alpha=0.5, color=colour, linewidths=0, label=name)
+            plot.axes.scatter(100 * share[here], overlap[here], s=8, alpha=0.5, color=colour, linewidths=0)
         for size in sizes:
             plot.axes.axvline(100 * size, color=INK, linestyle=":", linewidth=1, alpha=0.5)
         if len(share) >= 10:
@@ -209,7 +209,30 @@ def dice_by_size(share: np.ndarray, overlap: np.ndarray, source: np.ndarray, siz
             )
         plot.axes.set(xlabel="lesion, % of the scan", ylabel="Dice", xscale="log", ylim=(-0.03, 1.03))
         plot.axes.xaxis.set_major_formatter(_percent)
-        plot.axes.legend(loc="lower right")
+        if len(share) >= 10:
+            plot.axes.legend(loc="lower right")
+    return plot.svg
+
+
+def decision_curve(found: Mapping[str, Any], band: bool, share: float, label: str) -> str:
+    """Net benefit against the threshold, next to calling all scans and none.
+
+    Args:
+      found: of `clinical.net_benefit`.
+      band: whether to draw its 95 % band.
+      share: of the suspicious class, the largest net benefit.
+      label: description of the figure.
+    """
+    threshold = found["threshold"]
+    with _plot(label, 3.6, 3.0) as plot:
+        if band and None not in found["low"]:
+            plot.axes.fill_between(threshold, found["low"], found["high"], color=SERIES[0], alpha=0.2, linewidth=0)
+        plot.axes.plot(threshold, found["model"], color=SERIES[0], linewidth=1.8, label="by the network")
+        plot.axes.plot(threshold, found["all"], color=SERIES[1], linewidth=1.2, label="call all")
+        plot.axes.axhline(0, color=INK, linestyle="--", linewidth=1, label="call none")
+        plot.axes.set(xlabel="threshold on the probability", ylabel="net benefit per scan", xlim=(0, 1))
+        plot.axes.set_ylim(-0.25 * share, 1.08 * share)
+        plot.axes.legend(loc="best")
     return plot.svg
 
 

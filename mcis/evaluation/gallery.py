@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from mcis.evaluation.metrics import missed_at
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
 from mcis.ops.metrics import dice
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
@@ -101,6 +102,9 @@ def caption(rows: Rows, at: int, kind: str, classes: Sequence[str]) -> list[tupl
         organ = ORGANS[rows.organ[at]] if rows.organ[at] < UNSUPPORTED_INDEX else None
         truth = UNSUPPORTED if organ is None else f"{organ.name}, {_class_name(organ.classes, label)}"
         found += [("true", truth), ("predicted", _cascade(rows, at))]
+        stage = missed_at(rows.take(np.array([at])))[0] if rows.true is not None else ""
+        if stage:
+            found.append(("missed by", f"the {stage}"))
     else:
         found.append(("true", _class_name(classes, label)))
         if rows.probs is not None:

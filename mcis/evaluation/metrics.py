@@ -1,4 +1,4 @@
-"""Metrics of evaluation rows, with intervals, by source, size and class; and the comparison of two evaluations.
+"""Metrics of evaluation rows, with intervals, by source, size and class.
 
 Everything here is computed from `Rows`, which the JSON report keeps: an evaluation can be scored again or compared
 without weights or scans.
@@ -14,19 +14,32 @@ from typing import Any
 
 import numpy as np
 
+from mcis.evaluation.clinical import clinical
+from mcis.evaluation.detection import froc, lesion_metrics
+from mcis.evaluation.strata import lesion_sizes, strata
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
 from mcis.ops.calibration import reliability
-from mcis.ops.metrics import bootstrap_interval, class_scores, confusion, label_scores, mask_scores
+from mcis.ops.metrics import (
+    balanced_accuracy,
+    bootstrap_interval,
+    class_scores,
+    confusion,
+    label_scores,
+    mask_scores,
+    mcc,
+)
+from mcis.ops.surface import TOLERANCE
 from mcis.organs import ORGANS, organ_named
 from mcis.tasks.config import Task
 from mcis.tasks.table import task_named
 
 CASCADE = "cascade"
 """The name of the cascade in a report, in place of a task's; its Task is None."""
+_FREE = [[not organ.is_lesion(label) for label in range(len(organ.classes))] for organ in ORGANS]
+LESION_FREE = np.array([row + [False] * (max(map(len, _FREE)) - len(row)) for row in _FREE])
+"""Whether a class is free of lesions, bool (organs, classes)."""
 STAGES = ("router", "classifier", "segmenter")
 """The stages of the cascade at which a lesion can be missed, in order."""
-LESION_SIZES = {"under 1 %": (0.0, 0.01), "1 to 5 %": (0.01, 0.05), "above 5 %": (0.05, 1.0)}
-"""Lesion sizes as shares of the scan's area: above the first number, up to the second."""
 REPORT = "report.json"
 """File name of the JSON report in an evaluation's folder."""
 
@@ -43,6 +56,7 @@ def measure(task: Task | None, rows: Rows) -> dict[str, float]:
     if rows.probs is not None and known.any():
         label, probs = rows.label[known], rows.probs[known]
         found |= label_scores(probs, label) | class_scores(probs, label, task.classes)
+        found["mcc"] = mcc(confusion(probs.argmax(1), label, probs.shape[1]))
     if rows.refused is not None:
         found |= _rejection(rows.refused, rows.label == UNSUPPORTED_INDEX)
     if not task.segments:
@@ -76,7 +90,13 @@ def mask_metrics(rows: Rows) -> dict[str, float]:
     outlined = ~np.isnan(rows.hd95)
     if outlined.any():  # distances exist only where both masks are not empty; `missed` counts the other lesions
         found |= {name: float(getattr(rows, name)[outlined].mean()) for name in ("hd95", "surface_distance")}
-    return found
+        if rows.tolerance is not None:
+            found["hd95_relative"] = float((TOLERANCE * rows.hd95 / rows.tolerance)[outlined].mean())
+    if rows.nsd is not None:
+        found["nsd"] = float(rows.nsd.mean())
+        if rows.lesion.any():
+            found["nsd_lesion"] = float(rows.nsd[rows.lesion].mean())
+    return found | lesion_metrics(rows)
 
 
 def cascade_metrics(rows: Rows) -> dict[str, float]:
@@ -85,7 +105,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
     Returns:
       organ, wrong_organ: shares of all scans, OOD scans included; refused: rejected share of the scans of known
       organs; foreign_refused: rejected share of the OOD scans; accuracy: share of scans of known class whose organ and
-      class are right, and sensitivity_<organ>_<class>, both without organs that have no classifier;
+      class are right, and of an organ balanced_accuracy_<organ>, mcc_<organ> and sensitivity_<organ>_<class>, all
+      without organs that have no classifier; a scan that is rejected or routed to another organ is an error;
       auc_<organ>, auc_<organ>_<class>, brier_<organ>, nll_<organ>: of scans routed to the right organ; those of
       `mask_metrics`, where a lesion missed by router or classifier has an empty mask and Dice 0; and
       lost_by_<stage>: the share of lesion scans missed at each of STAGES (`missed_at`).
@@ -103,6 +124,12 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
             chosen = known & (rows.organ == index) & (rows.label == label)
             if chosen.any():
                 found[f"sensitivity_{organ.name}_{name}"] = float(correct[chosen].mean())
+        chosen = known & (rows.organ == index)
+        if chosen.any():  # a scan that got no class of this organ is an error: it gets a class that none has
+            classes = len(organ.classes)
+            predicted = np.where(right & (rows.said_label >= 0), rows.said_label, classes)[chosen]
+            found[f"balanced_accuracy_{organ.name}"] = balanced_accuracy(predicted, rows.label[chosen])
+            found[f"mcc_{organ.name}"] = mcc(confusion(predicted, rows.label[chosen], classes + 1))
     for name, (true, probs, _) in routed(rows).items():
         scores = class_scores(probs, true, organ_named(name).classes) | label_scores(probs, true)
         for metric, value in scores.items():
@@ -130,9 +157,7 @@ def missed_at(rows: Rows) -> np.ndarray:
     """
     right = rows.said_organ == rows.organ
     classified = right & (rows.organ < UNSUPPORTED_INDEX) & (rows.said_label >= 0)
-    free = np.zeros(len(right), bool)
-    for at in np.flatnonzero(classified).tolist():
-        free[at] = not ORGANS[rows.organ[at]].is_lesion(int(rows.said_label[at]))
+    free = classified & LESION_FREE[np.where(classified, rows.organ, 0), np.where(classified, rows.said_label, 0)]
     missed = [~right, right & free, right & ~free & (rows.both == 0)]
     return np.select([rows.lesion & stage for stage in missed], STAGES, "")
 
@@ -185,8 +210,7 @@ def subsets(task: Task | None, rows: Rows) -> dict[str, np.ndarray]:
         return {row.name: organ == i for i, row in enumerate(ORGANS) if (organ == i).any()} | kinds
     if not task.segments:
         return {}
-    share = np.where(rows.has_mask, rows.true / rows.pixels, 0.0)
-    sizes = {f"lesions {name}": (share > low) & (share <= high) for name, (low, high) in LESION_SIZES.items()}
+    sizes = {f"lesions {name}": chosen for name, chosen in lesion_sizes(rows).items()}
     classes = {name: rows.has_mask & (rows.label == index) for index, name in enumerate(task.classes)}
     return {name: chosen for name, chosen in (sizes | classes).items() if chosen.any()}
 
@@ -222,7 +246,22 @@ def _part(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
         found["routed"] = {name: _classification(*columns) for name, columns in routed(rows).items()}
     elif rows.probs is not None and known.any():
         found |= _classification(rows.label[known], rows.probs[known], rows.probs[known].argmax(1))
-    return found
+    more = {
+        "clinical": clinical(task, rows, draws),
+        "froc": _froc(task, rows, draws),
+        "strata": strata(task, rows, draws),
+    }
+    return found | {name: one for name, one in more.items() if one}
+
+
+def _froc(task: Task | None, rows: Rows, draws: int) -> dict[str, Any]:
+    """Organ -> its `detection.froc`."""
+    if task is None:
+        parts = {organ.name: rows.take(rows.organ == index) for index, organ in enumerate(ORGANS)}
+    else:
+        parts = {str(task.organ): rows}
+    curves = {name: froc(part, draws) for name, part in parts.items()}
+    return {name: curve for name, curve in curves.items() if curve is not None}
 
 
 def _classification(label: np.ndarray, probs: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
@@ -234,43 +273,6 @@ def _classification(label: np.ndarray, probs: np.ndarray, predicted: np.ndarray)
     }
 
 
-def compare(task: Task | None, rows: Rows, other: Rows, draws: int = 1000) -> Intervals:
-    """By how much each metric of `rows` is higher than that of `other`, on the same scans.
-
-    Both are scored on the same bootstrap draws of groups, so that the difficulty of a draw cancels out; distances over
-    the scans for which both have one.
-
-    Raises:
-      ValueError: the rows are of different scans, or differ in their true labels or masks.
-    """
-    first, second = (np.char.add(np.char.add(each.source, "/"), each.scan_id) for each in (rows, other))
-    left, right = np.argsort(first), np.argsort(second)
-    if len(first) != len(second) or (first[left] != second[right]).any():
-        shared = len(np.intersect1d(first, second))
-        raise ValueError(f"a comparison needs the same scans: of {len(first)} and {len(second)}, {shared} are the same")
-    rows, other = rows.take(left), other.take(right)
-    for name in ("group", "label", "has_mask", "true", "pixels", "organ"):
-        mine, others = getattr(rows, name), getattr(other, name)
-        if mine is not None and others is not None and (mine != others).any():
-            raise ValueError(f"a comparison needs the same truth: {name} differs; score both on the same prepared data")
-    if rows.hd95 is not None and other.hd95 is not None:
-        absent = np.isnan(rows.hd95) | np.isnan(other.hd95)
-        rows, other = (
-            dataclasses.replace(
-                each,
-                hd95=np.where(absent, np.nan, each.hd95),
-                surface_distance=np.where(absent, np.nan, each.surface_distance),
-            )
-            for each in (rows, other)
-        )
-
-    def score(index: np.ndarray, group: np.ndarray) -> dict[str, float]:
-        a, b = (measure(task, dataclasses.replace(each.take(index), group=group)) for each in (rows, other))
-        return {name: a[name] - b[name] for name in a if name in b}
-
-    return intervals(score, rows.group, draws)
-
-
 def read_report(path: str | os.PathLike) -> dict[str, Any]:
     """A report from its JSON file, or from the folder that holds it as REPORT; ValueError where it is none."""
     path = pathlib.Path(path)
@@ -280,7 +282,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = Rows.from_json(dict(found["rows"]))
-        measure(_task_of(found), rows)  # fails unless every column that is scored is there
+        measure(task_of(found), rows)  # fails unless every column that is scored is there
         if not len(rows):
             raise ValueError("it holds no scans")
         return found
@@ -290,13 +292,6 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         ) from None
 
 
-def _task_of(found: dict[str, Any]) -> Task | None:
+def task_of(found: dict[str, Any]) -> Task | None:
+    """The task of a report; None for the cascade."""
     return None if found["task"] == CASCADE else task_named(found["task"])
-
-
-def compare_reports(found: dict[str, Any], other: dict[str, Any]) -> Intervals:
-    """`compare` for two reports; ValueError unless they are of the same task and scans."""
-    if found["task"] != other["task"]:
-        raise ValueError(f"a comparison needs the same task: {found['task']} and {other['task']} differ")
-    rows, others = (Rows.from_json(report["rows"]) for report in (found, other))
-    return compare(_task_of(found), rows, others)

@@ -13,12 +13,14 @@ import numpy as np
 from mcis.evaluation import figures
 from mcis.evaluation.descriptions import USES, meaning, scans_scored, uses_seen
 from mcis.evaluation.gallery import PREDICTED, TRUE
-from mcis.evaluation.html import cell, fact_list, figure, head, number, row, table
-from mcis.evaluation.metrics import CASCADE, LESION_SIZES, routed_right
+from mcis.evaluation.headline import headline, main_part
+from mcis.evaluation.html import cell, fact_list, figure, folded, head, metric_row, number, row, table
+from mcis.evaluation.metrics import CASCADE, routed_right
 from mcis.evaluation.page_by_attribute import attribute_section
 from mcis.evaluation.page_calibration import calibration_section
+from mcis.evaluation.page_clinical import clinical_section
+from mcis.evaluation.page_masks import masks_section, metric_table, subsets_section
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
-from mcis.ops.metrics import dice
 from mcis.organs import ORGAN_NAMES, ORGANS, UNSUPPORTED
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
@@ -42,14 +44,16 @@ def page(found: Mapping[str, Any], rows: Rows, cards: Sequence[Card]) -> str:
       cards: the gallery, in order.
     """
     sections = {
-        "figures": ("Metrics", _metrics(found)),
+        "headline": ("In short", headline(found, rows)),
         "against": ("Compared with another evaluation", _against(found)),
         "lost": ("Where lesions were missed", _missed(found)),
-        "classes": ("Classes", _classes(found, rows)),
-        "heat": ("Saliency of the classifier", _pointing_game(found)),
-        "masks": ("Masks", _masks(found, rows)),
-        "subsets": ("By size, class or organ", _subsets(found)),
+        "clinical": ("The suspicious class", clinical_section(found)),
+        "masks": ("Masks", masks_section(found, rows)),
+        "subsets": ("By lesion, organ and class", subsets_section(found)),
         "by_attribute": ("By attribute", attribute_section(found)),
+        "figures": ("All metrics", _metrics(found)),
+        "classes": ("Curves and calibration", _classes(found, rows)),
+        "heat": ("Saliency of the classifier", _pointing_game(found)),
         "gallery": ("Gallery", _gallery(cards)),
         "audit": ("Were these scans used in training?", _audit(found)),
         "fitted": ("Calibration on folds", calibration_section(found)),
@@ -76,7 +80,9 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
     facts = {
         "weights": found["run"],
         "scans": scans_scored(found),
-        "sources": ", ".join(f"{name} ({p['scans']} scans, {p['groups']} groups)" for name, p in parts.items()),
+        "sources": ", ".join(
+            f"{name} ({p['scans']} scans, {p['groups']} groups)" for name, p in parts.items() if name != "all"
+        ),
         "date": found["date"],
     }
     if found["task"] == CASCADE:
@@ -93,36 +99,24 @@ def _header(title: str, found: Mapping[str, Any]) -> str:
     return f"<header><h1>{escape(title)}</h1>{fact_list(facts, audit)}</header>"
 
 
-def _metric_table(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Metrics as rows; parts (sources, or subsets of one) as columns."""
-    heads = [head(name, f"{part['scans']} scans, {part['groups']} groups") for name, part in parts.items()]
-    names = dict.fromkeys(name for part in parts.values() for name in part["metrics"])
-    return table(
-        "metric", heads, [row(name, [cell(part["metrics"].get(name)) for part in parts.values()]) for name in names]
-    )
-
-
 def _metrics(found: Mapping[str, Any]) -> str:
     names = dict.fromkeys(name for part in found["sources"].values() for name in part["metrics"])
     if not names:
         return "<p>Neither classes nor masks of these scans are known: there is nothing to score.</p>"
-    about = "<p>Values with 95 % bootstrap intervals by group: a patient, or a cluster of near-duplicates.</p>"
+    about = (
+        "<p>Values with 95 % bootstrap intervals by group: a patient, or a cluster of near-duplicates. The definition "
+        "of each is below, and where the pointer rests.</p>"
+    )
     if (found.get("left_out") or found.get("unseen") or {}).get("runs", 1) > 1:
         about += (
             "<p>Each scan was predicted by networks that had not seen it. Where several networks predict, their "
             "probabilities, each on its own scale, are pooled, which lowers areas under curves slightly.</p>"
         )
-    words = f"<details><summary>Definitions</summary>{fact_list({name: meaning(name) for name in names})}</details>"
-    return about + _metric_table(found["sources"]) + words
-
-
-def _subsets(found: Mapping[str, Any]) -> str:
-    parts = {name: part["subsets"] for name, part in found["sources"].items() if part.get("subsets")}
-    text = ""
-    for at, (name, subsets) in enumerate(reversed(parts.items())):  # "all" first
-        shown = "" if at else " open"
-        text += f"<details{shown}><summary>{escape(name)}</summary>{_metric_table(subsets)}</details>"
-    return text
+    main, part = main_part(found)
+    others = {name: one for name, one in found["sources"].items() if name != main}
+    by_source = folded("By source", metric_table(others) if others else "")
+    words = folded("Definitions", fact_list({name: meaning(name) for name in names}))
+    return about + metric_table({main: part}) + by_source + words
 
 
 def _against(found: Mapping[str, Any]) -> str:
@@ -132,7 +126,7 @@ def _against(found: Mapping[str, Any]) -> str:
     for name, higher in found["against"]["metrics"].items():
         sure = higher["low"] is not None and (higher["low"] > 0 or higher["high"] < 0)
         cells = [cell(higher, "+"), f"<td class=why>{escape(meaning(name))}</td>"]
-        rows.append(row(name, cells, "sure" if sure else ""))
+        rows.append(metric_row(name, cells, "sure" if sure else ""))
     return (
         f"<p>Each metric less that of {escape(found['against']['report'])}, on the same scans, with 95 % intervals by "
         f"group. Bold: the interval excludes 0.</p>{table('metric', [head('difference'), '<th></th>'], rows)}"
@@ -150,15 +144,16 @@ def _missed(found: Mapping[str, Any]) -> str:
     about = (
         "<p>Of the scans with a lesion: missed by the router, which rejected them or chose another organ; by the "
         "classifier, which predicted a class free of lesions; by the segmenter, whose mask does not touch the lesion "
-        "or is empty; found.</p>"
+        "or is empty; found. The gallery shows the worst, and the stage.</p>"
     )
     return about + figure(figures.shares(parts, "Where lesions were missed, by source"), "", broad=True)
 
 
 def _classes(found: Mapping[str, Any], rows: Rows) -> str:
     """Curves, calibration and confusion matrix of each source; for the cascade of each organ and source."""
-    text = ""
+    texts = {}
     for name, part in found["sources"].items():
+        text = ""
         here = np.ones(len(rows), bool) if name == "all" else rows.source == name
         for index, organ in enumerate(ORGANS):
             if organ.name in part.get("routed", {}):
@@ -170,6 +165,9 @@ def _classes(found: Mapping[str, Any], rows: Rows) -> str:
         if "confusion" in part:
             chosen = rows.take(here & (rows.label >= 0))
             text += _class_plots(name, part, chosen.label, chosen.probs, found["classes"])
+        texts[name] = text
+    text = texts.pop(main_part(found)[0])
+    text += folded("By source", "".join(texts.values()))
     if not text or found["task"] != CASCADE:
         return text
     names = [*ORGAN_NAMES, UNSUPPORTED]
@@ -224,40 +222,6 @@ def _pointing_game(found: Mapping[str, Any]) -> str:
         f"region whose hiding lowers the probability of the class most lies in the lesion for {game['in_lesion']:.0%} "
         f"of them ({ends}). A random point does for {game['by_chance']:.0%}. The gallery shows maps.</p>"
     )
-
-
-def _masks(found: Mapping[str, Any], rows: Rows) -> str:
-    """The distribution of Dice: by source and class, and by lesion size."""
-    if rows.true is None or not rows.lesion.any():
-        return ""
-    lesions = rows.take(rows.lesion)
-    overlap, source, kind = dice(*lesions.counts), lesions.source, _class_names(lesions, found["classes"])
-    pairs = sorted({*zip(source.tolist(), kind.tolist(), strict=True)})
-    boxes = {f"{a}, {b}": overlap[(source == a) & (kind == b)] for a, b in pairs}
-    by_source = {name: overlap[source == name] for name in np.unique(source).tolist()}
-    edges = [low for low, _ in LESION_SIZES.values() if low]
-    sized = figures.dice_by_size(lesions.true / lesions.pixels, overlap, source, edges, "Dice against lesion size")
-    empty = rows.take(rows.has_mask & (rows.true == 0))
-    masked = int((empty.predicted > 0).sum())
-    false = f"<p>{masked} of {len(empty)} scans without a lesion have a mask that is not empty.</p>"
-    return (
-        f"<p>The {len(lesions)} scans with a lesion whose true mask is known. Dice 0: the mask does not touch the "
-        f"lesion or is empty.</p>{false if len(empty) else ''}"
-        + figure(figures.dice_boxes(boxes, "Dice by source and class"), "by source and class, scans", broad=True)
-        + '<div class="plots">'
-        + figure(figures.dice_histogram(by_source, "Histogram of Dice"), "histogram")
-        + figure(sized, "by lesion size; dotted, 1 % and 5 %; the median in fifths of the scans")
-        + "</div>"
-    )
-
-
-def _class_names(rows: Rows, classes: Sequence[str]) -> np.ndarray:
-    """The class of each row's scan, str (N,): of the task's classes, or for a cascade of its organ's."""
-    tables = [classes] * len(rows)
-    if rows.organ is not None:
-        tables = [[*(organ.classes for organ in ORGANS), ()][index] for index in rows.organ]
-    pairs = zip(tables, rows.label.tolist(), strict=True)
-    return np.array([names[label] if label >= 0 else "class unknown" for names, label in pairs])
 
 
 def _gallery(cards: Sequence[Card]) -> str:

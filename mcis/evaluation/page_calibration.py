@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from mcis.evaluation import figures
-from mcis.evaluation.html import cell, figure, head, number, row, table
+from mcis.evaluation.html import cell, figure, head, metric_head, number, row, table
 
 ABOUT = (
     "<p>Networks with the same settings, each trained without one fold of the groups, predicted their held-out scans. "
@@ -36,7 +36,7 @@ def _labels(facts: Mapping[str, Any]) -> str:
     names = ("accuracy", "balanced_accuracy", "nll", "calibration_error", "by_chance_up_to")
     rows = [row(when, [number(f"{facts[when][name]:.3f}") for name in names]) for when in ("before", "after")]
     about = f"<p>Probabilities, on {facts['scans']:d} scans of {facts['groups']:d} groups:</p>"
-    return about + table("", map(head, names), rows)
+    return about + table("", map(metric_head, names), rows)
 
 
 def _operating_points(facts: Mapping[str, Any]) -> str:
@@ -56,15 +56,13 @@ def _operating_points(facts: Mapping[str, Any]) -> str:
         rows.append(row(name, [number(escape(shifts + wanted + missed)), *cells(one)]))
         for source, measured in one["sources"].items():
             sources.append(row(f"{name}, {source}", [number(f"{measured['scans']:d}"), *cells(measured)]))
+    heads = [head("shift of log-probabilities"), *map(metric_head, names)]
     about = (
         f"<p>Operating points, on {facts['scans']:d} scans of {facts['groups']:d} groups; sensitivity and specificity "
         f"of {escape(facts['last_class'])}:</p>"
     )
-    by_source = table("", map(head, ("scans", *names)), sources)
-    return (
-        f"{about}{table('', map(head, ('shift of log-probabilities', *names)), rows)}"
-        f"<details><summary>By source</summary>{by_source}</details>"
-    )
+    by_source = table("", [head("scans"), *map(metric_head, names)], sources)
+    return f"{about}{table('', heads, rows)}<details><summary>By source</summary>{by_source}</details>"
 
 
 def _review(facts: Mapping[str, Any]) -> str:

@@ -4,12 +4,19 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from mcis.data.dataset import text
 from mcis.data.records import Records, read_records
 from mcis.evaluation.evaluator import Evaluator, PredictedScan, check_unseen, load_evaluator, organ_of, sources_of
 from mcis.evaluation.metrics import report
+from mcis.imaging.frame import is_sector
 from mcis.inference.rows import Rows, scan_facts
-from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts, surface_distances
+from mcis.ops.lesions import match_lesions
+from mcis.ops.metrics import MASK_THRESHOLD, dice_loss, mask_counts
 from mcis.ops.points import BALANCED
+from mcis.ops.surface import surface_scores, tolerance
+from mcis.organs import UNSUPPORTED, organ_named
 
 
 def score(evaluator: Evaluator, records: Records) -> Rows:
@@ -23,10 +30,32 @@ def _row(scan: PredictedScan) -> dict[str, Any]:
         return row
     predicted = scan.probability > MASK_THRESHOLD
     counts = mask_counts(predicted[None, ..., None], scan.mask[None, ..., None])
-    hd95, mean = surface_distances(predicted, scan.mask)
+    x, y, width, height = scan.box
+    reach = tolerance(width, height)
+    surface = surface_scores(predicted, scan.mask, reach)
+    match = match_lesions(predicted, scan.mask, scan.probability)
+    inside = scan.mask[y + 1 : y + height - 1, x + 1 : x + width - 1]
     row |= {name: int(count[0]) for name, count in counts.items()}
-    row |= {"pixels": scan.mask.size, "dice_loss": dice_loss(scan.probability, scan.mask)}
-    return row | {"hd95": hd95, "surface_distance": mean}
+    return row | {
+        "pixels": scan.mask.size,
+        "dice_loss": dice_loss(scan.probability, scan.mask),
+        "hd95": surface.hd95,
+        "surface_distance": surface.mean,
+        "nsd": surface.nsd,
+        "tolerance": reach,
+        "lesions": match.lesions,
+        "found_lesions": len(match.found),
+        "false_lesions": len(match.false),
+        "found_scores": match.found,
+        "false_scores": match.false,
+        "sector": _is_ultrasound(scan) and is_sector(scan.image, scan.box),
+        "at_border": bool(inside.sum(dtype=np.int64) < row["true"]),
+    }
+
+
+def _is_ultrasound(scan: PredictedScan) -> bool:
+    organ = text(scan.record["organ"])
+    return organ != UNSUPPORTED and "US" in organ_named(organ).modalities
 
 
 def evaluate(

@@ -9,6 +9,9 @@ import numpy as np
 
 from mcis.organs import ORGANS
 
+RAGGED = ("found_scores", "false_scores")
+"""Columns of lists, which differ in length from scan to scan."""
+
 UNSUPPORTED_INDEX = len(ORGANS)
 """Organ index of an unsupported scan; its name is `organs.UNSUPPORTED`."""
 
@@ -53,6 +56,13 @@ class Rows:
       pixels: int (N,), of the whole scan.
       dice_loss: float (N,), soft Dice loss.
       hd95, surface_distance: float (N,), pixels; NaN where either mask is empty.
+      nsd: float (N,), normalised surface distance in [0, 1]; 1 where both masks are empty, 0 where one is.
+      tolerance: float (N,), that of `nsd` in pixels (`ops.surface.tolerance`), 1 % of the diagonal of the content.
+      lesions, found_lesions, false_lesions: int (N,), single lesions (`ops.lesions`): true ones, those of them that a
+        predicted one finds, and predicted ones that find none.
+      found_scores, false_scores: lists of floats (N,), the mean probability of each of these predicted lesions.
+      at_border: bool (N,), whether the true mask reaches the border of the scan's content.
+      sector: bool (N,), whether an ultrasound frame is a sector (`imaging.frame`); False for other scans.
       expected_dice: float (N,), see `cascade.expected_dice`.
       organ: int (N,), the true organ, index into ORGANS or UNSUPPORTED_INDEX.
       said_organ: int (N,), the organ that the cascade predicted, likewise.
@@ -80,6 +90,15 @@ class Rows:
     dice_loss: Column = None
     hd95: Column = None
     surface_distance: Column = None
+    nsd: Column = None
+    tolerance: Column = None
+    lesions: Column = None
+    found_lesions: Column = None
+    false_lesions: Column = None
+    found_scores: Column = None
+    false_scores: Column = None
+    at_border: Column = None
+    sector: Column = None
     expected_dice: Column = None
     organ: Column = None
     said_organ: Column = None
@@ -92,7 +111,7 @@ class Rows:
     @staticmethod
     def of_scans(scans: Sequence[Mapping[str, Any]]) -> "Rows":
         """One row per mapping of field name to value; all mappings have the same keys."""
-        return Rows(**{name: np.array([scan[name] for scan in scans]) for name in scans[0]})
+        return Rows(**{name: _column(name, [scan[name] for scan in scans]) for name in scans[0]})
 
     @staticmethod
     def concatenate(parts: Sequence["Rows"]) -> "Rows":
@@ -109,7 +128,7 @@ class Rows:
         """
         fields = {field.name for field in dataclasses.fields(Rows)}
         found = {
-            name: np.array([math.nan if value is None else value for value in column])
+            name: _column(name, [math.nan if value is None else value for value in column])
             for name, column in columns.items()
             if name in fields
         }
@@ -146,3 +165,13 @@ class Rows:
     def take(self, index: np.ndarray) -> "Rows":
         """Some of the rows: an int index or a bool mask."""
         return Rows(**{name: column[index] for name, column in self.columns.items()})
+
+
+def _column(name: str, values: Sequence[Any]) -> np.ndarray:
+    """The values of N scans as an array (N, ...); the lists of a RAGGED column as objects (N,)."""
+    if name not in RAGGED:
+        return np.array(values)
+    column = np.empty(len(values), object)
+    for at, value in enumerate(values):  # an assignment of all would take lists of one length for a second axis
+        column[at] = list(value)
+    return column

@@ -82,41 +82,6 @@ def mask_scores(both: np.ndarray, predicted: np.ndarray, true: np.ndarray, group
     return scores
 
 
-def outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a bool (H, W) mask with one of their four neighbours outside the mask or the image: bool (H, W)."""
-    from scipy.ndimage import binary_erosion
-
-    return mask & ~binary_erosion(mask)
-
-
-def surface_distances(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """95th percentile Hausdorff distance and mean surface distance of {0,1} (H, W) masks, in pixels; both symmetric.
-
-    Each outline pixel of a mask has a distance to the nearest outline pixel of the other. The first result is the
-    larger of the 95th percentiles of both directions (after Huttenlocher et al. 1993), the second the mean over the
-    pixels of both outlines (Heimann et al. 2009, eq. 3). Both are nan where a mask is empty.
-
-    A square and the same square three pixels to the right:
-
-    >>> a = np.zeros((16, 16), np.uint8)
-    >>> a[4:9, 4:9] = 1
-    >>> surface_distances(a, np.roll(a, 3, axis=1))[0], surface_distances(a, a), surface_distances(a, 0 * a)
-    (3.0, (0.0, 0.0), (nan, nan))
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    if not (np.any(predicted) and np.any(true)):
-        return float("nan"), float("nan")
-    # Crop to the bounding box of both masks; a border of zeros keeps their outlines.
-    either = np.logical_or(predicted, true)
-    rows, columns = (np.flatnonzero(either.any(axis)) for axis in (1, 0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    a, b = (outline(np.pad(np.asarray(mask[box], bool), 1)) for mask in (predicted, true))
-    to_b, to_a = distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]
-    hausdorff = max(np.percentile(to_b, 95), np.percentile(to_a, 95))
-    return float(hausdorff), float(np.concatenate([to_b, to_a]).mean())
-
-
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
     """Share of equal entries of two int (N,)."""
     return float(np.mean(predicted == label))
@@ -148,6 +113,22 @@ def label_scores(probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
 def confusion(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
     """Number of scans of class i predicted as class j: two int (N,) in [0, K) -> int (K, K)."""
     return np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def mcc(counts: np.ndarray) -> float:
+    """Matthews correlation coefficient of a confusion matrix of K classes, [true][predicted] int (K, K); in [-1, 1].
+
+    For more than two classes Gorodkin's R_K (2004). 0 where all scans are of one true, or of one predicted class.
+
+    As good as chance, although three of four are right; and one error among four:
+
+    >>> mcc(np.array([[3, 0], [1, 0]])), round(mcc(np.array([[2, 0], [1, 1]])), 4)
+    (0.0, 0.5774)
+    """
+    counts = np.asarray(counts, np.float64)
+    true, predicted, total = counts.sum(1), counts.sum(0), counts.sum()
+    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
+    return float((np.trace(counts) * total - true @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def auc(score: np.ndarray, positive: np.ndarray) -> float:

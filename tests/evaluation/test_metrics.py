@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mcis.evaluation import gallery, metrics
-from mcis.evaluation.metrics import compare, measure, report
+from mcis.evaluation.comparison import compare, compare_reports
+from mcis.evaluation.metrics import measure, report
 from mcis.inference.rows import Rows
 from mcis.ops.metrics import dice
 from mcis.tasks.table import TASKS
@@ -91,6 +92,17 @@ def test_a_run_compared_with_itself_does_not_differ_whatever_the_order():
         assert abs(cell["low"]) < 1e-12 and abs(cell["value"]) < 1e-12 and abs(cell["high"]) < 1e-12
 
 
+def test_an_older_report_is_compared_in_what_both_have():
+    old = segmented()
+    new = replace(old, nsd=np.ones(24), tolerance=np.ones(24))
+    new = replace(new, lesions=np.ones(24), found_lesions=np.ones(24), false_lesions=np.zeros(24))
+    more = set(measure(SEGMENT, new)) - set(measure(SEGMENT, old))
+    assert {"nsd", "nsd_lesion", "hd95_relative", "lesion_sensitivity", "false_lesions"} <= more
+    for pair in ((new, old), (old, new)):
+        found = compare(SEGMENT, *pair, draws=5)
+        assert set(found) == set(measure(SEGMENT, old)) and found["dice"]["value"] == 0
+
+
 def test_a_small_gain_on_every_scan_is_seen_where_two_intervals_overlap():
     worse = segmented(overlap=0.6)
     better = replace(worse, both=np.minimum(worse.both + worse.true // 20, worse.true))
@@ -111,7 +123,7 @@ def test_other_scans_or_another_task_are_no_comparison():
         compare(SEGMENT, rows, replace(rows, true=rows.true // 2))
     other = report(CLASSIFY, classified(), "test", draws=20)
     with pytest.raises(ValueError, match="segment_breast and classify_breast differ"):
-        metrics.compare_reports(report(SEGMENT, rows, "test", draws=20), other)
+        compare_reports(report(SEGMENT, rows, "test", draws=20), other)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +184,10 @@ def test_the_cascade_misses_a_lesion_at_one_stage_only():
     assert found["accuracy"] == 3 / 7  # the label of one is unknown
     assert found["sensitivity_brain_tumor"] == 0.5 and found["sensitivity_breast_benign"] == 0.5
     assert found["sensitivity_breast_malignant"] == 0 and found["sensitivity_breast_normal"] == 1
+    assert found["balanced_accuracy_breast"] == pytest.approx(1 / 2) and found["balanced_accuracy_brain"] == 0.5
+    # true: 1 normal, 2 benign, 2 malignant; predicted: 2 normal, 1 benign, 1 malignant, 1 rejected; 2 right of 5
+    agree, spread = 2 * 5 - (1 * 2 + 2 * 1 + 2 * 1), (25 - (4 + 1 + 1 + 1)) * (25 - (1 + 4 + 4))
+    assert found["mcc_breast"] == pytest.approx(agree / spread**0.5)
     lost = [found[f"lost_by_{where}"] for where in ("router", "classifier", "segmenter")]
     assert lost == pytest.approx([2 / 7, 2 / 7, 1 / 7])
     assert found["missed"] == pytest.approx(sum(lost))
@@ -224,9 +240,9 @@ def test_a_cascades_report_is_read_back_and_compared(tmp_path):
     assert set(made["sources"]["busi"]["subsets"]) == {"brain", "breast"}
     (tmp_path / "report.json").write_text(json.dumps(made, allow_nan=False))
     again = metrics.read_report(tmp_path / "report.json")
-    assert metrics.compare_reports(made, again)["organ"]["value"] == 0
+    assert compare_reports(made, again)["organ"]["value"] == 0
     with pytest.raises(ValueError, match="cascade and segment_breast differ"):
-        metrics.compare_reports(made, report(SEGMENT, segmented(), "test", draws=20))
+        compare_reports(made, report(SEGMENT, segmented(), "test", draws=20))
 
 
 def test_a_run_that_misses_its_worst_lesions_gains_no_distance():

@@ -7,6 +7,7 @@ import html.parser
 import json
 import re
 from dataclasses import replace
+from html import escape
 
 import cv2
 import numpy as np
@@ -19,9 +20,14 @@ from mcis.data import dataset, storage
 from mcis.data.records import BATCH
 from mcis.evaluation import evaluator, figures, gallery, scoring
 from mcis.evaluation import page as evaluation_page
-from mcis.evaluation.descriptions import MEANINGS, meaning
+from mcis.evaluation.comparison import compare_reports
+from mcis.evaluation.descriptions import MEANINGS, NAMES, meaning, plain_name
+from mcis.evaluation.headline import cautions
+from mcis.evaluation.html import cell
 from mcis.evaluation.metrics import measure, report
+from mcis.evaluation.page_clinical import clinical_section
 from mcis.evaluation.pointing_game import pointing_game
+from mcis.evaluation.strata import FEW
 from mcis.imaging import formats, image_files, phantom, scan
 from mcis.imaging.letterbox import letterbox
 from mcis.inference.rows import Rows
@@ -127,10 +133,10 @@ def test_evaluate_scores_what_predict_finds(weights, phantom_dir, tmp_path):
 
 
 SECTIONS = {
-    "cascade": {"figures", "lost", "classes", "heat", "masks", "subsets", "gallery", "audit", "weights"},
-    "router": {"figures", "classes", "subsets", "gallery", "audit", "weights"},
-    "classifier": {"figures", "classes", "gallery", "audit", "weights"},
-    "segmenter": {"figures", "classes", "masks", "subsets", "gallery", "audit", "weights"},
+    "cascade": {"headline", "figures", "lost", "clinical", "classes", "heat", "masks", "subsets", "gallery", "audit"},
+    "router": {"headline", "figures", "classes", "subsets", "gallery", "audit", "weights"},
+    "classifier": {"headline", "figures", "clinical", "classes", "gallery", "audit", "weights"},
+    "segmenter": {"headline", "figures", "classes", "masks", "subsets", "gallery", "audit", "weights"},
 }
 
 
@@ -155,6 +161,7 @@ def test_every_metric_of_the_report_is_on_its_page_with_its_definition(pages, ki
         for name, value in part["metrics"].items():
             assert name in text and f"{value['value']:.3f}" in text, name
             assert meaning(name) in text and meaning(name) in MEANINGS.values(), name
+            assert plain_name(name) in text and f'<th title="{escape(meaning(name))}">' in page, name
     assert all(entry["scored"] == 0 for one in found["audit"]["networks"].values() for entry in one.values())
 
 
@@ -189,6 +196,89 @@ def rows_of(count=40):
         predicted=np.where(np.arange(count) % 8 == 0, 50, both),
         pixels=np.full(count, 1000),
     )
+
+
+def test_every_metric_has_a_name_and_a_definition():
+    assert set(NAMES) == {*MEANINGS, "ppv", "npv"}
+    assert plain_name("sensitivity_brain_no_tumor") == "Sensitivity, brain no tumor"
+    assert plain_name("specificity_at_90_malignant") == "Specificity at 90 % sensitivity, malignant"
+
+
+def cell_text(made):
+    return re.sub("<[^>]*>", "", made)
+
+
+def test_an_interval_that_pretends_is_not_shown():
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    assert cell_text(cell(value)) == cell_text(cell(value, groups=FEW)) == "0.500 [0.400, 0.600]"
+    assert cell_text(cell(value, groups=FEW - 1)) == "0.500 few" and "fewer than 10 groups" in cell(value, groups=9)
+    zero = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert cell_text(cell(zero)) == "0.000 no width" and "3 / n" in cell(zero)
+    assert cell_text(cell(zero, "+")) == "+0.000 [+0.000, +0.000]"  # a difference may be exactly nothing
+    assert cell_text(cell({"value": 0.5, "low": None, "high": None})) == "0.500 [no interval]"
+
+
+def scored(rows, **facts):
+    """The report of a classifier, with what a page needs besides."""
+    return report(TASKS["classify_breast"], rows, "test", draws=20) | {"audit": {"networks": {}}} | facts
+
+
+def test_the_headline_says_what_to_distrust():
+    rows = replace(rows_of(120), true=None, both=None, predicted=None)
+    assert cautions(scored(rows), rows) == []
+    used = {"networks": {"a": {"train": {"used": 9, "scored": 2}}}}
+    assert "Some of these scans were trained on" in cautions(scored(rows, audit=used), rows)[0]
+    few = replace(rows, group=np.array([f"a/{i % 9}" for i in range(120)]))
+    assert cautions(scored(few), few)[0] == "Sources of fewer than 10 groups, whose numbers may be luck: a (9)."
+    rare = replace(rows, label=np.where(np.arange(120) < 7, 2, np.minimum(rows.label, 1)))
+    assert cautions(scored(rare), rare) == [
+        "Classes of fewer than 20 scans or 10 groups: malignant (7 scans, 7 groups)."
+    ]
+    parted = replace(rows, source=np.where(rows.label == 0, "clinic", "archive"))
+    (doubt,) = cautions(scored(parted), parted)
+    assert doubt.startswith("clinic (25% of the scans) holds one class only.")
+    for kind in ("left_out", "unseen"):
+        pooled = cautions(scored(rows, **{kind: {"runs": 5}}), rows)
+        assert pooled == ["Several networks are pooled, each on scans of its own; no single one of them was scored."]
+
+
+def test_the_headline_has_the_suspicious_class_of_each_organ(pages):
+    found, page = pages["cascade"]
+    start = page.index('<section id="headline">')
+    text = " ".join(re.sub("<[^>]*>", " ", page[start : page.index("</section>", start)]).split())
+    part = found["sources"]["phantom"]
+    for organ in ("brain", "breast"):
+        assert f"{part['subsets'][organ]['scans']} scans" in text
+        assert f"{part['clinical'][organ]['metrics']['sensitivity']['value']:.3f}" in text
+        assert f"{part['metrics'][f'mcc_{organ}']['value']:.3f}" in text
+    assert "Sensitivity, tumor or malignant" in text and "the whole cascade on" in text
+
+
+def test_a_decision_curve_has_a_band_only_of_enough_groups():
+    rows = rows_of(200)
+    for groups, note in ((200, "the band: 95 % by group"), (8, "no band: too few groups")):
+        grouped = replace(rows, group=(np.arange(200) % groups).astype(str))
+        section = clinical_section(scored(grouped))
+        assert note in section and "call none" in section and "5 %" in section
+        assert (">few<" in section) == (groups == 8)
+
+
+def test_a_report_of_an_older_version_has_a_page(pages):
+    """The rows lack the new columns, and the results the new keys."""
+    found, _ = pages["cascade"]
+    old = json.loads(json.dumps(found))
+    for part in old["sources"].values():
+        for key in ("clinical", "froc", "strata"):
+            part.pop(key, None)
+    new = {"nsd", "tolerance", "lesions", "found_lesions", "false_lesions", "found_scores", "false_scores"}
+    new |= {"at_border", "sector"}
+    assert new <= set(old["rows"])
+    columns = {name: column for name, column in old["rows"].items() if name not in new}
+    with without_figures():
+        made = evaluation_page.page(old, Rows.from_json(columns), [])
+    assert 'id="headline"' in made and 'id="clinical"' not in made
+    again = compare_reports(found, old | {"rows": columns})
+    assert "nsd" not in again and again["dice"]["value"] == 0
 
 
 def test_the_gallery_shows_the_worst_the_middle_the_false_and_the_wrong():

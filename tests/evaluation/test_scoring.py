@@ -88,6 +88,39 @@ def test_distances_are_over_found_lesions_and_the_others_are_missed():
     assert "hd95" not in measure(SEGMENT, rows.take(np.array([1, 4])))
 
 
+def test_surfaces_and_single_lesions_are_scored_on_the_scans_own_grid():
+    records = [make_record(0), make_record(1), make_record(2, lesion=False), make_record(3, lesion=False)]
+
+    def speckled(squares):
+        mask = bright(squares).mask * 0.8
+        mask[1] = 0  # this lesion is not seen
+        mask[3, 100:120, 100:120] = 0.9  # and this one is imagined
+        return Outputs(mask)
+
+    rows = score_scans(SEGMENT, speckled, records)
+    _, geometry = letterbox(storage.decode(records[0])[0])
+    assert rows.tolerance[0] == pytest.approx(max(1, 0.01 * np.hypot(*geometry.box[2:])))
+    assert rows.nsd[0] > 0.95 and rows.nsd[1:].tolist() == [0, 1, 0]
+    assert rows.lesions.tolist() == [1, 1, 0, 0] and rows.found_lesions.tolist() == [1, 0, 0, 0]
+    assert rows.false_lesions.tolist() == [0, 0, 0, 1]
+    assert rows.found_scores[0] == [pytest.approx(0.8, abs=0.05)] and rows.false_scores[3] == [
+        pytest.approx(0.9, abs=0.1)
+    ]
+    found = measure(SEGMENT, rows)
+    assert found["nsd_lesion"] == rows.nsd[0] / 2 and found["nsd"] == (rows.nsd[0] + 1) / 4
+    assert (found["lesion_sensitivity"], found["lesion_precision"], found["false_lesions"]) == (0.5, 0.5, 0.25)
+    assert found["hd95_relative"] == pytest.approx(rows.hd95[0] / np.hypot(*geometry.box[2:]))
+
+
+def test_a_lesion_at_the_border_of_the_content_is_marked():
+    edge = make_record(0)
+    mask = np.zeros((150, 330, 1), np.uint8)
+    mask[50:90, :30] = 1
+    edge["mask"] = image_files.encode_png(mask * 255)
+    rows = score_scans(SEGMENT, bright, [edge, make_record(1), make_record(2, lesion=False)])
+    assert rows.at_border.tolist() == [True, False, False]
+
+
 def test_masks_of_another_organ_and_thumbnails_do_not_count():
     records = [make_record(i, label=1 + i % 2) for i in range(BATCH + 3)]
 
@@ -195,7 +228,7 @@ def test_one_group_has_no_interval():
 def test_a_report_is_printed_whole_into_a_pipe(capsys):
     records = [make_record(i, source=f"source{i % 5}") for i in range(15)]
     evaluate.print_report(report(SEGMENT, score_scans(SEGMENT, bright, records), "test", draws=50))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "hd95" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " hd95 " in line]
     assert line.count("[") == line.count("]") == 6  # five sources and all
 
 

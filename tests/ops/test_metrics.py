@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies
-from scipy.spatial.distance import cdist
 
 from mcis.ops import losses
 from mcis.ops.metrics import (
@@ -23,8 +22,7 @@ from mcis.ops.metrics import (
     label_scores,
     mask_counts,
     mask_scores,
-    outline,
-    surface_distances,
+    mcc,
 )
 
 properties = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
@@ -123,21 +121,6 @@ def test_mask_scores_are_shares_whatever_the_order_of_scans(masks):
     found = mask_scores(*counts, group)
     assert all(0 <= value <= 1 for value in found.values())
     assert mask_scores(*counts[:, ::-1], group[::-1]) == pytest.approx(found)
-
-
-@properties
-@hypothesis.given(two_masks())
-def test_surface_distances_are_symmetric_and_exist_where_no_mask_is_empty(masks):
-    a, b = (mask[0, ..., 0] for mask in masks)
-    found = surface_distances(a, b)
-    np.testing.assert_allclose(found, surface_distances(b, a))
-    np.testing.assert_allclose(found, surface_distances(a.T, b.T))
-    assert np.isnan(found).all() == (not (a.any() and b.any()))
-    if a.any():
-        assert surface_distances(a, a) == (0, 0)
-    if a.any() and b.any():
-        assert 0 <= found[0] <= np.hypot(*a.shape)
-        assert found == pytest.approx(by_pairs(a, b))
 
 
 @properties
@@ -352,47 +335,13 @@ def test_scores_of_one_class_alone_have_no_auc():
     assert set(found) == {"brier", "sensitivity_a", "specificity_b"}
 
 
-# Surface distances
-
-
-def disc(centre, radius, shape=(40, 50)):
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
-
-
-def by_pairs(predicted, true):
-    """The definition: all pairs of outline pixels."""
-    pairs = cdist(np.argwhere(outline(predicted)), np.argwhere(outline(true)))
-    there, back = pairs.min(1), pairs.min(0)
-    return max(np.percentile(there, 95), np.percentile(back, 95)), np.concatenate([there, back]).mean()
-
-
-def test_an_outline_by_hand():
-    mask = np.zeros((5, 6), bool)
-    mask[1:4, 0:4] = True  # touches the left border of the image
-    expected = mask.copy()
-    expected[2, 1:3] = False
-    assert (outline(mask) == expected).all()
-
-
-def test_the_distance_of_a_shifted_square_is_the_length_of_the_shift():
-    square = np.zeros((30, 40), np.uint8)
-    square[5:15, 5:15] = 1
-    farthest, mean = surface_distances(square, np.roll(square, 20, axis=1))
-    assert farthest == pytest.approx(20, abs=0.5)
-    assert 10 < mean < 20
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_surface_distances_are_those_of_all_pairs_of_outline_pixels(seed):
-    rng = np.random.default_rng(seed)
-    a, b = (disc(rng.integers(0, 40, 2), rng.integers(1, 14)) | disc(rng.integers(0, 40, 2), 3) for _ in range(2))
-    assert surface_distances(a, b) == pytest.approx(by_pairs(a, b))
-
-
-def test_a_single_pixel_far_away_hardly_changes_the_95th_percentile():
-    big = disc((20, 20), 12)
-    speck = big.copy()
-    speck[0, 49] = True
-    assert surface_distances(speck, big)[0] == 0
-    assert surface_distances(speck, big)[1] > 0
+def test_the_correlation_of_three_classes_by_hand():
+    """R_K of a published confusion matrix would be no check of a typing error: by the covariances of indicators."""
+    counts = np.array([[5, 1, 0], [2, 3, 1], [0, 2, 6]])
+    label, predicted = (np.repeat(index.ravel(), counts.ravel()) for index in np.indices(counts.shape))
+    x, y = np.eye(3)[predicted], np.eye(3)[label]
+    x, y = x - x.mean(0), y - y.mean(0)
+    assert mcc(counts) == pytest.approx((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
+    assert mcc(counts.T) == pytest.approx(mcc(counts))
+    assert mcc(np.diag([3, 4, 5])) == pytest.approx(1) and mcc(np.array([[0, 2], [2, 0]])) == pytest.approx(-1)
+    assert mcc(np.array([[7, 0], [0, 0]])) == 0  # one class: no correlation
