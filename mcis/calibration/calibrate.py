@@ -21,12 +21,13 @@ import numpy as np
 
 from mcis.calibration.operating_points import fit_points
 from mcis.calibration.rejection import fit_router
+from mcis.calibration.uncertainty import THRESHOLDS, fit_label_set, fit_outer
 from mcis.checkpoints import checkpoint
 from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
 from mcis.checkpoints.provenance import check_folds
 from mcis.data import dataset
 from mcis.data.batches import Batch, targets
-from mcis.inference.cascade import expected_dice, label_experts, mask_experts
+from mcis.inference.cascade import LESION, expected_dice, label_experts, mask_experts
 from mcis.inference.folds import held_out_scans
 from mcis.inference.rows import Rows
 from mcis.ops.calibration import calibrated, decide, fit_calibration, reliability
@@ -78,12 +79,23 @@ def make_predict(task: Task) -> Callable[[dict[str, Any], Batch], dict[str, jax.
             found["probs"] = outputs.label
         if outputs.mask is not None:
             found["expected_dice"] = expected_dice(outputs.mask)
+            found |= at_thresholds(outputs.mask, batch.mask)
             found |= mask_counts(outputs.mask > MASK_THRESHOLD, batch.mask)
         if "novelty" in variables and outputs.features is not None:
             found["novelty"] = distance(variables["novelty"], outputs.features) / variables["novelty"]["limit"]
         return found
 
     return jax.jit(predict)
+
+
+def at_thresholds(mask: jax.Array, true: jax.Array) -> dict[str, jax.Array]:
+    """`inside` and `area` of Rows, int32 (B, T), of mask probabilities and true masks, (B, H, W, 1) each."""
+
+    def count(threshold: jax.Array) -> dict[str, jax.Array]:
+        found = mask_counts(mask > threshold, true)
+        return {"inside": found["both"], "area": found["predicted"]}
+
+    return jax.tree.map(lambda x: x.T, jax.lax.map(count, jnp.asarray(THRESHOLDS)))
 
 
 def fit_labels(rows: Rows) -> tuple[dict[str, np.ndarray], Rows, dict[str, Any]]:
@@ -97,6 +109,18 @@ def fit_labels(rows: Rows) -> tuple[dict[str, np.ndarray], Rows, dict[str, Any]]
         errors = {"calibration_error": found.error, "by_chance_up_to": found.error_high}
         facts[when] = label_scores(part.probs, part.label) | errors
     return calibration, after, facts
+
+
+def aligned(organ: int, labels: Rows, masks: Rows) -> Rows:
+    """The rows of `masks` in the order of `labels`; ValueError where some are missing. `organ` is an index."""
+    row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
+    missing = sum(name not in row_of for name in labels.fingerprint.tolist())
+    if missing:
+        raise ValueError(
+            f"{missing} of the {len(labels)} {ORGANS[organ].name} scans have a predicted label but no predicted "
+            "mask: name the same folds of the classifier and of the segmenter"
+        )
+    return masks.take(np.array([row_of[name] for name in labels.fingerprint.tolist()]))
 
 
 def fit_review(
@@ -121,14 +145,7 @@ def fit_review(
     predicted = np.asarray(decide(jnp.asarray(labels.probs), *fitted))
     confidence, wrong = labels.probs[np.arange(len(labels)), predicted], predicted != labels.label
     if masks is not None:
-        row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
-        missing = sum(name not in row_of for name in labels.fingerprint.tolist())
-        if missing:
-            raise ValueError(
-                f"{missing} of the {len(labels)} {ORGANS[organ].name} scans have a predicted label but no predicted "
-                "mask: name the same folds of the classifier and of the segmenter"
-            )
-        masks = masks.take(np.array([row_of[name] for name in labels.fingerprint.tolist()]))
+        masks = aligned(organ, labels, masks)
         lesion = np.array(is_lesion)[predicted]
         confidence = confidence * np.where(lesion, masks.expected_dice, 1.0)
         wrong |= masks.lesion & lesion & (dice(*masks.counts) < GOOD_DICE)
@@ -171,13 +188,22 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     for organ, name in label_experts(tasks).items():
         if name in rows:
             points, facts[name]["operating_points"] = fit_points(ORGANS[organ], rows[name])
-            masks = rows.get(mask_experts(tasks).get(organ, ""))
+            segmenter = mask_experts(tasks).get(organ, "")
+            masks = aligned(organ, rows[name], rows[segmenter]) if segmenter in rows else None
             limit, facts[name]["review"] = fit_review(organ, rows[name], masks, points[BALANCED])
-            fitted[name]["calibration"] |= {"points": points, "review": np.float32(limit)}
+            decided = np.asarray(decide(jnp.asarray(rows[name].probs), jnp.asarray(points[BALANCED])))
+            limits, facts[name]["label_set"] = fit_label_set(ORGANS[organ], rows[name], decided)
+            fitted[name]["calibration"] |= {"points": points, "review": np.float32(limit), "label_set": limits}
+            if masks is not None and (called := masks.lesion & LESION[organ, decided]).any():
+                threshold, facts[segmenter]["outer"] = fit_outer(masks.take(called))
+                fitted[segmenter] |= {} if np.isnan(threshold) else {"outer": np.float32(threshold)}
     for name, more in fitted.items():
         weights = bundle[name]
         manifest = weights.manifest | {"calibration": facts[name]}
-        checkpoint.save(pathlib.Path(folder) / name, weights.variables | more, manifest, half=weights.half)
+        before = {
+            part: value for part, value in weights.variables.items() if part != "outer"
+        }  # it may not be fitted now
+        checkpoint.save(pathlib.Path(folder) / name, before | more, manifest, half=weights.half)
     return facts
 
 

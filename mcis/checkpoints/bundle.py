@@ -108,6 +108,10 @@ def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[st
         wanted["calibration"] = {"slope": number} | ({"review": number} if "review" in fitted["calibration"] else {})
         if task.organ is not None and "points" in fitted["calibration"]:
             wanted["calibration"]["points"] = dict.fromkeys(POINTS, shape((len(task.classes),), "float32"))
+        if task.organ is not None and "label_set" in fitted["calibration"]:
+            wanted["calibration"]["label_set"] = shape((len(task.classes),), "float32")
+    if task.segments and "outer" in fitted:
+        wanted["outer"] = number
     if task.organ is None:
         wanted |= {name: number for name in ("threshold", "reach") if name in fitted}
         if "novelty" in fitted:

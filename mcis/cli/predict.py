@@ -165,7 +165,8 @@ def _predict_files(options: Predict, found: Inputs) -> int:
     try:
         with report, stop_requested() as stop:
             for (name, _), result in zip(scans[done:], tracked, strict=True):
-                finding = report.add(found.named(result.finding, name), result.image, result.mask)
+                one = found.named(result.finding, name)
+                finding = report.add(one, result.image, result.mask, result.outer)
                 if finding.error is not None:
                     errors += 1
                     if errors <= 3:

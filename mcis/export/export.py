@@ -52,6 +52,9 @@ OUTPUTS = {
     "mask": "probability that a pixel of the model input is lesion; apply thresholds.mask on the scan's own grid",
     "confidence": "probability of the label times the Dice that the segmenter predicts for the mask; NaN: unsupported",
     "review": "1: the confidence is below the organ's limit, a person should check it; 0: it is not; -1: no limit",
+    "label_set": "whether each of the organ's classes remains possible: its probability reaches thresholds.label_set, "
+    "or it is label; all false: unsupported, no label, or no such limits",
+    "outer": "threshold of mask for the outer outline, as in thresholds.outer; NaN: not segmented, or none was fitted",
     "organ_probs": "the router's probability of each of classes, in their order",
 }
 """Description of each output."""
@@ -192,6 +195,13 @@ def metadata_of(
         variables = {name: one.variables for name, one in bundle.items()}
         point = operating_point(options, variables, label_experts({name: one.task for name, one in bundle.items()}))
         what: dict[str, Any] = {"what": "cascade", "operating_point": point}
+        sets = {
+            name: dict(zip(bundle[name].task.classes, map(float, fit["label_set"]), strict=True))
+            for name, fit in fits.items()
+            if "label_set" in fit
+        }
+        outer = {name: float(one["outer"]) for name, one in variables.items() if "outer" in one}
+        thresholds |= {name: each for name, each in (("label_set", sets), ("outer", outer)) if each}
         if point is not None:
             thresholds["shift"] = {
                 name: dict(zip(bundle[name].task.classes, map(float, fit["points"][point]), strict=True))

@@ -228,6 +228,10 @@ def finding_of(
     if row["label"] >= 0:
         finding["label"] = organ["classes"][int(row["label"])]
         finding["label_probs"] = _by_name(organ["classes"], row["label_probs"])
+        if row["label_set"].any():
+            finding["label_set"] = [
+                name for name, there in zip(organ["classes"], row["label_set"], strict=False) if there
+            ]
     return finding
 
 
@@ -271,6 +275,11 @@ def main(argv: Sequence[str] | None = None, folder: pathlib.Path = pathlib.Path(
             probability = unletterbox(row["mask"][..., 0], image.shape[:2], box, inner)
             mask = (probability > metadata["thresholds"]["mask"]).astype(np.uint8)
             finding["lesion_area_px"] = int(mask.sum())
+            if np.isfinite(threshold := row.get("outer", np.nan)):
+                outer = (probability > threshold).astype(np.uint8)
+                area = int(outer.sum())
+                finding |= {"outer_area_px": area, "outer_area_share": round(area / outer.size, 6)}
+                finding["outer_box"] = list(cv2.boundingRect(outer)) if area else None
             if options.masks:
                 file = options.masks / f"{number:06d}_{pathlib.Path(path).stem}.png"
                 file.write_bytes(cv2.imencode(".png", mask * 255)[1].tobytes())

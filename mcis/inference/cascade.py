@@ -62,6 +62,10 @@ class Prediction:
         NaN where unsupported.
       review: int32 (B,), 1 where the confidence is below the organ's limit, which `mcis calibrate` fits, so that a
         person should check the scan, else 0; UNKNOWN where unsupported or where no limit was fitted.
+      label_set: bool (B, CLASSES), the classes whose probability reaches the limits that `mcis calibrate` fits, and the
+        decided one; all False without a label or where no limits were fitted.
+      outer: float32 (B,), the threshold of the mask's outer outline, at most MASK_THRESHOLD; NaN where not segmented or
+        where none was fitted.
     """
 
     organ: jax.Array
@@ -75,6 +79,8 @@ class Prediction:
     mask: jax.Array
     confidence: jax.Array
     review: jax.Array
+    label_set: jax.Array
+    outer: jax.Array
 
 
 def supported(
@@ -180,6 +186,9 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
         confidence = jnp.where(classified, label_prob, 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
         confidence = jnp.where(organ < UNSUPPORTED_INDEX, confidence, jnp.nan)
         limit = review_limits(variables, classifiers)[organ]
+        needed_probs = set_limits(variables, classifiers)[organ]
+        own = jax.nn.one_hot(decided, CLASSES, dtype=bool)
+        label_set = ((probs >= needed_probs) | own) & ~jnp.isnan(needed_probs) & classified[:, None]
         return Prediction(
             organ=organ,
             choice=choice,
@@ -192,6 +201,8 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
             mask=mask,
             confidence=confidence,
             review=jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32)),
+            label_set=label_set,
+            outer=jnp.where(segmented, outer_thresholds(variables, segmenters)[organ], jnp.nan),
         )
 
     return predict
@@ -281,6 +292,28 @@ def review_limits(variables: dict[str, Any], classifiers: Mapping[int, str]) -> 
     return jnp.stack(limits)
 
 
+def set_limits(variables: Mapping[str, Any], classifiers: Mapping[int, str]) -> jax.Array:
+    """The least probability with which a class is in a label set, float32 (UNSUPPORTED_INDEX + 1, CLASSES).
+
+    NaN beyond the classes of an organ, and where no limits were fitted.
+    """
+    limits = [jnp.full(CLASSES, jnp.nan, jnp.float32)] * (UNSUPPORTED_INDEX + 1)
+    for index, name in classifiers.items():
+        if "label_set" in (fitted := variables[name].get("calibration", {})):
+            limit = jnp.asarray(fitted["label_set"], jnp.float32)
+            limits[index] = jnp.pad(limit, (0, CLASSES - len(limit)), constant_values=jnp.nan)
+    return jnp.stack(limits)
+
+
+def outer_thresholds(variables: Mapping[str, Any], segmenters: Mapping[int, str]) -> jax.Array:
+    """The threshold of each organ's outer outline, float32 (UNSUPPORTED_INDEX + 1,); NaN where none was fitted."""
+    found = [jnp.float32(jnp.nan)] * (UNSUPPORTED_INDEX + 1)
+    for index, name in segmenters.items():
+        if "outer" in variables[name]:
+            found[index] = jnp.asarray(variables[name]["outer"], jnp.float32)
+    return jnp.stack(found)
+
+
 def make_single(task: Task) -> Predict:
     """One task's network alone on every scan, in the form of the cascade; what the task does not predict is empty.
 
@@ -312,6 +345,8 @@ def make_single(task: Task) -> Predict:
             mask=_mask_or_zeros(outputs.mask, image),
             confidence=nothing,
             review=unknown,
+            label_set=jnp.zeros((batch, CLASSES), bool),
+            outer=nothing,
         )
 
     return predict

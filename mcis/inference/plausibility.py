@@ -29,6 +29,8 @@ EMPTY = {
     "mask": 0.0,
     "confidence": np.nan,
     "review": UNKNOWN,
+    "label_set": False,
+    "outer": np.nan,
 }
 """Fields of a rejected scan's Prediction; the others keep what the router predicted."""
 

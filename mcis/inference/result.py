@@ -20,7 +20,7 @@ from mcis.inference.plausibility import Rejection, thumbnail_reason
 from mcis.inference.rows import UNSUPPORTED_INDEX
 from mcis.ops.metrics import MASK_THRESHOLD
 from mcis.organs import ORGANS, UNKNOWN, UNSUPPORTED, Organ
-from mcis.report.finding import Finding, measured
+from mcis.report.finding import Finding, measured, with_outer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +31,20 @@ class Result:
       finding: a line of findings.jsonl, without the path of a mask.
       image: the scan, uint8 RGB (H, W, 3); None where it could not be read.
       mask: its lesions, uint8 {0,1} (H, W); None where it was not segmented.
+      outer: what is within the outer outline, likewise, which contains the mask; None also for weights that were not
+        calibrated for it.
     """
 
     finding: Finding
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
+    outer: np.ndarray | None = None
 
     def overlay(self) -> np.ndarray:
         """The scan with its lesions outlined, uint8 (H, W, 3). ValueError where the scan could not be read."""
         if self.image is None:
             raise ValueError(f"{self.finding.scan}: {self.finding.error}")
-        return self.image if self.mask is None else overlay(self.image, self.mask)
+        return self.image if self.mask is None else overlay(self.image, self.mask, self.outer)
 
     def _repr_html_(self) -> str:
         """The outlined scan next to its finding, for notebooks."""
@@ -91,17 +94,24 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
     if label != UNKNOWN:
         probs = dict(zip(organ.classes, map(float, row["label_probs"]), strict=False))
         found |= {"label": organ.classes[label], "label_probs": probs}
+        possible = [name for name, there in zip(organ.classes, row["label_set"], strict=False) if there]
+        found["label_set"] = possible or None
         if (likeliest := max(probs, key=lambda name: probs[name])) != organ.classes[label]:
             notes.append(_decided_note(organ, probs, organ.classes[label], likeliest))
     if not math.isnan(confidence := float(row["confidence"])):
         found |= {"confidence": confidence, "review": None if row["review"] == UNKNOWN else bool(row["review"])}
-    mask = None
+    mask = outer = None
     if row["segmented"] and loaded.geometry is not None:
-        mask = (unletterbox(row["mask"][..., 0], loaded.geometry) > MASK_THRESHOLD).astype(np.uint8)
+        probability = unletterbox(row["mask"][..., 0], loaded.geometry)
+        mask = (probability > MASK_THRESHOLD).astype(np.uint8)
+        if not math.isnan(threshold := float(row["outer"])):
+            outer = (probability > threshold).astype(np.uint8)
         if label != UNKNOWN and organ.is_lesion(label) and not mask.any():
             notes.append(f"predicted {organ.classes[label]}, but the mask is empty")
     finding = Finding(loaded.path, loaded.frame, **found, notes=notes or None)
-    return Result(finding if mask is None else measured(finding, mask), loaded.image, mask)
+    finding = finding if mask is None else measured(finding, mask)
+    finding = finding if outer is None else with_outer(finding, outer)
+    return Result(finding, loaded.image, mask, outer)
 
 
 def _decided_note(organ: Organ, probs: Mapping[str, float], label: str, likeliest: str) -> str:

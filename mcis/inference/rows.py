@@ -64,6 +64,8 @@ class Rows:
       at_border: bool (N,), whether the true mask reaches the border of the scan's content.
       sector: bool (N,), whether an ultrasound frame is a sector (`imaging.frame`); False for other scans.
       expected_dice: float (N,), see `cascade.expected_dice`.
+      inside, area: int (N, T), pixels of the intersection, and of the predicted mask, at each of
+        `calibration.uncertainty.THRESHOLDS`, on the model input.
       organ: int (N,), the true organ, index into ORGANS or UNSUPPORTED_INDEX.
       said_organ: int (N,), the organ that the cascade predicted, likewise.
       said_label: int (N,), the class that the cascade predicted, of the predicted organ; -1 for none.
@@ -100,6 +102,8 @@ class Rows:
     at_border: Column = None
     sector: Column = None
     expected_dice: Column = None
+    inside: Column = None
+    area: Column = None
     organ: Column = None
     said_organ: Column = None
     said_label: Column = None

@@ -53,6 +53,12 @@ class Finding:
       position_mm: position of the slice along `slice_normal`, in patient coordinates.
       slice_normal: [x, y, z], unit normal of the slice, towards left, posterior and head.
       header: the elements of the file's header for which the scan is "unsupported" ("Modality CT"); None otherwise.
+      label_set: the classes that remain possible, in the organ's order, `label` among them: for nine of ten scans like
+        those of the calibration the true one is among them; None for weights without limits.
+      outer_area_px: number of pixels within the outer outline, which contains the mask; it misses less of a lesion, and
+        holds more that is none. None without a mask, or for weights without its threshold.
+      outer_area_share: the same as a share of the scan's pixels, [0, 1].
+      outer_box: [x, y, width, height] in pixels of all that is within the outer outline; None where that is nothing.
     """
 
     scan: str
@@ -77,6 +83,10 @@ class Finding:
     position_mm: float | None = None
     slice_normal: list[float] | None = None
     header: str | None = None
+    label_set: list[str] | None = None
+    outer_area_px: int | None = None
+    outer_area_share: float | None = None
+    outer_box: list[int] | None = None
 
     def __post_init__(self):
         others = (value for name, value in vars(self).items() if name not in ("scan", "error", "series"))
@@ -165,6 +175,20 @@ def measured(finding: Finding, mask: np.ndarray) -> Finding:
         return result
     area_mm2 = area * spacing[0] * spacing[1]
     return dataclasses.replace(result, lesion_area_mm2=area_mm2, diameter_mm=diameter_of(mask, spacing))
+
+
+def with_outer(finding: Finding, outer: np.ndarray) -> Finding:
+    """`finding` with area and box of all that is within the outer outline, uint8 {0,1} (H, W).
+
+    >>> outer = np.zeros((6, 8), np.uint8)
+    >>> outer[0, 1] = outer[2:5, 3:7] = 1
+    >>> found = with_outer(Finding("a.png"), outer)
+    >>> found.outer_area_px, found.outer_area_share, found.outer_box
+    (13, 0.2708333333333333, [1, 0, 6, 5])
+    """
+    area = int(np.count_nonzero(outer))
+    box = list(cv2.boundingRect(outer)) if area else None
+    return dataclasses.replace(finding, outer_area_px=area, outer_area_share=area / outer.size, outer_box=box)
 
 
 def read_findings(path: str | os.PathLike) -> Iterator[Finding]:

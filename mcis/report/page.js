@@ -137,7 +137,7 @@ function labelCell(row) {
     row.review ? el("b", { className: "bad" }, " \u2691 review") : null);
   const label = row.label_probs ? bars(Object.entries(row.label_probs), row.label)
     : row.label != null ? el("b", {}, row.label) : quiet(row.reason ?? "no label");
-  return el("div", {}, label, confidence);
+  return el("div", {}, label, labelSet(row), confidence);
 }
 function lesionsCell(row) {
   if (row.lesions == null) return quiet("\u2013");
@@ -272,7 +272,7 @@ async function showDetail(index, position, total) {
     ...(row.notes ? fact("Notes", ...row.notes.map(note => el("div", {}, note))) : []),
     ...(row.reason ? [] : fact("Label", labelCell(row))),
     ...fact("Lesions", lesionsCell(row)),
-    ...(row.lesions ? fact("Area, longest diameter", sizeCell(row)) : []),
+    ...(row.lesions ? fact("Area, longest diameter", sizeCell(row), outerArea(row)) : []),
     ...(row.position_mm == null ? [] : fact("Position", `${number(row.position_mm, 2)} mm along the slice normal`)),
     ...(boxes.length ? fact("Boxes: x, y, width, height", ...boxes) : [])];
   replaceChildren(dialog,

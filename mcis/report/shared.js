@@ -28,3 +28,16 @@ function bars(pairs, top) {
     return [el("span", { className }, name), bar, el("span", { className }, percent(p))];
   }));
 }
+
+// What remains possible, by limits that `mcis calibrate` fitted; nothing for weights without them.
+const SET = "For nine of ten scans like those of the calibration the true class is among these; a new source may differ";
+const OUTER = "A dashed outline that misses less of a lesion and holds more that is none";
+function labelSet(row) {
+  if (!row.label_set) return null;
+  const text = row.label_set.length > 1 ? `possible: ${row.label_set.join(", ")}` : `only ${row.label_set[0]} is possible`;
+  return el("div", { className: "quiet small", title: SET }, text);
+}
+function outerArea(row) {
+  return row.outer_area_px == null ? null : el("div", { className: "quiet small", title: OUTER },
+    `Outer outline: ${number(row.outer_area_px, 0)} px, ${percent(row.outer_area_share)} of the scan`);
+}

@@ -161,13 +161,20 @@ class ReportWriter:
     def __exit__(self, kind, error, trace) -> None:
         self.close(error)
 
-    def add(self, finding: Finding, image: np.ndarray | None = None, mask: np.ndarray | None = None) -> Finding:
+    def add(
+        self,
+        finding: Finding,
+        image: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        outer: np.ndarray | None = None,
+    ) -> Finding:
         """Write a finding with its images, and return it as written.
 
         Args:
           finding: its `mask` is set, and its mask is measured unless it has `boxes`.
           image: the scan, uint8 RGB (H, W, 3); None writes no overlay.
           mask: uint8 {0,1} (H, W) of the scan's size; None without segmentation.
+          outer: what is within the outer outline, likewise; drawn on the overlay.
         """
         if image is not None and mask is not None and image.shape[:2] != mask.shape[:2]:
             raise ValueError(f"{finding.scan!r}: mask is {mask.shape[:2]}, its scan {image.shape[:2]} (height, width)")
@@ -177,7 +184,7 @@ class ReportWriter:
             finding = finding if finding.boxes is not None else measured(finding, mask)
             finding = dataclasses.replace(finding, mask=self._write(mask_path(index, finding.scan), _png(mask)))
         if image is not None:
-            overlay = self._write(overlay_path(index, finding.scan), overlay_jpeg(image, mask))
+            overlay = self._write(overlay_path(index, finding.scan), overlay_jpeg(image, mask, outer))
         self.append(finding, overlay)
         return finding
 

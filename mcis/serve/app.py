@@ -287,9 +287,10 @@ def _row(result: Result, pictures: bool) -> dict[str, Any]:
     """The JSON of a finding, with its images on request."""
     row = plain(vars(result.finding))
     if pictures:
-        image, mask = result.image, result.mask
+        image, mask, outer = result.image, result.mask, result.outer
         row["scan_png"] = None if image is None else _png(_reduced(image))
         row["mask_png"] = None if mask is None else _png(mask * np.uint8(255))
+        row["outer_png"] = None if outer is None else _png(outer * np.uint8(255))
         row["size"] = None if image is None else [image.shape[1], image.shape[0]]
     return row
 

@@ -85,12 +85,12 @@ async function isArchive(file) {
   const head = new Uint8Array(await file.slice(0, 2).arrayBuffer());
   return head[0] === 0x50 && head[1] === 0x4b;
 }
-function addResult(first, { scan_png, mask_png, size, ...row }, archive) {
+function addResult(first, { scan_png, mask_png, outer_png, size, ...row }, archive) {
   if (!items.includes(first)) return;  // cleared meanwhile
   if (!archive) row.scan = pathOf(first.file);  // a form cannot transmit every name
   const item = first.row ? { file: first.file } : first;
-  const image = blobOf(scan_png), mask = blobOf(mask_png);
-  Object.assign(item, { row, name: row.scan, state: "done", image, mask, size, archive });
+  const image = blobOf(scan_png), mask = blobOf(mask_png), outer = blobOf(outer_png);
+  Object.assign(item, { row, name: row.scan, state: "done", image, mask, outer, size, archive });
   if (item !== first) insert(item, first.last);
   first.last = item;
   refresh(item);
@@ -230,10 +230,10 @@ function showFinding(item) {
       ...fact("Organ", row.organ === "unsupported" ? el("b", {}, row.organ)
         : bars([[row.organ, row.organ_prob]], row.organ)),
       ...(row.reason ? fact("Reason", row.reason) : []),
-      ...(row.label_probs ? fact("Label", bars(Object.entries(row.label_probs), row.label)) : []),
+      ...(row.label_probs ? fact("Label", bars(Object.entries(row.label_probs), row.label), labelSet(row)) : []),
       ...(row.confidence == null ? [] : fact("Confidence", percent(row.confidence),
         row.review ? el("b", { className: "bad" }, " \u2691 needs review") : null)),
-      ...(row.organ === "unsupported" ? [] : fact("Lesion", ...measures(row))),
+      ...(row.organ === "unsupported" ? [] : fact("Lesion", ...measures(row), outerArea(row))),
       ...(boxes.length ? fact("Boxes: x, y, width, height",
         ...lines([...boxes.slice(0, 12).map(box => box.join(", ")), ...more])) : []),
       ...(row.notes ? fact("Notes", ...lines(row.notes)) : []),

@@ -1,7 +1,7 @@
 // The viewer: the current scan through window and level, with its mask and saliency map, moved and scaled by `view`.
 const canvas = $("canvas"), view = { x: 0, y: 0, scale: 1, whole: true };
 const COLOUR = [255, 214, 10];
-let drawn = null;  // the decoded images of the current scan: { item, image, shown, mask, layers, heat }
+let drawn = null;  // the decoded images of the current scan: { item, image, shown, mask, layers, outer, heat }
 let hidden = false;  // whether the lesion is hidden
 
 async function show(item) {
@@ -13,11 +13,12 @@ async function show(item) {
   if (before !== item) { drawn = null; draw(); }
   if (!item.image) return draw();
   if (drawn?.item === item) return;
-  const decoded = [item.image, item.mask].map(blob => blob ? createImageBitmap(blob) : null);
-  const [image, mask] = await Promise.all(decoded);
+  const decoded = [item.image, item.mask, item.outer].map(blob => blob ? createImageBitmap(blob) : null);
+  const [image, mask, outer] = await Promise.all(decoded);
   if (item !== current) return;
   drawn = { item, image: pixels(image, ...item.size), mask: mask && pixels(mask), shown: null, heat: null };
   if (mask) drawn.layers = layers(drawn.mask);
+  if (outer) drawn.outer = layers(pixels(outer), true).edge;
   if (item.heat) drawn.heat = heatColours(await createImageBitmap(item.heat));
   fit();
   applyWindow();
@@ -28,12 +29,14 @@ function pixels(bitmap, width = bitmap.width, height = bitmap.height) {  // scal
   context.drawImage(bitmap, 0, 0, width, height);
   return { area, context, width, height, data: context.getImageData(0, 0, width, height) };
 }
-function layers({ data, width, height }) {
+function layers({ data, width, height }, dashed = false) {
+  const period = Math.max(2, Math.round(Math.max(width, height) / 64)), kept = (x, y) => (x + y) % period < period / 2;
   const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && data.data[4 * (y * width + x)] > 127;
   const fill = new ImageData(width, height), edge = new Path2D();
   for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
     if (!inside(x, y)) continue;
     fill.data.set([...COLOUR, 255], 4 * (y * width + x));
+    if (dashed && !kept(x, y)) continue;
     // the outline follows the edges of pixels, so that its width does not depend on the zoom
     if (!inside(x, y - 1)) { edge.moveTo(x, y); edge.lineTo(x + 1, y); }
     if (!inside(x, y + 1)) { edge.moveTo(x, y + 1); edge.lineTo(x + 1, y + 1); }
@@ -90,6 +93,10 @@ function paint(context, scale) {  // the scan and its overlays, in the scan's pi
     context.strokeStyle = colour;
     context.lineWidth = width / scale;
     context.stroke(drawn.layers.edge);
+  }
+  if (drawn.outer && strokes.length) {
+    context.lineWidth = 1 / scale;
+    context.stroke(drawn.outer);
   }
   context.globalAlpha = 1;
 }

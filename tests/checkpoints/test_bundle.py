@@ -253,6 +253,14 @@ def test_weights_of_another_width_are_an_error_that_names_an_array(runs, tmp_pat
         ("segment_breast", "calibration", {"review": 1.0}, r"calibration/slope is missing, the network has \(\)"),
         ("segment_breast", "calibration", {"slope": np.ones(2)}, r"calibration/slope is \(2,\)"),
         ("segment_breast", "reach", 1.0, "reach is .*, the network has none"),
+        ("segment_breast", "outer", np.ones(2), r"outer is \(2,\), the network has \(\)"),
+        ("route", "outer", 0.1, "outer is .*, the network has none"),
+        (
+            "segment_breast",
+            "calibration",
+            {"slope": 1.0, "label_set": np.ones(2)},
+            r"calibration/label_set is \(2,\), the network has \(3,\)",
+        ),
         (
             "segment_breast",
             "calibration",
@@ -293,6 +301,16 @@ def test_operating_points_are_kept_as_they_were_fitted(fold_runs, tmp_path):
     assert set(found) == set(points)
     for name, shift in points.items():
         np.testing.assert_array_equal(found[name], shift, strict=True)
+
+
+def test_limits_of_sets_and_outlines_are_kept_as_they_were_fitted(fold_runs, tmp_path):
+    variables, manifest = checkpoint.load(fold_runs["segment_breast"][0] / "best")
+    limits = np.float32([0.0123456, 0.3, 0])
+    fitted = variables | {"calibration": {"slope": np.float32(1), "label_set": limits}, "outer": np.float32(0.123456)}
+    checkpoint.save(tmp_path / "whole", fitted, manifest, half=True)
+    found = bundle.load_weights(tmp_path / "whole").variables
+    np.testing.assert_array_equal(found["calibration"]["label_set"], limits, strict=True)
+    assert found["outer"].dtype == np.float32 and found["outer"] == np.float32(0.123456)
 
 
 def test_the_command(runs, tmp_path, capsys):

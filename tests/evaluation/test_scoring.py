@@ -141,6 +141,8 @@ def test_masks_of_another_organ_and_thumbnails_do_not_count():
             mask=bright(squares).mask * segmented[:, None, None, None],
             confidence=nothing,
             review=organ,
+            label_set=np.zeros((n, 3), bool),
+            outer=nothing,
         )
 
     def score(records):

@@ -51,6 +51,8 @@ def weights(random_variables, tmp_path_factory):
             other = jax.tree.map(lambda array: 1.1 * array + 0.01, variables)
             variables = {MEMBERS: jax.tree.map(lambda *arrays: np.stack(arrays), variables, other)}
             variables["calibration"] = {"slope": np.float32(0.7), "review": np.float32(0.5)}
+            variables["calibration"] |= {"label_set": np.float32([0.25, 0.125])}
+            variables["outer"] = np.float32(0.25)
         manifest = {"task": task_to_json(task), "classes": list(task.classes), "epoch": 3}
         manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": [], "validation": []}}
         checkpoint.save(folder / name, variables, manifest)
@@ -154,7 +156,7 @@ def compare(lines, report):
     masks = 0
     for expected, line in zip(findings, lines, strict=True):
         assert expected["scan"] == line["scan"] and (expected["error"] is None) == ("error" not in line)
-        for name in ("organ", "label", "review"):
+        for name in ("organ", "label", "review", "label_set"):
             assert expected[name] == line.get(name), name
         for name in ("organ_prob", "confidence", "label_probs"):
             if name in line:
@@ -164,6 +166,10 @@ def compare(lines, report):
             # of the probabilities of random weights some are 0.5 to the last bit, which rounding tells apart
             assert (mask != cv2.imread(line["mask"], cv2.IMREAD_UNCHANGED)).mean() < 1e-3
             assert abs(expected["lesion_area_px"] - line["lesion_area_px"]) < 1e-3 * mask.size
+            assert (expected["outer_area_px"] is None) == ("outer_area_px" not in line)
+            if "outer_area_px" in line:
+                assert abs(expected["outer_area_px"] - line["outer_area_px"]) < 1e-3 * mask.size
+                assert expected["outer_area_share"] == pytest.approx(line["outer_area_share"], abs=1e-3)
             masks += 1
     return masks
 
@@ -260,6 +266,7 @@ def test_metadata_describes_the_model(whole, weights):
     assert metadata["outputs"]["mask"]["shape"] == ["batch", 256, 256, 1]
     assert [organ["classes"] for organ in metadata["organs"]] == [list(organ.classes) for organ in ORGANS]
     limits = {"mask": 0.5, "content_px": 80, "organ_prob": THRESHOLD, "review": {"segment_brain": 0.5}}
+    limits |= {"label_set": {"segment_brain": {"no_tumor": 0.25, "tumor": 0.125}}, "outer": {"segment_brain": 0.25}}
     assert metadata["thresholds"] == limits
     assert metadata["weights"]["licence"] == (folder / "LICENSE").read_text() == "for tests only\n"
     tasks = metadata["weights"]["tasks"]

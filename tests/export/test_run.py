@@ -10,10 +10,12 @@ import pytest
 
 from mcis import MAX_PIXELS
 from mcis.export import run
-from mcis.imaging import image_files, phantom
+from mcis.imaging import formats, image_files, phantom
 from mcis.imaging.letterbox import INPUT_SIZE, MIN_CONTENT, letterbox, unletterbox
 from mcis.imaging.scan import ScanError
 from mcis.inference.plausibility import picture_reason
+from mcis.inference.result import result_of
+from mcis.organs import ORGANS
 from tests.lanes.fuzz import known_pictures
 
 
@@ -65,6 +67,35 @@ def test_the_operating_point_of_an_export_is_named(tmp_path, capsys):
         assert run.main(["a.png"], tmp_path) == 2  # there is no model here
         said = capsys.readouterr().err
         assert ("labels are decided at the operating point sensitive" in said) == (point is not None)
+
+
+def test_label_set_and_outer_outline_have_the_keys_and_values_of_findings(tmp_path, capsys, monkeypatch):
+    image = np.full((256, 256, 3), 90, np.uint8)
+    image[np.arange(256) // 4 % 2 == 0] = 200
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    probability = np.zeros((1, 256, 256, 1), np.float32)
+    probability[:, 40:60, 30:80] = 0.2
+    probability[:, 50:60, 70:90] = 0.9
+    numbers = {"organ": 1, "choice": 1, "organ_prob": 0.9, "novelty": 0.5, "label": 2, "confidence": 0.4, "review": 0}
+    outputs = {name: np.array([value]) for name, value in numbers.items()} | {"mask": probability}
+    outputs |= {"segmented": np.array([True]), "label_probs": np.float32([[0.1, 0.3, 0.6]])}
+    facts = {"what": "cascade", "notice": "Research only.", "refuses_thumbnails": True, "thresholds": {"mask": 0.5}}
+    facts["organs"] = [{"name": organ.name, "classes": organ.classes} for organ in ORGANS]
+    (tmp_path / "metadata.json").write_text(json.dumps(facts))
+
+    def found(**more):
+        row = outputs | {name: np.array([value]) for name, value in more.items()}
+        monkeypatch.setattr(run, "load_model", lambda *_: lambda square: row)
+        assert run.main([str(tmp_path / "a.png")], tmp_path) == 0
+        return json.loads(capsys.readouterr().out)
+
+    line = found(label_set=[False, True, True], outer=np.float32(0.1))
+    row = {name: value[0] for name, value in outputs.items()} | {"label_set": [0, 1, 1], "outer": np.float32(0.1)}
+    expected = json.loads(result_of(formats.load(str(tmp_path / "a.png"), None), row).finding.to_json())
+    assert line["label_set"] == ["benign", "malignant"] and line["outer_box"] == [30, 40, 60, 20]
+    for name in ("label_set", "lesion_area_px", "outer_area_px", "outer_area_share", "outer_box"):
+        assert line[name] == expected[name], name
+    assert not {"label_set", "outer_area_px", "outer_box"} & set(found(label_set=[False] * 3, outer=np.float32(np.nan)))
 
 
 def files(folder):

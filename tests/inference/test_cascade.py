@@ -21,6 +21,7 @@ from mcis.tasks.table import TASKS
 from tests.fixtures.linear import FEATURES, features_of, linear_expert, linear_networks, linear_variables
 
 SIDE, REVIEW = 16, np.float32(0.45)
+LIMITS, OUTER = np.float32([0.3, 0.5, 0.05]), np.float32(0.125)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def scans():
 def variables(scans):
     """Of `linear_expert`, by task; over the scans every class occurs. The router accepts all of them."""
     found = linear_variables(scans)
-    found["classify_breast"] |= {"calibration": {"review": REVIEW}}
+    found["classify_breast"] |= {"calibration": {"review": REVIEW, "label_set": LIMITS}}
+    found["segment_breast"] |= {"outer": OUTER}
     whiten = np.eye(FEATURES, dtype=np.float32)
     novelty = {"mean": np.zeros((1, FEATURES), np.float32), "whiten": whiten, "limit": np.float32(9)}
     found["route"] |= {"threshold": np.float32(0), "reach": np.float32(1), "novelty": novelty}
@@ -153,6 +155,20 @@ def test_confidence_and_review_follow_from_label_and_mask(run, variables, scans)
     breast = out.organ == 1
     assert set((out.confidence[breast] < REVIEW).tolist()) == {False, True}
     np.testing.assert_array_equal(out.review, np.where(breast, out.confidence < REVIEW, UNKNOWN))
+
+
+def test_label_sets_hold_the_classes_that_reach_their_limit_and_the_decided_one(run, variables, scans):
+    out = run(variables, scans)
+    breast = out.organ == 1
+    wanted = out.label_probs[:, : len(LIMITS)] >= LIMITS
+    without = ~wanted[np.arange(len(scans)), out.label] & breast
+    assert without.any(), "a decided class below its limit must occur for this test to mean something"
+    wanted[np.arange(len(scans)), out.label] = True
+    np.testing.assert_array_equal(out.label_set, np.where(breast[:, None], wanted, False))  # no limits of the brain
+    assert len(set(out.label_set[breast].sum(1).tolist())) > 1
+    np.testing.assert_array_equal(out.outer, np.where(breast & out.segmented, OUTER, np.nan).astype(np.float32))
+    rejected = run(changed(variables, threshold=1.1), scans)
+    assert not rejected.label_set.any() and np.isnan(rejected.outer).all()
 
 
 def test_below_the_threshold_everything_is_unsupported(run, variables, scans):

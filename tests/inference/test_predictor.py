@@ -181,6 +181,7 @@ def test_a_label_that_is_not_the_most_probable_class_is_noted():
     loaded = formats.prepare("a.png", None, lambda: from_array(PHANTOM))
     nothing = {"organ_prob": np.nan, "novelty": np.nan, "needed": np.nan, "choice": 1, "organ": 1}
     row = nothing | {"segmented": False, "confidence": 0.4, "review": UNKNOWN, "mask": np.zeros((256, 256, 1))}
+    row |= {"label_set": np.zeros(3, bool), "outer": np.nan}
 
     def notes(label, *probs):
         fields = row | {"label": label, "label_probs": np.float32(probs)}
@@ -193,6 +194,34 @@ def test_a_label_that_is_not_the_most_probable_class_is_noted():
     assert notes(2, 0, 0.501, 0.499) == [
         "malignant (49.9 %) by the operating point of this run, although benign is more probable (50.1 %)"
     ]
+
+
+def test_label_set_and_outer_outline_of_a_finding():
+    image = np.full((256, 256, 3), 90, np.uint8)
+    image[::2] = 200
+    loaded = formats.prepare("a.png", None, lambda: from_array(image))  # as large as the model input
+    probability = np.zeros((256, 256, 1), np.float32)
+    probability[40:60, 30:80] = 0.2
+    probability[50:60, 70:90] = 0.9
+    row = {"organ_prob": 0.9, "organ": 1, "label": 2, "label_probs": np.float32([0.1, 0.3, 0.6]), "confidence": 0.4}
+    row |= {"review": 0, "segmented": True, "mask": probability}
+    fitted = row | {"label_set": np.array([False, True, True]), "outer": np.float32(0.1)}
+    found = result_of(loaded, fitted)
+    assert found.finding.label_set == ["benign", "malignant"] and found.finding.label == "malignant"
+    assert found.finding.lesion_area_px == found.mask.sum() == 10 * 20
+    assert found.finding.outer_area_px == found.outer.sum() == 20 * 50 + 10 * 10
+    assert found.finding.outer_area_share == (20 * 50 + 10 * 10) / 256**2
+    assert found.finding.outer_box == [30, 40, 60, 20] and found.finding.boxes == [[70, 50, 20, 10]]
+    drawn = dataclasses.replace(found, outer=None).overlay()
+    changed = (found.overlay() != drawn).any(2)
+    assert changed.any() and not changed[41:59, 31:69].any() and not changed[:38].any()  # a line around the area
+    above = changed[39, 32:66]
+    assert above.any() and not above.all()  # of dashes
+    empty = result_of(loaded, fitted | {"mask": 0 * probability}).finding
+    assert empty.outer_area_px == 0 and empty.outer_area_share == 0.0 and empty.outer_box is None
+    old = result_of(loaded, row | {"label_set": np.zeros(3, bool), "outer": np.float32(np.nan)})
+    assert old.finding.label_set is old.finding.outer_area_px is old.finding.outer_box is old.outer is None
+    assert old.finding.lesion_area_px == 200
 
 
 def test_a_plausibility_rule_rejects_thumbnails_and_nothing_else(predictor, segmenter):

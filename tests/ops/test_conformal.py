@@ -15,7 +15,7 @@ def test_scans_share_the_weight_of_their_group_and_the_new_group_has_as_much():
 
 
 @pytest.mark.parametrize(
-    "coverage, wanted",
+    ("coverage", "wanted"),
     [(0.25, 0.9), (0.26, 0.7), (0.5, 0.5), (0.51, 0.3), (0.75, 0.1), (0.76, 0.0)],  # the fourth group is the new one
 )
 def test_the_threshold_by_hand(coverage, wanted):

@@ -56,7 +56,8 @@ def test_a_line_has_every_key_in_order():
     line = Finding("a.png").to_json()
     keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
     keys += ["diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
-    assert list(json.loads(line)) == [*keys, "series", "position_mm", "slice_normal", "header"]
+    keys += ["series", "position_mm", "slice_normal", "header"]
+    assert list(json.loads(line)) == [*keys, "label_set", "outer_area_px", "outer_area_share", "outer_box"]
     assert set(json.loads(line).values()) == {"a.png", None}
 
 

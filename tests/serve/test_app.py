@@ -88,6 +88,9 @@ def test_pictures_are_the_scan_and_its_mask_as_png(client, predictor):
     )
     np.testing.assert_array_equal(shown, PICTURE[..., 0])
     np.testing.assert_array_equal(mask, result.mask * 255)
+    outer = cv2.imdecode(np.frombuffer(base64.b64decode(found["outer_png"]), np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(outer, result.outer * 255)
+    assert outer.sum() > mask.sum() and found["outer_area_px"] == result.outer.sum()
     assert found["size"] == [160, 120]
 
 
