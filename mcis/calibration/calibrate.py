@@ -4,12 +4,14 @@ The runs are folds: each was trained without one fold of the scans and kept its 
 neither trained nor chose it. Together they predict every scan as one of an unseen patient. Fitted to these predictions:
 
 - for each task with labels, the calibration of its probabilities (`ops.calibration`);
-- for each organ, the operating points (`calibration.operating_points`), and the confidence below which a scan is for
-  review: that of a fifth of the scans, at the balanced point;
+- for each organ, the operating points (`calibration.operating_points`); and at the balanced point the confidence below
+  which a scan is for review (`calibration.review`) and the limits of label sets and outer outlines
+  (`calibration.uncertainty`);
 - for the router, the limits below which it accepts a scan: it rejects a hundredth of the known scans.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,8 @@ import numpy as np
 
 from mcis.calibration.operating_points import fit_points
 from mcis.calibration.rejection import fit_router
-from mcis.calibration.uncertainty import THRESHOLDS, fit_label_set, fit_outer
+from mcis.calibration.review import aligned, decided_labels, fit_review
+from mcis.calibration.uncertainty import THRESHOLDS, fit_label_set, fit_outer, held_out
 from mcis.checkpoints import checkpoint
 from mcis.checkpoints.bundle import Weights, load_bundle, load_weights
 from mcis.checkpoints.provenance import check_folds
@@ -30,8 +33,8 @@ from mcis.data.batches import Batch, targets
 from mcis.inference.cascade import LESION, expected_dice, label_experts, mask_experts
 from mcis.inference.folds import held_out_scans
 from mcis.inference.rows import Rows
-from mcis.ops.calibration import calibrated, decide, fit_calibration, reliability
-from mcis.ops.metrics import MASK_THRESHOLD, dice, label_scores, mask_counts
+from mcis.ops.calibration import calibrated, fit_calibration, reliability
+from mcis.ops.metrics import MASK_THRESHOLD, label_scores, mask_counts
 from mcis.ops.ood import distance
 from mcis.ops.points import BALANCED
 from mcis.organs import ORGANS
@@ -40,10 +43,6 @@ from mcis.tasks.config import Task
 from mcis.train.step import collect
 
 BATCH = 16
-REVIEW = 0.20
-"""Share of scans that are for review."""
-GOOD_DICE = 0.5
-"""Dice below which a lesion's mask counts as an error."""
 
 
 def out_of_fold(runs: Mapping[str, Weights], scans: dataset.Scans) -> Rows:
@@ -99,7 +98,11 @@ def at_thresholds(mask: jax.Array, true: jax.Array) -> dict[str, jax.Array]:
 
 
 def fit_labels(rows: Rows) -> tuple[dict[str, np.ndarray], Rows, dict[str, Any]]:
-    """The calibration of a task's label probabilities; the rows with calibrated ones; and metrics before and after."""
+    """The calibration of a task's label probabilities; the rows with calibrated ones; and metrics before and after.
+
+    All scans count alike in the fit. "left_one_source_out" compares it with a fit in which all sources count alike, on
+    sources that were left out of the fit.
+    """
     known = rows.label >= 0
     calibration = fit_calibration(rows.probs[known], rows.label[known])
     after = dataclasses.replace(rows, probs=np.asarray(jax.jit(calibrated)(jnp.asarray(rows.probs), calibration)))
@@ -108,59 +111,34 @@ def fit_labels(rows: Rows) -> tuple[dict[str, np.ndarray], Rows, dict[str, Any]]
         found = reliability(part.probs.max(1), part.probs.argmax(1) == part.label)
         errors = {"calibration_error": found.error, "by_chance_up_to": found.error_high}
         facts[when] = label_scores(part.probs, part.label) | errors
+    if (left_out := _temperatures(rows.take(known))) is not None:
+        facts["left_one_source_out"] = left_out
     return calibration, after, facts
 
 
-def aligned(organ: int, labels: Rows, masks: Rows) -> Rows:
-    """The rows of `masks` in the order of `labels`; ValueError where some are missing. `organ` is an index."""
-    row_of = {name: row for row, name in enumerate(masks.fingerprint.tolist())}
-    missing = sum(name not in row_of for name in labels.fingerprint.tolist())
-    if missing:
-        raise ValueError(
-            f"{missing} of the {len(labels)} {ORGANS[organ].name} scans have a predicted label but no predicted "
-            "mask: name the same folds of the classifier and of the segmenter"
-        )
-    return masks.take(np.array([row_of[name] for name in labels.fingerprint.tolist()]))
+def _temperatures(rows: Rows) -> dict[str, Any] | None:
+    """Two ways to fit, measured on scans of the sources that each fit left out; None with one source.
 
-
-def fit_review(
-    organ: int, labels: Rows, masks: Rows | None, shift: np.ndarray | None = None
-) -> tuple[float, dict[str, Any]]:
-    """The confidence below which REVIEW of an organ's scans lie, and the share of the errors among those.
-
-    Confidence is that of the cascade: the calibrated probability of the label, times the mask's expected Dice where the
-    label is a lesion's. An error is a wrong label, or a lesion's mask with a Dice below GOOD_DICE.
-
-    Args:
-      organ: index into ORGANS.
-      labels: predictions of the network that gives the label, calibrated.
-      masks: predictions of the network that gives the mask; None where there is none.
-      shift: of the operating point at which labels are decided, float32 (K,); None for the most probable class.
-
-    Raises:
-      ValueError: masks of some of the scans are missing.
+    {"scans_alike", "sources_alike": {"nll" and "calibration_error" of all scans, "nll_of_sources": mean over sources}}.
     """
-    is_lesion = ORGANS[organ].lesion_classes
-    fitted = () if shift is None else (jnp.asarray(shift), jnp.asarray(is_lesion))
-    predicted = np.asarray(decide(jnp.asarray(labels.probs), *fitted))
-    confidence, wrong = labels.probs[np.arange(len(labels)), predicted], predicted != labels.label
-    if masks is not None:
-        masks = aligned(organ, labels, masks)
-        lesion = np.array(is_lesion)[predicted]
-        confidence = confidence * np.where(lesion, masks.expected_dice, 1.0)
-        wrong |= masks.lesion & lesion & (dice(*masks.counts) < GOOD_DICE)
-    known = labels.label >= 0
-    confidence, wrong = confidence[known], wrong[known]
-    limit = float(np.quantile(confidence, REVIEW))
-    flagged = confidence < limit
-    return limit, {
-        "scans": len(wrong),
-        "errors": int(wrong.sum()),
-        "flagged": float(flagged.mean()),
-        "errors_flagged": float(wrong[flagged].sum() / max(wrong.sum(), 1)),
-        "error_rate_flagged": float(wrong[flagged].mean()) if flagged.any() else 0.0,
-        "error_rate_others": float(wrong[~flagged].mean()),
-    }
+
+    def apply(part: np.ndarray, others: np.ndarray, alike: bool) -> np.ndarray:
+        _, of_source, scans = np.unique(rows.source[part], return_inverse=True, return_counts=True)
+        fit = fit_calibration(rows.probs[part], rows.label[part], None if alike else 1.0 / scans[of_source])
+        return np.asarray(calibrated(jnp.asarray(rows.probs[others]), fit))
+
+    found = {}
+    for name, alike in (("scans_alike", True), ("sources_alike", False)):
+        probs = held_out(rows, functools.partial(apply, alike=alike))["left_one_source_out"]
+        if probs is None:
+            return None
+        sources = [rows.source == source for source in np.unique(rows.source)]
+        found[name] = {
+            "nll": label_scores(probs, rows.label)["nll"],
+            "nll_of_sources": float(np.mean([label_scores(probs[one], rows.label[one])["nll"] for one in sources])),
+            "calibration_error": reliability(probs.max(1), probs.argmax(1) == rows.label).error,
+        }
+    return found
 
 
 def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> dict[str, dict[str, Any]]:
@@ -191,7 +169,7 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
             segmenter = mask_experts(tasks).get(organ, "")
             masks = aligned(organ, rows[name], rows[segmenter]) if segmenter in rows else None
             limit, facts[name]["review"] = fit_review(organ, rows[name], masks, points[BALANCED])
-            decided = np.asarray(decide(jnp.asarray(rows[name].probs), jnp.asarray(points[BALANCED])))
+            decided = decided_labels(organ, rows[name], points[BALANCED])
             limits, facts[name]["label_set"] = fit_label_set(ORGANS[organ], rows[name], decided)
             fitted[name]["calibration"] |= {"points": points, "review": np.float32(limit), "label_set": limits}
             if masks is not None and (called := masks.lesion & LESION[organ, decided]).any():

@@ -18,7 +18,7 @@ import numpy as np
 
 from mcis.inference.rows import Rows
 from mcis.ops.conformal import controlled_threshold, coverage_threshold, group_folds
-from mcis.ops.metrics import bootstrap_interval
+from mcis.ops.metrics import bootstrap_interval, with_interval
 from mcis.organs import Organ
 
 COVERAGE = 0.90
@@ -27,7 +27,7 @@ MISSED = 0.10
 """Largest expected share of a lesion's pixels outside the outer outline."""
 FOLDS = 10
 THRESHOLDS = np.array([0.001, 0.002, 0.005, *np.arange(1, 51) / 100], np.float32)
-"""The thresholds that are tried for the outer outline, rising, up to MASK_THRESHOLD: it contains the mask."""
+"""The thresholds that are tried for the outer outline, rising, up to that of the mask, which it contains."""
 
 Measured = dict[str, Any]
 """JSON values; a rate with an interval is {"value", "low", "high"}."""
@@ -63,7 +63,7 @@ def fit_label_set(organ: Organ, rows: Rows, decided: np.ndarray) -> tuple[np.nda
         "limits": dict(zip(organ.classes, map(float, limits), strict=True)),
     } | {
         name: None if out is None else _of_sets(organ, rows, out)
-        for name, out in _held_out(rows, lambda part, held_out: sets(fit(part))[held_out]).items()
+        for name, out in held_out(rows, lambda part, others: sets(fit(part))[others]).items()
     }
 
 
@@ -92,11 +92,11 @@ def fit_outer(rows: Rows) -> tuple[float, Measured]:
     def fit(part: np.ndarray) -> tuple[float, float]:
         return controlled_threshold(missed_shares(rows)[part], THRESHOLDS, rows.group[part], MISSED)
 
-    def column(part: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    def column(part: np.ndarray, others: np.ndarray) -> np.ndarray:
         threshold, _ = fit(part)
         # without a threshold there is no outer outline, and the mask is all there is
         at = len(THRESHOLDS) - 1 if np.isnan(threshold) else int(np.argmin(np.abs(THRESHOLDS - threshold)))
-        return np.full(np.count_nonzero(held_out), at)
+        return np.full(np.count_nonzero(others), at)
 
     threshold, bound = fit(np.ones(len(rows), bool))
     facts = {
@@ -107,7 +107,7 @@ def fit_outer(rows: Rows) -> tuple[float, Measured]:
         "bound": None if np.isnan(bound) else bound,
     }
     return threshold, facts | {
-        name: None if out is None else _of_outlines(rows, out) for name, out in _held_out(rows, column).items()
+        name: None if out is None else _of_outlines(rows, out) for name, out in held_out(rows, column).items()
     }
 
 
@@ -116,18 +116,19 @@ def missed_shares(rows: Rows) -> np.ndarray:
     return 1.0 - rows.inside / rows.true[:, None]
 
 
-def _held_out(rows: Rows, apply: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, np.ndarray | None]:
+def held_out(rows: Rows, apply: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, np.ndarray | None]:
     """What `apply` gives for scans that it was not fitted to, (N, ...): by folds of groups, and by sources.
 
-    `apply` takes two bool (N,), the rows to fit to and those to apply the fit to.
+    `apply` takes two bool (N,), the rows to fit to and those to apply the fit to. These share no group: near-duplicates
+    of two sources are one. None where nothing is left to fit to, as with a single source.
     """
     found: dict[str, np.ndarray | None] = {}
     for name, part in (("in_source", group_folds(rows.group, FOLDS)), ("left_one_source_out", rows.source)):
-        parts = np.unique(part)
-        if len(parts) < 2:
+        splits = [(~np.isin(rows.group, rows.group[part == one]), part == one) for one in np.unique(part)]
+        if not all(fit.any() for fit, _ in splits):
             found[name] = None
             continue
-        pieces = [(np.flatnonzero(part == one), apply(part != one, part == one)) for one in parts]
+        pieces = [(np.flatnonzero(others), apply(fit, others)) for fit, others in splits]
         order = np.argsort(np.concatenate([index for index, _ in pieces]))
         found[name] = np.concatenate([values for _, values in pieces])[order]
     return found
@@ -155,7 +156,7 @@ def _of_sets(organ: Organ, rows: Rows, sets: np.ndarray) -> Measured:
     every = np.ones(len(rows), bool)
     sources = {name: rows.source == name for name in np.unique(rows.source).tolist()}
     return (
-        {"coverage": _interval(covered, rows.group)}
+        {"coverage": rate(covered, rows.group)}
         | measure(every)
         | {
             "sources": {
@@ -209,10 +210,48 @@ def _mean_over_groups(values: np.ndarray, group: np.ndarray) -> float:
     return float((np.bincount(index, values) / sizes).mean())
 
 
-def _interval(values: np.ndarray, group: np.ndarray) -> dict[str, float | None]:
+def rate(values: np.ndarray, group: np.ndarray) -> dict[str, float | None]:
+    """The mean of (N,) values with its 95 % bootstrap interval over groups, None where it has none."""
     low, high = bootstrap_interval(lambda index, _: {"mean": float(values[index].mean())}, group)["mean"]
     return {"value": float(values.mean()), "low": _number(low), "high": _number(high)}
 
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
+
+
+def sentences(facts: Measured) -> list[str]:
+    """What the label sets, outer outlines and review flags of a network hold, one sentence each."""
+    found = []
+    if "label_set" in facts:
+        one = facts["label_set"]
+        inside, left = (one[name] for name in ("in_source", "left_one_source_out"))
+        text = f"label sets shall hold the true class of {one['wanted']:.2f} of the scans of each class"
+        if inside is not None:
+            text += f"; they hold that of {with_interval(inside['coverage'])} of the scans of other groups"
+            text += f", with {inside['size']:.2f} classes on average"
+        if left is not None:
+            worst = min(left["sources"], key=lambda name: left["sources"][name]["coverage"])
+            text += (
+                f"; of {left['coverage']['value']:.3f} where each source is left out of the fit, the fewest in {worst} "
+            )
+            text += f"({left['sources'][worst]['coverage']:.3f})"
+        found.append(text)
+    if "outer" in facts:
+        one = facts["outer"]
+        inside, left = (one[name] for name in ("in_source", "left_one_source_out"))
+        if one["threshold"] is None:
+            return [
+                *found,
+                f"no threshold keeps the outer outline from missing more than {one['wanted']:.2f} of a lesion",
+            ]
+        text = f"the outer outline, at {one['threshold']:g}, shall miss at most {one['wanted']:.2f} of a lesion"
+        if inside is not None:
+            text += f"; it misses {with_interval(inside['missed'])} in other groups, where the mask misses "
+            text += f"{inside['missed_by_mask']:.3f}, and has {inside['area']:.2f} times the mask's area"
+        if left is not None:
+            worst = max(left["sources"], key=lambda name: left["sources"][name]["missed"])
+            text += f"; {left['missed']['value']:.3f} where each source is left out of the fit, the most in {worst} "
+            text += f"({left['sources'][worst]['missed']:.3f})"
+        found.append(text)
+    return found

@@ -1,4 +1,4 @@
-"""`mcis calibrate BUNDLE RUN...`: fit probabilities, operating points, rejection and review on fold runs."""
+"""`mcis calibrate BUNDLE RUN...`: fit probabilities, operating points, limits, label sets and outer outlines."""
 
 import dataclasses
 import json
@@ -15,7 +15,9 @@ from mcis.inference.options import takes
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate(Options):
-    """Calibrate a bundle on held-out scans of folds: fit probabilities, operating points, rejection and review limits.
+    """Calibrate a bundle on held-out scans of folds: probabilities, operating points, limits of rejection and review.
+
+    Label sets and outer outlines, whose rate of errors is bounded, are fitted too.
 
     Attributes:
       weights: folder of the bundle, whose manifests and weights are changed.
@@ -36,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(options: Calibrate) -> int:
     from mcis.calibration.calibrate import calibrate
     from mcis.calibration.operating_points import not_reached
+    from mcis.calibration.uncertainty import sentences
     from mcis.files import write_text
 
     enable_compilation_cache()
@@ -45,6 +48,8 @@ def _main(options: Calibrate) -> int:
     for name, one in facts.items():
         for sentence in not_reached(one["operating_points"]) if "operating_points" in one else ():
             print(f"{name}, operating point {sentence}", file=sys.stderr)
+        for sentence in sentences(one):
+            print(f"{name}: {sentence}", file=sys.stderr)
     if options.out is not None:
         write_text(pathlib.Path(options.out), text + "\n")
     return 0

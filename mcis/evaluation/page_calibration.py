@@ -71,7 +71,57 @@ def _review(facts: Mapping[str, Any]) -> str:
         f"{facts['errors_flagged']:.0%} of {facts['errors']:d} errors (a wrong class, or a Dice below one half). The "
         f"error rate is {facts['error_rate_flagged']:.0%} among scans for review and {facts['error_rate_others']:.0%} "
         "among the others.</p>"
+    ) + "".join(
+        f"<p>With a limit fitted to {fit}, {one['flagged']:.0%} are for review and include "
+        f"{one['errors_flagged']['value']:.0%} of the errors.</p>"
+        for fit, one in _held_out(facts)
+        if one["errors_flagged"]["value"] is not None
     )
+
+
+def _label_set(facts: Mapping[str, Any]) -> str:
+    limits = ", ".join(f"{escape(name)} {limit:.3f}" for name, limit in facts["limits"].items())
+    about = (
+        f"<p>Label sets, fitted to hold the true class of {facts['wanted']:.0%} of the scans of each class, on "
+        f"{facts['scans']:d} scans of {facts['groups']:d} groups. Least probability of a class: {limits}.</p>"
+    )
+    names = ("coverage_of_groups", "size", "single")
+
+    def cells(one: Mapping[str, Any]) -> list[str]:
+        classes = ", ".join(f"{escape(name)} {share:.3f}" for name, share in one["classes"].items())
+        return [*(number(f"{one[name]:.3f}") for name in names), number(classes)]
+
+    rows = []
+    for fit, measured in _held_out(facts):
+        rows.append(row(fit, [number(f"{measured['scans']:d}"), cell(measured["coverage"]), *cells(measured)]))
+        for source, one in measured["sources"].items():
+            shown = [number(f"{one['scans']:d}"), number(f"{one['coverage']:.3f}"), *cells(one)]
+            rows.append(row(f"{fit}: {source}", shown))
+    return about + table("fitted to", map(head, ("scans", "coverage", *names, "coverage by class")), rows)
+
+
+def _outer(facts: Mapping[str, Any]) -> str:
+    threshold = "none reaches it" if facts["threshold"] is None else f"threshold {facts['threshold']:.3g}"
+    about = (
+        f"<p>Outer outline ({threshold}), fitted to miss at most {facts['wanted']:.0%} of a lesion, on "
+        f"{facts['scans']:d} lesion scans of {facts['groups']:d} groups that are called a lesion. The area is a "
+        "multiple of the mask's.</p>"
+    )
+    names = ("missed_by_mask", "missed_of_scans", "area")
+    rows = []
+    for fit, measured in _held_out(facts):
+        others = [number(f"{measured[name]:.3f}") for name in names]
+        rows.append(row(fit, [number(f"{measured['scans']:d}"), cell(measured["missed"]), *others]))
+        for source, one in measured["sources"].items():
+            shown = [number(f"{one['scans']:d}"), *(number(f"{one[name]:.3f}") for name in ("missed", *names))]
+            rows.append(row(f"{fit}: {source}", shown))
+    return about + table("fitted to", map(head, ("scans", "missed", *names)), rows)
+
+
+def _held_out(facts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The measures on scans that a fit has not seen, by what it was fitted to."""
+    named = {"in_source": "other groups", "left_one_source_out": "other sources"}
+    return [(text, facts[name]) for name, text in named.items() if facts.get(name) is not None]
 
 
 def _rejection(facts: Mapping[str, Any]) -> str:
@@ -96,4 +146,11 @@ def _rejection(facts: Mapping[str, Any]) -> str:
     return text
 
 
-_PARTS = {"labels": _labels, "operating_points": _operating_points, "review": _review, "refusal": _rejection}
+_PARTS = {
+    "labels": _labels,
+    "operating_points": _operating_points,
+    "review": _review,
+    "label_set": _label_set,
+    "outer": _outer,
+    "refusal": _rejection,
+}

@@ -111,10 +111,11 @@ def decide(probs: jax.Array, shift: jax.Array | None = None, lesion: np.ndarray 
     return probs.argmax(-1).astype(jnp.int32)
 
 
-def fit_calibration(probs: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+def fit_calibration(probs: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """{"slope": ()} for `calibrated`, float32, in [1 / STEEPEST, STEEPEST], of the least negative log-likelihood.
 
-    Fitted to float (N, K) probs and int (N,) labels in [0, K) of scans that the network was not trained on.
+    Fitted to float (N, K) probs and int (N,) labels in [0, K) of scans that the network was not trained on; weight is
+    float (N,), by which scans count, None for all alike.
     """
     from scipy.optimize import minimize_scalar  # takes 0.2 s to import, which inference need not wait for
 
@@ -122,7 +123,8 @@ def fit_calibration(probs: np.ndarray, label: np.ndarray) -> dict[str, np.ndarra
 
     def cost(log_slope: float) -> float:
         logits = np.exp(log_slope) * log
-        return float((np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(label)), label]).mean())
+        losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(label)), label]
+        return float(np.average(losses, weights=weight))
 
     bound = np.log(STEEPEST)
     best = minimize_scalar(cost, bounds=(-bound, bound), method="bounded").x
