@@ -145,11 +145,15 @@ class CascadeEvaluator:
                     "organ_prob": prediction.organ_prob[i],
                     "novelty": prediction.novelty[i],
                     "label_probs": prediction.label_probs[i],
+                    "label_set": prediction.label_set[i],
+                    "outer_both": -1,
                     "thumbnail": geometry.thumbnail,
                 }
                 probability = np.zeros(mask.shape[:2], np.float32)
                 if columns["said_organ"] == columns["organ"]:  # else the mask is of another organ's network
                     probability = unletterbox(np.asarray(prediction.mask[i, ..., 0]), geometry)
+                    if not np.isnan(prediction.outer[i]):
+                        columns["outer_both"] = int((mask[..., 0] > 0)[probability > prediction.outer[i]].sum())
                 yield PredictedScan(record, image, mask[..., 0], probability, columns, geometry.box)
 
 

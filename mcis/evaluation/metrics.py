@@ -107,7 +107,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
       organs; foreign_refused: rejected share of the OOD scans; accuracy: share of scans of known class whose organ and
       class are right, and of an organ balanced_accuracy_<organ>, mcc_<organ> and sensitivity_<organ>_<class>, all
       without organs that have no classifier; a scan that is rejected or routed to another organ is an error;
-      auc_<organ>, auc_<organ>_<class>, brier_<organ>, nll_<organ>: of scans routed to the right organ; those of
+      auc_<organ>, auc_<organ>_<class>, brier_<organ>, nll_<organ>: of scans routed to the right organ;
+      set_coverage_<organ>, set_size_<organ>: of those of them that have a label set; outer_missed; those of
       `mask_metrics`, where a lesion missed by router or classifier has an empty mask and Dice 0; and
       lost_by_<stage>: the share of lesion scans missed at each of STAGES (`missed_at`).
     """
@@ -136,7 +137,16 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
             kind, _, of_class = metric.partition("_")
             if kind in ("auc", "brier", "nll"):
                 found["_".join(filter(None, (kind, name, of_class)))] = value
+    if rows.label_set is not None:
+        for index, organ in enumerate(ORGANS):
+            fitted = routed_right(rows, index) & rows.label_set.any(1)
+            if fitted.any():
+                sets = rows.label_set[fitted]
+                found[f"set_coverage_{organ.name}"] = float(sets[np.arange(len(sets)), rows.label[fitted]].mean())
+                found[f"set_size_{organ.name}"] = float(sets.sum(1).mean())
     found |= mask_metrics(rows)
+    if rows.outer_both is not None and (outlined := rows.lesion & (rows.outer_both >= 0)).any():
+        found["outer_missed"] = float((1 - rows.outer_both[outlined] / rows.true[outlined]).mean())
     if rows.lesion.any():
         stage = missed_at(rows)[rows.lesion]
         found |= {f"lost_by_{name}": float((stage == name).mean()) for name in STAGES}

@@ -72,6 +72,8 @@ class Rows:
       organ_prob: float (N,), the router's probability of its first choice.
       novelty: float (N,), the router's OOD score: above 1 the scan is rejected.
       label_probs: float (N, CLASSES), of the predicted organ's classes, then zeros; all zero without a label.
+      label_set: bool (N, CLASSES), the classes of the predicted organ that remain possible; all False for none fitted.
+      outer_both: int (N,), pixels of the true mask within the outer outline; -1 where there is none.
       thumbnail: bool (N,), whether the scan is a thumbnail, which the cascade rejects.
     """
 
@@ -110,6 +112,8 @@ class Rows:
     organ_prob: Column = None
     novelty: Column = None
     label_probs: Column = None
+    label_set: Column = None
+    outer_both: Column = None
     thumbnail: Column = None
 
     @staticmethod

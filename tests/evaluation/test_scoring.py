@@ -1,5 +1,6 @@
 """Scores on the scans' own grid, from records and a network whose predictions are known."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -141,8 +142,8 @@ def test_masks_of_another_organ_and_thumbnails_do_not_count():
             mask=bright(squares).mask * segmented[:, None, None, None],
             confidence=nothing,
             review=organ,
-            label_set=np.zeros((n, 3), bool),
-            outer=nothing,
+            label_set=np.tile([False, True, False], (n, 1)) & segmented[:, None],
+            outer=np.where(segmented, 0.3, np.nan),
         )
 
     def score(records):
@@ -160,6 +161,12 @@ def test_masks_of_another_organ_and_thumbnails_do_not_count():
     found = measure(None, rows)
     assert found["lost_by_router"] == pytest.approx(4 / len(records))
     assert found["dice_lesion"] == pytest.approx(measure(SEGMENT, rows.take(~wrong))["dice_lesion"] * (~wrong).mean())
+    assert rows.outer_both.tolist() == np.where(wrong, -1, rows.outer_both).tolist()
+    assert (rows.outer_both[~wrong] >= rows.both[~wrong]).all() and found["outer_missed"] < 0.05
+    assert found["set_size_breast"] == 1
+    assert found["set_coverage_breast"] == pytest.approx((rows.label[~wrong] == 1).mean())  # all are called benign
+    older = measure(None, dataclasses.replace(rows, label_set=None, outer_both=None))
+    assert older == {name: value for name, value in found.items() if not name.startswith(("set_", "outer_"))}
     small = score([make_record(i, size=(61, 79)) for i in range(3)])  # thumbnails
     assert measure(None, small)["lost_by_router"] == 1 and not small.label_probs.any() and small.thumbnail.all()
     assert not small.predicted.any() and (small.said_label == -1).all()
