@@ -66,6 +66,12 @@ def test_a_calibrated_bundle_predicts_with_its_limits(fold_runs, weights, phanto
         np.testing.assert_allclose(points[point], list(one["shift"].values()), atol=1e-6)
         assert one.get("reached", True) or f"segment_breast, operating point {point}: the " in printed.err
     assert operating["points"]["balanced"]["mean_over_sources"] >= operating["most_probable"]["mean_over_sources"]
+    sets, outer = facts["segment_breast"]["label_set"], facts["segment_breast"]["outer"]
+    limits = after["segment_breast"].variables["calibration"]["label_set"]
+    np.testing.assert_allclose(limits, list(sets["limits"].values()), atol=1e-6)
+    assert sets["wanted"] == 0.9 and "segment_breast: label sets shall hold the true class of 0.90" in printed.err
+    assert after["segment_breast"].variables.get("outer") == outer["threshold"]
+    assert labels["before"]["nll"] and "left_one_source_out" not in labels  # phantoms are one source
     refusal = facts["route"]["refusal"]
     assert refusal["refused"]["known"]["value"] <= 2 / refusal["scans"]["known"] + 0.01
     assert calibrate_command.main([str(weights), *every, f"--data_dir={phantom_dir}"]) == 0  # once more changes nothing
@@ -78,6 +84,8 @@ def test_a_calibrated_bundle_predicts_with_its_limits(fold_runs, weights, phanto
     found = run({name: one.variables for name, one in after.items()}, breast.pixels.read()[0])
     limit = float(after["segment_breast"].variables["calibration"]["review"])
     np.testing.assert_array_equal(found.review, np.asarray(found.confidence) < limit)
+    decided = np.eye(3, dtype=bool)[np.asarray(found.label)]
+    np.testing.assert_array_equal(found.label_set, (np.asarray(found.label_probs) >= limits) | decided)
     out = tmp_path / "report"
     asked = [str(weights), "--split=test", "--sources=phantom", f"--data_dir={phantom_dir}", f"--out={out}", "--heat=0"]
     assert evaluate.main(asked) == 0
