@@ -23,7 +23,7 @@ GOOD_DICE = 0.5
 
 
 def decided_labels(organ: int, labels: Rows, shift: np.ndarray | None) -> np.ndarray:
-    """The labels of the cascade, int (N,): at the operating point of a shift (K,), or else the most probable classes."""
+    """The labels of the cascade, int (N,): at the operating point of a shift, float32 (K,), or the most probable."""
     is_lesion = jnp.asarray(ORGANS[organ].lesion_classes)
     return np.asarray(decide(jnp.asarray(labels.probs), *(() if shift is None else (jnp.asarray(shift), is_lesion))))
 
