@@ -181,7 +181,7 @@ def _mean_over_sources(rows: Rows, decided: np.ndarray) -> float:
         right, source = decided[rows.label == k] == k, rows.source[rows.label == k]
         _, of_source, scans = np.unique(source, return_inverse=True, return_counts=True)
         sensitivity = np.bincount(of_source, right) / scans
-        counted = scans >= min(FEW, scans.max())
+        counted = scans >= min(FEW, int(scans.max()))
         found.append(np.average(sensitivity[counted], weights=np.sqrt(scans[counted])))
     return float(np.mean(found))
 

@@ -113,6 +113,9 @@ class Task:
       each_channel: whether each channel is standardised by itself instead of all channels together.
       inside: whether scans are standardised by the mean and deviation of the pixels that are not black, so that
         black bars and the shape of the frame have no effect.
+      grey: whether the network sees the mean of a scan's channels, so that colour indicates nothing.
+      refit: weight decay of the logistic regression to which the label head is refitted after each epoch, on the
+        features of all training scans without augmentation (`ops.last_layer`); 0 = the head stays as it was trained.
       start: a pretraining stage at another size.
       crf: the fully connected CRF that refines a segmentation network's mask after training; 0 steps = none.
       augmentation: strengths of the augmentation.
@@ -148,6 +151,8 @@ class Task:
     edges: Annotated[str, _one_of("edge map as a further input channel", EDGES)] = "none"
     each_channel: bool = False
     inside: bool = False
+    grey: bool = False
+    refit: float = 0.0
     start: Pretraining = Pretraining()
     crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()
@@ -237,6 +242,8 @@ class Task:
             if values[name] % network.stride or values[name] > MAX_SIZE:
                 allowed = f"multiples of {network.stride}, at most {MAX_SIZE}"
                 raise ValueError(f"{name}={values[name]}: {self.model} takes {allowed}")
+        if self.refit and (self.organ is not None or not self.label_loss):
+            raise ValueError(f"refit={self.refit}: {self.name} is no router; only the router's head is refitted")
         if self.crf.steps > MAX_STEPS:
             raise ValueError(f"crf.steps={self.crf.steps}: at most {MAX_STEPS}; the mask converges long before")
         if self.crf.steps and not self.segments:

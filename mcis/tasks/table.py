@@ -23,7 +23,10 @@ ROUTE = Task(
     even_classes=True,
     each_channel=True,
     inside=True,
-    epochs=2,
+    # Colour tells photographs from scans, but LGG's composites of three sequences from other brains as well.
+    grey=True,
+    refit=0.04,
+    epochs=1,
     batch_size=32,
     learning_rate=2e-3,
     ema=0.98,
