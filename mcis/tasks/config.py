@@ -48,7 +48,7 @@ ABOVE_ZERO = (
     *("start.size", "start.learning_rate", "crf.smooth_sigma", "crf.sigma", "crf.grey_sigma"),
 )
 SHARES = (
-    *("label_smoothing", "lesion_share", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
+    *("label_smoothing", "lesion_share", "transplant", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
     *("augmentation.grey", "augmentation.missing", "augmentation.coarse", "augmentation.marks"),
     *("augmentation.sector", "augmentation.curve"),
 )
@@ -101,6 +101,8 @@ class Task:
       epochs: length of training; an epoch draws as many scans as the training split has.
       patience: epochs without a better value of `select` after which training ends; 0 = training never ends early.
       batch_size: scans in a step, over all devices.
+      transplant: share of the drawn scans without a lesion that get the lesion and class of another scan
+        (`data.transplant`), so that the appearance of a source whose scans are all of one class does not indicate it.
       accumulate: parts of a batch, processed one after the other to save memory; batch normalisation sees one part.
       learning_rate: peak learning rate of the schedule.
       encoder_rate: learning rate of the encoder as a multiple of `learning_rate`, for networks with an encoder; 0 = the
@@ -137,6 +139,7 @@ class Task:
     max_repeats: float = 0.0
     epochs: int = 30
     patience: int = 0
+    transplant: float = 0.0
     batch_size: int = 16
     accumulate: int = 1
     precision: Annotated[str, _one_of("precision in training (bfloat16: fast on GPUs alone)", PRECISIONS)] = "float32"
@@ -244,6 +247,8 @@ class Task:
                 raise ValueError(f"{name}={values[name]}: {self.model} takes {allowed}")
         if self.refit and (self.organ is not None or not self.label_loss):
             raise ValueError(f"refit={self.refit}: {self.name} is no router; only the router's head is refitted")
+        if self.transplant and self.organ is None:
+            raise ValueError(f"transplant={self.transplant}: {self.name} has no lesions; only organs' tasks have")
         if self.crf.steps > MAX_STEPS:
             raise ValueError(f"crf.steps={self.crf.steps}: at most {MAX_STEPS}; the mask converges long before")
         if self.crf.steps and not self.segments:
