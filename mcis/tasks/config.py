@@ -44,7 +44,7 @@ MAX_STEPS = 100
 CHOICES = {"denoise": (*DENOISE,), "edges": (*EDGES,), "precision": (*PRECISIONS,), "schedule": SCHEDULES}
 """Allowed names by field."""
 ABOVE_ZERO = (
-    *("size", "epochs", "batch_size", "accumulate", "learning_rate", "clip"),
+    *("size", "batch_size", "accumulate", "learning_rate", "clip"),
     *("start.size", "start.learning_rate", "crf.smooth_sigma", "crf.sigma", "crf.grey_sigma"),
 )
 SHARES = (
@@ -98,7 +98,8 @@ class Task:
         all, and within each class the sources that have it.
       max_repeats: most times that a scan is drawn in an epoch, on average, so that few scans of a class or source are
         not memorised; the remaining draws go to the other scans. 0 = no limit.
-      epochs: length of training; an epoch draws as many scans as the training split has.
+      epochs: length of training; an epoch draws as many scans as the training split has. 0 = no steps are taken, and
+        the head of a router with a frozen encoder is fitted once (`refit`).
       patience: epochs without a better value of `select` after which training ends; 0 = training never ends early.
       batch_size: scans in a step, over all devices.
       transplant: share of the drawn scans without a lesion that get the lesion and class of another scan
@@ -245,6 +246,10 @@ class Task:
             if values[name] % network.stride or values[name] > MAX_SIZE:
                 allowed = f"multiples of {network.stride}, at most {MAX_SIZE}"
                 raise ValueError(f"{name}={values[name]}: {self.model} takes {allowed}")
+        if not self.epochs and not (self.refit and not self.encoder_rate):
+            raise ValueError(
+                "epochs=0: must be above 0, unless a frozen encoder (encoder_rate=0) has its head refitted"
+            )
         if self.refit and (self.organ is not None or not self.label_loss):
             raise ValueError(f"refit={self.refit}: {self.name} is no router; only the router's head is refitted")
         if self.transplant and self.organ is None:

@@ -70,7 +70,9 @@ def train(
         epoch_start, last_save = time.monotonic() - seconds, time.monotonic()
         with _progress_bar(task.name, setup.steps, at) as show:
             while not setup.ended(at, history):
-                state, sums, stop = _run_steps(setup, state, sums, batches, agree, last_save, show)
+                stop = False
+                if setup.steps:
+                    state, sums, stop = _run_steps(setup, state, sums, batches, agree, last_save, show)
                 at, line = int(state.step), None
                 if at % setup.epoch_steps == 0:
                     line = _finish_epoch(setup, state, history, sums, time.monotonic() - epoch_start)

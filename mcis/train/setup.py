@@ -80,6 +80,8 @@ class Setup:
 
     def ended(self, at: int, history: list[dict[str, Any]]) -> bool:
         """Whether training has ended after step `at`: complete, or early for lack of improvement."""
+        if not self.steps:  # a router's head is fitted without steps
+            return bool(history)
         at_epoch_end = at % self.epoch_steps == 0
         return at == self.steps or (at_epoch_end and stops_early(self.task.select, self.task.patience, history))
 
