@@ -87,7 +87,10 @@ def transplant_lesion(
     if not ring.any():
         return None
     around, here = shown[ring > 0].astype(np.float32), image[ring > 0].astype(np.float32)
-    spread = image[tissue > 0].std(0), donor[_tissue(donor) > 0].std(0)
+    healthy = (donor.max(-1) > BLACK) & (lesion[..., 0] == 0)
+    if not healthy.any():
+        return None
+    spread = image[image.max(-1) > BLACK].std(0), donor[healthy].std(0)
     gain = np.clip(spread[0] / np.maximum(spread[1], 1.0), 1 / GAIN, GAIN)
     matched = (shown - around.mean(0)) * gain + here.mean(0)
     alpha = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5)[..., None]
