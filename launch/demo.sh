@@ -33,7 +33,7 @@ segment=(--size=96 --epochs=12 --augmentation.scale=0.1 --augmentation.stretch=0
   --augmentation.tint=0)
 train segment_brain "${segment[@]}"
 train segment_breast "${segment[@]}"
-train route --epochs=2
+train route
 
 heading "bundling the weights"
 mcis bundle "$demo"/runs/* --out "$demo/weights"

@@ -16,7 +16,8 @@ from mcis.ops.metrics import bootstrap_interval
 from mcis.organs import ORGANS
 
 REJECTED = 0.01
-"""Share of the known scans that the limits reject."""
+"""Largest share of the known scans of any source that the limits reject. A limit on the pooled scans would be met by
+the large sources at the cost of a small one."""
 PROBABILITY_SHARE = 0.9
 """The part of that share given to the probability; the OOD score has the rest. On held-out kinds the probability
 rejects more (at 1 % of the known scans 86 %, the OOD score 83 %, an equal split 83 %; docs/experiments.md); the OOD
@@ -41,7 +42,7 @@ def is_near(kind: str) -> bool:
 
 
 def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
-    """The router's limits, which together reject REJECTED of the known scans; and what they reject.
+    """The router's limits, which together reject about REJECTED of the worst source's known scans; and what they do.
 
     Args:
       rows: predictions of the router's folds (`calibrate.out_of_fold`).
@@ -57,10 +58,13 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
     parts = {"known": known, "far": ~known & ~near, "near": ~known & near}
     parts = {name: part for name, part in parts.items() if part.any()}
 
+    sources = [known & (rows.source == source) for source in np.unique(rows.source[known]).tolist()]
+
     def reject(share: float) -> tuple[dict[str, float], np.ndarray]:
+        far = 1 - (1 - PROBABILITY_SHARE) * share
         limits = {
-            "threshold": float(np.quantile(prob[known], PROBABILITY_SHARE * share)),
-            "reach": float(np.quantile(rows.novelty[known], 1 - (1 - PROBABILITY_SHARE) * share)),
+            "threshold": min(float(np.quantile(prob[part], PROBABILITY_SHARE * share)) for part in sources),
+            "reach": max(float(np.quantile(rows.novelty[part], far)) for part in sources),
         }
         return limits, (prob < limits["threshold"]) | (rows.novelty > limits["reach"])
 

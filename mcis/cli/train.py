@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mcis.data.dataset import Scans
     from mcis.tasks.config import Task
 
+STEPS_NEEDED = 2
+"""Epochs of the router with another network, which has no frozen features to fit its head to."""
 FOLDS = 5
 """The number of folds where none is given."""
 
@@ -125,7 +127,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainOptions, "Task"]:
     default, both = row, parsed(row)
     if both.task.model != row.model:
         # another network has its own width, and an encoder that is untrained, if any
-        default = dataclasses.replace(default, features=0, encoder_rate=1.0)
+        default = dataclasses.replace(default, features=0, encoder_rate=1.0, epochs=default.epochs or STEPS_NEEDED)
     without = dataclasses.replace(default, start=Pretraining())
     if both.task.epochs != row.epochs:  # the epochs given are then the whole training
         default = without

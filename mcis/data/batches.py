@@ -4,13 +4,15 @@ grain may import JAX, so it is imported where it is used: reading and building d
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mcis.data.dataset import Scans
 from mcis.data.storage import THREADS
+from mcis.data.transplant import donors, transplant_lesion
+from mcis.imaging.letterbox import INPUT_SIZE
 from mcis.organs import UNKNOWN, organ_named
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def training_batches(
     seed: int,
     parts: int = 1,
     share: slice = WHOLE,
+    transplant: float = 0.0,
+    lesion: Sequence[bool] = (),
 ) -> "grain.MapDataset":
     """An endless random-access data set of batches: `batches[step]` depends on the seed and the step alone.
 
@@ -59,6 +63,8 @@ def training_batches(
       parts: number of parts in which a training step takes a batch; part i has the rows i, i + parts, ... Each gets
         consecutive draws, in which the cells alternate: all parts have the same share of every cell.
       share: rows of each batch that this process gathers; other processes gather the others.
+      transplant: share of the drawn scans without a lesion that get the lesion and label of another, where it fits.
+      lesion: whether each class is one with a lesion; needed for `transplant`.
     """
     import grain
 
@@ -73,7 +79,27 @@ def training_batches(
     def gather(rows: np.ndarray) -> Batch:
         return make_batch(scans, label, rows.reshape(parts, -1).T.ravel(), len(rows), share)
 
-    return mixed.batch(batch_size).map(gather)
+    if not transplant:
+        return mixed.batch(batch_size).map(gather)
+    known = np.append(lesion, False)[label]  # the last for labels of -1
+    free = scans.has_mask & (scans.area == 0) & (label != UNKNOWN) & ~known
+    given = donors(scans.area, scans.source, scans.has_mask & known, INPUT_SIZE**2)
+
+    def gather_transplanted(rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        rows = rows.reshape(parts, -1).T.ravel()
+        batch = make_batch(scans, label, rows, len(rows), share)
+        seeds = rng.integers(2**63, size=len(rows))  # every process draws those of all rows
+        for at, row in enumerate(rows[share].tolist()):
+            own = np.random.default_rng(seeds[share][at])
+            if not free[row] or own.random() >= transplant or not given.by_source:
+                continue
+            (image,), (mask,) = scans.pixels.read(np.array([donor := given.draw(own)]))
+            if (found := transplant_lesion(batch.image[at], image, mask, own)) is not None:
+                batch.image[at], batch.mask[at] = found
+                batch.label[at] = label[donor]
+        return batch
+
+    return mixed.batch(batch_size).seed(seed).random_map(gather_transplanted)
 
 
 def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: int, share: slice = WHOLE) -> Batch:

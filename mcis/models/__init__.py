@@ -25,7 +25,7 @@ MODELS: dict[str, Network] = {
     "cnn_attention": CNN(attention=True),
     "resnet18": ResNet(depth=18),
     "resnet50": ResNet(depth=50),
-    "efficientnet_lite0": EfficientNet(),
+    "efficientnet_lite0": EfficientNet(texture=True),
     "light": Light(),
     "unet": UNet(),
     "unet_attention": UNet(attention=True),

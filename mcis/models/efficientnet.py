@@ -103,7 +103,11 @@ class Encoder(nn.Module):
 
 
 class EfficientNet(Network):
-    """The EfficientNet-Lite0 classifier: Outputs with label logits."""
+    """The EfficientNet-Lite0 classifier: Outputs with label logits.
+
+    With `texture` the label head sees the mean of the level at H/16 too, beside the deepest features: finer structure,
+    by which scans of other organs differ. The published network has none.
+    """
 
     stride: ClassVar[int] = 32
     segments: ClassVar[bool] = False
@@ -112,10 +116,13 @@ class EfficientNet(Network):
     features: int = FEATURES
     classes: int = 2
     frozen: bool = False
+    texture: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
         self.check_size(image)
         encoder = Encoder(self.features, True, self.dtype, self.axis_name, name="encoder")
-        _, pooled = stop_gradient(encoder(image, False)) if self.frozen else encoder(image, train)
+        levels, pooled = stop_gradient(encoder(image, False)) if self.frozen else encoder(image, train)
+        if self.texture:
+            pooled = jnp.concatenate([pooled, levels[3].astype(jnp.float32).mean((1, 2))], -1)
         return Outputs(None, self.label_logits(pooled, train), pooled)

@@ -42,11 +42,15 @@ def prepare(image: jax.Array, size: int, denoise: str = "none") -> jax.Array:
     return resized if remove_noise is None else remove_noise(resized)
 
 
-def present(image: jax.Array, edges: str = "none", each_channel: bool = False, inside: bool = False) -> jax.Array:
+def present(
+    image: jax.Array, edges: str = "none", each_channel: bool = False, inside: bool = False, grey: bool = False
+) -> jax.Array:
     """The network's input: prepared scans, standardised, with a standardised edge map as a further channel if any.
 
-    Float32 (B, S, S, 3) in [0, 1] -> float32 (B, S, S, 3 or 4).
+    Float32 (B, S, S, 3) in [0, 1] -> float32 (B, S, S, 3 or 4). With `grey` every channel is the mean of the three.
     """
+    if grey:
+        image = jnp.broadcast_to(image.mean(-1, keepdims=True), image.shape)
     edge_map = EDGES[edges]
     scans = standardise(image, each_channel, inside)
     return scans if edge_map is None else jnp.concatenate([scans, standardise(edge_map(image))], -1)
@@ -67,7 +71,7 @@ def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.A
 
     def network(variables, image):
         prepared = prepare(image, task.size, task.denoise)
-        shown = present(prepared, task.edges, task.each_channel, task.inside)
+        shown = present(prepared, task.edges, task.each_channel, task.inside, task.grey)
 
         def apply(member):
             outputs: Any = model.apply(member, shown, train=False)

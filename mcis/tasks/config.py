@@ -45,11 +45,11 @@ MAX_STEPS = 100
 CHOICES = {"denoise": (*DENOISE,), "edges": (*EDGES,), "precision": (*PRECISIONS,), "schedule": SCHEDULES}
 """Allowed names by field."""
 ABOVE_ZERO = (
-    *("size", "epochs", "batch_size", "accumulate", "learning_rate", "clip"),
+    *("size", "batch_size", "accumulate", "learning_rate", "clip"),
     *("start.size", "start.learning_rate", "crf.smooth_sigma", "crf.sigma", "crf.grey_sigma"),
 )
 SHARES = (
-    *("label_smoothing", "lesion_share", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
+    *("label_smoothing", "lesion_share", "transplant", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
     *("augmentation.grey", "augmentation.missing", "augmentation.coarse", "augmentation.marks"),
     *("augmentation.sector", "augmentation.curve"),
 )
@@ -99,9 +99,12 @@ class Task:
         all, and within each class the sources that have it.
       max_repeats: most times that a scan is drawn in an epoch, on average, so that few scans of a class or source are
         not memorised; the remaining draws go to the other scans. 0 = no limit.
-      epochs: length of training; an epoch draws as many scans as the training split has.
+      epochs: length of training; an epoch draws as many scans as the training split has. 0 = no steps are taken, and
+        the head of a router with a frozen encoder is fitted once (`refit`).
       patience: epochs without a better value of `select` after which training ends; 0 = training never ends early.
       batch_size: scans in a step, over all devices.
+      transplant: share of the drawn scans without a lesion that get the lesion and class of another scan
+        (`data.transplant`), so that the appearance of a source whose scans are all of one class does not indicate it.
       accumulate: parts of a batch, processed one after the other to save memory; batch normalisation sees one part.
       learning_rate: peak learning rate of the schedule.
       encoder_rate: learning rate of the encoder as a multiple of `learning_rate`, for networks with an encoder; 0 = the
@@ -114,6 +117,9 @@ class Task:
       each_channel: whether each channel is standardised by itself instead of all channels together.
       inside: whether scans are standardised by the mean and deviation of the pixels that are not black, so that
         black bars and the shape of the frame have no effect.
+      grey: whether the network sees the mean of a scan's channels, so that colour indicates nothing.
+      refit: weight decay of the logistic regression to which the label head is refitted after each epoch, on the
+        features of all training scans without augmentation (`ops.last_layer`); 0 = the head stays as it was trained.
       start: a pretraining stage at another size.
       crf: the fully connected CRF that refines a segmentation network's mask after training; 0 steps = none.
       augmentation: strengths of the augmentation.
@@ -135,6 +141,7 @@ class Task:
     max_repeats: float = 0.0
     epochs: int = 30
     patience: int = 0
+    transplant: float = 0.0
     batch_size: int = 16
     accumulate: int = 1
     precision: Annotated[str, _one_of("precision in training (bfloat16: fast on GPUs alone)", PRECISIONS)] = "float32"
@@ -149,6 +156,8 @@ class Task:
     edges: Annotated[str, _one_of("edge map as a further input channel", EDGES)] = "none"
     each_channel: bool = False
     inside: bool = False
+    grey: bool = False
+    refit: float = 0.0
     start: Pretraining = Pretraining()
     crf: CRF = CRF(steps=0)
     augmentation: Augmentation = Augmentation()
@@ -239,6 +248,14 @@ class Task:
             if values[name] % network.stride or values[name] > MAX_SIZE:
                 allowed = f"multiples of {network.stride}, at most {MAX_SIZE}"
                 raise ValueError(f"{name}={values[name]}: {self.model} takes {allowed}")
+        if not self.epochs and not (self.refit and not self.encoder_rate):
+            raise ValueError(
+                "epochs=0: must be above 0, unless a frozen encoder (encoder_rate=0) has its head refitted"
+            )
+        if self.refit and (self.organ is not None or not self.label_loss):
+            raise ValueError(f"refit={self.refit}: {self.name} is no router; only the router's head is refitted")
+        if self.transplant and self.organ is None:
+            raise ValueError(f"transplant={self.transplant}: {self.name} has no lesions; only organs' tasks have")
         if self.crf.steps > MAX_STEPS:
             raise ValueError(f"crf.steps={self.crf.steps}: at most {MAX_STEPS}; the mask converges long before")
         if self.crf.steps and not self.segments:

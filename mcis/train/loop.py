@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich import progress as bars
 from rich.console import Console
@@ -18,6 +19,7 @@ from mcis.checkpoints import checkpoint, provenance
 from mcis.checkpoints.checkpoint import BEST
 from mcis.data.batches import ahead
 from mcis.data.dataset import Scans
+from mcis.ops.last_layer import fit_last_layer, group_weights
 from mcis.ops.ood import fit_novelty
 from mcis.organs import ORGANS
 from mcis.tasks.config import LAST, Task
@@ -68,7 +70,9 @@ def train(
         epoch_start, last_save = time.monotonic() - seconds, time.monotonic()
         with _progress_bar(task.name, setup.steps, at) as show:
             while not setup.ended(at, history):
-                state, sums, stop = _run_steps(setup, state, sums, batches, agree, last_save, show)
+                stop = False
+                if setup.steps:
+                    state, sums, stop = _run_steps(setup, state, sums, batches, agree, last_save, show)
                 at, line = int(state.step), None
                 if at % setup.epoch_steps == 0:
                     line = _finish_epoch(setup, state, history, sums, time.monotonic() - epoch_start)
@@ -170,7 +174,11 @@ def _finish_epoch(
 ) -> dict[str, Any]:
     """Validate the averaged variables, and keep them if they are the best so far. Returns the epoch's log line."""
     start, task = time.monotonic(), setup.task
-    results = setup.evaluate(state.ema, *setup.validation)
+    variables, features = state.ema, None
+    if task.organ is None:  # the router's head and OOD score are fitted to features of its training scans
+        features = setup.evaluate(variables, *setup.train)["features"]
+        variables = _refit_head(setup, variables, features) if task.refit else variables
+    results = setup.evaluate(variables, *setup.validation)
     line = {
         "epoch": int(state.step) // setup.epoch_steps,
         "step": int(state.step),
@@ -180,20 +188,28 @@ def _finish_epoch(
         "validation_seconds": round(time.monotonic() - start, 2),
     }
     if best_epoch(task.select, [*history, line]) is line:
-        variables = state.ema | _fit_ood(setup, state.ema, results)
+        if features is not None:
+            variables = variables | _fit_ood(setup, features, results)
         if distributed.is_first():
             _save_best(setup, jax.device_get(variables), line)
     return line
 
 
-def _fit_ood(setup: Setup, variables: dict[str, Any], results: dict[str, np.ndarray]) -> dict[str, Any]:
+def _refit_head(setup: Setup, variables: dict[str, Any], features: np.ndarray) -> dict[str, Any]:
+    """Variables whose label head is fitted to features of the training scans (`ops.last_layer`)."""
+    scans, label = setup.train
+    weight = group_weights(label, scans.source)
+    kernel, bias = fit_last_layer(features, label, weight, setup.task.refit, len(setup.task.classes))
+    head = {"label": {"dense": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}}
+    return variables | {"params": variables["params"] | head}
+
+
+def _fit_ood(setup: Setup, features: np.ndarray, results: dict[str, np.ndarray]) -> dict[str, Any]:
     """A router's OOD score, fitted to its training scans of known organs, with a limit from such validation scans."""
-    if setup.task.organ is not None:
-        return {}
-    (scans, label), (_, validation_label) = setup.train, setup.validation
+    (_, label), (_, validation_label) = setup.train, setup.validation
     known = label < len(ORGANS)
-    features = setup.evaluate(variables, scans.take(known), label[known])["features"]
-    return {"novelty": fit_novelty(features, label[known], results["features"][validation_label < len(ORGANS)])}
+    held_out = results["features"][validation_label < len(ORGANS)]
+    return {"novelty": fit_novelty(features[known], label[known], held_out)}
 
 
 def _save_best(setup: Setup, variables: dict[str, Any], line: dict[str, Any]) -> None:

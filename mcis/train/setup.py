@@ -17,6 +17,7 @@ from mcis.checkpoints.checkpoint import BEST
 from mcis.data.batches import WHOLE, balance, targets, training_batches
 from mcis.data.dataset import Scans, public_names
 from mcis.models.pretrained import import_state_dict, import_variables, read_state_dict
+from mcis.organs import organ_named
 from mcis.tasks.config import LAST, Task
 from mcis.train import distributed, parallel, resume, run_record, step
 from mcis.train.run_record import LOG, stops_early
@@ -79,6 +80,8 @@ class Setup:
 
     def ended(self, at: int, history: list[dict[str, Any]]) -> bool:
         """Whether training has ended after step `at`: complete, or early for lack of improvement."""
+        if not self.steps:  # a router's head is fitted without steps
+            return bool(history)
         at_epoch_end = at % self.epoch_steps == 0
         return at == self.steps or (at_epoch_end and stops_early(self.task.select, self.task.patience, history))
 
@@ -103,7 +106,14 @@ def set_up(
     _check_select(task, *validation)
     share, epoch_steps = parallel.share_of(task.batch_size, mesh), math.ceil(len(train_scans) / task.batch_size)
     batches_of = functools.partial(
-        training_batches, *train, *balance(train_scans, task), task.batch_size, options.seed, task.accumulate
+        training_batches,
+        *train,
+        *balance(train_scans, task),
+        task.batch_size,
+        options.seed,
+        task.accumulate,
+        transplant=task.transplant,
+        lesion=organ_named(task.organ).lesion_classes if task.organ else (),
     )
     model, optimizer, train_step, evaluation_step = make_steps(task, mesh, epoch_steps * task.epochs, options.pmap)
     setup = Setup(

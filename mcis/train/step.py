@@ -179,7 +179,7 @@ def make_train_step(
             image, mask, label, with_mask, with_label = part
             outputs, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
-                present(image, task.edges, task.each_channel, task.inside),
+                present(image, task.edges, task.each_channel, task.inside, task.grey),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": key},

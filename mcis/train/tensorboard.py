@@ -44,7 +44,7 @@ def make_summary_writer(
     expert = jax.jit(make_expert(task))
 
     def write(line: dict[str, Any], variables: dict[str, Any]) -> None:
-        step, rate = line["step"], make_schedule(task, line["step"] // line["epoch"] * task.epochs)
+        step, rate = line["step"], make_schedule(task, line["step"] // max(line["epoch"], 1) * task.epochs)
         values = {f"{split}/{name}": value for split in ("train", "validation") for name, value in line[split].items()}
         # a file per epoch, because only closing one writes all of it; the default name is only unique within a second
         suffix = f".{os.getpid()}.{time.time_ns()}"

@@ -37,13 +37,23 @@ def rows():
 def test_a_hundredth_of_the_known_scans_is_rejected(rows):
     limits, facts = rejection.fit_router(rows)
     refused = facts["refused"]
-    assert 0.009 <= refused["known"]["value"] <= 0.0101
+    assert 0.008 <= refused["known"]["value"] <= 0.0101
+    assert all(part["value"] <= 0.0101 for part in facts["sources"].values())
     assert refused["known"]["low"] < refused["known"]["value"] < refused["known"]["high"] < 0.02
     assert limits["threshold"] == pytest.approx(0.9, abs=0.005) and limits["reach"] == pytest.approx(1.0, abs=0.01)
     assert facts["to_the_wrong_organ"] == 0
     assert set(facts["sources"]) == {"a", "b"} and facts["sources"]["a"]["scans"] == COUNT // 2
     known = [point["known"]["value"] for point in facts["trade_off"]]
     assert known == sorted(known) and known[-1] == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_worst_source_sets_the_limits(rows):
+    """The scans of a small source are unsure: a limit on all scans together would reject most of them."""
+    small = np.arange(2 * COUNT) < 20
+    probs = np.where(small[:, None], [0.5, 0.0, 0.5], rows.probs)
+    harder = dataclasses.replace(rows, probs=probs, source=np.where(small, "c", rows.source))
+    limits, facts = rejection.fit_router(harder)
+    assert limits["threshold"] == pytest.approx(0.5) and facts["sources"]["c"]["value"] == 0.0
 
 
 def test_intervals_of_ood_scans_are_over_kinds(rows):

@@ -76,7 +76,7 @@ def test_another_network_has_its_own_width_unless_one_is_given():
 
 def test_the_rate_of_an_encoder_is_that_of_the_tasks_own_network_alone(monkeypatch):
     monkeypatch.setitem(
-        TASKS, "route", dataclasses.replace(TASKS["route"], model="efficientnet_lite0", encoder_rate=0.3)
+        TASKS, "route", dataclasses.replace(TASKS["route"], model="efficientnet_lite0", encoder_rate=0.3, epochs=2)
     )
     for words, rate in (
         (["--features=8"], 0.3),

@@ -15,8 +15,10 @@ from safetensors.numpy import save_file
 from mcis.checkpoints import bundle, checkpoint, provenance
 from mcis.cli import evaluate
 from mcis.data import dataset
+from mcis.data.batches import targets
 from mcis.evaluation import scoring
 from mcis.models import MODELS
+from mcis.ops import last_layer
 from mcis.tasks.config import Pretraining
 from mcis.tasks.table import TASKS, task_from_json, task_to_json
 from mcis.train import loop, resume, run_record, setup, step
@@ -50,6 +52,18 @@ def test_the_last_epoch_is_kept_without_a_metric_and_the_ood_score_is_fitted_to_
     kept = bundle.load_weights(tmp_path / "run")
     assert best["epoch"] == kept.manifest["epoch"] == 3
     assert len(kept.variables["novelty"]["mean"]) == 2  # one per organ; out-of-distribution scans are no class
+
+
+def test_the_routers_kept_head_is_the_regression_on_its_features(finished, scans):
+    """The features do not depend on the head, so that the kept weights give those that it was fitted to."""
+    kept, (train, _) = bundle.load_weights(finished[0]), scans
+    label = targets(train, kept.task)
+    features = step.collect(jax.jit(step.make_evaluation_step(kept.task)), kept.variables, train, label, 16)["features"]
+    weight = last_layer.group_weights(label, train.source)
+    kernel, bias = last_layer.fit_last_layer(features, label, weight, kept.task.refit, len(kept.task.classes))
+    head = kept.variables["params"]["label"]["dense"]
+    np.testing.assert_allclose(head["kernel"], kernel, atol=1e-3 * np.abs(kernel).max())
+    np.testing.assert_allclose(head["bias"], bias, atol=1e-2)
 
 
 def test_the_kept_weights_score_as_the_log_says(finished, phantom_dir):

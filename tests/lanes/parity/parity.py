@@ -47,7 +47,12 @@ CASES = {  # name: (row, fields, reference, side of the image)
     "sk_unet": ("sk_unet", {}, references.sk_unet, 64),
     "resnet18": ("resnet18", {"classes": 3}, lambda: vision.resnet18(weights=None, num_classes=3), 64),
     "resnet50": ("resnet50", {"classes": 3}, lambda: vision.resnet50(weights=None, num_classes=3), 64),
-    "efficientnet_lite0": ("efficientnet_lite0", {"classes": 1000}, references.efficientnet_lite0, 64),
+    "efficientnet_lite0": (
+        "efficientnet_lite0",
+        {"classes": 1000, "texture": False},
+        references.efficientnet_lite0,
+        64,
+    ),
     "deeplabv3": ("deeplabv3", {}, lambda: deeplab(50), 96),
     "deeplabv3 auxiliary": ("deeplabv3", {"supervise": True}, lambda: deeplab(50, aux_loss=True), 64),
     "deeplabv3 resnet101": ("deeplabv3", {"depth": 101}, lambda: deeplab(101), 64),
