@@ -250,7 +250,7 @@ def _progress_bar(title: str, total: int, done: int) -> Iterator[Callable[..., N
 def _status(task: Task, history: list[dict[str, Any]]) -> str:
     """The latest epoch's metrics on one line."""
     if task.select == LAST:
-        metrics = ", ".join(f"{name} {value:.3f}" for name, value in history[-1]["validation"].items())
-        return f"epoch {len(history)}: {metrics}"
+        epoch, found = history[-1]["epoch"], history[-1]["validation"]
+        return f"epoch {epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     values = [line["validation"][task.select] for line in history]
     return f"epoch {len(values)}: {task.select} {values[-1]:.3f}, best {max(values):.3f}"
