@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train the bundled weights again from prepared data: fold runs of each organ's network, a router on the training split,
-# a bundle of them, calibrated on the scans that these runs hold out. Runs on CPU or GPU; after an interruption the
-# same command resumes.
+# Train the bundled weights again from prepared data: fold runs of each organ's network, a router on the training split
+# and one for every fold, which takes minutes; a bundle of the first, calibrated on the scans that fold runs hold out.
+# Runs on CPU or GPU; after an interruption the same command resumes.
 #
 #   launch/train_all.sh [RUNS [WEIGHTS]]      folders, by default runs/all and runs/all/weights
 #
@@ -45,6 +45,7 @@ plan() { # one run a line
     done
   done
   echo "route ${route[*]}"
+  for ((k = 0; k < folds; k++)); do echo "route_fold$k ${route[*]} --fold=$k/$folds"; done
 }
 
 while read -r -a words; do
@@ -53,10 +54,12 @@ while read -r -a words; do
 done < <(plan)
 while (($(jobs -p | wc -l))); do wait -n; done
 
-trained=("$runs/route")
+experts=()
 for ((k = 0; k < members; k++)); do
-  for task in "${tasks[@]}"; do trained+=("$runs/${task}_fold$k"); done
+  for task in "${tasks[@]}"; do experts+=("$runs/${task}_fold$k"); done
 done
-mcis bundle "${trained[@]}" --out "$weights"
-mcis calibrate "$weights" "${trained[@]}" --out "$runs/calibration.json" "${data[@]}"
+routers=()
+for ((k = 0; k < folds; k++)); do routers+=("$runs/route_fold$k"); done
+mcis bundle "$runs/route" "${experts[@]}" --out "$weights"
+mcis calibrate "$weights" "${routers[@]}" "${experts[@]}" --out "$runs/calibration.json" "${data[@]}"
 echo "Wrote $weights. Evaluate it once: mcis evaluate $weights --split=test --out=$runs/test"
