@@ -22,8 +22,11 @@ read -r -a breast <<<"${BREAST:-}"
 read -r -a route <<<"${ROUTE:-}"
 brains=(lgg br35h cheng healthy notumor) breasts=(busi busbra uclm brest)
 left=(lgg cheng "br35h,notumor" healthy busi busbra uclm brest)
-foreign=()
-if mcis info "${data[@]}" | grep '/foreign/' >/dev/null; then foreign=(foreign); fi # not grep -q: see train_all.sh
+foreign=() prepared=$(mcis info "${data[@]}")
+if [[ $prepared == *"/foreign/"* ]]; then foreign=(foreign); fi
+for source in "${brains[@]}" "${breasts[@]}"; do # before hours of training
+  [[ $prepared == *"/$source/"* ]] || { echo "Source '$source' is not prepared: mcis build $source" >&2; exit 1; }
+done
 mkdir -p "$runs"
 
 others() { # LEFT SOURCES...: the sources but those left out, separated by commas
@@ -76,10 +79,14 @@ for ((seed = 0; seed < seeds; seed++)); do
       mcis calibrate "$runs/$name.new" "${trained[@]}" --out "$runs/$name.json" "${data[@]}" >/dev/null
       mv "$runs/$name.new" "$runs/$name"
     done
-    mcis evaluate "${weights[@]}" --split=unseen --heat=0 --out="$runs/report_seed$seed" "${data[@]}"
+    mcis evaluate "${weights[@]}" --split=unseen --sources="$(others "" "${brains[@]}" "${breasts[@]}")" --heat=0 \
+      --out="$runs/report_seed$seed" "${data[@]}"
   else
     for organ in brain breast; do
+      sources=("${brains[@]}")
+      [[ $organ == brain ]] || sources=("${breasts[@]}")
       mcis evaluate "$runs"/segment_"$organ"_without_*_seed"$seed" --split=unseen --heat=0 \
+        --sources="$(others "" "${sources[@]}")" \
         --out="$runs/report_${organ}_seed$seed" "${data[@]}"
     done
   fi

@@ -46,8 +46,16 @@ IDENTITY_WORDS = frozenset((
 ))
 # fmt: on
 """Words of a column's name by which it may tell who somebody is, or when they were examined."""
-IDENTITY_PARTS = ("accession", "birth", "geburt", "patient", "instanceuid", "insurance", "versicher")
+# fmt: off
+IDENTITY_PARTS = (
+    "accession", "birth", "caseid", "caseno", "casenr", "casenum", "doctor", "examid", "fallnr", "fullname", "geburt",
+    "initialen", "instanceuid", "insurance", "operator", "patid", "patient", "patno", "patnr", "physician",
+    "radiologist", "recordid", "referrer", "studydate", "studyid", "studyno", "subject", "surname", "versicher",
+)
+# fmt: on
 """Parts of such words."""
+LIKE_AN_IDENTIFIER = re.compile(r".*\d{5}.*")
+"""Five digits in a row: a number of a patient or examination, whatever the column is called."""
 LIKE_A_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.*|(19|20)\d{6}")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), TRAIN),
@@ -90,7 +98,7 @@ def snake_case(column: str) -> str:
     ('birads', 'field_strength_t', 'site')
     """
     name = re.sub(r"[\W_]+", "_", column.lower()).strip("_")
-    return OTHER_NAMES.get(name, name)
+    return "age" if name.startswith("age_") or name == "alter" else OTHER_NAMES.get(name, name)
 
 
 def tells_identity(name: str) -> bool:
@@ -114,6 +122,8 @@ def _values(name: str, stated: Mapping[int, str], rows: int) -> tuple[dict[int, 
         return {}, "has formulas; write their results"
     if any(LIKE_A_DATE.fullmatch(text) for text in stated.values()):
         return {}, "its values look like dates"
+    if name not in VOCABULARY and any(LIKE_AN_IDENTIFIER.fullmatch(text) for text in stated.values()):
+        return {}, "its values look like numbers of patients or examinations"
     values = {line: attributes.value_of(name, text) or ("" if name == "age" else text) for line, text in stated.items()}
     if not all(values.values()):
         return {}, "an age is a number of years, or a decade such as 50-59"

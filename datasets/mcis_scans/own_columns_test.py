@@ -121,6 +121,22 @@ def test_the_split_that_is_asked_for_precedes_that_of_earlier_builds_and_of_cont
     assert splits.asked(members, [None, None]) == {}
 
 
+@pytest.mark.parametrize("column", ["SubjectID", "CaseID", "StudyNo", "PatNr", "Initialen", "Fallnr", "CaseNumber"])
+def test_a_name_without_spaces_tells_identity_too(column):
+    assert own_columns.tells_identity(own_columns.snake_case(column.lower()))
+
+
+def test_numbers_of_patients_are_not_kept_under_another_name(own):
+    found, _, noted = read(table_of(own, "local key", ("12345678", "12345679", "12345678", "12345679")))
+    assert all("local_key" not in item.attributes for item in found.values())
+    assert any("look like numbers of patients" in str(one) for one in noted)
+
+
+@pytest.mark.parametrize("column", ["age (years)", "age_at_scan", "Alter"])
+def test_every_age_is_a_decade(column):
+    assert own_columns.snake_case(column) == "age"
+
+
 def test_a_name_may_be_a_word_of_another():
     for name in ("side", "surgical_site", "residence", "grade", "contrast", "candidate", "updated"):
         assert not own_columns.tells_identity(name)

@@ -84,7 +84,7 @@ def _values(stated: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 def _order(value: str) -> list[tuple[int, int, str]]:
     """A key by which "2" < "4a" < "10"."""
     parts = re.findall(r"[0-9]+|[^0-9]+", value)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.casefold()) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts]
 
 
 def _enough(values: Sequence[str]) -> bool:

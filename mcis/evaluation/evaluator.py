@@ -219,8 +219,10 @@ def is_bundle(folder: pathlib.Path) -> bool:
 
 
 def operating_point_of(evaluator: Evaluator) -> str | None:
-    """The operating point at which labels are decided; None for the most probable class."""
-    return evaluator.predictor.operating_point if isinstance(evaluator, CascadeEvaluator) else None
+    """The operating point at which labels are decided, of several bundles all; None for the most probable class."""
+    every = getattr(evaluator, "runs", {"": evaluator}).values()
+    points = {one.predictor.operating_point if isinstance(one, CascadeEvaluator) else None for one in every}
+    return ", ".join(sorted(point or "none" for point in points)) if points != {None} else None
 
 
 def organ_of(evaluator: Evaluator) -> str | None:

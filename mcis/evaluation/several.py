@@ -150,7 +150,10 @@ def load_unseen(
     if len(tasks) > 1:
         raise ValueError(f"{', '.join(map(str, runs))} are not of one task; name runs of one task, or bundles")
     prepared = [folder.name for folder in dataset.sources_in(data_dir)]
-    wanted = tuple(sources) or tuple(name for name in prepared if name not in SYNTHETIC)
+    organ = organ_of(loaded[0])
+    wanted = tuple(dict.fromkeys(sources)) or tuple(
+        name for name in prepared if name not in SYNTHETIC and _holds(name, organ, data_dir)
+    )
     kept: list[tuple[Records, list[int]]] = []
     scans: dict[str, frozenset[str]] = {}
     taken: dict[str, str] = {}
@@ -176,6 +179,12 @@ def load_unseen(
         raise ValueError(f"all scans of {', '.join(taken)} are near-duplicates of training scans; nothing is unseen")
     facts = {"runs": len(runs), "scans": len(records), "near_duplicates": near, "not_compared": sorted(absent)}
     return SeveralEvaluator(loaded[0].task, dict(zip(names, loaded, strict=True)), scans), records, facts
+
+
+def _holds(source: str, organ: str | None, data_dir: str | os.PathLike | None) -> bool:
+    """Whether a prepared source has a scan of an organ; always for None."""
+    stored = (dataset.records(source, split, data_dir) for split in dataset.SPLITS if organ is not None)
+    return organ is None or any(dataset.text(own[row]["organ"]) == organ for own in stored for row in range(len(own)))
 
 
 def _names(runs: Sequence[str | os.PathLike]) -> list[str]:

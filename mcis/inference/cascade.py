@@ -175,7 +175,8 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
         probs, mask = run_experts(variables, image, _slot(organ, classifiers), classifiers)
         classified = probs.sum(-1) > 0
         shifts = label_shifts(options, variables, classifiers)
-        decided = decide(probs) if shifts is None else decide(probs, shifts[organ], jnp.asarray(LESION)[organ])
+        lesions = pointed(variables, classifiers)[organ]
+        decided = decide(probs) if shifts is None else decide(probs, shifts[organ], lesions)
         label = jnp.where(classified, decided, UNKNOWN).astype(jnp.int32)
         lesion = jnp.asarray(LESION)[organ, jnp.maximum(label, 0)]
         segmented = (_slot(organ, segmenters) < len(segmenters)) & (lesion | ~classified)
@@ -281,6 +282,12 @@ def label_shifts(
             shift = jnp.asarray(fitted["points"][point], jnp.float32)
             shifts[index] = jnp.pad(shift, (0, CLASSES - len(shift)))
     return jnp.stack(shifts)
+
+
+def pointed(variables: Mapping[str, Any], classifiers: Mapping[int, str]) -> jax.Array:
+    """LESION, False for organs without operating points, whose label is the most probable class."""
+    fitted = [k for k, name in classifiers.items() if "points" in variables[name].get("calibration", {})]
+    return jnp.asarray(LESION & np.isin(np.arange(UNSUPPORTED_INDEX + 1), fitted)[:, None])
 
 
 def review_limits(variables: dict[str, Any], classifiers: Mapping[int, str]) -> jax.Array:

@@ -34,7 +34,8 @@ const SET = "For nine of ten scans like those of the calibration the true class 
 const OUTER = "A dashed outline that misses less of a lesion and holds more that is none";
 function labelSet(row) {
   if (!row.label_set) return null;
-  const text = row.label_set.length > 1 ? `possible: ${row.label_set.join(", ")}` : `only ${row.label_set[0]} is possible`;
+  const text = row.label_set.length > 1 ? `possible: ${row.label_set.join(", ")}`
+    : `label set of nine in ten: ${row.label_set[0]} alone`;
   return el("div", { className: "quiet small", title: SET }, text);
 }
 function outerArea(row) {

@@ -100,7 +100,7 @@ def _report_session(setup: Setup, at: int, history: list[dict[str, Any]]) -> Non
     """Print where a resumed run stands, record the session, and set the log back to the restored checkpoint."""
     name, epoch_steps = setup.task.name, setup.epoch_steps
     ended = setup.ended(at, history)
-    if at:
+    if at or ended:
         within = f", step {at} of {setup.steps}" if at % epoch_steps else ""
         where = "complete already" if ended else f"resumed after epoch {at // epoch_steps}{within}"
         print(f"{name}: {setup.run_dir} is {where}", flush=True)

@@ -156,7 +156,7 @@ class Run:
     def state(self) -> str:
         """The number of finished epochs, as text."""
         early = stops_early(self.settings["select"], self.settings["patience"], self.epochs)
-        return f"{len(self.epochs)}/{self.settings['epochs']}{', early end' if early else ''}"
+        return f"{len(self.epochs)}/{self.settings['epochs'] or 1}{', early end' if early else ''}"
 
     @property
     def minutes(self) -> float:

@@ -119,6 +119,18 @@ def test_networks_trained_without_a_source_are_scored_on_all_its_scans(without, 
     assert "phantom is unseen by a and by d" in capsys.readouterr().err
 
 
+def test_sources_of_other_organs_are_left_to_others(without, phantom_dir, monkeypatch):
+    """Two networks of one organ were both trained without the sources of another; without --sources none is named."""
+    monkeypatch.setattr(several, "SYNTHETIC", ())
+    monkeypatch.setattr(several, "_holds", lambda source, organ, _: source == "phantom")
+    monkeypatch.setattr(dataset, "sources_in", lambda _: [phantom_dir / "phantom", phantom_dir / "lgg"])
+    both, records, _ = several.load_unseen([without("a", "busi")], data_dir=str(phantom_dir))
+    assert len(records) and set(both.runs) == {"a"}
+    monkeypatch.undo()
+    assert several._holds("phantom", "breast", phantom_dir) and several._holds("phantom", None, phantom_dir)
+    assert not several._holds("phantom", "knee", phantom_dir)
+
+
 def test_each_network_is_scored_on_its_own_unseen_source_and_near_duplicates_are_left_out(
     without, phantom_dir, tmp_path, monkeypatch
 ):
