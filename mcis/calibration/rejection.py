@@ -18,10 +18,6 @@ from mcis.organs import ORGANS
 REJECTED = 0.01
 """Largest share of the known scans of any source that the limits reject. A limit on the pooled scans would be met by
 the large sources at the cost of a small one."""
-PROBABILITY_SHARE = 0.9
-"""The part of that share given to the probability; the OOD score has the rest. On held-out kinds the probability
-rejects more (at 1 % of the known scans 86 %, the OOD score 83 %, an equal split 83 %; docs/experiments.md); the OOD
-score rejects images unlike any training scan."""
 TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of rejected known scans for which the share of rejected OOD scans is reported."""
 NEAR = frozenset({"mri", "mr", "us", "ultrasound", "head", "brain"})
@@ -42,7 +38,9 @@ def is_near(kind: str) -> bool:
 
 
 def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
-    """The router's limits, which together reject about REJECTED of the worst source's known scans; and what they do.
+    """The router's limits, which reject REJECTED of the worst source's known scans; and what they do.
+
+    The limit of the OOD score is beyond all known scans: it rejects what is unlike any of them.
 
     Args:
       rows: predictions of the router's folds (`calibrate.out_of_fold`).
@@ -58,14 +56,12 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
     parts = {"known": known, "far": ~known & ~near, "near": ~known & near}
     parts = {name: part for name, part in parts.items() if part.any()}
 
+    # The distance had a share of the rejections once, and found fewer OOD scans with it (docs/experiments.md).
+    farthest = float(rows.novelty[known].max())
     sources = [known & (rows.source == source) for source in np.unique(rows.source[known]).tolist()]
 
     def reject(share: float) -> tuple[dict[str, float], np.ndarray]:
-        far = 1 - (1 - PROBABILITY_SHARE) * share
-        limits = {
-            "threshold": min(float(np.quantile(prob[part], PROBABILITY_SHARE * share)) for part in sources),
-            "reach": max(float(np.quantile(rows.novelty[part], far)) for part in sources),
-        }
+        limits = {"threshold": min(float(np.quantile(prob[part], share)) for part in sources), "reach": farthest}
         return limits, (prob < limits["threshold"]) | (rows.novelty > limits["reach"])
 
     def shares(rejected: np.ndarray) -> dict[str, Interval]:
