@@ -155,7 +155,7 @@ def test_a_task_has_a_pretraining_stage_at_another_size(phantom_dir, tmp_path, c
     # the steps of the stage are those of `runs.SMALL`, which other tests compile too
     stage = ["--start.epochs=3", "--start.size=32", "--start.learning_rate=1e-2", "--batch_size=16", "--ema=0.5"]
     options = processes.command(run, phantom_dir, *stage)
-    options += ["--size=64", "--epochs=1", "--learning_rate=1e-12", "--weight_decay=0"]
+    options += ["--size=64", "--epochs=1", "--learning_rate=1e-12", "--weight_decay=0", "--refit=0"]
     assert train.main(options) == 0
     assert "route: first 3 epochs at 32 px, then 1 at 64" in capsys.readouterr().out
     first, last = (checkpoint.load(folder / checkpoint.BEST) for folder in (run / STAGE, run))
