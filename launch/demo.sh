@@ -51,4 +51,4 @@ mcis predict "$demo/scans" --weights "$demo/weights" --out "$demo/findings"
 heading "done"
 python -c 'import mcis; print(mcis.NOTICE)'
 echo "Networks trained this briefly make mistakes: some of the findings are wrong."
-echo "Report pages: $PWD/$demo/examples/index.html and $PWD/$demo/findings/index.html"
+echo "Report pages: $(realpath "$demo")/examples/index.html and $(realpath "$demo")/findings/index.html"
