@@ -178,9 +178,8 @@ def calibrate(folder: str, runs: Sequence[str], data_dir: str | None = None) -> 
     for name, more in fitted.items():
         weights = bundle[name]
         manifest = weights.manifest | {"calibration": facts[name]}
-        before = {
-            part: value for part, value in weights.variables.items() if part != "outer"
-        }  # it may not be fitted now
+        # an older threshold of the outer outline goes: there may be none now
+        before = {part: value for part, value in weights.variables.items() if part != "outer"}
         checkpoint.save(pathlib.Path(folder) / name, before | more, manifest, half=weights.half)
     return facts
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcis.inference.rows import UNSUPPORTED_INDEX, Rows
-from mcis.ops.metrics import bootstrap_interval
+from mcis.ops.metrics import rate
 from mcis.organs import ORGANS
 
 REJECTED = 0.01
@@ -65,12 +65,12 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
         return limits, (prob < limits["threshold"]) | (rows.novelty > limits["reach"])
 
     def shares(rejected: np.ndarray) -> dict[str, Interval]:
-        return {name: _share(rejected[part], rows.group[part]) for name, part in parts.items()}
+        return {name: rate(rejected[part], rows.group[part]) for name, part in parts.items()}
 
     def shares_by(name: np.ndarray, part: np.ndarray) -> dict[str, dict[str, Any]]:
         every = {each: part & (name == each) for each in np.unique(name[part]).tolist()}
         return {
-            each: {"scans": int(rows_of.sum())} | _share(rejected[rows_of], rows.group[rows_of])
+            each: {"scans": int(rows_of.sum())} | rate(rejected[rows_of], rows.group[rows_of])
             for each, rows_of in every.items()
         }
 
@@ -88,9 +88,3 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
     if (~known).any():
         facts["trade_off"] = [shares(reject(share)[1]) for share in TRADE_OFF]
     return limits, facts
-
-
-def _share(rejected: np.ndarray, group: np.ndarray) -> Interval:
-    found = bootstrap_interval(lambda index, _: {"share": float(rejected[index].mean())}, group)["share"]
-    low, high = (None if np.isnan(end) else end for end in found)
-    return {"value": float(rejected.mean()), "low": low, "high": high}

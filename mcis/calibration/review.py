@@ -13,7 +13,7 @@ import numpy as np
 from mcis.calibration.uncertainty import held_out
 from mcis.inference.rows import Rows
 from mcis.ops.calibration import decide
-from mcis.ops.metrics import bootstrap_interval, dice
+from mcis.ops.metrics import bootstrap_interval, dice, with_ends
 from mcis.organs import ORGANS
 
 REVIEW = 0.20
@@ -94,15 +94,11 @@ def _of_review(rows: Rows, flagged: np.ndarray, wrong: np.ndarray) -> dict[str, 
         errors = wrong[index]
         return {"held": float(flagged[index][errors].mean())} if errors.any() else {}
 
-    low, high = bootstrap_interval(share, rows.group).get("held", (np.nan, np.nan))
+    held = float(flagged[wrong].mean()) if wrong.any() else None
     sources = {name: rows.source == name for name in np.unique(rows.source).tolist()}
     return {
         "flagged": float(flagged.mean()),
-        "errors_flagged": {
-            "value": float(flagged[wrong].mean()) if wrong.any() else None,
-            "low": None if np.isnan(low) else low,
-            "high": None if np.isnan(high) else high,
-        },
+        "errors_flagged": with_ends(held, bootstrap_interval(share, rows.group).get("held", (np.nan, np.nan))),
         "sources": {
             name: {
                 "scans": int(part.sum()),

@@ -18,7 +18,7 @@ import numpy as np
 
 from mcis.inference.rows import Rows
 from mcis.ops.conformal import controlled_threshold, coverage_threshold, group_folds
-from mcis.ops.metrics import bootstrap_interval, with_interval
+from mcis.ops.metrics import bootstrap_interval, rate, with_ends, with_interval
 from mcis.organs import Organ
 
 COVERAGE = 0.90
@@ -191,8 +191,7 @@ def _of_outlines(rows: Rows, column: np.ndarray) -> Measured:
 
     every = np.ones(len(rows), bool)
     sources = {name: rows.source == name for name in np.unique(rows.source).tolist()}
-    low, high = bootstrap_interval(mean, rows.group)["missed"]
-    whole = {"value": _mean_over_groups(missed, rows.group), "low": _number(low), "high": _number(high)}
+    whole = with_ends(_mean_over_groups(missed, rows.group), bootstrap_interval(mean, rows.group)["missed"])
     return (
         {"missed": whole}
         | measure(every)
@@ -208,16 +207,6 @@ def _of_outlines(rows: Rows, column: np.ndarray) -> Measured:
 def _mean_over_groups(values: np.ndarray, group: np.ndarray) -> float:
     _, index, sizes = np.unique(group, return_inverse=True, return_counts=True)
     return float((np.bincount(index, values) / sizes).mean())
-
-
-def rate(values: np.ndarray, group: np.ndarray) -> dict[str, float | None]:
-    """The mean of (N,) values with its 95 % bootstrap interval over groups, None where it has none."""
-    low, high = bootstrap_interval(lambda index, _: {"mean": float(values[index].mean())}, group)["mean"]
-    return {"value": float(values.mean()), "low": _number(low), "high": _number(high)}
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value
 
 
 def sentences(facts: Measured) -> list[str]:

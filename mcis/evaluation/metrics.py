@@ -27,6 +27,7 @@ from mcis.ops.metrics import (
     label_scores,
     mask_scores,
     mcc,
+    with_ends,
 )
 from mcis.ops.surface import TOLERANCE
 from mcis.organs import ORGANS, organ_named
@@ -204,8 +205,7 @@ def intervals(score: Callable[[np.ndarray, np.ndarray], dict[str, float]], group
     ends = bootstrap_interval(score, group, draws)
     found: Intervals = {}
     for name, value in score(np.arange(len(group)), group).items():
-        low, high = (end if math.isfinite(end) else None for end in ends.get(name, (math.nan, math.nan)))
-        found[name] = {"value": value, "low": low, "high": high}
+        found[name] = with_ends(value, ends.get(name, (math.nan, math.nan)))
     return found
 
 

@@ -26,7 +26,7 @@ from mcis.evaluation.evaluator import (
     organ_of,
     sources_of,
 )
-from mcis.inference.folds import held_out_scans
+from mcis.inference.folds import held_out_scans, rows_of
 from mcis.ops.points import BALANCED
 from mcis.tasks.config import Task
 
@@ -60,14 +60,14 @@ class SeveralEvaluator:
 
     def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
         """As of Evaluator; the same keys as `weights`."""
-        rows = self._rows(fingerprints)
+        rows = rows_of(self.scans, fingerprints)
         return {self._key(run, name): rows[run] for run, each in self.runs.items() for name in each.weights}
 
     def predict(self, records: Records) -> Iterator[PredictedScan]:
         """As of Evaluator."""
         run_of: dict[int, str] = {}
         predicted: dict[str, Iterator[PredictedScan]] = {}
-        for run, index in self._rows(records.fingerprints).items():
+        for run, index in rows_of(self.scans, records.fingerprints).items():
             run_of |= dict.fromkeys(index.tolist(), run)
             predicted[run] = self.runs[run].predict(records.take(index.tolist()))
         for row in range(len(records)):
@@ -75,10 +75,6 @@ class SeveralEvaluator:
 
     def _key(self, run: str, network: str) -> str:
         return f"{run}/{network}" if self.task is None else run
-
-    def _rows(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
-        names = np.array(fingerprints, str)
-        return {run: np.flatnonzero(np.isin(names, sorted(scans))) for run, scans in self.scans.items()}
 
 
 def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> SeveralEvaluator:

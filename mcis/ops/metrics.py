@@ -3,6 +3,7 @@
 Empty masks are treated the same everywhere: Dice is 1 where both masks are empty, 0 where one is.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -216,6 +217,18 @@ def bootstrap_interval(
     fewest = (1 - PARTIAL) * draws
     ends = {name: np.percentile(v, [2.5, 97.5]) if len(v) >= fewest else (np.nan, np.nan) for name, v in values.items()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def with_ends(value: float | None, ends: tuple[float, float]) -> dict[str, float | None]:
+    """{"value", "low", "high"} of a score and its `bootstrap_interval`, in JSON values: None for no interval."""
+    low, high = (None if math.isnan(end) else end for end in ends)
+    return {"value": value, "low": low, "high": high}
+
+
+def rate(values: np.ndarray, group: np.ndarray, draws: int = 1000) -> dict[str, float | None]:
+    """The mean of (N,) values `with_ends` of its interval by group."""
+    ends = bootstrap_interval(lambda index, _: {"mean": float(values[index].mean())}, group, draws)["mean"]
+    return with_ends(float(values.mean()), ends)
 
 
 def with_interval(row: Mapping[str, float | None], sign: str = "") -> str:
