@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mcis.data.crops import crop_scan
 from mcis.data.dataset import Scans
 from mcis.data.storage import THREADS
 from mcis.data.transplant import donors, transplant_lesion
@@ -49,6 +50,7 @@ def training_batches(
     parts: int = 1,
     share: slice = WHOLE,
     transplant: float = 0.0,
+    crop: float = 0.0,
     lesion: Sequence[bool] = (),
 ) -> "grain.MapDataset":
     """An endless random-access data set of batches: `batches[step]` depends on the seed and the step alone.
@@ -64,7 +66,9 @@ def training_batches(
         consecutive draws, in which the cells alternate: all parts have the same share of every cell.
       share: rows of each batch that this process gathers; other processes gather the others.
       transplant: share of the drawn scans without a lesion that get the lesion and label of another, where it fits.
-      lesion: whether each class is one with a lesion; needed for `transplant`.
+      crop: share of the drawn scans of known mask that are cropped, where a crop fits; without a lesion they get the
+        first label without one.
+      lesion: whether each class is one with a lesion; needed for `transplant` and `crop`.
     """
     import grain
 
@@ -79,27 +83,31 @@ def training_batches(
     def gather(rows: np.ndarray) -> Batch:
         return make_batch(scans, label, rows.reshape(parts, -1).T.ravel(), len(rows), share)
 
-    if not transplant:
+    if not transplant and not crop:
         return mixed.batch(batch_size).map(gather)
     known = np.append(lesion, False)[label]  # the last for labels of -1
-    free = scans.has_mask & (scans.area == 0) & (label != UNKNOWN) & ~known
+    sure = scans.has_mask & (label != UNKNOWN) & (known == (scans.area > 0))
+    free = sure & ~known
     given = donors(scans.area, scans.source, scans.has_mask & known, INPUT_SIZE**2)
 
-    def gather_transplanted(rows: np.ndarray, rng: np.random.Generator) -> Batch:
+    def gather_changed(rows: np.ndarray, rng: np.random.Generator) -> Batch:
         rows = rows.reshape(parts, -1).T.ravel()
         batch = make_batch(scans, label, rows, len(rows), share)
         seeds = rng.integers(2**63, size=len(rows))  # every process draws those of all rows
         for at, row in enumerate(rows[share].tolist()):
             own = np.random.default_rng(seeds[share][at])
-            if not free[row] or own.random() >= transplant or not given.by_source:
-                continue
-            (image,), (mask,) = scans.pixels.read(np.array([donor := given.draw(own)]))
-            if (found := transplant_lesion(batch.image[at], image, mask, own)) is not None:
+            if free[row] and own.random() < transplant and given.by_source:
+                (image,), (mask,) = scans.pixels.read(np.array([donor := given.draw(own)]))
+                if (found := transplant_lesion(batch.image[at], image, mask, own)) is not None:
+                    batch.image[at], batch.mask[at] = found
+                    batch.label[at] = label[donor]
+            if sure[row] and own.random() < crop and (found := crop_scan(batch.image[at], batch.mask[at], own)):
                 batch.image[at], batch.mask[at] = found
-                batch.label[at] = label[donor]
+                if not batch.mask[at].any():
+                    batch.label[at] = list(lesion).index(False)
         return batch
 
-    return mixed.batch(batch_size).seed(seed).random_map(gather_transplanted)
+    return mixed.batch(batch_size).seed(seed).random_map(gather_changed)
 
 
 def make_batch(scans: Scans, label: np.ndarray, rows: np.ndarray, batch_size: int, share: slice = WHOLE) -> Batch:

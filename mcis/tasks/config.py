@@ -49,7 +49,7 @@ ABOVE_ZERO = (
     *("start.size", "start.learning_rate", "crf.smooth_sigma", "crf.sigma", "crf.grey_sigma"),
 )
 SHARES = (
-    *("label_smoothing", "lesion_share", "transplant", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
+    *("label_smoothing", "lesion_share", "transplant", "crop", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
     *("augmentation.grey", "augmentation.missing", "augmentation.coarse", "augmentation.marks"),
     *("augmentation.sector", "augmentation.curve"),
 )
@@ -105,6 +105,8 @@ class Task:
       batch_size: scans in a step, over all devices.
       transplant: share of the drawn scans without a lesion that get the lesion and class of another scan
         (`data.transplant`), so that the appearance of a source whose scans are all of one class does not indicate it.
+      crop: share of the drawn scans that are cropped so that a lesion is shown whole or not at all (`data.crops`); without
+        it the crop has the first class without a lesion.
       accumulate: parts of a batch, processed one after the other to save memory; batch normalisation sees one part.
       learning_rate: peak learning rate of the schedule.
       encoder_rate: learning rate of the encoder as a multiple of `learning_rate`, for networks with an encoder; 0 = the
@@ -142,6 +144,7 @@ class Task:
     epochs: int = 30
     patience: int = 0
     transplant: float = 0.0
+    crop: float = 0.0
     batch_size: int = 16
     accumulate: int = 1
     precision: Annotated[str, _one_of("precision in training (bfloat16: fast on GPUs alone)", PRECISIONS)] = "float32"
@@ -254,8 +257,9 @@ class Task:
             )
         if self.refit and (self.organ is not None or not self.label_loss):
             raise ValueError(f"refit={self.refit}: {self.name} is no router; only the router's head is refitted")
-        if self.transplant and self.organ is None:
-            raise ValueError(f"transplant={self.transplant}: {self.name} has no lesions; only organs' tasks have")
+        for name in ("transplant", "crop"):
+            if values[name] and self.organ is None:
+                raise ValueError(f"{name}={values[name]}: {self.name} has no lesions; only organs' tasks have")
         if self.crf.steps > MAX_STEPS:
             raise ValueError(f"crf.steps={self.crf.steps}: at most {MAX_STEPS}; the mask converges long before")
         if self.crf.steps and not self.segments:

@@ -113,6 +113,7 @@ def set_up(
         options.seed,
         task.accumulate,
         transplant=task.transplant,
+        crop=task.crop,
         lesion=organ_named(task.organ).lesion_classes if task.organ else (),
     )
     model, optimizer, train_step, evaluation_step = make_steps(task, mesh, epoch_steps * task.epochs, options.pmap)
