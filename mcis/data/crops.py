@@ -8,8 +8,8 @@ and scans without one too, so that a zoom indicates no class.
 import cv2
 import numpy as np
 
-BLACK = 13
-"""Largest grey value that is no tissue, 0 to 255: `ops.image.BLACK`."""
+from mcis.data.transplant import BLACK
+
 SIDE = (0.35, 0.75)
 """Least and largest side of a crop, as a share of the shorter side of the scan's content."""
 MARGIN = 0.03

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-BLACK = 13
+BLACK = 12
 """Largest grey value that is no tissue, 0 to 255: `ops.image.BLACK`."""
 LARGEST, SMALLEST = 0.15, 0.001
 """Areas of lesions that are transplanted, as shares of the scan's."""

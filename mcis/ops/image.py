@@ -15,8 +15,11 @@ def to_float(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 255.0
 
 
-BLACK = 0.05
-"""Largest value of a pixel that counts as black: beside the scan, around a sector, or between MRI tissue and frame."""
+BLACK = 12.77 / 255
+"""Largest value of a pixel that counts as black: beside the scan, around a sector, or between MRI tissue and frame.
+
+No simple mean of grey levels equals it: a pixel at the limit would count or not by the rounding of a compiler.
+"""
 
 
 def standardise(image: jax.Array, each_channel: bool = False, inside: bool = False) -> jax.Array:
