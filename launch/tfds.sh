@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build every source from its dummy data with TensorFlow's `tfds build` and with `mcis build` under Apache Beam, and check
-# that both give the scans of plain `mcis build`. Needs the extra `tf`, which `make tfds` installs.
+# that both give the scans of plain `mcis build`; validate the Croissant metadata. Needs the extra `tf`, which `make tfds`
+# installs.
 set -euo pipefail
 cd "$(dirname "$0")/../datasets/mcis_scans"
 
@@ -13,6 +14,11 @@ for source in "${sources[@]}"; do
   mkdir "$work/$source"
   [ ! -d "dummy_data/$source" ] || cp -r "dummy_data/$source/." "$work/$source"
   tfds build --config "$source" --manual_dir "$work/$source" --data_dir "$work/tfds"
+done
+
+printf '\n== croissant.json\n'
+for source in "${sources[@]}"; do
+  mlcroissant validate --jsonld "$work"/tfds/mcis_scans/"$source"/*/croissant.json
 done
 
 printf '\n== under Beam, with several processes; phantoms also by tfds build\n'

@@ -17,7 +17,7 @@ from mcis.data.storage import free_memory
 from mcis.imaging import image_files
 from mcis.paths import allow_unnamed_owners
 
-from . import archive, audit, duplicates, left_out, other_sources, splits, staging
+from . import archive, audit, croissant, duplicates, left_out, other_sources, splits, staging
 from .record import Item, Job, Rejection, Remark, find_base
 from .remarks import MASK_RULE
 from .sources import SOURCES, expected
@@ -88,7 +88,10 @@ class Builder(tfds.core.ShardBasedBuilder):
         return info
 
     def download_and_prepare(self, *, download_config: Any = None, **kwargs: Any) -> None:
-        """As TFDS's. Then `splits.json` is kept next to the version folder, and the audit is printed."""
+        """As TFDS's. Then `splits.json` is kept next to the version folder, and the audit is printed.
+
+        `croissant.json` is written last, as it has the hashes of all other files.
+        """
         if download_config is not None and (download_config.beam_runner or download_config.beam_options):
             from .beam import runner_of
 
@@ -104,6 +107,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         if folder is not None:
             here = pathlib.Path(self.data_path)
             splits.write(here.parent / splits.FILE, splits.read(here / splits.FILE))
+            croissant.write(self.builder_config.name, here)
             print(audit.summary(json.loads((here / audit.FILE).read_text(encoding="utf-8"))))
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Any]]:
