@@ -143,7 +143,7 @@ def load_bundle(path: str | os.PathLike = BUNDLED) -> dict[str, Weights]:
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder of weights")
+        raise CheckpointError(f"{path}: no such folder of weights; `mcis bundle RUN... --out DIR` makes one")
     found = {name: load_weights(path / name) for name in TASKS if checkpoint.present(path / name).is_dir()}
     for name, weights in found.items():
         if weights.task.name != name:
