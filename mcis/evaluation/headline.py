@@ -1,4 +1,4 @@
-"""The first section of an evaluation's page: what was scored, how well, how certain that is, and what limits it. No JAX."""
+"""The first section of an evaluation's page: what was scored, how well, how certain that is, and its limits. No JAX."""
 
 from collections.abc import Mapping
 from html import escape
