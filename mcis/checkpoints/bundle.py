@@ -166,6 +166,8 @@ def first_networks(bundle: Mapping[str, Weights], count: int | None) -> dict[str
     """
     largest = max(weights.networks for weights in bundle.values())
     if count is not None and count > largest:
+        if largest == 1:
+            raise ValueError(f"--members={count}: these weights have no ensemble; leave the option out")
         raise ValueError(f"--members={count}: it must be 1 to {largest}, the largest ensemble of {', '.join(bundle)}")
     found = dict(bundle)
     for name, weights in bundle.items():

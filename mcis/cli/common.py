@@ -31,7 +31,7 @@ class Options:
     """Options of every command that reads prepared data.
 
     Attributes:
-      data_dir: folder of the prepared data sets; by default TFDS's ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      data_dir: folder of the prepared data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
     data_dir: Annotated[PathText | None, takes("DIR")] = None

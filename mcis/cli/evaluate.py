@@ -124,8 +124,8 @@ def _check(options: Evaluate) -> None:
         raise ValueError("name a run's folder, a weights folder or a bundle to score")
     if len(options.runs) > 1 and options.split not in (LEFT_OUT, UNSEEN):
         raise ValueError(
-            f"several runs are scored each on scans of its own: folds on their held-out scans, --split={LEFT_OUT}; "
-            f"others on the sources they were trained without, --split={UNSEEN}"
+            f"several runs need --split={LEFT_OUT} (each fold run on its held-out scans) or --split={UNSEEN} (each run "
+            "on sources that it was trained without)"
         )
     if options.folder is not None:
         if options.sources or options.data_dir or options.split != "test":

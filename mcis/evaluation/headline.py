@@ -128,7 +128,7 @@ def _class_cautions(found: Mapping[str, Any], rows: Rows) -> list[str]:
             share = np.isin(rows.source[known], alone).mean()
             doubts.append(
                 f"{', '.join(alone)} ({share:.0%} of the {f'{organ} scans'.strip()}) hold{'s' * (len(alone) == 1)} one "
-                "class only. There, to recognise the source is to know the class."
+                "class only. There the source determines the class."
             )
     if few:
         doubts.insert(0, f"Classes of fewer than {POSITIVES} scans or {FEW} groups: {', '.join(few)}.")

@@ -84,7 +84,7 @@ def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> SeveralEv
       CheckpointError, ValueError: there are no such weights, or they are no folds (`provenance.check_folds`).
     """
     if bundles := [str(path) for path in runs if is_bundle(pathlib.Path(path))]:
-        raise ValueError(f"{bundles[0]} is a bundle; only runs have held-out scans")
+        raise ValueError(f"{bundles[0]} is a bundle; name fold runs, which have held-out scans")
     functions: dict[Task, Any] = {}
     loaded = [cast(NetworkEvaluator, load_evaluator(path, crf, functions)) for path in runs]
     manifests = [one.weights[one.task.name].manifest for one in loaded]
