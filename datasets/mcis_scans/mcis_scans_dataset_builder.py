@@ -191,7 +191,7 @@ def sift(name: str, items: Iterable[Staged | Rejection | Remark]) -> tuple[list[
     if len(rejections) > len(scans) or not scans:
         listed = "".join(f"\n    {entry.scan_id}: {entry.reason}" for entry in rejections[:20])
         raise ValueError(
-            f"{name}: {len(scans)} scans could be read and {len(rejections)} files were rejected. "
+            f"{name}: scans read: {len(scans)}, files rejected: {len(rejections)}. "
             f"Expected: {SOURCES[name].layout}{listed}"
         )
     return list(scans.values()), rejections, remarks

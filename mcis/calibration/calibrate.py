@@ -1,13 +1,14 @@
 """Calibration (`mcis calibrate`): fit the probabilities and limits of a bundle on scans unseen by the networks.
 
 The runs are folds: each was trained without one fold of the scans and kept its last epoch, so that its held-out scans
-neither trained nor chose it. Together they predict every scan as one of an unseen patient. Fitted to these predictions:
+neither trained nor chose it. Together they predict every scan by a network that has not seen its patient. Fitted to
+these predictions:
 
 - for each task with labels, the calibration of its probabilities (`ops.calibration`);
 - for each organ, the operating points (`calibration.operating_points`); and at the balanced point the confidence below
   which a scan is for review (`calibration.review`) and the limits of label sets and outer outlines
   (`calibration.uncertainty`);
-- for the router, the limits below which it accepts a scan: it rejects a hundredth of the known scans.
+- for the router, the limits at which it rejects a hundredth of the known scans of the worst source.
 """
 
 import dataclasses

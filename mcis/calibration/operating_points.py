@@ -1,15 +1,13 @@
 """Operating points: fit the shifts of log-probabilities by which the cascade decides for a class (`ops.calibration`).
 
-Calibrated probabilities say how likely a class is among scans as they were collected. Where the line is drawn is
-another question: what is it worth to find one more malignancy? Three points answer it, each a shift per class:
+Calibrated probabilities say how likely a class is among scans as they were collected. The label also depends on what a
+missed malignancy costs compared with a false alarm. There are three trade-offs, each a shift per class:
 
 - `balanced`: the largest mean over classes of their sensitivity, which is the mean over the sources that have the
-  class, weighted by the square root of their scans of it. Pooled, the largest source would decide. The hospital where
-  the bundle is used is yet another source, with its own mixture of classes: the line must not follow how rare a class
-  is in this collection, and one that suits a large source and harms three small ones must not win. Sources with fewer
-  than FEW scans of a class are not counted for it: one normal breast moved the shift by 0.8. Of the shifts within one
-  standard error of the best (Breiman et al. 1984), by a bootstrap over groups, the smallest is taken: what the scans do
-  not show is left as the network has it.
+  class, weighted by the square root of their scans of it. Pooled, the largest source would decide, and the prevalence
+  of a class in this collection; a hospital where the bundle is used has another. Sources with fewer than FEW scans of a
+  class are not counted for it: one normal breast moved the shift by 0.8. Of the shifts within one
+  standard error of the best (Breiman et al. 1984), by a bootstrap over groups, the smallest is taken.
 - `sensitive`: from the balanced point on, the smallest shift of the last class with which SENSITIVITY of its pooled
   scans are found.
 - `specific`: from the balanced point down, the largest shift of the last class with which SPECIFICITY of the pooled
@@ -17,7 +15,7 @@ another question: what is it worth to find one more malignancy? Three points ans
 
 The last class of an organ is its most suspicious one (malignant, tumor). Its shift and that of the lesion-free class
 are fitted, the others stay 0; with two classes only the last, for only the difference counts. A shift of the
-lesion-free class decides how readily a lesion's mask is taken away. Whether there is a lesion is decided first, by all
+lesion-free class also decides how many masks are removed. Whether there is a lesion is decided first, by all
 its classes together (`ops.calibration.decide`). The sensitive point never finds less than the
 balanced one, nor does the specific one raise more false alarms: a balanced point that reaches the target is kept.
 

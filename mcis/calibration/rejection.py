@@ -16,8 +16,8 @@ from mcis.ops.metrics import rate
 from mcis.organs import ORGANS
 
 REJECTED = 0.01
-"""Largest share of the known scans of any source that the limits reject. A limit on the pooled scans would be met by
-the large sources at the cost of a small one."""
+"""Largest share of the known scans of any source that the limits reject. A limit on the pooled scans could reject far
+more of a small source."""
 TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of rejected known scans for which the share of rejected OOD scans is reported."""
 NEAR = frozenset({"mri", "mr", "us", "ultrasound", "head", "brain"})
@@ -47,7 +47,7 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
 
     Returns:
       {"threshold": its smallest probability, "reach": the multiplier of the OOD limit of `ops.ood`}; and the rejected
-      shares of known scans, in all and by source, and of OOD scans, far, near and by kind, and how these trade off. All
+      shares of known scans, in all and by source, and of OOD scans, far, near and by kind, and their trade-off. All
       are of the router alone, but for "with_thumbnails".
     """
     known = rows.label < UNSUPPORTED_INDEX

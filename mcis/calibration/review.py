@@ -1,7 +1,7 @@
-"""The review flag: fit the confidence below which a fifth of an organ's scans lie, and measure the errors among them.
+"""The review flag: fit the confidence below which a fifth of an organ's scans lie, and count the errors among them.
 
 Confidence is the label's calibrated probability times the mask's expected Dice. Other scores were compared with it on
-held-out scans, none of which held clearly more errors (docs/experiments.md): margins and entropies, the mask's own
+held-out scans, and none marked clearly more errors (docs/experiments.md): margins and entropies, the mask's own
 uncertainty, the agreement of label and mask, the router's scores, and regressions on all of these.
 """
 
@@ -46,8 +46,8 @@ def fit_review(
     """The confidence below which REVIEW of an organ's scans lie, and the share of the errors among those.
 
     Confidence is that of the cascade: the calibrated probability of the label, times the mask's expected Dice where the
-    label is a lesion's. An error is a wrong label, or a lesion's mask with a Dice below GOOD_DICE. The facts also say
-    what limits hold that were fitted to other groups ("in_source") and to other sources ("left_one_source_out").
+    label is a lesion's. An error is a wrong label, or a lesion's mask with a Dice below GOOD_DICE. The facts also
+    have the shares for limits fitted to other groups ("in_source") and to other sources ("left_one_source_out").
 
     Args:
       organ: index into ORGANS.
@@ -88,7 +88,7 @@ def fit_review(
 
 
 def _of_review(rows: Rows, flagged: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
-    """What bool (N,) `flagged` holds of the errors: {"flagged", "errors_flagged" with an interval, "sources"}."""
+    """The share of the errors in bool (N,) `flagged`: {"flagged", "errors_flagged" with an interval, "sources"}."""
 
     def share(index: np.ndarray, _: np.ndarray) -> dict[str, float]:
         errors = wrong[index]

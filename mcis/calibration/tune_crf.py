@@ -41,7 +41,7 @@ PATIENTS = 5
 
 DOUBT = 0.3
 """A scan without a probability above it gets no mask by any CRF of VALUES. By definition of the field 0.5 would do, for
-all messages are then the background's; but kernels cut to few factors have small negative lobes (`ops.crf`)."""
+all messages are then the background's; but kernels of few factors have small negative values (`ops.crf`)."""
 
 
 def search(score: Callable[[CRF], float], rounds: int = ROUNDS) -> list[tuple[CRF, float]]:

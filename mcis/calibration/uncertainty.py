@@ -22,7 +22,7 @@ from mcis.ops.metrics import bootstrap_interval, rate, with_ends, with_interval
 from mcis.organs import Organ
 
 COVERAGE = 0.90
-"""Share of the scans of each class whose label set shall hold the true class."""
+"""Target share of the scans of each class whose label set holds the true class."""
 MISSED = 0.10
 """Largest expected share of a lesion's pixels outside the outer outline."""
 FOLDS = 10
@@ -215,7 +215,7 @@ def sentences(facts: Measured) -> list[str]:
     if "label_set" in facts:
         one = facts["label_set"]
         inside, left = (one[name] for name in ("in_source", "left_one_source_out"))
-        text = f"label sets shall hold the true class of {one['wanted']:.2f} of the scans of each class"
+        text = f"label sets are meant to hold the true class of {one['wanted']:.2f} of the scans of each class"
         if inside is not None:
             text += f"; they hold that of {with_interval(inside['coverage'])} of the scans of other groups"
             text += f", with {inside['size']:.2f} classes on average"
@@ -234,7 +234,7 @@ def sentences(facts: Measured) -> list[str]:
                 *found,
                 f"no threshold keeps the outer outline from missing more than {one['wanted']:.2f} of a lesion",
             ]
-        text = f"the outer outline, at {one['threshold']:g}, shall miss at most {one['wanted']:.2f} of a lesion"
+        text = f"the outer outline, at {one['threshold']:g}, is meant to miss at most {one['wanted']:.2f} of a lesion"
         if inside is not None:
             text += f"; it misses {with_interval(inside['missed'])} in other groups, where the mask misses "
             text += f"{inside['missed_by_mask']:.3f}, and has {inside['area']:.2f} times the mask's area"

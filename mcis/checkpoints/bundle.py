@@ -143,7 +143,7 @@ def load_bundle(path: str | os.PathLike = BUNDLED) -> dict[str, Weights]:
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder of weights")
+        raise CheckpointError(f"{path}: no such folder of weights; `mcis bundle RUN... --out DIR` makes one")
     found = {name: load_weights(path / name) for name in TASKS if checkpoint.present(path / name).is_dir()}
     for name, weights in found.items():
         if weights.task.name != name:
@@ -166,6 +166,8 @@ def first_networks(bundle: Mapping[str, Weights], count: int | None) -> dict[str
     """
     largest = max(weights.networks for weights in bundle.values())
     if count is not None and count > largest:
+        if largest == 1:
+            raise ValueError(f"--members={count}: these weights have no ensemble; leave the option out")
         raise ValueError(f"--members={count}: it must be 1 to {largest}, the largest ensemble of {', '.join(bundle)}")
     found = dict(bundle)
     for name, weights in bundle.items():

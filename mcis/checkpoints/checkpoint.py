@@ -193,7 +193,11 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; name a run or a weights folder")
     if not file.is_file():
-        raise CheckpointError(f"{path} is not a weights folder or a run with weights: it has no {MANIFEST}")
+        inner = sorted(one.parent.name for one in path.glob(f"*/{MANIFEST}"))[:5]
+        raise CheckpointError(
+            f"{path} is not a weights folder or a run with weights: it has no {MANIFEST}"
+            + (f"; name one of its folders, which have: {', '.join(inner)}" if inner else "")
+        )
     try:
         manifest = read_json(file)
         listed, version = dict(manifest["files"]), manifest["format"]

@@ -90,11 +90,11 @@ def _check(source: str, from_: str | os.PathLike | None, per_class: int | None) 
     if needs_files and from_ is None:
         raise ValueError(f"--from is missing: name the folder or zip to read. {expected(source)}")
     if needs_files and per_class is not None:
-        raise ValueError(f"--per_class goes with the source 'phantom' only, not with {source!r}")
+        raise ValueError(f"--per_class is an option of the source 'phantom' only, not of {source!r}; remove it")
     if not needs_files and from_ is not None:
         raise ValueError(f"the source {source!r} is generated, not read; omit --from")
     if per_class is not None and per_class < 1:
-        raise ValueError(f"--per_class is {per_class}; it must be 1 or more")
+        raise ValueError(f"--per_class={per_class}: must be 1 or more")
 
 
 def _beam_options(beam: str) -> Any:

@@ -41,6 +41,8 @@ def _main(options: Calibrate) -> int:
     from mcis.calibration.uncertainty import sentences
     from mcis.files import write_text
 
+    if not options.runs:
+        raise ValueError("no fold runs given; name at least one after the bundle: mcis calibrate DIR RUN...")
     enable_compilation_cache()
     facts = calibrate(options.weights, options.runs, options.data_dir)
     text = json.dumps(facts, indent=1)

@@ -31,7 +31,7 @@ class Options:
     """Options of every command that reads prepared data.
 
     Attributes:
-      data_dir: folder of the prepared data sets; by default TFDS's ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      data_dir: folder of the prepared data sets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
     data_dir: Annotated[PathText | None, takes("DIR")] = None
@@ -67,6 +67,7 @@ def parse_dataclass(cls: Any, argv: Sequence[str], prog: str, default: Any = Non
                 with contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
                     parse(["--help"], compact=True)
             errors.write(_options_meant(argv, listed.getvalue(), errors.getvalue()))
+            errors.write(_numbers_meant(errors.getvalue()))
         raise
     finally:
         print(errors.getvalue(), end="", file=sys.stderr)
@@ -86,6 +87,16 @@ def _options_meant(argv: Sequence[str], listed: str, said: str) -> str:
     given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     questions = {name: meant(name, known) for name in given if name not in known}
     return "".join(f"There is no option {name}.{question}\n" for name, question in questions.items() if question)
+
+
+def _numbers_meant(said: str) -> str:
+    """A line in plain words where an option's value is no number: `said`, tyro's error, has Python's."""
+    flat = re.sub(r"[│\s]+", " ", said)
+    found = re.search(r"Error parsing (--[\w.-]+):.*?(int\(\) with base 10|convert string to float): ('.*?')", flat)
+    if found is None:
+        return ""
+    option, kind, value = found.groups()
+    return f"{option} takes a {'whole ' if kind.startswith('int') else ''}number, not {value}.\n"
 
 
 def local_paths(options: Any) -> Any:

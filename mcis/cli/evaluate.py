@@ -51,9 +51,9 @@ class Evaluate(Options):
       folder: folder of your own scans to score instead (images/, masks/, labels.csv, as for `mcis build folder`). They
         are prepared in a temporary folder, which is removed. By default prepared data are scored.
       crf: use the CRF that `mcis tune` kept with the weights.
-      by: attributes of the scans by which results are told, separated by commas, such as site,birads: of each value the
-        main metrics, in the report and as tables. By default all attributes of 2 to 20 values, in the report alone.
-      operating_point: where the cascade of a bundle draws the line between classes: balanced, sensitive or specific.
+      by: attributes of the scans, separated by commas, such as site,birads: the main metrics for each of their values,
+        in the report and as tables. By default all attributes of 2 to 20 values, in the report alone.
+      operating_point: the bundle's trade-off between sensitivity and specificity: balanced, sensitive or specific.
         Single networks and folds are scored by their most probable class.
       heat: number of lesion scans on which the classifier's saliency maps are compared with the lesion; the gallery
         shows maps as well. Each takes a second or two on a CPU. 0 omits both.
@@ -124,8 +124,8 @@ def _check(options: Evaluate) -> None:
         raise ValueError("name a run's folder, a weights folder or a bundle to score")
     if len(options.runs) > 1 and options.split not in (LEFT_OUT, UNSEEN):
         raise ValueError(
-            f"several runs are scored each on scans of its own: folds on their held-out scans, --split={LEFT_OUT}; "
-            f"others on the sources they were trained without, --split={UNSEEN}"
+            f"several runs need --split={LEFT_OUT} (each fold run on its held-out scans) or --split={UNSEEN} (each run "
+            "on sources that it was trained without)"
         )
     if options.folder is not None:
         if options.sources or options.data_dir or options.split != "test":

@@ -43,7 +43,7 @@ def info(options: Info) -> int:
         print(f"  {task.name:16s} {task.model}, {task.width} features, at {task.size} px on {', '.join(task.sources)}")
     root = dataset.data_folder(options.data_dir)
     sources = sorted(path.name for path in dataset.sources_in(root))
-    print(f"prepared data in {root}:{'' if sources else ' none'}")
+    print(f"prepared data in {root}:{'' if sources else ' none' if root.is_dir() else ' there is no such folder'}")
     for source in sources:
         print(f"  {source:16s} {dataset.prepared(source, root)}")
     folder = options.weights or bundle.BUNDLED

@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "export weights as one file that runs without mcis: StableHLO or ONNX",
     "evaluate": "score a run on a held-out split, with confidence intervals",
     "shortcuts": "measure how well image metadata alone predicts a task's labels",
-    "tune": "choose the CRF settings of a segmentation run on validation scans",
+    "tune": "choose the conditional random field (CRF) of a segmentation run",
     "calibrate": "calibrate a bundle: probabilities, rejection and review limits, from fold runs",
     "info": "show versions, devices, tasks, prepared data and weights",
 }

@@ -56,11 +56,10 @@ def _main(options: Tune) -> int:
     weights = [load_weights(path) for path in options.runs]
     task = weights[0].task
     by = options.by or (task.select if task.select in MASK_METRICS else "dice_patient")
-    if not task.segments or by not in MASK_METRICS:
-        raise ValueError(
-            f"{options.runs[0]} holds {task.name}, and a CRF would be chosen by {by}: a task that segments is needed, "
-            f"and --by one of {', '.join(MASK_METRICS)}"
-        )
+    if not task.segments:
+        raise ValueError(f"{options.runs[0]} holds {task.name}, which has no masks; name a run of a segmentation task")
+    if by not in MASK_METRICS:
+        raise ValueError(f"--by={by}: must be one of {', '.join(MASK_METRICS)}")
     if options.off and options.always:
         raise ValueError("--off and --always exclude each other: one removes the CRF, the other keeps one")
     if options.off:

@@ -1,9 +1,9 @@
 """Lesions transplanted into scans without one, so that neither plane, sequence nor hospital indicates a class. No JAX.
 
 A source that has scans of one class alone teaches its appearance as that class: trained without the tumours of Cheng,
-a network called sagittal and coronal brains free of tumours, as all of the others in these planes were. A lesion of
-another scan, pasted with its contrast to the tissue around it, breaks that link (Zhang et al. 2021, CarveMix; Yang et
-al. 2021, TumorCP).
+a network called sagittal and coronal brains free of tumours, because all others in these planes were. A lesion of
+another scan, pasted with its contrast to the tissue around it, removes this correlation (Zhang et al. 2021, CarveMix;
+Yang et al. 2021, TumorCP).
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ def donors(area: np.ndarray, source: np.ndarray, chosen: np.ndarray, pixels: int
       area: int (N,) pixels of the masks.
       source: str (N,).
       chosen: bool (N,), scans of a class with lesions and of known mask.
-      pixels: of a whole scan.
+      pixels: number of pixels of a scan.
     """
     usable = chosen & (area >= SMALLEST * pixels) & (area <= LARGEST * pixels)
     return Donors(tuple(np.flatnonzero(usable & (source == name)) for name in np.unique(source[usable])))
@@ -53,14 +53,14 @@ def transplant_lesion(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """A scan with another scan's lesion, and the lesion's mask; None where it does not fit.
 
-    The lesion is turned, scaled and moved to tissue, rather deep inside than at its edge. Its grey values are shifted
-    and stretched so that it differs from its new surroundings as it did from its own, and its edge is feathered.
+    The lesion is rotated, scaled and moved into tissue, preferably far from its edge. Its grey values are shifted and
+    scaled so that its contrast to the new surroundings is that to its own, and its edge is feathered.
 
     Args:
       image: uint8 (H, W, 3), the scan without a lesion.
       donor: uint8 (H, W, 3).
       lesion: uint8 {0,1} (H, W, 1), of the donor.
-      rng: which decides all that is random.
+      rng: source of all random numbers.
 
     Returns:
       image uint8 (H, W, 3) and mask uint8 {0,1} (H, W, 1).

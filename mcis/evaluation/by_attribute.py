@@ -39,7 +39,7 @@ def check_names(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> N
             continue
         found = f"has {len(values[name])} different values here" if name in values else "is stated of none of the scans"
         raise ValueError(
-            f"--by={name}: the attribute {name} {found}; results are told by attributes with 2 to {MAX_VALUES} values. "
+            f"--by={name}: the attribute {name} {found}; --by takes attributes with 2 to {MAX_VALUES} values. "
             f"These scans have: {', '.join(usable) or 'none'}"
         )
 

@@ -1,4 +1,4 @@
-"""The first section of an evaluation's page: what was scored, how well, how sure that is, what to distrust. No JAX."""
+"""The first section of an evaluation's page: what was scored, how well, how certain that is, and its limits. No JAX."""
 
 from collections.abc import Mapping
 from html import escape
@@ -35,7 +35,7 @@ def headline(found: Mapping[str, Any], rows: Rows) -> str:
         "vary with other patients of the same sources. They say nothing of other hospitals, machines or readers.</p>"
     )
     doubts = "".join(f"<li>{escape(one)}</li>" for one in cautions(found, rows))
-    return text + (f"<p>To distrust:</p><ul>{doubts}</ul>" if doubts else "")
+    return text + (f"<p>Treat with caution:</p><ul>{doubts}</ul>" if doubts else "")
 
 
 def main_part(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -97,7 +97,7 @@ def cautions(found: Mapping[str, Any], rows: Rows) -> list[str]:
     parts = {name: part for name, part in found["sources"].items() if name != "all" or len(found["sources"]) == 1}
     few = [f"{name} ({part['groups']})" for name, part in parts.items() if part["groups"] < FEW]
     if few:
-        doubts.append(f"Sources of fewer than {FEW} groups, whose numbers may be luck: {', '.join(few)}.")
+        doubts.append(f"Sources of fewer than {FEW} groups, whose numbers may be due to chance: {', '.join(few)}.")
     doubts += _class_cautions(found, rows)
     largest, part = max(parts.items(), key=lambda item: item[1]["scans"])
     if len(parts) > 2 and part["scans"] > len(rows) / 4:
@@ -128,7 +128,7 @@ def _class_cautions(found: Mapping[str, Any], rows: Rows) -> list[str]:
             share = np.isin(rows.source[known], alone).mean()
             doubts.append(
                 f"{', '.join(alone)} ({share:.0%} of the {f'{organ} scans'.strip()}) hold{'s' * (len(alone) == 1)} one "
-                "class only. There, to recognise the source is to know the class."
+                "class only. There the source determines the class."
             )
     if few:
         doubts.insert(0, f"Classes of fewer than {POSITIVES} scans or {FEW} groups: {', '.join(few)}.")

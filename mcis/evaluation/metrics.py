@@ -288,7 +288,7 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(path)
     path = path / REPORT if path.is_dir() else path
     if not path.exists():
-        raise ValueError(f"{path}: no such file; `mcis evaluate` writes reports")
+        raise ValueError(f"{path}: no such file; name a report.json of `mcis evaluate`, or its folder")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = Rows.from_json(dict(found["rows"]))

@@ -31,7 +31,7 @@ from mcis.ops.points import BALANCED
 from mcis.tasks.config import Task
 
 SYNTHETIC = ("phantom", OOD)
-"""Sources that are no hospital: they are scored as unseen only where they are named."""
+"""Sources that are not real patients' scans of an organ: they are scored as unseen only where they are named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +50,21 @@ class SeveralEvaluator:
 
     @property
     def weights(self) -> Mapping[str, Weights]:
-        """As of Evaluator, by run; those of a bundle by run and task, "run/task"."""
+        """See Evaluator; by run, those of a bundle by run and task: "run/task"."""
         return {self._key(run, name): one for run, each in self.runs.items() for name, one in each.weights.items()}
 
     @property
     def folders(self) -> Mapping[str, pathlib.Path]:
-        """As of Evaluator; the same keys as `weights`."""
+        """See Evaluator; the keys are those of `weights`."""
         return {self._key(run, name): one for run, each in self.runs.items() for name, one in each.folders.items()}
 
     def predicted_by(self, fingerprints: Sequence[str]) -> dict[str, np.ndarray]:
-        """As of Evaluator; the same keys as `weights`."""
+        """See Evaluator; the keys are those of `weights`."""
         rows = rows_of(self.scans, fingerprints)
         return {self._key(run, name): rows[run] for run, each in self.runs.items() for name in each.weights}
 
     def predict(self, records: Records) -> Iterator[PredictedScan]:
-        """As of Evaluator."""
+        """See Evaluator."""
         run_of: dict[int, str] = {}
         predicted: dict[str, Iterator[PredictedScan]] = {}
         for run, index in rows_of(self.scans, records.fingerprints).items():
@@ -84,7 +84,7 @@ def load_folds(runs: Sequence[str | os.PathLike], crf: bool = True) -> SeveralEv
       CheckpointError, ValueError: there are no such weights, or they are no folds (`provenance.check_folds`).
     """
     if bundles := [str(path) for path in runs if is_bundle(pathlib.Path(path))]:
-        raise ValueError(f"{bundles[0]} is a bundle; only runs have held-out scans")
+        raise ValueError(f"{bundles[0]} is a bundle; name fold runs, which have held-out scans")
     functions: dict[Task, Any] = {}
     loaded = [cast(NetworkEvaluator, load_evaluator(path, crf, functions)) for path in runs]
     manifests = [one.weights[one.task.name].manifest for one in loaded]
@@ -130,8 +130,8 @@ def load_unseen(
       sources: prepared sources to score; by default all but SYNTHETIC. One that a network was trained on is left to the
         other runs.
       data_dir: where these, and the sources of the training, are prepared.
-      crf: as of `load_evaluator`.
-      operating_point: as of `load_evaluator`.
+      crf: see `load_evaluator`.
+      operating_point: see `load_evaluator`.
 
     Returns:
       The evaluator, the records, and facts as JSON values: numbers of runs, of scans and of near-duplicates left out,

@@ -8,7 +8,7 @@ import tyro
 
 from mcis.names import meant
 from mcis.ops.points import BALANCED, POINTS
-from mcis.organs import organ_named
+from mcis.organs import ORGAN_NAMES, organ_named
 
 
 def takes(value: str) -> Any:
@@ -26,19 +26,18 @@ class InferenceOptions:
     """How the networks are run.
 
     Attributes:
-      organ: organ of every scan, for which the router is skipped; by default the router finds it.
-      task: the only task whose network is run, on every scan; by default all that a scan needs.
+      organ: organ of every scan, instead of the router's choice.
+      task: run only the network of this task, on every scan; by default all that a scan needs.
       threshold: smallest router probability that is accepted; below it a scan is unsupported. By default the one that
         `mcis calibrate` fitted, or 0.9.
       novelty: reject out-of-distribution scans and thumbnails as unsupported, however high the router's probability.
-      members: run only the first networks of each ensemble, this many. Fewer are faster and less accurate; by default
-        all.
-      operating_point: where the cascade draws the line between classes: "balanced", "sensitive" (finds more of the last
+      members: number of networks of each ensemble to run. Fewer are faster and less accurate; by default all.
+      operating_point: trade-off between sensitivity and specificity: "balanced", "sensitive" (finds more of the last
         class, malignant or tumor, with more false alarms) or "specific" (fewer false alarms); fitted by `mcis
         calibrate`. Weights without operating points give the most probable class, which counts as "balanced" alone.
     """
 
-    organ: Annotated[str | None, takes("ORGAN")] = None
+    organ: Annotated[str | None, takes("{" + ",".join(ORGAN_NAMES) + "}")] = None
     task: Annotated[str | None, takes("TASK")] = None
     threshold: Annotated[float | None, takes("PROBABILITY")] = None
     novelty: bool = True

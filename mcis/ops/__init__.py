@@ -1,1 +1,1 @@
-"""Pure functions on arrays: convolutions, image filters, augmentation, losses, metrics, calibration, OOD scores."""
+"""Pure functions on arrays: convolutions, filters, augmentation, losses, metrics, calibration, rejection scores."""

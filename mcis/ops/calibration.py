@@ -71,7 +71,7 @@ def calibrated(probs: jax.Array, calibration: dict) -> jax.Array:
 
     Temperature scaling (Guo et al. 2017), of one network or of the mean of an ensemble. It keeps the order of the
     classes, so the most probable class stays the same. A bias per class would change it, and would learn how rare a
-    class is in the scans at hand; where the line between classes is drawn is left to `decide`. `calibration` is
+    class is in the scans at hand; `decide` applies the operating point. `calibration` is
     {"slope": ()} of `fit_calibration`; other keys are ignored.
     """
     return jax.nn.softmax(calibration["slope"] * jnp.log(jnp.maximum(probs.astype(jnp.float32), FLOOR)))

@@ -1,8 +1,8 @@
 """Conformal prediction by groups: label sets and mask thresholds whose rate of errors is bounded. NumPy alone.
 
 Scans of one patient are alike, so patients are exchangeable and their scans are not. Every group (patient, or cluster
-of near-duplicates) therefore has the same weight, shared by its scans, and the group to come has the worst result that
-is possible (Lee, Barber & Willett 2023, "hierarchical conformal prediction"). What is bounded is the rate for a random
+of near-duplicates) therefore has the same weight, shared by its scans, and a new group counts with the worst possible
+result (Lee, Barber & Willett 2023, "hierarchical conformal prediction"). What is bounded is the rate for a random
 scan of a random new group: groups must be drawn like those of the calibration. A new hospital is no such group.
 """
 

@@ -13,7 +13,7 @@ ITERATIONS = 300
 
 
 def group_weights(label: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """The weight of each scan, float64 (N,) of mean 1: classes count evenly, and sources by the root of their scans.
+    """The weight of each scan, float64 (N,) of mean 1: classes count alike, sources by the square root of their scans.
 
     `label` int (N,), `source` str (N,).
     """

@@ -1,4 +1,4 @@
-"""OOD score of a scan: the Mahalanobis distance of its features to those of the training scans (Lee et al. 2018)."""
+"""Out-of-distribution (OOD) score: Mahalanobis distance of features to the training scans (Lee et al. 2018)."""
 
 import jax
 import jax.numpy as jnp

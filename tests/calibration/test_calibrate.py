@@ -69,7 +69,9 @@ def test_a_calibrated_bundle_predicts_with_its_limits(fold_runs, weights, phanto
     sets, outer = facts["segment_breast"]["label_set"], facts["segment_breast"]["outer"]
     limits = after["segment_breast"].variables["calibration"]["label_set"]
     np.testing.assert_allclose(limits, list(sets["limits"].values()), atol=1e-6)
-    assert sets["wanted"] == 0.9 and "segment_breast: label sets shall hold the true class of 0.90" in printed.err
+    assert (
+        sets["wanted"] == 0.9 and "segment_breast: label sets are meant to hold the true class of 0.90" in printed.err
+    )
     assert after["segment_breast"].variables.get("outer") == outer["threshold"]
     assert labels["before"]["nll"] and "left_one_source_out" not in labels  # phantoms are one source
     refusal = facts["route"]["refusal"]

@@ -190,7 +190,7 @@ def test_fold_runs_get_one_crf_by_their_held_out_scans(fold_runs, phantom_dir, t
     assert tune.main([runs[0], runs[0], f"--data_dir={phantom_dir}"]) == 2
     assert "name each fold once" in capsys.readouterr().err
     assert tune.main([*runs, "--by=accuracy"]) == 2
-    assert "--by one of dice_lesion" in capsys.readouterr().err
+    assert "--by=accuracy: must be one of dice_lesion" in capsys.readouterr().err
 
 
 def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
@@ -201,7 +201,7 @@ def test_a_classifier_has_nothing_to_tune(run, tmp_path, capsys):
     manifest |= {"validation": {"accuracy": 0.5}, "fingerprints": {"train": ["a"], "validation": ["b"]}}
     checkpoint.save(tmp_path / "route", variables, manifest)
     assert tune.main([str(tmp_path / "route")]) == 2
-    assert "a task that segments is needed" in capsys.readouterr().err
+    assert "holds route, which has no masks; name a run of a segmentation task" in capsys.readouterr().err
 
 
 def test_the_crf_of_a_run_stays_where_no_better_one_is_kept(run, phantom_dir, monkeypatch, capsys):

@@ -110,6 +110,8 @@ def test_the_first_networks_of_an_ensemble_can_be_used_alone(folds, tmp_path):
     assert bundle.first_networks(found, None) == found
     with pytest.raises(ValueError, match="--members=4: it must be 1 to 3, the largest ensemble of segment_breast"):
         bundle.first_networks(found, 4)
+    with pytest.raises(ValueError, match="--members=2: these weights have no ensemble; leave the option out"):
+        bundle.first_networks({"segment_breast": bundle.load_weights(folds[0])}, 2)
 
 
 def test_runs_with_other_settings_make_no_ensemble(folds, tmp_path):

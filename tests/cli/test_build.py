@@ -93,7 +93,7 @@ def test_the_default_folder_is_that_of_tfds(tmp_path, monkeypatch):
         (["busi", "--from", "{empty}"], "does not hold the files of 'busi'"),
         (["busi", "--from", "{empty}"], "benign (1)_mask.png"),
         (["phantom", "--from", "{empty}"], "omit --from"),
-        (["busi", "--from", "{empty}", "--per_class=3"], "goes with the source 'phantom' only"),
+        (["busi", "--from", "{empty}", "--per_class=3"], "is an option of the source 'phantom' only"),
         (["phantom", "--per-class=0"], "must be 1 or more"),
     ],
 )

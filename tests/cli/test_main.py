@@ -88,11 +88,36 @@ def test_a_misspelt_option_with_a_value_is_corrected(command, option, run):
     assert status == 2 and f"Did you mean '{option}'?" in errors.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("predict a.png --out=x --members=1.5", "--members takes a whole number, not '1.5'."),
+        ("predict a.png --out=x --threshold=abc", "--threshold takes a number, not 'abc'."),
+        ("train --task=route --augmentation.brightness=x", "--augmentation.brightness takes a number, not 'x'."),
+    ],
+)
+def test_a_value_that_is_no_number_is_named_in_plain_words(command, line, run):
+    status, _, errors = run(*command.split())
+    assert status == 2 and errors.splitlines()[-1] == line
+
+
 @pytest.mark.parametrize("command", ["predict {}/scnas --out={}/out", "build busi --from={}/scnas --data_dir={}/data"])
 def test_a_missing_path_is_named_with_a_similar_one(command, run, tmp_path):
     (tmp_path / "scans").mkdir()
     status, _, errors = run(*command.format(tmp_path, tmp_path).split())
     assert status == 2 and f"There is no 'scnas' in {tmp_path}. Did you mean '{tmp_path}/scans'?" in errors
+
+
+def test_folders_that_hold_something_else_are_told_what_to_name(run, tmp_path):
+    (tmp_path / "bundle" / "route").mkdir(parents=True)
+    (tmp_path / "bundle" / "route" / "manifest.json").touch()
+    status, _, errors = run("bundle", str(tmp_path / "bundle"), f"--out={tmp_path}/out")
+    assert status == 2 and "it has no manifest.json; name one of its folders, which have: route" in errors
+    status, _, errors = run("calibrate", str(tmp_path / "bundle"))
+    assert status == 2 and "no fold runs given" in errors
+    status, output, errors = run("info", f"--data_dir={tmp_path}/data", f"--weights={tmp_path}/none")
+    assert status == 2 and f"prepared data in {tmp_path}/data: there is no such folder" in output
+    assert "none: no such folder of weights; `mcis bundle RUN... --out DIR` makes one" in errors
 
 
 def test_help_says_what_options_take(run):
@@ -102,7 +127,11 @@ def test_help_says_what_options_take(run):
     assert not any(placeholder in text for text in shown.values() for placeholder in ("STR", "None", "(default: )"))
     for words in ("SCANS...", "--out DIR", "--weights DIR", "--dicom-seg {unnamed,named}", "--shard K/N"):
         assert words in shown["predict"]
-    for words in ("--organ ORGAN", "--threshold PROBABILITY", "--operating-point {balanced,sensitive,specific}"):
+    for words in (
+        "--organ {brain,breast}",
+        "--threshold PROBABILITY",
+        "--operating-point {balanced,sensitive,specific}",
+    ):
         assert words in shown["predict"]
     assert "mcis bundle [-h] RUN... --out DIR" in shown["bundle"]
     assert "mcis merge [-h] DIR" in shown["merge"] and "mcis runs [-h] RUN..." in shown["runs"]

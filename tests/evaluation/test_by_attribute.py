@@ -138,7 +138,7 @@ def test_names_that_cannot_be_chosen_are_errors_that_list_the_others():
     check_names((), iter(()))
     for name, words in {
         "birads": "--by=birads: the attribute birads is stated of none of the scans; .* These scans have: site$",
-        "one": "the attribute one has 1 different values here; results are told by attributes with 2 to 20",
+        "one": "the attribute one has 1 different values here; --by takes attributes with 2 to 20",
         "id": "has 30 different values here",
     }.items():
         with pytest.raises(ValueError, match=words):

@@ -77,7 +77,7 @@ def test_the_command_reports_folds_with_label_and_mask(fold_runs, folds, phantom
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no network was trained on these scans" in page
     assert evaluate.main(runs) == 2  # never the test split by mistake
-    assert "several runs are scored each on scans of its own" in capsys.readouterr().err
+    assert "several runs need --split=left_out (each fold run on its held-out scans)" in capsys.readouterr().err
     assert evaluate.main([]) == 2
     assert "name a run's folder" in capsys.readouterr().err
     one = [runs[0], "--split=left_out", f"--data_dir={phantom_dir}", "--heat=0", f"--out={tmp_path / 'one'}"]

@@ -229,7 +229,9 @@ def test_the_headline_says_what_to_distrust():
     used = {"networks": {"a": {"train": {"used": 9, "scored": 2}}}}
     assert "Some of these scans were trained on" in cautions(scored(rows, audit=used), rows)[0]
     few = replace(rows, group=np.array([f"a/{i % 9}" for i in range(120)]))
-    assert cautions(scored(few), few)[0] == "Sources of fewer than 10 groups, whose numbers may be luck: a (9)."
+    assert (
+        cautions(scored(few), few)[0] == "Sources of fewer than 10 groups, whose numbers may be due to chance: a (9)."
+    )
     rare = replace(rows, label=np.where(np.arange(120) < 7, 2, np.minimum(rows.label, 1)))
     assert cautions(scored(rare), rare) == [
         "Classes of fewer than 20 scans or 10 groups: malignant (7 scans, 7 groups)."
