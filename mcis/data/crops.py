@@ -1,7 +1,7 @@
 """Crops that hold a lesion whole or not at all, so that every source shows tissue with and without one. No JAX.
 
-Most sources of breast ultrasound have scans of lesions alone: a network learns the few hospitals that have normal scans
-as the class. A crop beside a lesion is tissue without one of the same patient and machine. Lesions are cropped as often,
+Most sources of breast ultrasound have scans of lesions alone: a network learns the few hospitals with normal scans as
+the class. A crop beside a lesion is tissue without one of the same patient and machine. Lesions are cropped as often,
 and scans without one too, so that a zoom indicates no class.
 """
 

@@ -77,7 +77,10 @@ def make_network(task: Task) -> Callable[[dict, jax.Array], tuple[Outputs, jax.A
             outputs: Any = model.apply(member, shown, train=False)
             # a classifier's coarse mask serves its attention alone
             mask = jax.nn.sigmoid(outputs.mask) if task.segments and outputs.mask is not None else None
-            label = None if outputs.label is None else jax.nn.softmax(outputs.label)
+            logits = outputs.label
+            if logits is not None and task.transplant:  # logit adjustment (Menon et al. 2021)
+                logits = logits - jnp.asarray([task.excess])
+            label = None if logits is None else jax.nn.softmax(logits)
             return Outputs(mask, label, outputs.features)
 
         if UNSTACKED in variables:

@@ -49,8 +49,15 @@ ABOVE_ZERO = (
     *("start.size", "start.learning_rate", "crf.smooth_sigma", "crf.sigma", "crf.grey_sigma"),
 )
 SHARES = (
-    *("label_smoothing", "lesion_share", "transplant", "crop", "warmup", "ema", "augmentation.flip", "augmentation.blur"),
-    *("augmentation.grey", "augmentation.missing", "augmentation.coarse", "augmentation.marks"),
+    *("label_smoothing", "lesion_share", "transplant", "crop", "warmup", "ema"),
+    *(
+        "augmentation.flip",
+        "augmentation.blur",
+        "augmentation.grey",
+        "augmentation.missing",
+        "augmentation.coarse",
+        "augmentation.marks",
+    ),
     *("augmentation.sector", "augmentation.curve"),
 )
 """Numbers in [0, 1]. All other numbers are at least 0."""
@@ -105,8 +112,8 @@ class Task:
       batch_size: scans in a step, over all devices.
       transplant: share of the drawn scans without a lesion that get the lesion and class of another scan
         (`data.transplant`), so that the appearance of a source whose scans are all of one class does not indicate it.
-      crop: share of the drawn scans that are cropped so that a lesion is shown whole or not at all (`data.crops`); without
-        it the crop has the first class without a lesion.
+      crop: share of the drawn scans that are cropped so that a lesion is shown whole or not at all (`data.crops`); the
+        crops without it have the first class without a lesion.
       accumulate: parts of a batch, processed one after the other to save memory; batch normalisation sees one part.
       learning_rate: peak learning rate of the schedule.
       encoder_rate: learning rate of the encoder as a multiple of `learning_rate`, for networks with an encoder; 0 = the
@@ -210,6 +217,17 @@ class Task:
         if self.organ is None:
             return self.classes.index(organ)
         return label if organ == self.organ else UNKNOWN
+
+    @property
+    def excess(self) -> tuple[float, ...]:
+        """By how much training's draws raise the logarithm of each class's odds: above 0 for lesions if transplanted.
+
+        Of evenly drawn scans a share of `transplant` of those without a lesion becomes some with one.
+        """
+        if self.organ is None or not self.transplant:
+            return (0.0,) * len(self.classes)
+        raised = math.log((1.0 + self.transplant) / max(1.0 - self.transplant, 0.01))
+        return tuple(raised if lesion else 0.0 for lesion in organ_named(self.organ).lesion_classes)
 
     def make_model(self, axis_name: str | None = None, train: bool = False) -> Network:
         """The task's network; for training it computes in the task's precision."""

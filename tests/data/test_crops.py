@@ -33,7 +33,8 @@ def crops(image, mask):
 def test_a_lesion_is_shown_whole_or_not_at_all(scan):
     with_lesion = 0
     for image, mask in crops(*scan):
-        assert image.shape == (SIDE, SIDE, 3) and mask.shape == (SIDE, SIDE, 1) and image.dtype == mask.dtype == np.uint8
+        assert image.shape == (SIDE, SIDE, 3) and mask.shape == (SIDE, SIDE, 1)
+        assert image.dtype == mask.dtype == np.uint8
         if mask.any():
             with_lesion += 1
             rows, columns = np.ptp(np.argwhere(mask[..., 0]), axis=0) + 1

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -162,3 +163,16 @@ def test_an_ensembles_outputs_are_the_mean_of_its_networks_stacked_or_not(tiny):
     assert np.ptp([one.label for one in each], axis=0).max() > 1e-3
     for ensemble in (variables, place(variables)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), mean, expert(ensemble, IMAGE))
+
+
+def test_the_label_is_corrected_for_transplanted_lesions():
+    """Of even draws 0.35 of the lesion-free become lesions: 0.65 to 1.35, which the probabilities must not show."""
+    plain = TASKS["segment_brain"]
+    changed = dataclasses.replace(plain, transplant=0.35)
+    assert plain.excess == (0.0, 0.0) and TASKS["route"].excess == (0.0, 0.0, 0.0)
+    assert changed.excess == pytest.approx((0.0, math.log(1.35 / 0.65)))
+    small = [small_task("segment_brain", model="unet", transplant=share) for share in (0.0, 0.35)]
+    variables = jax.jit(small[0].make_model().init)(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32))
+    before, after = (np.asarray(jax.jit(make_expert(task))(variables, IMAGE).label) for task in small)
+    odds = (after[:, 1] / after[:, 0]) / (before[:, 1] / before[:, 0])
+    np.testing.assert_allclose(odds, 0.65 / 1.35, rtol=1e-4)
