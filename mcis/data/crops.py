@@ -48,11 +48,12 @@ def crop_scan(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> 
         fits = _sums(tissue, side) >= TISSUE * side**2
         fits &= _sums(lesion, side) == lesion.sum() if whole else _sums(avoided, side) == 0
         if fits.any():
-            y, x = rng.choice(np.argwhere(fits))
+            places = np.argwhere(fits)
+            y, x = places[rng.integers(len(places))].tolist()
             size = image.shape[1::-1]
-            image, lesion = image[y : y + side, x : x + side], lesion[y : y + side, x : x + side]
-            shown = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-            return shown, cv2.resize(lesion, size, interpolation=cv2.INTER_NEAREST)[..., None]
+            part = np.s_[y : y + side, x : x + side]
+            shown = cv2.resize(image[part], size, interpolation=cv2.INTER_LINEAR)
+            return shown, cv2.resize(lesion[part], size, interpolation=cv2.INTER_NEAREST)[..., None]
     return None
 
 
