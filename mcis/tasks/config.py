@@ -222,7 +222,8 @@ class Task:
     def excess(self) -> tuple[float, ...]:
         """By how much training's draws raise the logarithm of each class's odds: above 0 for lesions if transplanted.
 
-        Of evenly drawn scans a share of `transplant` of those without a lesion becomes some with one.
+        Of evenly drawn scans a share of `transplant` of those without a lesion becomes some with one; 0.99 at most is
+        assumed, as odds without any would be infinite. Changes by `crop` are not counted.
         """
         if self.organ is None or not self.transplant:
             return (0.0,) * len(self.classes)
