@@ -191,6 +191,7 @@ def _train(
     from mcis.train.setup import STAGE
     from mcis.train.tensorboard import make_summary_writer
 
+    init_from = _initial_weights(options.init_from, task)
     scans = _load(options, task, fold)
     print(
         f"{task.name}: {task.model} on {', '.join(task.sources)}: {len(scans[0])} scans to train, {len(scans[1])} to "
@@ -215,7 +216,7 @@ def _train(
         run = dataclasses.replace(run_options, init_from=init_from, stop=stop, on_epoch=writer)
         return loop.train(task, *scans, folder, run)
 
-    init_from, stage = _initial_weights(options.init_from, task), task.pretraining
+    stage = task.pretraining
     try:
         with stop_requested() as stop:
             if stage is not None:
@@ -241,7 +242,8 @@ def _train(
 def _initial_weights(init_from: str | None, task: "Task") -> pathlib.Path | None:
     """The file or folder that `--init_from` means.
 
-    ValueError for "imagenet" if the network has no such weights, and for "none" if the encoder is frozen.
+    ValueError for "imagenet" if the network has no such weights, for "none" if the encoder is frozen, and for a path
+    where there is nothing.
     """
     from mcis.models import model_named
     from mcis.models.pretrained import BUNDLED, IMAGENET, imagenet_weights
@@ -252,7 +254,11 @@ def _initial_weights(init_from: str | None, task: "Task") -> pathlib.Path | None
         raise ValueError("encoder_rate=0 would freeze an encoder of random numbers; name its weights with --init_from")
     if init_from == IMAGENET:
         return imagenet_weights(task.model)
-    return None if init_from == "none" else pathlib.Path(init_from)
+    if init_from == "none":
+        return None
+    if not pathlib.Path(init_from).exists():
+        raise ValueError(f"--init_from={init_from}: no such state dict, run or weights folder; or one of imagenet, none")
+    return pathlib.Path(init_from)
 
 
 def _load(options: TrainOptions, task: "Task", fold: tuple[int, int] | None) -> tuple["Scans", "Scans"]:

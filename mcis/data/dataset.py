@@ -37,10 +37,10 @@ FOLLOWS = "@"
 
 
 class MissingData(ValueError):
-    """A source that is not prepared. The message names the command that prepares it.
+    """Sources that are not prepared. The message names the commands that prepare them.
 
     Attributes:
-      source: its name, which may be that of no data set.
+      source: the name of the first, which may be that of no data set.
     """
 
     def __init__(self, source: str, message: str):
@@ -127,15 +127,24 @@ def prepared(source: str, data_dir: str | os.PathLike | None = None) -> pathlib.
     versions = versions_of(source, data_dir)
     if versions:
         return versions[-1]
-    root, phantom = data_folder(data_dir), source == "phantom"
-    raise MissingData(
-        source,
-        f"source {source!r} is not prepared in {root} "
-        f"(prepared there: {', '.join(folder.name for folder in sources_in(root)) or 'none'}). Build it with\n"
-        f"    mcis build {source}{'' if phantom else ' --from <folder or zip>'}"
+    raise _missing((source,), data_dir)
+
+
+def _missing(sources: Sequence[str], data_dir: str | os.PathLike | None) -> MissingData:
+    """The error for sources that are not prepared, with the commands that build them."""
+    root = data_folder(data_dir)
+    names = f"source {sources[0]!r} is" if len(sources) == 1 else f"sources {', '.join(map(repr, sources))} are"
+    there = ", ".join(folder.name for folder in sources_in(root)) or "none"
+    commands = (
+        f"    mcis build {source}{'' if source == 'phantom' else ' --from <folder or zip>'}"
         f"{'' if data_dir is None else f' --data_dir={data_dir}'}\n"
+        for source in sources
+    )
+    return MissingData(
+        sources[0],
+        f"{names} not prepared in {root} (prepared there: {there}). Build with\n{''.join(commands)}"
         "or name the folder of the prepared data with --data_dir. `mcis build --help` lists the sources"
-        f"{'' if phantom else '; `--sources=phantom` needs no data'}",
+        f"{'' if 'phantom' in sources else '; `--sources=phantom` needs no data'}",
     )
 
 
@@ -204,6 +213,8 @@ def load(
       MissingData: a source is not prepared.
       ValueError: no source has such a scan in this split.
     """
+    if missing := [source for source in sources if not versions_of(source, data_dir)]:
+        raise _missing(missing, data_dir)
     stored = {source: records(source, split, data_dir) for source in sources}
     if stream is None:
         count, free = sum(map(len, stored.values())), free_memory() // neighbours

@@ -193,7 +193,7 @@ def test_another_length_or_a_small_size_replaces_the_pretraining_stage(monkeypat
 
 
 @pytest.mark.parametrize("model", ["efficientnet_lite0", "unet_efficientnet_lite0"])
-def test_a_network_with_bundled_weights_starts_from_them_at_its_published_width(model):
+def test_a_network_with_bundled_weights_starts_from_them_at_its_published_width(model, tmp_path):
     task = dataclasses.replace(table.TASKS["segment_brain"], model=model, features=0)
     published = MODELS[model].features
     for same in (task, dataclasses.replace(task, features=published)):
@@ -201,7 +201,9 @@ def test_a_network_with_bundled_weights_starts_from_them_at_its_published_width(
     assert train._initial_weights(None, dataclasses.replace(task, features=published // 2)) is None
     assert train._initial_weights("none", task) is None
     assert train._initial_weights("imagenet", task) == imagenet_weights(model)
-    assert train._initial_weights("runs/other", task) == pathlib.Path("runs/other")
+    assert train._initial_weights(str(tmp_path), task) == tmp_path
+    with pytest.raises(ValueError, match="--init_from=runs/nosuch: no such state dict, run or weights folder"):
+        train._initial_weights("runs/nosuch", task)
     with pytest.raises(ValueError, match="encoder_rate=0 would freeze an encoder of random numbers; name its weights"):
         train._initial_weights("none", dataclasses.replace(task, encoder_rate=0.0))
 

@@ -24,6 +24,14 @@ def test_missing_data_names_the_command_that_builds_it_and_the_source_that_needs
         dataset.load(("busi",), "train", tmp_path)
     assert "--sources=phantom" in str(error.value)
     assert f"--data_dir={tmp_path}" in str(error.value)
+    assert str(error.value).startswith("source 'busi' is not prepared")
+
+
+def test_all_missing_sources_are_named_at_once(tmp_path):
+    with pytest.raises(dataset.MissingData, match=r"'busi', 'uclm' are not prepared") as error:
+        dataset.load(("busi", "uclm"), "train", tmp_path)
+    assert f"mcis build busi --from <folder or zip> --data_dir={tmp_path}\n" in str(error.value)
+    assert f"mcis build uclm --from <folder or zip> --data_dir={tmp_path}\n" in str(error.value)
 
 
 def test_an_unknown_split_lists_the_splits(phantom_dir):
