@@ -18,6 +18,8 @@ from mcis.organs import ORGANS
 REJECTED = 0.01
 """Largest share of the known scans of any source that the limits reject. A limit on the pooled scans could reject far
 more of a small source."""
+NOT_CERTAIN = 0.02
+"""Largest share of the known scans of any source that are rejected or uncertain."""
 TRADE_OFF = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Shares of rejected known scans for which the share of rejected OOD scans is reported."""
 NEAR = frozenset({"mri", "mr", "us", "ultrasound", "head", "brain"})
@@ -40,15 +42,17 @@ def is_near(kind: str) -> bool:
 def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
     """The router's limits, which reject REJECTED of the worst source's known scans; and what they do.
 
-    The limit of the OOD score is beyond all known scans: it rejects what is unlike any of them.
+    The limit of the OOD score is beyond all known scans: it rejects what is unlike any of them. Accepted scans below
+    "certain" get an answer and a warning (`inference.cascade`).
 
     Args:
       rows: predictions of the router's folds (`calibrate.out_of_fold`).
 
     Returns:
-      {"threshold": its smallest probability, "reach": the multiplier of the OOD limit of `ops.ood`}; and the rejected
-      shares of known scans, in all and by source, and of OOD scans, far, near and by kind, and their trade-off. All
-      are of the router alone, but for "with_thumbnails".
+      {"threshold": its smallest probability, "certain": that of a certain organ, "reach": the multiplier of the OOD
+      limit of `ops.ood`}; and the rejected shares of known scans, in all and by source, and of OOD scans, far, near and
+      by kind, the shares that are rejected or uncertain, and the trade-off. All are of the router alone, but for
+      "with_thumbnails".
     """
     known = rows.label < UNSUPPORTED_INDEX
     prob = rows.probs[:, : len(ORGANS)].max(1)
@@ -67,7 +71,7 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
     def shares(rejected: np.ndarray) -> dict[str, Interval]:
         return {name: rate(rejected[part], rows.group[part]) for name, part in parts.items()}
 
-    def shares_by(name: np.ndarray, part: np.ndarray) -> dict[str, dict[str, Any]]:
+    def shares_by(name: np.ndarray, part: np.ndarray, rejected: np.ndarray) -> dict[str, dict[str, Any]]:
         every = {each: part & (name == each) for each in np.unique(name[part]).tolist()}
         return {
             each: {"scans": int(rows_of.sum())} | rate(rejected[rows_of], rows.group[rows_of])
@@ -75,15 +79,19 @@ def fit_router(rows: Rows) -> tuple[dict[str, float], dict[str, Any]]:
         }
 
     limits, rejected = reject(REJECTED)
+    not_certain_limits, not_certain = reject(NOT_CERTAIN)
+    limits["certain"] = not_certain_limits["threshold"]
     wrong = known & ~rejected & (rows.probs[:, : len(ORGANS)].argmax(1) != rows.label)
     facts: dict[str, Any] = {
         "scans": {name: int(part.sum()) for name, part in parts.items()},
         "groups": {name: len(np.unique(rows.group[part])) for name, part in parts.items()},
         "refused": shares(rejected),
         "with_thumbnails": shares(rejected | rows.thumbnail),
+        "or_uncertain": shares(not_certain),
+        "or_uncertain_sources": shares_by(rows.source, known, not_certain),
         "to_the_wrong_organ": int(wrong.sum()),
-        "sources": shares_by(rows.source, known),
-        "kinds": shares_by(rows.group, ~known),
+        "sources": shares_by(rows.source, known, rejected),
+        "kinds": shares_by(rows.group, ~known, rejected),
     }
     if (~known).any():
         facts["trade_off"] = [shares(reject(share)[1]) for share in TRADE_OFF]

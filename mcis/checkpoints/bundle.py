@@ -113,7 +113,7 @@ def _fitted_shapes(task: Task, fitted: Mapping[str, Any], width: int) -> dict[st
     if task.segments and "outer" in fitted:
         wanted["outer"] = number
     if task.organ is None:
-        wanted |= {name: number for name in ("threshold", "reach") if name in fitted}
+        wanted |= {name: number for name in ("threshold", "reach", "certain") if name in fitted}
         if "novelty" in fitted:
             organs = np.shape(fitted["novelty"].get("mean", ()))[:1] or (1,)  # one mean per organ it was trained on
             mean, whiten = shape((*organs, width), "float32"), shape((width, width), "float32")

@@ -257,7 +257,9 @@ def _initial_weights(init_from: str | None, task: "Task") -> pathlib.Path | None
     if init_from == "none":
         return None
     if not pathlib.Path(init_from).exists():
-        raise ValueError(f"--init_from={init_from}: no such state dict, run or weights folder; or one of imagenet, none")
+        raise ValueError(
+            f"--init_from={init_from}: no such state dict, run or weights folder; or one of imagenet, none"
+        )
     return pathlib.Path(init_from)
 
 

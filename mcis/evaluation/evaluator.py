@@ -134,6 +134,7 @@ class CascadeEvaluator:
 
     def predict(self, records: Records) -> Iterator[PredictedScan]:
         """As of Evaluator."""
+        limited = "route" in self.weights and "certain" in self.weights["route"].variables
         for scans, images in letterboxed_batches(records):
             prediction, _ = self.predictor.predict_batch(images, [scan.geometry for scan in scans])
             for i, (record, image, mask, geometry) in enumerate(scans):
@@ -149,6 +150,8 @@ class CascadeEvaluator:
                     "outer_both": -1,
                     "thumbnail": geometry.thumbnail,
                 }
+                if limited:
+                    columns["uncertain"] = bool(prediction.organ_prob[i] < prediction.certain[i])
                 probability = np.zeros(mask.shape[:2], np.float32)
                 if columns["said_organ"] == columns["organ"]:  # else the mask is of another organ's network
                     probability = unletterbox(np.asarray(prediction.mask[i, ..., 0]), geometry)

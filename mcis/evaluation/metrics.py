@@ -105,7 +105,8 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
 
     Returns:
       organ, wrong_organ: shares of all scans, OOD scans included; refused: rejected share of the scans of known
-      organs; foreign_refused: rejected share of the OOD scans; accuracy: share of scans of known class whose organ and
+      organs; foreign_refused: rejected share of the OOD scans; uncertain, foreign_uncertain: accepted shares with an
+      uncertain organ; accuracy: share of scans of known class whose organ and
       class are right, and of an organ balanced_accuracy_<organ>, mcc_<organ> and sensitivity_<organ>_<class>, all
       without organs that have no classifier; a scan that is rejected or routed to another organ is an error;
       auc_<organ>, auc_<organ>_<class>, brier_<organ>, nll_<organ>: of scans routed to the right organ;
@@ -116,6 +117,9 @@ def cascade_metrics(rows: Rows) -> dict[str, float]:
     right, rejected = rows.said_organ == rows.organ, rows.said_organ == UNSUPPORTED_INDEX
     found = {"organ": float(right.mean()), "wrong_organ": float((~right & ~rejected).mean())}
     found |= _rejection(rejected, rows.organ == UNSUPPORTED_INDEX)
+    if rows.uncertain is not None:
+        shares = _rejection(rows.uncertain, rows.organ == UNSUPPORTED_INDEX)
+        found |= {name.replace("refused", "uncertain"): share for name, share in shares.items()}
     unclassified = np.unique(rows.organ[right & (rows.said_label < 0)])  # organs without a classifier
     known = (rows.label >= 0) & ~np.isin(rows.organ, unclassified)
     correct = right & (rows.said_label == rows.label)

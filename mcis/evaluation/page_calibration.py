@@ -128,6 +128,8 @@ def _rejection(facts: Mapping[str, Any]) -> str:
     columns = {"rejected": facts["refused"]}
     if "with_thumbnails" in facts:
         columns["rejected, thumbnails included"] = facts["with_thumbnails"]
+    if "or_uncertain" in facts:
+        columns["rejected or uncertain"] = facts["or_uncertain"]
     rows = []
     for name in facts["refused"]:
         counts = [number(f"{facts[count][name]:d}") for count in ("scans", "groups")]

@@ -51,10 +51,13 @@ OUTPUTS = {
     "segmented": "whether a segmenter processed the scan; if not, the mask is 0 without meaning",
     "mask": "probability that a pixel of the model input is lesion; apply thresholds.mask on the scan's own grid",
     "confidence": "probability of the label times the Dice that the segmenter predicts for the mask; NaN: unsupported",
-    "review": "1: the confidence is below the organ's limit, a person should check it; 0: it is not; -1: no limit",
+    "review": "1: the confidence is below the organ's limit, or the organ uncertain, a person should check it; 0: "
+    "neither; -1: no limit",
     "label_set": "whether each of the organ's classes remains possible: its probability reaches thresholds.label_set, "
     "or it is label; all false: unsupported, no label, or no such limits",
     "outer": "threshold of mask for the outer outline, as in thresholds.outer; NaN: not segmented, or none was fitted",
+    "certain": "smallest organ_prob of a certain organ: a supported scan below it may be of another kind and has "
+    "review 1; NaN: unsupported, the organ was fixed at export, or there is no such limit",
     "organ_probs": "the router's probability of each of classes, in their order",
 }
 """Description of each output."""
@@ -187,6 +190,8 @@ def metadata_of(
     if routed:
         fitted = bundle["route"].variables.get("threshold", THRESHOLD)
         thresholds["organ_prob"] = float(fitted if options.threshold is None else options.threshold)
+        if "certain" in bundle["route"].variables:
+            thresholds["certain"] = float(bundle["route"].variables["certain"])
         if options.novelty and "novelty" in bundle["route"].variables:
             thresholds["novelty"] = 1.0
     if options.task is None:

@@ -225,6 +225,8 @@ def finding_of(
     organ = organs[int(row["organ"])]
     finding |= {"organ": organ["name"], "confidence": _number(row["confidence"])}
     finding["review"] = None if row["review"] < 0 else bool(row["review"])
+    if np.isfinite(certain := row.get("certain", np.nan)):
+        finding["organ_certain"] = bool(row["organ_prob"] >= certain)
     if row["label"] >= 0:
         finding["label"] = organ["classes"][int(row["label"])]
         finding["label_probs"] = _by_name(organ["classes"], row["label_probs"])

@@ -60,12 +60,15 @@ class Prediction:
       mask: float32 (B, S, S, 1), lesion probability on the model input; 0 where not segmented.
       confidence: float32 (B,), the label's probability times the mask's `expected_dice`, each 1 where there is none;
         NaN where unsupported.
-      review: int32 (B,), 1 where the confidence is below the organ's limit, which `mcis calibrate` fits, so that a
-        person should check the scan, else 0; UNKNOWN where unsupported or where no limit was fitted.
+      review: int32 (B,), 1 where the confidence is below the organ's limit, which `mcis calibrate` fits, or the organ
+        is uncertain, so that a person should check the scan, else 0; UNKNOWN where unsupported or where no limit was
+        fitted.
       label_set: bool (B, CLASSES), the classes whose probability reaches the limits that `mcis calibrate` fits, and the
         decided one; all False without a label or where no limits were fitted.
       outer: float32 (B,), the threshold of the mask's outer outline, at most MASK_THRESHOLD; NaN where not segmented or
         where none was fitted.
+      certain: float32 (B,), smallest `organ_prob` of a certain organ: an accepted scan below it is uncertain, which
+        `mcis calibrate` fits; NaN where unsupported, where the organ was given or where no limit was fitted.
     """
 
     organ: jax.Array
@@ -81,6 +84,7 @@ class Prediction:
     review: jax.Array
     label_set: jax.Array
     outer: jax.Array
+    certain: jax.Array
 
 
 def supported(
@@ -187,6 +191,9 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
         confidence = jnp.where(classified, label_prob, 1.0) * jnp.where(segmented, expected_dice(mask), 1.0)
         confidence = jnp.where(organ < UNSUPPORTED_INDEX, confidence, jnp.nan)
         limit = review_limits(variables, classifiers)[organ]
+        certain = jnp.nan if options.organ is not None else variables["route"].get("certain", jnp.nan)
+        certain = jnp.where(organ < UNSUPPORTED_INDEX, jnp.asarray(certain, jnp.float32), jnp.nan)
+        review = jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32))
         needed_probs = set_limits(variables, classifiers)[organ]
         own = jax.nn.one_hot(decided, CLASSES, dtype=bool)
         label_set = ((probs >= needed_probs) | own) & ~jnp.isnan(needed_probs) & classified[:, None]
@@ -201,9 +208,10 @@ def make_cascade(experts: Experts, options: InferenceOptions) -> Predict:
             segmented=segmented,
             mask=mask,
             confidence=confidence,
-            review=jnp.where(jnp.isnan(limit), UNKNOWN, (confidence < limit).astype(jnp.int32)),
+            review=jnp.where(organ_prob < certain, 1, review),
             label_set=label_set,
             outer=jnp.where(segmented, outer_thresholds(variables, segmenters)[organ], jnp.nan),
+            certain=certain,
         )
 
     return predict
@@ -354,6 +362,7 @@ def make_single(task: Task) -> Predict:
             review=unknown,
             label_set=jnp.zeros((batch, CLASSES), bool),
             outer=nothing,
+            certain=nothing,
         )
 
     return predict

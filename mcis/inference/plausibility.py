@@ -31,6 +31,7 @@ EMPTY = {
     "review": UNKNOWN,
     "label_set": False,
     "outer": np.nan,
+    "certain": np.nan,
 }
 """Fields of a rejected scan's Prediction; the others keep what the router predicted."""
 

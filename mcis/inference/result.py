@@ -89,6 +89,13 @@ def result_of(loaded: LoadedScan, row: Mapping[str, np.ndarray], rejection: Reje
         return Result(Finding(loaded.path, loaded.frame, **found), loaded.image)
     organ = ORGANS[index]
     found["organ"] = organ.name
+    if not math.isnan(certain := float(row["certain"])):
+        found["organ_certain"] = bool(row["organ_prob"] >= certain)
+        if not found["organ_certain"]:
+            ours, wanted = _apart("{:.{}f} %", 100 * float(row["organ_prob"]), 100 * certain, 0)
+            notes.append(
+                f"organ uncertain: similar to {organ.scan} ({ours}; certain from {wanted}). Check that it is one"
+            )
     if (header := contradiction(loaded.stated, organ.name)) is not None:
         notes.append(f"{sentence(header)}, which contradicts {organ.scan}, the organ that was asked for")
     if label != UNKNOWN:

@@ -75,6 +75,7 @@ class Rows:
       label_set: bool (N, CLASSES), the classes of the predicted organ that remain possible; all False for none fitted.
       outer_both: int (N,), pixels of the true mask within the outer outline; -1 where there is none.
       thumbnail: bool (N,), whether the scan is a thumbnail, which the cascade rejects.
+      uncertain: bool (N,), whether the cascade accepted the scan with an uncertain organ.
     """
 
     source: np.ndarray
@@ -115,6 +116,7 @@ class Rows:
     label_set: Column = None
     outer_both: Column = None
     thumbnail: Column = None
+    uncertain: Column = None
 
     @staticmethod
     def of_scans(scans: Sequence[Mapping[str, Any]]) -> "Rows":

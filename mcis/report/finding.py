@@ -43,8 +43,8 @@ class Finding:
       notes: changes made while reading the scan ("alpha blended onto black"), and oddities of its finding.
       confidence: probability of the label times the Dice that the segmenter predicts for its mask, [0, 1]; see
         `inference.cascade`.
-      review: whether the confidence is below its organ's limit, so that a person should check the scan; None for an
-        "unsupported" scan and for weights without a limit.
+      review: whether the confidence is below its organ's limit, or the organ uncertain, so that a person should check
+        the scan; None for an "unsupported" scan and for weights without a limit.
       diameter_px: longest diameter of the largest lesion, pixels (see `diameter_of`).
       spacing_mm: pixel spacing [between rows, between columns], millimetres, where the file states it.
       lesion_area_mm2: `lesion_area_px` in mm^2, by `spacing_mm`.
@@ -59,6 +59,8 @@ class Finding:
         holds more that is none. None without a mask, or for weights without its threshold.
       outer_area_share: the same as a share of the scan's pixels, [0, 1].
       outer_box: [x, y, width, height] in pixels of all that is within the outer outline; None where that is nothing.
+      organ_certain: False where `organ_prob` is so low that the scan may be of another kind; then `review` is True.
+        None for an "unsupported" scan, without the router, and for weights without this limit.
     """
 
     scan: str
@@ -87,6 +89,7 @@ class Finding:
     outer_area_px: int | None = None
     outer_area_share: float | None = None
     outer_box: list[int] | None = None
+    organ_certain: bool | None = None
 
     def __post_init__(self):
         others = (value for name, value in vars(self).items() if name not in ("scan", "error", "series"))

@@ -129,7 +129,8 @@ async function makeOrder({ sort, desc, organ, label, series, q }) {
 // Cells of the table.
 function organCell(row) {
   if (row.organ == null) return quiet("unknown");
-  return row.organ === "unsupported" ? el("b", {}, row.organ) : bars([[row.organ, row.organ_prob]], row.organ);
+  if (row.organ === "unsupported") return el("b", {}, row.organ);
+  return el("div", {}, bars([[row.organ, row.organ_prob]], row.organ), organUncertain(row));
 }
 function labelCell(row) {
   const confidence = row.confidence == null ? null : el("div", { className: "small", title: CONFIDENCE },

@@ -38,6 +38,10 @@ function labelSet(row) {
     : `label set of nine in ten: ${row.label_set[0]} alone`;
   return el("div", { className: "quiet small", title: SET }, text);
 }
+const UNCERTAIN = "The router's probability is below that of a certain organ: check that the scan is of this organ";
+function organUncertain(row) {
+  return row.organ_certain === false ? el("div", { className: "bad small", title: UNCERTAIN }, "organ uncertain") : null;
+}
 function outerArea(row) {
   return row.outer_area_px == null ? null : el("div", { className: "quiet small", title: OUTER },
     `Outer outline: ${number(row.outer_area_px, 0)} px, ${percent(row.outer_area_share)} of the scan`);

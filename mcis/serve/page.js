@@ -228,7 +228,7 @@ function showFinding(item) {
     const boxes = row.boxes ?? [], more = boxes.length > 12 ? [`and ${boxes.length - 12} more`] : [];
     list.push(
       ...fact("Organ", row.organ === "unsupported" ? el("b", {}, row.organ)
-        : bars([[row.organ, row.organ_prob]], row.organ)),
+        : bars([[row.organ, row.organ_prob]], row.organ), organUncertain(row)),
       ...(row.reason ? fact("Reason", row.reason) : []),
       ...(row.label_probs ? fact("Label", bars(Object.entries(row.label_probs), row.label), labelSet(row)) : []),
       ...(row.confidence == null ? [] : fact("Confidence", percent(row.confidence),

@@ -47,6 +47,16 @@ def test_a_hundredth_of_the_known_scans_is_rejected(rows):
     assert known == sorted(known) and known[-1] == pytest.approx(0.2, abs=0.02)
 
 
+def test_uncertain_scans_lie_between_the_limits(rows):
+    limits, facts = rejection.fit_router(rows)
+    assert limits["threshold"] < limits["certain"] == pytest.approx(0.902, abs=0.002)
+    prob, known = rows.probs[:, 0], rows.label == 0
+    held = (prob < limits["certain"]) | (rows.novelty > limits["reach"])
+    assert facts["or_uncertain"]["known"]["value"] == pytest.approx(held[known].mean())
+    assert all(rejection.REJECTED < one["value"] <= 0.0201 for one in facts["or_uncertain_sources"].values())
+    assert facts["or_uncertain"]["far"]["value"] >= facts["refused"]["far"]["value"]
+
+
 def test_the_worst_source_sets_the_limits(rows):
     """The scans of a small source are unsure: a limit on all scans together would reject most of them."""
     small = np.arange(2 * COUNT) < 20

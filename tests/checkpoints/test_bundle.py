@@ -284,6 +284,8 @@ def test_weights_of_another_width_are_an_error_that_names_an_array(runs, tmp_pat
         ),
         ("route", "novelty", {"mean": np.ones((2, 3)), "limit": 1.0}, "novelty/mean is .2, 3."),
         ("route", "threshold", np.ones(2), "threshold is .2,., the network has .."),
+        ("route", "certain", np.ones(2), "certain is .2,., the network has .."),
+        ("segment_breast", "certain", 1.0, "certain is .*, the network has none"),
     ],
 )
 def test_arrays_fitted_after_training_are_checked(fold_runs, tmp_path, task, name, value, message):

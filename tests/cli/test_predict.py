@@ -223,7 +223,7 @@ def test_a_lesion_label_with_an_empty_mask_is_noted(label, mask, noted, tmp_path
     cv2.imwrite(str(tmp_path / "a.png"), phantom.make_phantom("breast", 1, 3, size=(120, 160)).image)
     row = {"organ_prob": 1.0, "organ": 1, "label": label, "label_probs": np.eye(3)[label], "confidence": 0.5}
     row |= {"review": 0, "segmented": True, "mask": np.full((256, 256, 1), mask, np.float32)}
-    row |= {"label_set": np.zeros(3, bool), "outer": np.nan}
+    row |= {"label_set": np.zeros(3, bool), "outer": np.nan, "certain": np.nan}
     result = result_of(formats.load(str(tmp_path / "a.png"), None), row)
     assert result.mask is not None and result.mask.any() == bool(mask)
     assert bool(result.finding.notes) == noted

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import shlex
 import shutil
 import signal

@@ -93,7 +93,11 @@ def test_every_part_that_was_fitted_is_there():
     assert drawn == ["Rejection of OOD scans against known scans", "Rejected, by kind"]
     assert "xray, 34" in page or "xray, 33" in page  # a bar names its kind and the number of its scans
     assert "<b>" not in page
-    assert "thumbnails included" in page and refusal["with_thumbnails"]["far"] != refusal["refused"]["far"]
+    assert (
+        "rejected or uncertain" in page
+        and "thumbnails included" in page
+        and refusal["with_thumbnails"]["far"] != refusal["refused"]["far"]
+    )
 
 
 def test_facts_that_cannot_be_read_are_not_shown():

@@ -144,6 +144,7 @@ def test_masks_of_another_organ_and_thumbnails_do_not_count():
             review=organ,
             label_set=np.tile([False, True, False], (n, 1)) & segmented[:, None],
             outer=np.where(segmented, 0.3, np.nan),
+            certain=nothing,
         )
 
     def score(records):

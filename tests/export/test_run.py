@@ -91,11 +91,15 @@ def test_label_set_and_outer_outline_have_the_keys_and_values_of_findings(tmp_pa
 
     line = found(label_set=[False, True, True], outer=np.float32(0.1))
     row = {name: value[0] for name, value in outputs.items()} | {"label_set": [0, 1, 1], "outer": np.float32(0.1)}
+    row |= {"certain": np.nan}
     expected = json.loads(result_of(formats.load(str(tmp_path / "a.png"), None), row).finding.to_json())
     assert line["label_set"] == ["benign", "malignant"] and line["outer_box"] == [30, 40, 60, 20]
     for name in ("label_set", "lesion_area_px", "outer_area_px", "outer_area_share", "outer_box"):
         assert line[name] == expected[name], name
-    assert not {"label_set", "outer_area_px", "outer_box"} & set(found(label_set=[False] * 3, outer=np.float32(np.nan)))
+    empty = {"label_set": [False] * 3, "outer": np.float32(np.nan)}
+    assert not {"label_set", "outer_area_px", "outer_box", "organ_certain"} & set(found(**empty))  # an older export
+    assert "organ_certain" not in found(**empty, certain=np.float32(np.nan))
+    assert [found(**empty, certain=np.float32(limit))["organ_certain"] for limit in (0.5, 0.95)] == [True, False]
 
 
 def files(folder):

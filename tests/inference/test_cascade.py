@@ -171,6 +171,22 @@ def test_label_sets_hold_the_classes_that_reach_their_limit_and_the_decided_one(
     assert not rejected.label_set.any() and np.isnan(rejected.outer).all()
 
 
+def test_an_accepted_scan_below_the_limit_of_a_certain_organ_is_for_review(run, variables, scans):
+    plain = run(variables, scans)
+    assert np.isnan(plain.certain).all()
+    limit = np.float32(np.median(plain.organ_prob))
+    route = variables["route"] | {"certain": limit}
+    out = run(variables | {"route": route}, scans)
+    uncertain = out.organ_prob < limit
+    assert 0 < uncertain.sum() < len(scans)
+    np.testing.assert_array_equal(out.certain, limit)
+    np.testing.assert_array_equal(out.review, np.where(uncertain, 1, plain.review))
+    for name in ("organ", "label", "label_probs", "mask", "confidence"):
+        np.testing.assert_array_equal(getattr(out, name), getattr(plain, name))
+    rejected = run(changed(variables | {"route": route}, threshold=1.1), scans)
+    assert np.isnan(rejected.certain).all() and (rejected.review == UNKNOWN).all()
+
+
 def test_below_the_threshold_everything_is_unsupported(run, variables, scans):
     out = run(changed(variables, threshold=1.1), scans)
     assert (out.organ == UNSUPPORTED_INDEX).all()
@@ -223,6 +239,7 @@ def test_a_given_organ_skips_the_router_and_a_joint_network_replaces_a_missing_c
     out = predict(InferenceOptions(organ="breast"), experts)(variables, scans)
     assert (out.organ == 1).all() and (out.choice == 1).all()
     assert np.isnan(out.organ_prob).all() and np.isnan(out.novelty).all() and np.isnan(out.needed).all()
+    assert np.isnan(out.certain).all()
     outputs = expected("segment_breast", variables, scans)
     np.testing.assert_array_equal(out.label, outputs.label.argmax(-1))
     lesion = out.label > 0

@@ -181,7 +181,7 @@ def test_a_label_that_is_not_the_most_probable_class_is_noted():
     loaded = formats.prepare("a.png", None, lambda: from_array(PHANTOM))
     nothing = {"organ_prob": np.nan, "novelty": np.nan, "needed": np.nan, "choice": 1, "organ": 1}
     row = nothing | {"segmented": False, "confidence": 0.4, "review": UNKNOWN, "mask": np.zeros((256, 256, 1))}
-    row |= {"label_set": np.zeros(3, bool), "outer": np.nan}
+    row |= {"label_set": np.zeros(3, bool), "outer": np.nan, "certain": np.nan}
 
     def notes(label, *probs):
         fields = row | {"label": label, "label_probs": np.float32(probs)}
@@ -196,6 +196,17 @@ def test_a_label_that_is_not_the_most_probable_class_is_noted():
     ]
 
 
+@pytest.mark.parametrize(("certain", "flag"), [(np.nan, None), (0.9, True), (0.95, False)])
+def test_an_uncertain_organ_is_flagged_and_noted(certain, flag):
+    loaded = formats.prepare("a.png", None, lambda: from_array(PHANTOM))
+    row = {"organ_prob": 0.9, "organ": 0, "label": 0, "label_probs": np.float32([0.8, 0.2, 0]), "confidence": 0.4}
+    row |= {"review": 0, "segmented": False, "mask": np.zeros((256, 256, 1)), "certain": np.float64(certain)}
+    found = result_of(loaded, row | {"label_set": np.zeros(3, bool), "outer": np.nan}).finding
+    assert found.organ == "brain" and found.label == "no_tumor" and found.organ_certain is flag
+    wanted = ["organ uncertain: similar to brain MRI (90 %; certain from 95 %). Check that it is one"]
+    assert found.notes == (wanted if flag is False else None)
+
+
 def test_label_set_and_outer_outline_of_a_finding():
     image = np.full((256, 256, 3), 90, np.uint8)
     image[::2] = 200
@@ -204,7 +215,7 @@ def test_label_set_and_outer_outline_of_a_finding():
     probability[40:60, 30:80] = 0.2
     probability[50:60, 70:90] = 0.9
     row = {"organ_prob": 0.9, "organ": 1, "label": 2, "label_probs": np.float32([0.1, 0.3, 0.6]), "confidence": 0.4}
-    row |= {"review": 0, "segmented": True, "mask": probability}
+    row |= {"review": 0, "segmented": True, "mask": probability, "certain": np.nan}
     fitted = row | {"label_set": np.array([False, True, True]), "outer": np.float32(0.1)}
     found = result_of(loaded, fitted)
     assert found.finding.label_set == ["benign", "malignant"] and found.finding.label == "malignant"

@@ -57,7 +57,8 @@ def test_a_line_has_every_key_in_order():
     keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
     keys += ["diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
     keys += ["series", "position_mm", "slice_normal", "header"]
-    assert list(json.loads(line)) == [*keys, "label_set", "outer_area_px", "outer_area_share", "outer_box"]
+    keys += ["label_set", "outer_area_px", "outer_area_share", "outer_box", "organ_certain"]
+    assert list(json.loads(line)) == keys
     assert set(json.loads(line).values()) == {"a.png", None}
 
 
