@@ -263,13 +263,13 @@ def _same(a: _Features, b: _Features, correlation: float) -> bool:
 
 
 def _match(a: _Features, b: _Features, correlation: float) -> bool:
-    distances, there = cv2.batchDistance(
-        a.descriptors, b.descriptors, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=1, crosscheck=True
-    )
-    mutual = (there[:, 0] >= 0) & (distances[:, 0] < 2 - 2 * MATCH_COSINE) & a.descriptors.any(1)
+    # Of unit vectors, or 0. NumPy's product would wait for its other threads longer than it computes.
+    cosines = cv2.gemm(a.descriptors, b.descriptors, 1.0, np.empty(0), 0.0, flags=cv2.GEMM_2_T)
+    there = cosines.argmax(1)
+    mutual = (cosines.argmax(0)[there] == np.arange(POINTS)) & (cosines.max(1) > MATCH_COSINE)
     if mutual.sum() < MIN_INLIERS:
         return False
-    source, target = b.points[there[mutual, 0]], a.points[mutual]
+    source, target = b.points[there[mutual]], a.points[mutual]
     # A similarity needs fewer keypoints; only an affine transform fits an image that was resized to a square.
     for estimate in (cv2.estimateAffinePartial2D, cv2.estimateAffine2D):
         cv2.setRNGSeed(0)
