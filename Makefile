@@ -99,6 +99,7 @@ parity: $(TORCH_INSTALLED)  ## compare each network with PyTorch's at equal weig
 
 # The CRF of its authors. Its source predates Cython 3 and NumPy 2; touching the .pyx files regenerates its C++, which
 # predates Python 3.11.
+# On Python 3.13 NumPy 1 is compiled, which takes minutes; `make densecrf PYTHON=python3.12` finds a wheel.
 .venv-densecrf/.installed:
 	$(PYTHON) -m venv .venv-densecrf
 	.venv-densecrf/bin/python -m pip install --quiet --disable-pip-version-check 'cython<3' 'numpy<2' 'setuptools<81' wheel

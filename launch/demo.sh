@@ -21,19 +21,24 @@ mcis predict "$(dirname "$0")"/examples/*.png --out "$demo/examples"
 heading "building a data set of synthetic scans"
 mcis build phantom --data_dir "$data" --per_class 80
 
-train() {
-  heading "training $1"
+train() { # TASK OPTIONS...: one run, whose output is shown when it ends
   python -m mcis.launch --task="$1" --sources=phantom --data_dir="$data" --runs_dir="$demo/runs" --batch_size=8 \
-    --ema=0.9 --learning_rate=3e-3 --encoder_rate=0 "${@:2}"
+    --ema=0.9 --learning_rate=3e-3 --encoder_rate=0 "${@:2}" >"$demo/$1.log" 2>&1 ||
+    { cat "$demo/$1.log" >&2; return 1; }
+  heading "trained $1"
+  cat "$demo/$1.log"
 }
 # The ImageNet encoder stays as it is, and phantoms vary less than scans do: a minute of training is enough.
 segment=(--size=96 --epochs=12 --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5
   --augmentation.noise=0.02 --augmentation.gamma=0.2 --augmentation.contrast=0.2 --augmentation.bias=0.2
   --augmentation.grey=0 --augmentation.missing=0 --augmentation.coarse=0 --augmentation.curve=0 --augmentation.sector=0
   --augmentation.tint=0)
-train segment_brain "${segment[@]}"
-train segment_breast "${segment[@]}"
-train route
+heading "training three networks at once; their output follows"
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # if one of them fails
+train segment_brain "${segment[@]}" &
+train segment_breast "${segment[@]}" &
+train route &
+for _ in 1 2 3; do wait -n; done
 
 heading "bundling the weights"
 mcis bundle "$demo"/runs/* --out "$demo/weights"

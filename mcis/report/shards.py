@@ -102,8 +102,8 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
     try:
         run = dict(read_json(path / "run.json"))
         findings = sum(1 for _ in read_findings(path / "findings.jsonl"))
-        tables = isinstance(run["options"], dict) and isinstance(run["versions"], dict)
-        return run if tables and run["counts"]["scans"] == findings else {}
+        tables = (run["options"], run["versions"], run.get("passed_over") or {})
+        return run if all(isinstance(table, dict) for table in tables) and run["counts"]["scans"] == findings else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 

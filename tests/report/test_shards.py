@@ -259,7 +259,9 @@ def test_a_process_that_was_stopped_or_killed_is_resumed(tmp_path, number, capsy
     assert [line["scan"] for line in findings(lines.parent)] == sorted(map(str, scans.iterdir()))[MANY // 2 :]
 
 
-@pytest.mark.parametrize("value", [{"options": 5}, {"options": None}, {"versions": ["a"]}, {"counts": 3}])
+@pytest.mark.parametrize(
+    "value", [{"options": 5}, {"options": None}, {"versions": ["a"]}, {"counts": 3}, {"passed_over": 0.5}]
+)
 def test_a_shard_with_an_invalid_run_file_counts_as_missing(value, tmp_path, capsys):
     for index in (0, 1):
         with ReportWriter(Shard(index, 2).folder(tmp_path), {"shard": f"{index}/2"}) as writer:
