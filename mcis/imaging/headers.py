@@ -26,6 +26,18 @@ def png_bytes(data: bytes) -> int:
     return width * height * {0: 1, 4: 2, 6: 4}.get(colour, 3) * (2 if depth == 16 else 1)
 
 
+def has_cut_chunk(data: bytes) -> bool:
+    """Whether a chunk of a PNG file is longer than what is left of it: OpenCV would reserve its length, up to 4 GiB."""
+    at = 8
+    while data.startswith(b"\x89PNG") and at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 8 + length
+        if kind == b"IEND" or at > len(data):
+            return at > len(data)
+        at += 4
+    return False
+
+
 def exif_orientation(data: bytes) -> int:
     """The orientation in the Exif data of a JPEG or PNG file, 1 to 8; 1 if there is none, or it is damaged."""
     try:
@@ -131,8 +143,11 @@ class Codestream(NamedTuple):
     memory: int
 
 
-def codestream(data: bytes) -> Codestream | None:
-    """The header of a codestream; None if the data is no codestream. struct.error if it is truncated."""
+def codestream(data: bytes, strict: bool = False) -> Codestream | None:
+    """The header of a codestream; None if the data is no codestream. struct.error if it is truncated.
+
+    With `strict`, also None if a JPEG has anything but segments before the header: libjpeg skips it, GDCM crashes.
+    """
     if data.startswith(b"\xff\xd8"):
         at = 2
         while at + 10 <= len(data):
@@ -140,6 +155,8 @@ def codestream(data: bytes) -> Codestream | None:
             if marker in JPEG_FRAME_HEADERS:
                 bits, height, width, samples = struct.unpack_from(">BHHB", data, at + 4)
                 return Codestream(width, height, samples, bits, 2 * width * height * samples)
+            if strict and marker < 0xFF00:
+                return None
             at += 1 if marker == 0xFFFF else 2 + length  # FF bytes may precede a marker
     elif (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
         right, bottom, left, top, samples, bits = struct.unpack_from(">4I16xHB", data, at + 8)

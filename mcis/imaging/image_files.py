@@ -150,6 +150,8 @@ def _picture(data: bytes, name: str, frame: int) -> Picture:
     if frame:
         raise ScanError(f"{name}: has no readable page {frame}, numbered from 0")
     _check_size(data, name)
+    if headers.has_cut_chunk(data):
+        raise ScanError(f"{name}: not a readable image: {headers.why_unreadable(data)}")
     if data.startswith(b"BM"):
         if (bmp := headers.bmp_for_opencv(data)) is None:
             raise ScanError(f"{name}: a BMP with its colours in an unusual order; save it again as PNG")

@@ -57,6 +57,21 @@ def test_a_damaged_file_is_a_scan_error_that_names_it(tmp_path, name):
     assert image_files.count_frames(path) == 1
 
 
+@pytest.mark.parametrize("length", [1 << 22, 0xFF00001E])
+def test_a_png_chunk_longer_than_its_file_is_not_given_to_the_decoder(length, monkeypatch):
+    """OpenCV would reserve and clear what the chunk states: 4 GiB for a file of 151 bytes."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("the decoder was called"))
+    data = encoded(".png", RGB)
+    at = data.index(b"IDAT") - 4
+    with pytest.raises(ScanError, match="the PNG file is damaged or truncated"):
+        image_files.decode(data[:at] + struct.pack(">I", length) + data[at + 4 :])
+
+
+def test_what_follows_the_end_of_a_png_does_not_matter():
+    data = encoded(".png", RGB)
+    np.testing.assert_array_equal(image_files.decode(data + b"\xff" * 99).image, image_files.decode(data).image)
+
+
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     with pytest.raises(ScanError, match=r"nowhere\.png: no such file"):
         image_files.read(tmp_path / "nowhere.png")

@@ -235,7 +235,8 @@ def _checked(path: str, layout: Layout, data: bytes, codec: str) -> tuple[bytes,
             raise ScanError(f"{path}: truncated frame; {AGAIN}")
         data = data[:end]
     name = import_pydicom(path).uid.UID(codec).name
-    if not has_codestream_box(data) or (stream := codestream(data)) is None:  # pydicom would follow the boxes forever
+    stream = codestream(data, strict=True)
+    if stream is None or not has_codestream_box(data):  # pydicom would follow the boxes forever
         raise ScanError(f"{path}: a frame without a size; damaged, or no {name}")
     if stream.memory > 2 * MAX_DECODED:
         raise ScanError(

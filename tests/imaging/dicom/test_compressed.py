@@ -147,6 +147,17 @@ def test_bytes_behind_the_end_of_a_codestream_are_ignored(name, tail, tmp_path):
     np.testing.assert_array_equal(reader.read(tmp_path / "a.dcm").image, whole)
 
 
+def test_a_lossless_jpeg_with_a_damaged_marker_is_an_error(tmp_path):
+    """GDCM would end the process."""
+    found = dcmread(get_testdata_file("SC_rgb_jpeg_gdcm.dcm"))
+    stream = next(generate_frames(found.PixelData, number_of_frames=1))
+    assert stream[:3] == b"\xff\xd8\xff"
+    found.PixelData = encapsulate([stream[:2] + b"\x40\0" + stream[4:]])
+    found.save_as(tmp_path / "a.dcm")
+    with pytest.raises(scan.ScanError, match="a frame without a size; damaged, or no JPEG Lossless"):
+        reader.read(tmp_path / "a.dcm")
+
+
 def test_jpegs_of_12_bits_and_high_throughput_jpeg_2000_are_read(tmp_path):
     found = reader.read(get_testdata_file("JPGExtended.dcm"))
     assert found.image.std() > 10
