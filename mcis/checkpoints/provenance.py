@@ -58,6 +58,11 @@ def uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return ("train",) if monitored and "calibration" not in manifest else ("train", "validation")
 
 
+def inherited_uses(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits that the arrays of a network have used. What was fitted later is not passed on to another run."""
+    return uses({name: value for name, value in manifest.items() if name != "calibration"})
+
+
 def scans_of(manifest: Mapping[str, Any], by: str, *splits: str) -> set[str]:
     """The scans of some splits in a manifest, by "fingerprints" or "names". Weights older than names have none."""
     return {scan for split in splits for scan in manifest.get(by, {}).get(split, ())}

@@ -180,14 +180,15 @@ def used_scans(
 ) -> dict[str, dict[str, list[str]]]:
     """Fingerprints and names for the manifest. Scans that the initial weights have used count as trained on.
 
-    Those of a state dict are unknown. A run's own pretraining stage has used only its training scans: its last epoch is
-    kept, and what it fits to the validation scans, a router's OOD limit, is not passed on.
+    Those of a state dict are unknown. What `mcis calibrate` fitted is not passed on. A run's own pretraining stage has
+    used only its training scans: its last epoch is kept, and a router's OOD limit, fitted to the validation scans, is
+    not passed on.
     """
     manifest: dict[str, Any] = {}
     splits: tuple[str, ...] = ()
     if init_from is not None and init_from.is_dir():
         manifest = checkpoint.read_manifest(checkpoint.weights_folder(init_from))
-        splits = ("train",) if init_from == run_dir / STAGE else provenance.uses(manifest)
+        splits = ("train",) if init_from == run_dir / STAGE else provenance.inherited_uses(manifest)
     found = {}
     for by, of in (("fingerprints", lambda scans: scans.fingerprint.tolist()), ("names", public_names)):
         trained = {*of(train)} | provenance.scans_of(manifest, by, *splits)

@@ -45,6 +45,11 @@ def test_validation_scans_count_as_used_unless_they_only_monitored_the_training(
             provenance.check_unseen("cd", [None] * 2, weights)
 
 
+def test_what_was_fitted_after_training_is_not_passed_on_to_another_run():
+    assert provenance.inherited_uses(manifest(calibration={})) == ("train",)
+    assert provenance.inherited_uses(manifest(**task(select="dice_lesion"), calibration={})) == ("train", "validation")
+
+
 def test_an_ensemble_has_been_trained_on_what_any_member_was_trained_on():
     members = [manifest("ab", "c"), manifest("bc", "ad", names={"train": ["n"], "validation": ["m"]})]
     assert provenance.merged_scans(members) == {

@@ -132,7 +132,7 @@ def test_a_run_starts_from_another_run_or_its_weights_folder(finished, scans, tm
         ({"select": "dice_lesion"}, {}, True),
         ({"select": "last", "crf": {"steps": 5}}, {}, True),
         ({"select": "last", "name": "route"}, {}, True),
-        ({"select": "last"}, {"calibration": {}}, True),
+        ({"select": "last"}, {"calibration": {}}, False),
     ],
     ids=["last epoch", "chosen epoch", "tuned CRF", "router", "calibrated"],
 )
