@@ -1,18 +1,19 @@
-"""The published results: the front matter of the model card has the figures of its table, and one script fills both."""
+"""The published results: the card's front matter and tables have the figures of a report and of the bundled weights."""
 
-import importlib.util
+import importlib
 import pathlib
 import re
 import shutil
+import sys
 
 import pytest
 import yaml
 from mcis_datasets.mcis_scans.sources import SOURCES
 
 ROOT = pathlib.Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
-results = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(results)
+with pytest.MonkeyPatch.context() as patch:  # as for `python docs/calibration.py`
+    patch.setattr(sys, "path", [str(ROOT / "docs"), *sys.path])
+    results, calibration = (importlib.import_module(name) for name in ("results", "calibration"))
 
 
 def front_of(root):
@@ -93,3 +94,12 @@ def test_a_report_of_something_else_is_refused(tmp_path):
     del other["sources"]["lgg"]
     with pytest.raises(ValueError, match=r"lacks the sources \['lgg'\]"):
         results.fill(other, tmp_path)
+
+
+def test_the_card_has_what_was_fitted_to_the_bundled_weights():
+    lines = (ROOT / "docs" / "model_card.md").read_text(encoding="utf-8").split("\n")
+    for head, rows in calibration.tables(ROOT / "mcis" / "weights").items():
+        (first,) = (number for number, line in enumerate(lines) if line.startswith(head))
+        assert lines[first + 2 : first + 2 + len(rows)] == rows, f"{head}: run `python docs/calibration.py`"
+        assert not lines[first + 2 + len(rows)].startswith("|")
+        assert {row.count("|") for row in rows} == {lines[first].count("|")}
