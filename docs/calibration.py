@@ -85,6 +85,16 @@ def per_fit(experts: list[Facts], part: str, name: str, cell: Callable[[Facts], 
     return row(name, *(cell(one[part][fit]) for one in experts for fit in FITS))
 
 
+def extreme(of: Callable[..., str], measure: str) -> Callable[[Facts], str]:
+    """The source with the least or the largest value of a measure, and that value; `of` is min or max."""
+
+    def cell(one: Facts) -> str:
+        source = of(one["sources"], key=lambda name: one["sources"][name][measure])
+        return f"{NAMES[source]} {exact(one['sources'][source][measure])}"
+
+    return cell
+
+
 def label_set_rows(experts: list[Facts]) -> list[str]:
     """Coverage and size of the label sets."""
 
@@ -94,17 +104,13 @@ def label_set_rows(experts: list[Facts]) -> list[str]:
     def benign(one: Facts) -> str:
         return exact(one["classes"]["benign"]) if "benign" in one["classes"] else ""
 
-    def least(one: Facts) -> str:
-        source = min(one["sources"], key=lambda name: one["sources"][name]["coverage"])
-        return f"{NAMES[source]} {exact(one['sources'][source]['coverage'])}"
-
     cells: dict[str, Callable[[Facts], str]] = {
         "hold the true label": lambda one: interval(one["coverage"]),
         "mean over groups": lambda one: exact(one["coverage_of_groups"]),
         "of malignant, or tumour": of_class("malignant", "tumor"),
         "of benign": benign,
         "of normal, or no tumour": of_class("normal", "no_tumor"),
-        "least of a source": least,
+        "least of a source": extreme(min, "coverage"),
         "mean size; share with one label": lambda one: f"{share(one['size'])}; {share(one['single'])}",
     }
     return [per_fit(experts, "label_set", name, cell) for name, cell in cells.items()]
@@ -112,15 +118,10 @@ def label_set_rows(experts: list[Facts]) -> list[str]:
 
 def outer_rows(experts: list[Facts]) -> list[str]:
     """What the outer outlines miss."""
-
-    def most(one: Facts) -> str:
-        source = max(one["sources"], key=lambda name: one["sources"][name]["missed"])
-        return f"{NAMES[source]} {exact(one['sources'][source]['missed'])}"
-
     cells: dict[str, Callable[[Facts], str]] = {
         "missed by it": lambda one: interval(one["missed"]),
         "missed by the mask": lambda one: exact(one["missed_by_mask"]),
-        "most of a source": most,
+        "most of a source": extreme(max, "missed"),
         "median area, times the mask's": lambda one: share(one["area"]),
     }
     return [per_fit(experts, "outer", name, cell) for name, cell in cells.items()]

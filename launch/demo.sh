@@ -28,7 +28,7 @@ train() { # TASK OPTIONS...: one run, whose output is shown when it ends
   heading "trained $1"
   cat "$demo/$1.log"
 }
-# The ImageNet encoder stays as it is, and phantoms vary less than scans do: a minute of training is enough.
+# The ImageNet encoder stays as it is, and phantoms vary less than scans do: two minutes of training are enough.
 segment=(--size=96 --epochs=18 --augmentation.scale=0.1 --augmentation.stretch=0.05 --augmentation.rotate=5
   --augmentation.noise=0.02 --augmentation.gamma=0.2 --augmentation.contrast=0.2 --augmentation.bias=0.2
   --augmentation.grey=0 --augmentation.missing=0 --augmentation.coarse=0 --augmentation.curve=0 --augmentation.sector=0

@@ -50,15 +50,8 @@ ABOVE_ZERO = (
 )
 SHARES = (
     *("label_smoothing", "lesion_share", "transplant", "crop", "warmup", "ema"),
-    *(
-        "augmentation.flip",
-        "augmentation.blur",
-        "augmentation.grey",
-        "augmentation.missing",
-        "augmentation.coarse",
-        "augmentation.marks",
-    ),
-    *("augmentation.sector", "augmentation.curve"),
+    *("augmentation.flip", "augmentation.blur", "augmentation.grey", "augmentation.missing"),
+    *("augmentation.coarse", "augmentation.marks", "augmentation.sector", "augmentation.curve"),
 )
 """Numbers in [0, 1]. All other numbers are at least 0."""
 

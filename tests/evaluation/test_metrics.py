@@ -177,6 +177,13 @@ def cascaded():
     return replace(rows, both=np.where(missed, 0, rows.both), predicted=predicted)
 
 
+def test_uncertain_organs_are_counted_apart_for_known_and_ood_scans():
+    assert "uncertain" not in measure(None, cascaded())  # weights without the limit
+    rows = replace(cascaded(), uncertain=np.arange(8) < 3)
+    found = measure(None, replace(rows, organ=np.where(np.arange(8) < 2, 2, rows.organ)))
+    assert found["uncertain"] == 1 / 6 and found["foreign_uncertain"] == 1.0
+
+
 def test_the_cascade_misses_a_lesion_at_one_stage_only():
     rows = cascaded()
     found = measure(None, rows)

@@ -54,10 +54,9 @@ def rows_of(out):
 def test_a_line_has_every_key_in_order():
     keys = ["scan", "frame", "organ", "organ_prob", "label", "label_probs", "mask", "boxes"]
     line = Finding("a.png").to_json()
-    keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review"]
-    keys += ["diameter_px", "spacing_mm", "lesion_area_mm2", "diameter_mm"]
-    keys += ["series", "position_mm", "slice_normal", "header"]
-    keys += ["label_set", "outer_area_px", "outer_area_share", "outer_box", "organ_certain"]
+    keys += ["lesion_area_px", "error", "reason", "notes", "confidence", "review", "diameter_px", "spacing_mm"]
+    keys += ["lesion_area_mm2", "diameter_mm", "series", "position_mm", "slice_normal", "header", "label_set"]
+    keys += ["outer_area_px", "outer_area_share", "outer_box", "organ_certain"]
     assert list(json.loads(line)) == keys
     assert set(json.loads(line).values()) == {"a.png", None}
 

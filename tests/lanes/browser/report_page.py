@@ -84,6 +84,8 @@ def test_every_finding_is_a_row_with_its_picture(page, report):
     for row, shown in zip(rows, page.locator("#rows tr").all(), strict=True):
         expect(shown).to_contain_text(row["scan"].rsplit("/", 1)[1])
         expect(shown).to_contain_text("Error: " if row["error"] else row["label"] or row["organ"] or "unknown")
+        expect(shown.get_by_text("organ uncertain")).to_have_count(int(row["organ_certain"] is False))
+    assert any(row["organ_certain"] is False for row in rows), "no scan is uncertain: the test shows nothing"
     page.mouse.wheel(0, 20_000)  # pictures are loaded when they come into view
     page.wait_for_timeout(1000)
     sizes = page.evaluate("[...document.querySelectorAll('#rows img')].map(e => e.complete && e.naturalWidth)")
